@@ -1,0 +1,2 @@
+//! Instruction counts of the hot path.
+fn main() {}

@@ -1,0 +1,188 @@
+//! What iomap needs of any engine: submit a chain of commands, poll for its end.
+//!
+//! Layer 2. A [`Chain`] is the work of one mapping: a contiguous run of blocks and the memory for it. An
+//! engine splits it at whatever its device demands and reports it once, when the last piece has ended, with
+//! the first error. A [`Queue`] belongs to one thread; nothing here locks, sleeps or allocates.
+
+use std::fmt;
+
+use bitflags::bitflags;
+
+use crate::error::{Error, ErrorKind};
+use crate::mem::Segment;
+use crate::units::Lba;
+
+/// What a chain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Blocks into memory.
+    Read,
+    /// Memory onto blocks.
+    Write,
+    /// Everything written and completed before becomes durable. No range, no memory.
+    Flush,
+    /// The range reads as zeroes afterwards. No memory.
+    WriteZeroes,
+    /// The range's content is no longer needed; it may read as anything. No memory.
+    Deallocate,
+}
+
+bitflags! {
+    /// How a chain is done.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct ChainFlags: u8 {
+        /// Durable when it completes (force unit access); for writes and write zeroes.
+        const FUA = 1;
+    }
+}
+
+/// Names a chain to whoever submitted it. The engine only carries it.
+pub type Token = u64;
+
+/// A contiguous run of blocks and the memory for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain<'a> {
+    /// What to do.
+    pub op: Op,
+    /// How.
+    pub flags: ChainFlags,
+    /// First block; ignored for a flush.
+    pub lba: Lba,
+    /// Number of blocks; 0 for a flush, at least 1 otherwise.
+    pub blocks: u64,
+    /// The memory, in order, for reads and writes: together exactly `blocks` long, each piece aligned in
+    /// address and length to [`Limits::dma_align_bytes`]. The engine copies the list.
+    pub segments: &'a [Segment],
+    /// Comes back in the [`Completion`].
+    pub token: Token,
+}
+
+/// How a chain ended. Small and `Copy`, for the hot path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// All of it was done.
+    Success,
+    /// The device reported this NVMe status for one of its commands: status code type and status code
+    /// (base specification 2.0c, 4.2.3.1).
+    Device {
+        /// Status code type.
+        sct: u8,
+        /// Status code.
+        sc: u8,
+    },
+    /// A command did not end in time and was given up: aborted, or ended by a controller reset.
+    TimedOut,
+    /// The controller was reset under it and its retries are used up.
+    Reset,
+    /// The device is gone or failed for good.
+    Gone,
+}
+
+impl Status {
+    /// Whether all of it was done.
+    #[inline]
+    pub fn is_success(self) -> bool {
+        self == Self::Success
+    }
+
+    /// The error for a caller; `None` for success.
+    #[cold]
+    pub fn error(self) -> Option<Error> {
+        let kind = match self {
+            Self::Success => return None,
+            Self::Device { .. } => ErrorKind::Io,
+            Self::TimedOut | Self::Reset => ErrorKind::Timeout,
+            Self::Gone => ErrorKind::DeviceGone,
+        };
+        Some(Error::new(kind, self.to_string()))
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success => f.write_str("success"),
+            Self::Device { sct, sc } => write!(
+                f,
+                "the device reported {} (status code type {sct:#x}, status code {sc:#04x})",
+                crate::nvme::spec::status_name(*sct, *sc)
+            ),
+            Self::TimedOut => f.write_str("the device did not answer within the deadline"),
+            Self::Reset => f.write_str("the controller was reset and the retries are used up"),
+            Self::Gone => f.write_str("the device is gone"),
+        }
+    }
+}
+
+/// The end of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The chain's token.
+    pub token: Token,
+    /// How it ended.
+    pub status: Status,
+}
+
+/// What an engine and its device can do. Fixed while the queue lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in a block.
+    pub block_bytes: u32,
+    /// Blocks in the device.
+    pub capacity_blocks: u64,
+    /// Most segments in one chain.
+    pub max_segments: usize,
+    /// Alignment of memory in bytes, both of addresses and of lengths (lengths are multiples of blocks in
+    /// all; this is for the seams between segments).
+    pub dma_align_bytes: u32,
+    /// Largest single command in bytes, where the device limits it. Larger chains are split.
+    pub max_transfer_bytes: Option<u32>,
+    /// Completed writes may be lost with power until a flush.
+    pub volatile_write_cache: bool,
+    /// [`ChainFlags::FUA`] is honoured.
+    pub fua: bool,
+    /// [`Op::WriteZeroes`] is offered.
+    pub write_zeroes: bool,
+    /// [`Op::Deallocate`] is offered.
+    pub deallocate: bool,
+    /// Writes are refused by the device or by how it was opened.
+    pub read_only: bool,
+    /// Chains that can be outstanding at once.
+    pub depth: usize,
+}
+
+/// Why a chain was not taken. Nothing of it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No room: poll, then submit again.
+    Full,
+    /// The chain is wrong: outside the device, misaligned, memory of another length, too many segments, an
+    /// operation that is not offered. The text says which.
+    Invalid(&'static str),
+    /// The device is gone; nothing will ever be taken again.
+    Gone,
+}
+
+/// One thread's way to a device.
+pub trait Queue {
+    /// What the engine and device can do.
+    fn limits(&self) -> &Limits;
+
+    /// Takes a chain, or says why not. Never blocks or allocates; the device may hear of it only at the
+    /// next [`Queue::poll`].
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing was started then.
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused>;
+
+    /// Rings the doorbell once for all that was submitted since, then hands each chain that has ended to
+    /// `done`, at most `budget` of them, and returns how many. Every chain that was taken is handed over
+    /// exactly once. Also looks after deadlines and recovery, now and then.
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize;
+
+    /// Chains taken and not yet handed over.
+    fn outstanding(&self) -> usize;
+
+    /// To be called between polls that found nothing, by a caller that has nothing else to do.
+    fn relax(&mut self);
+}

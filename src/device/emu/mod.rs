@@ -1,0 +1,1 @@
+//! The embedded NVMe controller: a real device side, in this process.

@@ -1,0 +1,57 @@
+//! The seam between the driver and a controller: registers, doorbells, DMA.
+//!
+//! Layer 1. The driver in [`crate::nvme`] is written against [`Device`] and cannot tell hardware from the
+//! embedded controller in [`emu`]. Register offsets and meanings are those of the NVMe base specification
+//! 2.0c, section 3.1 (controller registers).
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::mem::{Doorbell, Mapper};
+
+pub mod emu;
+
+/// An NVMe controller as its host reaches it.
+///
+/// Registers are for bring-up, reset and shutdown; the hot path touches only memory and [`Doorbell`]s.
+pub trait Device: Send + Sync {
+    /// A name for messages, such as the target it was opened by.
+    fn name(&self) -> &str;
+
+    /// Reads a 32-bit register. A device that is gone reads as all ones, as PCI does.
+    fn read32(&self, offset: u32) -> u32;
+
+    /// Reads a 64-bit register. A device that is gone reads as all ones.
+    fn read64(&self, offset: u32) -> u64;
+
+    /// Writes a 32-bit register. A device that is gone ignores it.
+    fn write32(&self, offset: u32, value: u32);
+
+    /// Writes a 64-bit register.
+    fn write64(&self, offset: u32, value: u64);
+
+    /// The doorbell register at `offset` (0x1000 and up, according to CAP.DSTRD).
+    ///
+    /// # Errors
+    /// When the device has no such register.
+    fn doorbell(&self, offset: u32) -> Result<Doorbell>;
+
+    /// What makes arenas reachable for this device; to be attached to a [`crate::mem::Heap`].
+    fn mapper(&self) -> Arc<dyn Mapper>;
+
+    /// Cuts the device off from host memory, whatever state it is in (function-level reset, bus mastering
+    /// off). When it returns without error the device touches host memory no more until it is enabled
+    /// again by CC.EN.
+    ///
+    /// # Errors
+    /// When even that fails; the memory lent to the device must then never be reused.
+    fn stop_dma(&self) -> Result<()>;
+
+    /// Nanoseconds since some fixed point: the clock that deadlines are measured by. Monotonic; a stepped
+    /// device has its own, that moves only when it is stepped.
+    fn now_ns(&self) -> u64;
+
+    /// Called again and again by whoever waits for this device with nothing else to do. Hardware needs
+    /// nothing (a spin hint); an embedded controller without a thread of its own works here.
+    fn relax(&self);
+}

@@ -1,0 +1,249 @@
+//! The one error type: a kind to match on, the context a person needs, and the source.
+//!
+//! Layer 0. The hot path does not build these: it carries [`crate::block::Status`], a small `Copy`
+//! value, and turns it into an [`Error`] where an operation is handed to the caller.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What went wrong, for programs to match on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such file, directory entry or target.
+    NotFound,
+    /// A path component that must be a directory is not one.
+    NotADirectory,
+    /// A file operation met a directory.
+    IsADirectory,
+    /// Too many symbolic links while walking a path.
+    TooManyLinks,
+    /// A name or a path is longer than the format allows.
+    NameTooLong,
+    /// The caller's arguments are wrong in a way of their own; the message says how.
+    InvalidInput,
+    /// Offset, length or memory is not aligned as direct I/O demands; the message names the alignment.
+    Misaligned,
+    /// A write would need what cannot be done here: past the end, into a hole, into shared blocks.
+    NotOverwrite,
+    /// The target, volume or file may only be read.
+    ReadOnly,
+    /// A feature of the disk, device or host that is not supported, by name.
+    Unsupported,
+    /// The log holds changes that must be replayed first.
+    NeedsRecovery,
+    /// In use: mounted, locked by another process, attached elsewhere.
+    Busy,
+    /// The host's permissions do not allow it.
+    PermissionDenied,
+    /// The disk's content contradicts itself.
+    Corrupt,
+    /// The device reported an error for a command.
+    Io,
+    /// A command or a controller did not answer within its deadline, and recovery did not help.
+    Timeout,
+    /// The device is gone or failed for good.
+    DeviceGone,
+    /// Memory (hugepages, arenas, queue slots) is exhausted.
+    OutOfMemory,
+    /// A system call failed; the source says how.
+    System,
+}
+
+/// An error with its context. One pointer wide, so that `Result`s stay small.
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    detail: String,
+    operation: Option<&'static str>,
+    path: Option<Vec<u8>>,
+    offset_bytes: Option<u64>,
+    device: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A new error. `detail` is a sentence without a full stop that says what is wrong and, for bad
+    /// input, what to do.
+    #[cold]
+    pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            detail: detail.into(),
+            operation: None,
+            path: None,
+            offset_bytes: None,
+            device: None,
+            source: None,
+        }))
+    }
+
+    /// A failed system call: `what` names it and its object, `source` is its errno.
+    #[cold]
+    pub fn system(what: impl Into<String>, source: std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+            _ => ErrorKind::System,
+        };
+        Self::new(kind, what).because(source)
+    }
+
+    /// Adds the operation's name (`read`, `open`), unless one is set already.
+    #[must_use]
+    pub fn during(mut self, operation: &'static str) -> Self {
+        self.0.operation.get_or_insert(operation);
+        self
+    }
+
+    /// Adds the path inside the volume or on the host, unless one is set already.
+    #[must_use]
+    pub fn at_path(mut self, path: impl AsRef<[u8]>) -> Self {
+        self.0.path.get_or_insert_with(|| path.as_ref().to_vec());
+        self
+    }
+
+    /// Adds the byte offset in the file or on the device, unless one is set already.
+    #[must_use]
+    pub fn at_offset(mut self, offset_bytes: u64) -> Self {
+        self.0.offset_bytes.get_or_insert(offset_bytes);
+        self
+    }
+
+    /// Adds the device or target, unless one is set already.
+    #[must_use]
+    pub fn on_device(mut self, device: impl Into<String>) -> Self {
+        self.0.device.get_or_insert_with(|| device.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The detail alone, without context.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// The path, as bytes, where one was involved.
+    pub fn path(&self) -> Option<&[u8]> {
+        self.0.path.as_deref()
+    }
+
+    /// The byte offset, where one was involved.
+    pub fn offset_bytes(&self) -> Option<u64> {
+        self.0.offset_bytes
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        let mut context = String::new();
+        if let Some(operation) = inner.operation {
+            context.push_str(operation);
+        }
+        if let Some(path) = &inner.path {
+            push_word(&mut context, &path.escape_ascii().to_string());
+        }
+        if let Some(offset) = inner.offset_bytes {
+            push_word(&mut context, &format!("at byte {offset}"));
+        }
+        if let Some(device) = &inner.device {
+            push_word(&mut context, &format!("on {device}"));
+        }
+        if !context.is_empty() {
+            write!(f, "{context}: ")?;
+        }
+        f.write_str(&inner.detail)?;
+        if let Some(source) = &inner.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+fn push_word(text: &mut String, word: &str) {
+    if !text.is_empty() {
+        text.push(' ');
+    }
+    text.push_str(word);
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match error.kind() {
+            ErrorKind::NotFound => Io::NotFound,
+            ErrorKind::NotADirectory => Io::NotADirectory,
+            ErrorKind::IsADirectory => Io::IsADirectory,
+            ErrorKind::InvalidInput | ErrorKind::Misaligned => Io::InvalidInput,
+            ErrorKind::ReadOnly => Io::ReadOnlyFilesystem,
+            ErrorKind::Unsupported | ErrorKind::NotOverwrite => Io::Unsupported,
+            ErrorKind::Busy => Io::ResourceBusy,
+            ErrorKind::PermissionDenied => Io::PermissionDenied,
+            ErrorKind::Corrupt => Io::InvalidData,
+            ErrorKind::Timeout => Io::TimedOut,
+            ErrorKind::OutOfMemory => Io::OutOfMemory,
+            _ => Io::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_gives_operation_path_offset_device_and_cause() {
+        let error = Error::new(ErrorKind::Io, "the device reported an error")
+            .during("read")
+            .at_path(b"/a\xffb")
+            .at_offset(4096)
+            .on_device("ram:1M")
+            .because("media error");
+        assert_eq!(
+            error.to_string(),
+            "read /a\\xffb at byte 4096 on ram:1M: the device reported an error: media error"
+        );
+    }
+
+    #[test]
+    fn inner_context_is_not_overwritten_by_outer() {
+        let error = Error::new(ErrorKind::Corrupt, "x")
+            .during("parse")
+            .during("open");
+        assert!(error.to_string().starts_with("parse: "));
+    }
+}

@@ -1,0 +1,126 @@
+//! A file range, iterated mapping by mapping.
+//!
+//! Layer 4. The filesystem implements [`Ops`]; each operation of this layer asks it for the mapping at a
+//! position, works on what the mapping covers, says how far it came, and goes on. The contract is that of
+//! Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
+#![forbid(unsafe_code)]
+
+use bitflags::bitflags;
+
+use crate::error::Result;
+
+/// What stands behind a file range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Nothing: reads as zeroes.
+    Hole,
+    /// Space promised in memory, no blocks yet: reads as zeroes unless cached.
+    Delalloc,
+    /// Blocks with data.
+    Mapped,
+    /// Blocks without data yet: reads as zeroes.
+    Unwritten,
+    /// Data inside the inode; it is copied.
+    Inline,
+}
+
+bitflags! {
+    /// What is special about a mapping.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct MapFlags: u16 {
+        /// Blocks just allocated: what the write does not cover must be zeroed.
+        const NEW = 1;
+        /// The inode has changes that a data sync must log.
+        const DIRTY = 2;
+        /// Blocks shared with another file: a write needs copy-on-write.
+        const SHARED = 4;
+        /// Made of several extents.
+        const MERGED = 8;
+        /// Of the attribute fork.
+        const XATTR = 16;
+    }
+}
+
+/// One mapping: `length` bytes of the file from `offset`, and where they lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// Byte address on the device; meaningful for [`Kind::Mapped`] and [`Kind::Unwritten`] only.
+    pub addr: u64,
+    /// First file byte.
+    pub offset: u64,
+    /// Length in bytes; may reach beyond what was asked for.
+    pub length: u64,
+    /// What stands behind it.
+    pub kind: Kind,
+    /// What is special about it.
+    pub flags: MapFlags,
+    /// Changes whenever the file's mappings do; to be rechecked by whoever uses a mapping later.
+    pub cookie: u64,
+}
+
+impl Mapping {
+    /// The first file byte behind it.
+    #[inline]
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+
+    /// The device byte address of a file position inside the mapping.
+    #[inline]
+    pub fn addr_at(&self, pos: u64) -> u64 {
+        self.addr + (pos - self.offset)
+    }
+}
+
+bitflags! {
+    /// What the caller of [`Ops::begin`] is about to do.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct IterFlags: u16 {
+        /// Write; otherwise read.
+        const WRITE = 1;
+        /// Zero a range.
+        const ZERO = 2;
+        /// Only report (fiemap, seek).
+        const REPORT = 4;
+        /// Page faults.
+        const FAULT = 8;
+        /// Direct I/O.
+        const DIRECT = 16;
+        /// Do not wait: an error instead.
+        const NOWAIT = 32;
+        /// The write must be an overwrite of written, unshared blocks; otherwise
+        /// [`crate::error::ErrorKind::NotOverwrite`].
+        const OVERWRITE_ONLY = 64;
+        /// Report the attribute fork.
+        const XATTR = 128;
+    }
+}
+
+/// A filesystem's side of iomap. Implemented by a short-lived value that holds what the filesystem needs
+/// (its metadata, this thread's way to the device), so that no call is dispatched dynamically.
+pub trait Ops {
+    /// The mapping that covers at least the byte at `pos`; `len` says how far the caller would go. A second
+    /// mapping is where the old data is to be read from when that is another place (copy-on-write).
+    ///
+    /// # Errors
+    /// Whatever keeps the filesystem from answering; the operation ends with it.
+    fn begin(&mut self, pos: u64, len: u64, flags: IterFlags)
+    -> Result<(Mapping, Option<Mapping>)>;
+
+    /// Hears, after each mapping, how many bytes the operation did of it (0 when it failed). Called even
+    /// then.
+    ///
+    /// # Errors
+    /// Ends the operation, unless it failed already.
+    fn end(
+        &mut self,
+        pos: u64,
+        len: u64,
+        done: u64,
+        flags: IterFlags,
+        mapping: &Mapping,
+    ) -> Result<()> {
+        let _ = (pos, len, done, flags, mapping);
+        Ok(())
+    }
+}

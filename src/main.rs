@@ -1,0 +1,2 @@
+//! The `xtent` command.
+fn main() {}

@@ -1,0 +1,203 @@
+//! Buffers that devices read and write, and who owns them when.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::arena::Arena;
+use super::heap::HeapInner;
+use crate::units::Iova;
+
+/// A contiguous piece of device-visible memory, as a command names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Segment {
+    /// First device address.
+    pub iova: Iova,
+    /// Length in bytes.
+    pub len_bytes: u32,
+}
+
+/// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address.
+#[derive(Default)]
+pub struct DmaBuf(Option<Cut>);
+
+struct Cut {
+    base: NonNull<u8>,
+    len_bytes: usize,
+    iova: Iova,
+    offset: usize,
+    reserved_bytes: usize,
+    arena: Arc<Arena>,
+    heap: Arc<HeapInner>,
+}
+
+// SAFETY: a `Cut` is the only owner of its range of the arena (the heap hands each range out once), and
+// the arena stays mapped while the `Arc` lives; so moving it to another thread is moving a Box<[u8]>.
+unsafe impl Send for Cut {}
+// SAFETY: `&Cut` gives only `&[u8]` and plain values.
+unsafe impl Sync for Cut {}
+
+impl DmaBuf {
+    /// The buffer over `reserved_bytes` at `offset` of `arena`, which the heap just cut and nobody else has.
+    pub(super) fn cut(
+        heap: Arc<HeapInner>,
+        arena: Arc<Arena>,
+        offset: usize,
+        reserved_bytes: usize,
+        len_bytes: usize,
+    ) -> Self {
+        assert!(len_bytes <= reserved_bytes && offset + reserved_bytes <= arena.len_bytes());
+        // SAFETY: offset is inside the arena's one mapping, asserted above.
+        let base = unsafe { arena.base().add(offset) };
+        // SAFETY: len_bytes bytes from base lie inside the mapping (asserted), and belong to this cut alone.
+        unsafe { base.write_bytes(0, len_bytes) };
+        let iova = arena.iova().offset(offset as u64);
+        Self(Some(Cut {
+            base,
+            len_bytes,
+            iova,
+            offset,
+            reserved_bytes,
+            arena,
+            heap,
+        }))
+    }
+
+    /// The device address of the first byte; 0 for an empty buffer.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        self.0.as_ref().map_or(Iova(0), |cut| cut.iova)
+    }
+
+    /// The first byte in host memory; dangling for an empty buffer.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.0.as_ref().map_or(NonNull::dangling(), |cut| cut.base)
+    }
+
+    /// Gives the buffer to a device: no more access to its bytes until it is taken back.
+    #[inline]
+    pub fn lend(self) -> Lent {
+        Lent(std::mem::ManuallyDrop::new(self))
+    }
+
+    #[inline]
+    pub(super) fn belongs_to(&self, heap: &Arc<HeapInner>) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|cut| Arc::ptr_eq(&cut.heap, heap))
+    }
+}
+
+impl Deref for DmaBuf {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: base..base+len_bytes is initialised (zeroed when cut), owned by this buffer alone, and
+            // no device writes to it: it is not lent.
+            Some(cut) => unsafe { std::slice::from_raw_parts(cut.base.as_ptr(), cut.len_bytes) },
+            None => &[],
+        }
+    }
+}
+
+impl DerefMut for DmaBuf {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+            Some(cut) => unsafe {
+                std::slice::from_raw_parts_mut(cut.base.as_ptr(), cut.len_bytes)
+            },
+            None => &mut [],
+        }
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        self.heap
+            .give_back(&self.arena, self.offset, self.reserved_bytes);
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuf({} bytes at {})", self.len(), self.iova())
+    }
+}
+
+/// A buffer that is with a device. It gives no access to its bytes.
+///
+/// Dropping it leaks the memory on purpose: nobody knows whether the device is done with it.
+pub struct Lent(std::mem::ManuallyDrop<DmaBuf>);
+
+impl Lent {
+    /// Length in bytes.
+    #[inline]
+    pub fn len_bytes(&self) -> usize {
+        self.0.0.as_ref().map_or(0, |cut| cut.len_bytes)
+    }
+
+    /// The device's name for a range of the buffer; `None` when the range is not inside it.
+    #[inline]
+    pub fn segment(&self, range: Range<usize>) -> Option<Segment> {
+        if range.start > range.end || range.end > self.len_bytes() {
+            return None;
+        }
+        let len_bytes = u32::try_from(range.end - range.start).ok()?;
+        Some(Segment {
+            iova: self.0.iova().offset(range.start as u64),
+            len_bytes,
+        })
+    }
+
+    /// Zeroes a range that no command in flight covers (a hole that was read). Out of range: nothing.
+    pub(crate) fn zero(&mut self, range: Range<usize>) {
+        let Some(cut) = &self.0.0 else { return };
+        if range.start > range.end || range.end > cut.len_bytes {
+            return;
+        }
+        // SAFETY: range.start <= len_bytes, checked above.
+        let start = unsafe { cut.base.add(range.start) };
+        // SAFETY: the range lies inside the buffer (checked above); the memory is ours, and no device
+        // writes to this part of it (the caller's promise).
+        unsafe { start.write_bytes(0, range.end - range.start) };
+    }
+
+    /// Takes the buffer back. The caller has seen every command on it end, or the device stopped.
+    #[inline]
+    pub(crate) fn take_back(self) -> DmaBuf {
+        std::mem::ManuallyDrop::into_inner(self.0)
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lent({} bytes at {})", self.len_bytes(), self.0.iova())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Heap, HeapConfig, HugePages};
+
+    #[test]
+    fn a_lent_buffer_comes_back_with_its_bytes() {
+        let heap = Heap::new(HeapConfig {
+            huge_pages: HugePages::Never,
+            ..Default::default()
+        });
+        let mut buf = heap.alloc(8192, 4096).unwrap();
+        buf[4096] = 7;
+        let iova = buf.iova();
+        let mut lent = buf.lend();
+        assert_eq!(lent.segment(4096..8192).unwrap().iova, iova.offset(4096));
+        assert!(lent.segment(4096..8193).is_none());
+        lent.zero(0..4096);
+        lent.zero(4096..9000);
+        assert_eq!(lent.take_back()[4096], 7);
+    }
+}

@@ -1,0 +1,158 @@
+//! Identify data structures (section 5.17.2; NVM 4.1.5).
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of every identify data structure.
+pub const IDENTIFY_BYTES: usize = 4096;
+
+/// Identify controller, 4096 bytes (figure 275), with the fields that are used here by name.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IdentifyController {
+    /// PCI vendor id.
+    pub vid: U16,
+    /// PCI subsystem vendor id.
+    pub ssvid: U16,
+    /// Serial number, ASCII, space padded.
+    pub sn: [u8; 20],
+    /// Model number, ASCII, space padded.
+    pub mn: [u8; 40],
+    /// Firmware revision, ASCII, space padded.
+    pub fr: [u8; 8],
+    /// Recommended arbitration burst.
+    pub rab: u8,
+    /// IEEE OUI.
+    pub ieee: [u8; 3],
+    /// Multi-path and namespace sharing.
+    pub cmic: u8,
+    /// Maximum data transfer size, `2^n` smallest pages; 0 for no limit.
+    pub mdts: u8,
+    /// Controller id.
+    pub cntlid: U16,
+    /// Version.
+    pub ver: U32,
+    reserved_84: [u8; 172],
+    /// Optional admin commands (bit 8: doorbell buffer config).
+    pub oacs: U16,
+    /// Abort command limit, 0's based.
+    pub acl: u8,
+    /// Asynchronous event request limit, 0's based.
+    pub aerl: u8,
+    reserved_260: [u8; 252],
+    /// Submission queue entry sizes, smallest in the low and largest in the high nibble.
+    pub sqes: u8,
+    /// Completion queue entry sizes.
+    pub cqes: u8,
+    /// Maximum outstanding commands (fabrics).
+    pub maxcmd: U16,
+    /// Number of namespaces.
+    pub nn: U32,
+    /// Optional NVM commands (bit 2: dataset management, bit 3: write zeroes).
+    pub oncs: U16,
+    /// Fused operations.
+    pub fuses: U16,
+    /// Format attributes.
+    pub fna: u8,
+    /// Volatile write cache (bit 0: present).
+    pub vwc: u8,
+    /// Atomic write unit, normal, 0's based, in blocks.
+    pub awun: U16,
+    /// Atomic write unit, power fail, 0's based, in blocks.
+    pub awupf: U16,
+    reserved_530: [u8; 6],
+    /// SGL support.
+    pub sgls: U32,
+    reserved_540: [u8; 3556],
+}
+const _: () = assert!(size_of::<IdentifyController>() == IDENTIFY_BYTES);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, mdts) == 77);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, oacs) == 256);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, sqes) == 512);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, nn) == 516);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, oncs) == 520);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, vwc) == 525);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
+
+/// ONCS: dataset management.
+pub const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
+/// ONCS: write zeroes.
+pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// VWC: a volatile write cache is present.
+pub const VWC_PRESENT: u8 = 1;
+
+/// One LBA format, 4 bytes (NVM, figure 98).
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct LbaFormat {
+    /// Metadata bytes per block.
+    pub metadata_bytes: U16,
+    /// Block size as a power of two.
+    pub data_shift: u8,
+    /// Relative performance.
+    pub performance: u8,
+}
+const _: () = assert!(size_of::<LbaFormat>() == 4);
+
+/// Identify namespace, 4096 bytes (NVM, figure 97), with the fields that are used here by name.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IdentifyNamespace {
+    /// Size in blocks.
+    pub nsze: U64,
+    /// Capacity in blocks.
+    pub ncap: U64,
+    /// Utilisation in blocks.
+    pub nuse: U64,
+    /// Features.
+    pub nsfeat: u8,
+    /// Number of LBA formats, 0's based.
+    pub nlbaf: u8,
+    /// Format in use: low nibble (and bits 5..6 as its upper bits), bit 4: metadata inline.
+    pub flbas: u8,
+    /// Metadata capabilities.
+    pub mc: u8,
+    /// Protection capabilities.
+    pub dpc: u8,
+    /// Protection settings in use.
+    pub dps: u8,
+    /// Multi-path and sharing.
+    pub nmic: u8,
+    /// Reservations.
+    pub rescap: u8,
+    /// Format progress.
+    pub fpi: u8,
+    /// Deallocate behaviour (bits 0..2: what a deallocated block reads as; 1 is zeroes).
+    pub dlfeat: u8,
+    /// Atomic write unit, normal.
+    pub nawun: U16,
+    /// Atomic write unit, power fail.
+    pub nawupf: U16,
+    /// Atomic compare and write unit.
+    pub nacwu: U16,
+    /// Atomic boundary size, normal.
+    pub nabsn: U16,
+    /// Atomic boundary offset.
+    pub nabo: U16,
+    /// Atomic boundary size, power fail.
+    pub nabspf: U16,
+    /// Optimal I/O boundary in blocks; 0 for none.
+    pub noiob: U16,
+    reserved_48: [u8; 80],
+    /// LBA formats.
+    pub lbaf: [LbaFormat; 64],
+    reserved_384: [u8; 3712],
+}
+const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_BYTES);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, flbas) == 26);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, noiob) == 46);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, lbaf) == 128);
+
+impl IdentifyNamespace {
+    /// Index of the LBA format in use.
+    pub fn format_index(&self) -> usize {
+        usize::from(self.flbas & 0xf | (self.flbas >> 5 & 3) << 4)
+    }
+}

@@ -1,0 +1,205 @@
+//! Anonymous memory for DMA: hugepages of 2 MiB, or ordinary locked pages.
+
+use std::alloc::Layout;
+use std::io;
+use std::ptr::NonNull;
+
+/// The hugepage size that arenas are made of, in bytes.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// What stands behind a piece of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PageKind {
+    /// 2 MiB hugepages: physically contiguous per page, never swapped.
+    Huge,
+    /// Ordinary pages, locked in memory by `mlock`.
+    Locked,
+    /// Ordinary pages that could not be locked (`RLIMIT_MEMLOCK` is too low).
+    Pageable,
+}
+
+/// A zeroed, private, anonymous memory mapping, aligned to 2 MiB; unmapped on drop.
+#[derive(Debug)]
+pub struct Pages {
+    base: NonNull<u8>,
+    len_bytes: usize,
+    kind: PageKind,
+    /// How it was reserved, so that it is given back the same way.
+    mapping: Mapping,
+}
+
+#[derive(Debug)]
+enum Mapping {
+    /// By the `hugepage-rs` crate, with this layout.
+    HugepageRs(Layout),
+    /// By our own `mmap`: the whole reservation, of which `base` is the aligned part.
+    Own {
+        start: NonNull<u8>,
+        len_bytes: usize,
+    },
+}
+
+// SAFETY: `Pages` owns its mapping; it hands out only the address, and unmapping from another thread is
+// what munmap allows.
+unsafe impl Send for Pages {}
+// SAFETY: a shared `Pages` has only getters of plain values.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Reserves `len_bytes` (rounded up to 2 MiB) of hugepages.
+    ///
+    /// # Errors
+    /// The errno of `mmap`, usually `ENOMEM`: not enough free hugepages are reserved.
+    pub fn huge(len_bytes: usize) -> io::Result<Self> {
+        let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        if default_huge_page_bytes() == Some(HUGE_PAGE_BYTES) {
+            Self::huge_by_crate(len_bytes)
+        } else {
+            // hugepage-rs knows only the default size, which is another one here (1 GiB, say).
+            Self::map(
+                len_bytes,
+                libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+                PageKind::Huge,
+            )
+        }
+    }
+
+    fn huge_by_crate(len_bytes: usize) -> io::Result<Self> {
+        let layout = Layout::from_size_align(len_bytes, HUGE_PAGE_BYTES)
+            .map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // SAFETY: the layout's size is not zero (at least one hugepage).
+        let base = unsafe { hugepage_rs::alloc(layout) };
+        let base = NonNull::new(base).ok_or_else(io::Error::last_os_error)?;
+        let pages = Self {
+            base,
+            len_bytes,
+            kind: PageKind::Huge,
+            mapping: Mapping::HugepageRs(layout),
+        };
+        pages.keep_from_children();
+        Ok(pages)
+    }
+
+    /// Reserves `len_bytes` (rounded up to 2 MiB) of ordinary pages and locks them where the limit allows.
+    ///
+    /// # Errors
+    /// The errno of `mmap`.
+    pub fn ordinary(len_bytes: usize) -> io::Result<Self> {
+        let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        let mut pages = Self::map(len_bytes, 0, PageKind::Pageable)?;
+        // SAFETY: the range is a mapping of ours, of exactly this length.
+        if unsafe { libc::mlock(pages.base.as_ptr().cast(), pages.len_bytes) } == 0 {
+            pages.kind = PageKind::Locked;
+        }
+        Ok(pages)
+    }
+
+    fn map(len_bytes: usize, flags: libc::c_int, kind: PageKind) -> io::Result<Self> {
+        // Ordinary mappings are aligned to 4 KiB only: reserve one step more and use the aligned part.
+        let slack = if flags == 0 { HUGE_PAGE_BYTES } else { 0 };
+        let reserved = len_bytes
+            .checked_add(slack)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start: NonNull<u8> =
+            NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let skip = start.as_ptr().align_offset(HUGE_PAGE_BYTES);
+        // SAFETY: skip < 2 MiB of slack, or 0 for hugepages (aligned by the kernel), so it stays inside.
+        let base = unsafe { start.add(skip) };
+        let pages = Self {
+            base,
+            len_bytes,
+            kind,
+            mapping: Mapping::Own {
+                start,
+                len_bytes: reserved,
+            },
+        };
+        pages.keep_from_children();
+        Ok(pages)
+    }
+
+    /// A forked child must not share (and by copy-on-write move away) memory that a device writes to.
+    fn keep_from_children(&self) {
+        // SAFETY: the range is a mapping of ours, of exactly this length; a failure changes nothing.
+        unsafe {
+            libc::madvise(
+                self.base.as_ptr().cast(),
+                self.len_bytes,
+                libc::MADV_DONTFORK,
+            )
+        };
+    }
+
+    /// The first byte, aligned to 2 MiB.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The length in bytes, a multiple of 2 MiB.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// What stands behind the memory.
+    pub fn kind(&self) -> PageKind {
+        self.kind
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        match self.mapping {
+            Mapping::HugepageRs(layout) => {
+                // SAFETY: allocated by `hugepage_rs::alloc` with this very layout, and given back once.
+                unsafe { hugepage_rs::dealloc(self.base.as_ptr(), layout) };
+            }
+            Mapping::Own { start, len_bytes } => {
+                // SAFETY: the whole reservation that `map` made; nothing refers to it once its owner drops.
+                unsafe { libc::munmap(start.as_ptr().cast(), len_bytes) };
+            }
+        }
+    }
+}
+
+/// The kernel's default hugepage size in bytes, if it has any.
+fn default_huge_page_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Hugepagesize:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_pages_are_aligned_and_rounded() {
+        let pages = Pages::ordinary(1).unwrap();
+        assert_eq!(pages.len_bytes(), HUGE_PAGE_BYTES);
+        assert_eq!(pages.base().as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
+        assert_ne!(pages.kind(), PageKind::Huge);
+    }
+
+    #[test]
+    fn an_impossible_size_is_an_error() {
+        assert!(Pages::huge(1 << 60).is_err());
+        assert!(Pages::ordinary(1 << 60).is_err());
+    }
+}
