@@ -3,6 +3,7 @@
 //! Layer 2. A [`Chain`] is the work of one mapping: a contiguous run of blocks and the memory for it. An
 //! engine splits it at whatever its device demands and reports it once, when the last piece has ended, with
 //! the first error. A [`Queue`] belongs to one thread; nothing here locks, sleeps or allocates.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 

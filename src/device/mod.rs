@@ -3,6 +3,7 @@
 //! Layer 1. The driver in [`crate::nvme`] is written against [`Device`] and cannot tell hardware from the
 //! embedded controller in [`emu`]. Register offsets and meanings are those of the NVMe base specification
 //! 2.0c, section 3.1 (controller registers).
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Long, seeded campaigns: what the test run does a slice of, at full length, in release.
+#
+#   scripts/soak.sh NAME [--runs N] [--seed S]
+#
+# NAME:
+#   faults         mixed operations against the embedded controller with seeded faults (10,000 runs)
+#   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
+#   overwrite      random direct overwrites, verified by a kernel mount (100,000 writes; root)
+#   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
+#
+# Figures of the last full runs are in docs/soak.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
+[ $# -gt 0 ] || { usage >&2; exit 2; }
+name=$1
+shift
+runs=''
+seed=1
+while [ $# -gt 0 ]; do
+    case $1 in
+    --runs | --seeds) runs=${2:?"$1 needs a number"} && shift 2 ;;
+    --seed) seed=${2:?"$1 needs a number"} && shift 2 ;;
+    *) die "unknown argument '$1'; see scripts/soak.sh" ;;
+    esac
+done
+need_cargo
+
+# campaign TEST DEFAULT_RUNS: one integration test at length.
+campaign() {
+    local test=$1 count=${runs:-$2}
+    step "$name: $count runs from seed $seed"
+    XTENT_RUNS=$count XTENT_SEED=$seed cargo test --release --locked --test "$test" -- --nocapture
+}
+
+case $name in
+faults) campaign faults 10000 ;;
+hostile-image) campaign hostile_image 20000 ;;
+overwrite) campaign overwrite 100000 ;;
+fuzz)
+    need_packages clang:clang
+    cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+    for target in $(cargo +nightly fuzz list); do
+        step "fuzz $target for ${runs:-900} s"
+        cargo +nightly fuzz run "$target" -- -max_total_time="${runs:-900}" -seed="$seed" -rss_limit_mb=2048 -timeout=2 \
+            -print_final_stats=1
+    done
+    ;;
+-h | --help) usage ;;
+*) die "unknown campaign '$name'; see scripts/soak.sh --help" ;;
+esac
