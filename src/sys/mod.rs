@@ -3,6 +3,14 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod hostdir;
+mod loopmount;
 mod pages;
+mod signal;
+mod uring;
 
+pub use hostdir::{HostDir, HostTime};
+pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};
+pub use signal::{catch_interrupts, interrupted};
+pub use uring::{Slots, Uring, UringOp};
