@@ -5,9 +5,13 @@
 //! Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
 #![forbid(unsafe_code)]
 
+mod fiemap;
+
 use bitflags::bitflags;
 
 use crate::error::Result;
+
+pub use fiemap::{FiemapExtent, FiemapFlags};
 
 /// What stands behind a file range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

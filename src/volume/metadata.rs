@@ -1,0 +1,163 @@
+//! What `stat` shows.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A point in time as XFS keeps it: seconds since 1970 (negative before) and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01 00:00 UTC.
+    pub seconds: i64,
+    /// Nanoseconds within the second, below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// The same as the standard library's time; `None` when the host cannot express it.
+    pub fn system_time(self) -> Option<SystemTime> {
+        let whole = Duration::from_secs(self.seconds.unsigned_abs());
+        let second = if self.seconds < 0 {
+            UNIX_EPOCH.checked_sub(whole)
+        } else {
+            UNIX_EPOCH.checked_add(whole)
+        }?;
+        second.checked_add(Duration::from_nanos(u64::from(self.nanoseconds)))
+    }
+}
+
+/// The type of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileType {
+    /// An ordinary file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+impl FileType {
+    /// The type of a mode's upper bits (`S_IFMT`); `None` for what no file has.
+    pub fn of_mode(mode: u32) -> Option<Self> {
+        Some(match mode & libc::S_IFMT {
+            libc::S_IFREG => Self::Regular,
+            libc::S_IFDIR => Self::Directory,
+            libc::S_IFLNK => Self::Symlink,
+            libc::S_IFBLK => Self::BlockDevice,
+            libc::S_IFCHR => Self::CharDevice,
+            libc::S_IFIFO => Self::Fifo,
+            libc::S_IFSOCK => Self::Socket,
+            _ => return None,
+        })
+    }
+
+    /// The letter that `ls -l` begins a line with.
+    pub fn letter(self) -> char {
+        match self {
+            Self::Regular => '-',
+            Self::Directory => 'd',
+            Self::Symlink => 'l',
+            Self::BlockDevice => 'b',
+            Self::CharDevice => 'c',
+            Self::Fifo => 'p',
+            Self::Socket => 's',
+        }
+    }
+}
+
+/// What the volume knows of a file besides its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// Inode number.
+    pub ino: u64,
+    /// Inode generation: tells apart two files that had the same number one after the other.
+    pub generation: u32,
+    /// Type and permissions, as in `st_mode`.
+    pub mode: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Project.
+    pub project: u32,
+    /// Device number of a device node, as `st_rdev`; 0 for other files.
+    pub rdev: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// Space in use in units of 512 bytes, as in `st_blocks`.
+    pub blocks_512: u64,
+    /// Preferred I/O size in bytes, as in `st_blksize`.
+    pub block_bytes: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+    /// XFS inode flags as on disk (`di_flags`).
+    pub xfs_flags: u16,
+    /// XFS inode flags, second word, as on disk (`di_flags2`).
+    pub xfs_flags2: u64,
+}
+
+impl Metadata {
+    /// The type.
+    pub fn file_type(&self) -> FileType {
+        FileType::of_mode(self.mode).unwrap_or(FileType::Regular)
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == FileType::Directory
+    }
+
+    /// Whether it is an ordinary file.
+    pub fn is_file(&self) -> bool {
+        self.file_type() == FileType::Regular
+    }
+
+    /// Whether it is a symbolic link.
+    pub fn is_symlink(&self) -> bool {
+        self.file_type() == FileType::Symlink
+    }
+
+    /// The permission bits, including set-user-id, set-group-id and sticky.
+    pub fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_count_nanoseconds_forward() {
+        let at = Timestamp {
+            seconds: -1,
+            nanoseconds: 250_000_000,
+        };
+        let before = UNIX_EPOCH
+            .duration_since(at.system_time().unwrap())
+            .unwrap();
+        assert_eq!(before, Duration::from_millis(750));
+    }
+
+    #[test]
+    fn types_of_modes() {
+        assert_eq!(FileType::of_mode(0o100_644), Some(FileType::Regular));
+        assert_eq!(FileType::of_mode(0o120_777).unwrap().letter(), 'l');
+        assert_eq!(FileType::of_mode(0o030_000), None);
+    }
+}

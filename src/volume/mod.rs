@@ -1,0 +1,46 @@
+//! What a program uses: open a target, walk paths, read and overwrite files.
+//!
+//! Layer 6. A [`Volume`] is shared by all threads. Each thread takes an [`Io`] of its own from it: a queue
+//! pair on the controller, memory for DMA, and the operations in flight. A [`File`] is a cheap handle that
+//! any thread may use together with its own `Io`; nothing on the way of a read or write locks, allocates or
+//! calls the kernel.
+//!
+//! ```no_run
+//! use xtent::volume::{Volume, VolumeOptions};
+//!
+//! fn main() -> xtent::Result<()> {
+//!     let volume = Volume::open("image:disk.img", &VolumeOptions { read_only: true, ..Default::default() })?;
+//!     let mut io = volume.io()?;
+//!     let file = volume.open_file(&mut io, "/etc/hosts")?;
+//!     let mut buf = io.alloc(4096)?;
+//!     let n = file.read_at(&mut io, &mut buf, 0)?;
+//!     println!("{}", String::from_utf8_lossy(&buf[..n]));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Paths are bytes, as XFS has them: a function that takes a path takes anything that is [`PathBytes`].
+//! Every error names the operation, the path, the offset and the target.
+#![forbid(unsafe_code)]
+
+mod dir;
+mod file;
+mod info;
+mod io;
+mod metadata;
+mod open;
+mod path;
+mod reader;
+mod target;
+
+pub use crate::iomap::{FiemapExtent, FiemapFlags};
+pub use crate::mem::DmaBuf;
+pub use dir::{DirEntries, DirEntry, ReadDir};
+pub use file::{File, OpenOptions};
+pub use info::{FilesystemInfo, TargetInfo, VolumeInfo};
+pub use io::{Done, Io, SubmitError, SubmitReason};
+pub use metadata::{FileType, Metadata, Timestamp};
+pub use open::{Target, Volume};
+pub use path::PathBytes;
+pub use reader::FileReader;
+pub use target::{ControllerMode, TargetKind, TargetSpec, VolumeOptions};

@@ -1,0 +1,383 @@
+//! Targets as they are named on the command line: a scheme, what it opens, and options after commas.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::HugePages;
+
+/// How the embedded controller runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ControllerMode {
+    /// On a thread of its own, as a device does: for benches and long work.
+    #[default]
+    Threaded,
+    /// On the caller's thread, while the caller waits: for short commands.
+    Inline,
+}
+
+/// How a volume is opened; the target's own options go before these.
+///
+/// ```
+/// use xtent::volume::VolumeOptions;
+/// let options = VolumeOptions { read_only: true, ..Default::default() };
+/// # assert!(!options.no_recovery);
+/// ```
+#[derive(Debug, Clone)]
+pub struct VolumeOptions {
+    /// Nothing is ever written.
+    pub read_only: bool,
+    /// Open, for reading only, although the log holds changes; files may then look old or torn.
+    pub no_recovery: bool,
+    /// Open, for reading only, although the image is in use elsewhere (a loop device, another process);
+    /// what is read may then change or contradict itself.
+    pub allow_in_use: bool,
+    /// Operations in flight per [`crate::volume::Io`].
+    pub queue_depth: u32,
+    /// How an embedded controller runs.
+    pub controller: ControllerMode,
+    /// Whether DMA memory comes from hugepages.
+    pub huge_pages: HugePages,
+    /// The most DMA memory that the volume takes, in bytes.
+    pub memory_limit_bytes: usize,
+    /// Time after which a command counts as lost.
+    pub command_timeout: Duration,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            no_recovery: false,
+            allow_in_use: false,
+            queue_depth: 128,
+            controller: ControllerMode::default(),
+            huge_pages: HugePages::default(),
+            memory_limit_bytes: usize::MAX,
+            command_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a target opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetKind {
+    /// `image:FILE`: a file behind the embedded controller.
+    Image(PathBuf),
+    /// `ram:SIZE`: memory behind the embedded controller; with `load=FILE` it starts as a copy of the file.
+    Ram {
+        /// Bytes of memory.
+        capacity_bytes: u64,
+        /// The file to start from.
+        load: Option<PathBuf>,
+    },
+    /// `pci:ADDRESS`: a disk over VFIO.
+    Pci(String),
+    /// `spdk:TRANSPORT`: a disk or a remote subsystem over SPDK.
+    Spdk(String),
+    /// `uring:DEVICE`: a disk over the kernel's block layer.
+    Uring(String),
+}
+
+/// A target: what it opens and the options that came with it.
+///
+/// ```
+/// use xtent::volume::{TargetKind, TargetSpec};
+/// let spec = TargetSpec::parse("image:disk.img,lba=4096,mdts=7,readonly")?;
+/// assert_eq!(spec.kind, TargetKind::Image("disk.img".into()));
+/// assert_eq!(spec.lba_bytes, Some(4096));
+/// assert!(spec.read_only);
+/// # Ok::<(), xtent::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetSpec {
+    /// The text it was parsed from.
+    pub text: String,
+    /// What it opens.
+    pub kind: TargetKind,
+    /// `lba=512|4096`: bytes in a logical block of the embedded controller.
+    pub lba_bytes: Option<u32>,
+    /// `mdts=N`: largest command as a power of two of 4 KiB pages; 0 for no limit.
+    pub mdts: Option<u8>,
+    /// `noiob=N`: blocks between boundaries that commands do not cross.
+    pub noiob_blocks: Option<u32>,
+    /// `depth=N`: operations in flight per queue pair.
+    pub queue_depth: Option<u32>,
+    /// `vwc=on|off`: whether the embedded controller has a volatile write cache.
+    pub volatile_write_cache: Option<bool>,
+    /// `threaded`, `inline`: how the embedded controller runs.
+    pub controller: Option<ControllerMode>,
+    /// `readonly`: nothing is ever written.
+    pub read_only: bool,
+    /// `norecovery`: read although the log holds changes.
+    pub no_recovery: bool,
+    /// `inuse`: read although the image is in use elsewhere.
+    pub allow_in_use: bool,
+}
+
+const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS, spdk:TRANSPORT or uring:DEVICE";
+const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, threaded, inline, \
+                       readonly, norecovery, inuse, and for ram: load=FILE";
+
+impl TargetSpec {
+    /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
+    /// name is written twice.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] with what is known, [`ErrorKind::NotFound`] for a bare word that is no
+    /// file.
+    pub fn parse(text: &str) -> Result<Self> {
+        parse(text).map_err(|error| error.during("parse target").on_device(text))
+    }
+}
+
+impl FromStr for TargetSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for TargetSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, detail)
+}
+
+/// Cuts at single commas; a doubled comma stands for itself.
+fn split_commas(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.peek() != Some(&',') {
+            parts.push(String::new());
+            continue;
+        }
+        if c == ',' {
+            chars.next();
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts
+}
+
+fn parse(text: &str) -> Result<TargetSpec> {
+    let mut spec = TargetSpec {
+        text: text.to_owned(),
+        kind: TargetKind::Image(PathBuf::new()),
+        lba_bytes: None,
+        mdts: None,
+        noiob_blocks: None,
+        queue_depth: None,
+        volatile_write_cache: None,
+        controller: None,
+        read_only: false,
+        no_recovery: false,
+        allow_in_use: false,
+    };
+    if text.is_empty() {
+        return Err(invalid(format!("the target is empty: give {SCHEMES}")));
+    }
+    // A file whose name looks like anything at all is still a file, when it is there as it stands.
+    if !text.contains(':') && Path::new(text).exists() {
+        spec.kind = TargetKind::Image(PathBuf::from(text));
+        return Ok(spec);
+    }
+    let mut parts = split_commas(text).into_iter();
+    let head = parts.next().unwrap_or_default();
+    let known = ["image", "ram", "pci", "spdk", "uring"];
+    spec.kind = match head.split_once(':') {
+        Some((scheme, rest)) if known.contains(&scheme) => kind_of(scheme, rest)?,
+        // No scheme, or a file with a colon in its name.
+        _ if Path::new(&head).exists() => TargetKind::Image(PathBuf::from(&head)),
+        Some((scheme, _)) => {
+            return Err(invalid(format!(
+                "`{scheme}:` is not a kind of target: give {SCHEMES}"
+            )));
+        }
+        None => {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no file `{head}`, and a target is otherwise {SCHEMES}"),
+            ));
+        }
+    };
+    for option in parts {
+        apply_option(&mut spec, &option)?;
+    }
+    Ok(spec)
+}
+
+fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
+    if rest.is_empty() {
+        return Err(invalid(format!(
+            "`{scheme}:` needs something after the colon: give {SCHEMES}"
+        )));
+    }
+    Ok(match scheme {
+        "image" => TargetKind::Image(PathBuf::from(rest)),
+        "ram" => TargetKind::Ram {
+            capacity_bytes: parse_size(rest)?,
+            load: None,
+        },
+        "pci" => TargetKind::Pci(rest.to_owned()),
+        "spdk" => TargetKind::Spdk(rest.to_owned()),
+        _ => TargetKind::Uring(rest.to_owned()),
+    })
+}
+
+fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
+    let (name, value) = match option.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (option, None),
+    };
+    match (name, value) {
+        ("readonly" | "ro", None) => spec.read_only = true,
+        ("norecovery", None) => spec.no_recovery = true,
+        ("inuse", None) => spec.allow_in_use = true,
+        ("threaded", None) => spec.controller = Some(ControllerMode::Threaded),
+        ("inline", None) => spec.controller = Some(ControllerMode::Inline),
+        ("readonly" | "ro" | "norecovery" | "inuse" | "threaded" | "inline", Some(_)) => {
+            return Err(invalid(format!("the option `{name}` takes no value")));
+        }
+        ("lba", Some("512")) => spec.lba_bytes = Some(512),
+        ("lba", Some("4096" | "4k" | "4K")) => spec.lba_bytes = Some(4096),
+        ("mdts", Some(value)) => {
+            let pages_log2 = number(name, value, 0, 16)?;
+            spec.mdts = Some(u8::try_from(pages_log2).unwrap_or(0));
+        }
+        ("noiob", Some(value)) => spec.noiob_blocks = Some(number(name, value, 0, 1 << 24)?),
+        ("depth", Some(value)) => spec.queue_depth = Some(number(name, value, 2, 4096)?),
+        ("vwc", Some("on")) => spec.volatile_write_cache = Some(true),
+        ("vwc", Some("off")) => spec.volatile_write_cache = Some(false),
+        ("load", Some(file)) => match &mut spec.kind {
+            TargetKind::Ram { load, .. } => *load = Some(PathBuf::from(file)),
+            _ => return Err(invalid("the option `load` is for ram: targets only")),
+        },
+        ("lba" | "vwc", Some(value)) => {
+            return Err(invalid(format!(
+                "`{value}` is not a value of `{name}`: the options are {OPTIONS}"
+            )));
+        }
+        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "load", None) => {
+            return Err(invalid(format!(
+                "the option `{name}` needs a value: the options are {OPTIONS}"
+            )));
+        }
+        _ => {
+            return Err(invalid(format!(
+                "`{name}` is not an option of a target: the options are {OPTIONS}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn number(name: &str, value: &str, least: u32, most: u32) -> Result<u32> {
+    value
+        .parse()
+        .ok()
+        .filter(|n| (least..=most).contains(n))
+        .ok_or_else(|| {
+            invalid(format!(
+                "`{value}` is not a value of `{name}`: give a number from {least} to {most}"
+            ))
+        })
+}
+
+/// A size in bytes with a binary suffix: `4096`, `512K`, `1G`.
+fn parse_size(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kib" => Some(10),
+        "m" | "mib" => Some(20),
+        "g" | "gib" => Some(30),
+        "t" | "tib" => Some(40),
+        _ => None,
+    };
+    shift
+        .and_then(|shift| digits.parse::<u64>().ok()?.checked_mul(1 << shift))
+        .filter(|&bytes| bytes > 0)
+        .ok_or_else(|| {
+            invalid(format!(
+                "`{text}` is not a size: give bytes, or a number with K, M, G or T"
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_taken() {
+        let spec = TargetSpec::parse(
+            "image:a,,b.img,lba=4096,mdts=5,noiob=256,depth=64,vwc=off,inline,readonly,norecovery,inuse",
+        )
+        .unwrap();
+        assert_eq!(spec.kind, TargetKind::Image("a,b.img".into()));
+        assert_eq!(spec.lba_bytes, Some(4096));
+        assert_eq!(spec.mdts, Some(5));
+        assert_eq!(spec.noiob_blocks, Some(256));
+        assert_eq!(spec.queue_depth, Some(64));
+        assert_eq!(spec.volatile_write_cache, Some(false));
+        assert_eq!(spec.controller, Some(ControllerMode::Inline));
+        assert!(spec.read_only && spec.no_recovery && spec.allow_in_use);
+    }
+
+    #[test]
+    fn ram_has_a_size_and_may_start_from_a_file() {
+        let spec = TargetSpec::parse("ram:2G,load=x.img").unwrap();
+        assert_eq!(
+            spec.kind,
+            TargetKind::Ram {
+                capacity_bytes: 2 << 30,
+                load: Some("x.img".into())
+            }
+        );
+        for bad in ["ram:", "ram:0", "ram:1X", "ram:99999999999999T", "ram:G"] {
+            let error = TargetSpec::parse(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_typo_is_answered_with_what_is_known() {
+        for (bad, words) in [
+            ("image:x,lbs=512", "lba=512|4096"),
+            ("image:x,lba=1024", "lba=512|4096"),
+            ("image:x,mdts=99", "from 0 to 16"),
+            ("image:x,depth", "needs a value"),
+            ("image:x,readonly=1", "takes no value"),
+            ("image:x,load=y", "ram: targets only"),
+            ("imag:x", "image:FILE"),
+            ("", "image:FILE"),
+        ] {
+            let error = TargetSpec::parse(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(words), "{bad}: {error}");
+        }
+        let error = TargetSpec::parse("no-such-file.img").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_bare_file_is_an_image() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let spec = TargetSpec::parse(path).unwrap();
+        assert_eq!(spec.kind, TargetKind::Image(path.into()));
+        let spec = TargetSpec::parse(&format!("{path},readonly")).unwrap();
+        assert!(spec.read_only);
+    }
+}
