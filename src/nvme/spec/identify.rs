@@ -140,7 +140,10 @@ pub struct IdentifyNamespace {
     pub nabspf: U16,
     /// Optimal I/O boundary in blocks; 0 for none.
     pub noiob: U16,
-    reserved_48: [u8; 80],
+    reserved_48: [u8; 51],
+    /// Namespace attributes (bit 0: write protected).
+    pub nsattr: u8,
+    reserved_100: [u8; 28],
     /// LBA formats.
     pub lbaf: [LbaFormat; 64],
     reserved_384: [u8; 3712],
@@ -148,6 +151,7 @@ pub struct IdentifyNamespace {
 const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_BYTES);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, flbas) == 26);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, noiob) == 46);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nsattr) == 99);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, lbaf) == 128);
 
 impl IdentifyNamespace {

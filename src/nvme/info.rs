@@ -1,0 +1,284 @@
+//! What a controller says of itself (identify, section 5.17), checked before anything is built on it.
+
+use std::fmt;
+
+use super::spec::{
+    Capabilities, IdentifyController, IdentifyNamespace, ONCS_DATASET_MANAGEMENT,
+    ONCS_WRITE_ZEROES, VWC_PRESENT,
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A controller, as `xtent info` shows it. Fixed while the controller is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerInfo {
+    /// The device's name for messages.
+    pub device: String,
+    /// PCI vendor id.
+    pub vendor_id: u16,
+    /// Model number, without padding.
+    pub model: String,
+    /// Serial number, without padding.
+    pub serial: String,
+    /// Firmware revision, without padding.
+    pub firmware: String,
+    /// Version of the specification that the controller follows.
+    pub version: Version,
+    /// Most data of one command in bytes (MDTS); `None` where the controller sets no limit.
+    pub max_transfer_bytes: Option<u32>,
+    /// Most entries of an I/O queue.
+    pub max_queue_entries: u32,
+    /// I/O queue pairs that the controller granted.
+    pub queues: u16,
+    /// There is a volatile write cache, and it is on.
+    pub volatile_write_cache: bool,
+    /// Write zeroes is offered.
+    pub write_zeroes: bool,
+    /// Dataset management (deallocate) is offered.
+    pub deallocate: bool,
+    /// The active namespaces, in order of their ids.
+    pub namespaces: Vec<NamespaceInfo>,
+}
+
+/// A version of the NVMe specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor, tertiary) = (self.0 >> 16, self.0 >> 8 & 0xff, self.0 & 0xff);
+        write!(f, "{major}.{minor}.{tertiary}")
+    }
+}
+
+/// A namespace, as the controller describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceInfo {
+    /// Namespace id.
+    pub nsid: u32,
+    /// Size in blocks.
+    pub blocks: u64,
+    /// Bytes of a block; 0 when the controller names no usable format.
+    pub block_bytes: u32,
+    /// Metadata bytes of a block.
+    pub metadata_bytes: u16,
+    /// Optimal I/O boundary in blocks (NOIOB); 0 for none.
+    pub optimal_boundary_blocks: u16,
+    /// The namespace is write protected.
+    pub read_only: bool,
+    /// Why no queue can be opened on it; `None` when one can.
+    pub unusable: Option<String>,
+}
+
+impl NamespaceInfo {
+    /// Size in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.blocks.saturating_mul(u64::from(self.block_bytes))
+    }
+}
+
+/// The largest MDTS shift, in bytes, that is believed: a limit of 2 GiB.
+const MAX_TRANSFER_SHIFT: u32 = 31;
+
+/// Checks identify controller. What depends on features (queues, write cache) and on namespaces is filled
+/// in by the caller.
+pub(super) fn parse_controller(
+    device: &str,
+    cap: Capabilities,
+    version: u32,
+    data: &IdentifyController,
+) -> Result<ControllerInfo> {
+    let garbage = |what: String| {
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("identify controller makes no sense: {what}"),
+        ))
+    };
+    if data.sqes & 0xf > 6 || data.sqes >> 4 < 6 {
+        return garbage(format!(
+            "submission queue entries of 64 bytes are not offered (SQES {:#04x})",
+            data.sqes
+        ));
+    }
+    if data.cqes & 0xf > 4 || data.cqes >> 4 < 4 {
+        return garbage(format!(
+            "completion queue entries of 16 bytes are not offered (CQES {:#04x})",
+            data.cqes
+        ));
+    }
+    if data.nn.get() == 0 {
+        return garbage("it has no namespaces (NN 0)".into());
+    }
+    let max_transfer_bytes = match u32::from(data.mdts) {
+        0 => None,
+        mdts if mdts + cap.min_page_shift() <= MAX_TRANSFER_SHIFT => {
+            Some(1 << (mdts + cap.min_page_shift()))
+        }
+        mdts => return garbage(format!("MDTS is {mdts}")),
+    };
+    Ok(ControllerInfo {
+        device: device.to_owned(),
+        vendor_id: data.vid.get(),
+        model: text(&data.mn),
+        serial: text(&data.sn),
+        firmware: text(&data.fr),
+        version: Version(version),
+        max_transfer_bytes,
+        max_queue_entries: cap.max_queue_entries(),
+        queues: 0,
+        volatile_write_cache: data.vwc & VWC_PRESENT != 0,
+        write_zeroes: data.oncs.get() & ONCS_WRITE_ZEROES != 0,
+        deallocate: data.oncs.get() & ONCS_DATASET_MANAGEMENT != 0,
+        namespaces: Vec::new(),
+    })
+}
+
+/// Describes a namespace, with the reason when it cannot be used.
+pub(super) fn parse_namespace(nsid: u32, data: &IdentifyNamespace) -> NamespaceInfo {
+    let format = data
+        .lbaf
+        .get(data.format_index())
+        .copied()
+        .unwrap_or_default();
+    let shift = u32::from(format.data_shift);
+    let mut info = NamespaceInfo {
+        nsid,
+        blocks: data.nsze.get(),
+        block_bytes: 1u32.checked_shl(shift).filter(|_| shift >= 9).unwrap_or(0),
+        metadata_bytes: format.metadata_bytes.get(),
+        optimal_boundary_blocks: data.noiob.get(),
+        read_only: data.nsattr & 1 != 0,
+        unusable: None,
+    };
+    info.unusable = reason_against(&info, data);
+    info
+}
+
+fn reason_against(info: &NamespaceInfo, data: &IdentifyNamespace) -> Option<String> {
+    if info.blocks == 0 {
+        return Some("it has no blocks (NSZE 0)".into());
+    }
+    if data.format_index() > usize::from(data.nlbaf) {
+        return Some(format!(
+            "its LBA format {} is not among the {} it lists",
+            data.format_index(),
+            u16::from(data.nlbaf) + 1
+        ));
+    }
+    if !matches!(info.block_bytes, 512 | 4096) {
+        return Some(format!(
+            "its block size is 2^{} bytes; 512 and 4096 are supported",
+            data.lbaf
+                .get(data.format_index())
+                .map_or(0, |format| format.data_shift)
+        ));
+    }
+    if data.dps & 7 != 0 {
+        return Some(format!(
+            "it is formatted with protection information type {}, which is not supported",
+            data.dps & 7
+        ));
+    }
+    if info.metadata_bytes != 0 {
+        return Some(format!(
+            "it is formatted with {} bytes of metadata a block, which is not supported",
+            info.metadata_bytes
+        ));
+    }
+    if info.blocks > u64::MAX / u64::from(info.block_bytes) {
+        return Some(format!(
+            "its size of {} blocks is more than 64 bits of bytes",
+            info.blocks
+        ));
+    }
+    None
+}
+
+/// An ASCII field, space padded; whatever is not printable becomes a question mark.
+fn text(field: &[u8]) -> String {
+    let text: String = field
+        .iter()
+        .map(|&byte| {
+            if (0x20..0x7f).contains(&byte) {
+                char::from(byte)
+            } else if byte == 0 {
+                ' '
+            } else {
+                '?'
+            }
+        })
+        .collect();
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    fn controller() -> IdentifyController {
+        let mut data = IdentifyController::new_zeroed();
+        data.sqes = 0x66;
+        data.cqes = 0x44;
+        data.nn.set(1);
+        data.mn[..4].copy_from_slice(b"a\x01b ");
+        data
+    }
+
+    fn namespace(shift: u8) -> IdentifyNamespace {
+        let mut data = IdentifyNamespace::new_zeroed();
+        data.nsze.set(1000);
+        data.lbaf[0].data_shift = shift;
+        data
+    }
+
+    #[test]
+    fn a_sane_controller_is_taken_and_garbage_is_named() {
+        let cap = Capabilities(0x0040_1820_0f01_07ff);
+        let info = parse_controller("x", cap, 0x0001_0400, &controller()).unwrap();
+        assert_eq!(
+            (info.model.as_str(), info.max_transfer_bytes),
+            ("a?b", None)
+        );
+        assert_eq!(info.version.to_string(), "1.4.0");
+        type Change = fn(&mut IdentifyController);
+        let cases: [(Change, &str); 5] = [
+            (|d| d.sqes = 0x77, "SQES"),
+            (|d| d.sqes = 0x55, "SQES"),
+            (|d| d.cqes = 0xff, "CQES"),
+            (|d| d.nn.set(0), "NN 0"),
+            (|d| d.mdts = 20, "MDTS is 20"),
+        ];
+        for (change, word) in cases {
+            let mut data = controller();
+            change(&mut data);
+            let error = parse_controller("x", cap, 0, &data).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let mut data = controller();
+        data.mdts = 5;
+        let info = parse_controller("x", cap, 0, &data).unwrap();
+        assert_eq!(info.max_transfer_bytes, Some(128 << 10));
+    }
+
+    #[test]
+    fn namespaces_that_cannot_be_used_say_why() {
+        assert_eq!(parse_namespace(1, &namespace(9)).unusable, None);
+        assert_eq!(parse_namespace(1, &namespace(12)).block_bytes, 4096);
+        type Change = fn(&mut IdentifyNamespace);
+        let cases: [(Change, &str); 7] = [
+            (|d| d.nsze.set(0), "NSZE 0"),
+            (|d| d.lbaf[0].data_shift = 13, "2^13"),
+            (|d| d.lbaf[0].data_shift = 255, "2^255"),
+            (|d| d.flbas = 3, "LBA format 3"),
+            (|d| d.dps = 1, "protection information type 1"),
+            (|d| d.lbaf[0].metadata_bytes.set(8), "8 bytes of metadata"),
+            (|d| d.nsze.set(u64::MAX), "more than 64 bits"),
+        ];
+        for (change, word) in cases {
+            let mut data = namespace(9);
+            change(&mut data);
+            let why = parse_namespace(1, &data).unusable.unwrap_or_default();
+            assert!(why.contains(word), "{word}: {why}");
+        }
+    }
+}
