@@ -1,0 +1,91 @@
+//! The kernel as oracle: images made by mkfs.xfs, filled and read through the kernel's own xfs on a loop
+//! device, and the tree as the kernel shows it. Shared by the tests that compare xtent with it.
+//!
+//! Needs root, mkfs.xfs, losetup and a kernel with xfs; a test whose need is missing says `SKIPPED`:
+//! begin with `if !common::kernel_is_here() { return; }`.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test crate that includes this module uses its own part of it"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "test code: a failure panics, sizes are its own"
+)]
+
+pub mod fill;
+pub mod image;
+pub mod oracle;
+pub mod sys;
+
+use std::process::Command;
+
+/// Says on the test's output that, and why, a test did nothing.
+pub fn skipped(reason: &str) {
+    println!("SKIPPED: {reason}");
+}
+
+/// Whether the test runs as root.
+pub fn is_root() -> bool {
+    sys::effective_uid() == 0
+}
+
+/// Whether a program is on the path (or in the sbin directories, which root's path may lack).
+pub fn has_tool(name: &str) -> bool {
+    tool(name).is_some()
+}
+
+/// The full path of a program.
+pub fn tool(name: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into);
+    std::env::split_paths(&path)
+        .chain(sbin)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+/// Whether the kernel's xfs can be asked. Prints `SKIPPED` and the reason when it cannot.
+pub fn kernel_is_here() -> bool {
+    if !is_root() {
+        skipped("mounting an image needs root");
+        return false;
+    }
+    for name in ["mkfs.xfs", "losetup", "mount", "umount"] {
+        if !has_tool(name) {
+            skipped(&format!("{name} is not installed"));
+            return false;
+        }
+    }
+    let _ = Command::new("modprobe").arg("xfs").output();
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !known.lines().any(|line| line.trim() == "xfs") {
+        skipped("this kernel has no xfs");
+        return false;
+    }
+    if !std::path::Path::new("/dev/loop-control").exists() {
+        skipped("this kernel has no loop devices");
+        return false;
+    }
+    true
+}
+
+/// Runs a tool and returns what it printed; panics with all of its output when it fails.
+pub fn run(name: &str, args: &[&str]) -> String {
+    let program = tool(name).unwrap_or_else(|| panic!("{name} is not installed"));
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{name} {args:?}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
