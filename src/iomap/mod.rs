@@ -5,13 +5,23 @@
 //! Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
 #![forbid(unsafe_code)]
 
+pub mod direct;
+mod direct_slot;
+#[cfg(test)]
+mod direct_tests;
 mod fiemap;
+mod iter;
+mod seek;
+#[cfg(test)]
+mod testing;
 
 use bitflags::bitflags;
 
 use crate::error::Result;
 
-pub use fiemap::{FiemapExtent, FiemapFlags};
+pub use fiemap::{FiemapExtent, FiemapFlags, fiemap};
+pub use iter::{Iter, Span};
+pub use seek::{seek_data, seek_hole};
 
 /// What stands behind a file range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,6 +120,13 @@ pub trait Ops {
     /// Whatever keeps the filesystem from answering; the operation ends with it.
     fn begin(&mut self, pos: u64, len: u64, flags: IterFlags)
     -> Result<(Mapping, Option<Mapping>)>;
+
+    /// The bytes behind a mapping of [`Kind::Inline`], from its first; fewer than its length when the file
+    /// ends inside it.
+    fn inline_data(&self, mapping: &Mapping) -> &[u8] {
+        let _ = mapping;
+        &[]
+    }
 
     /// Hears, after each mapping, how many bytes the operation did of it (0 when it failed). Called even
     /// then.

@@ -167,6 +167,23 @@ impl Lent {
         unsafe { start.write_bytes(0, range.end - range.start) };
     }
 
+    /// Copies `bytes` to `start`, where no command in flight covers the range (inline data that was read).
+    /// Out of range: nothing.
+    pub(crate) fn fill(&mut self, start: usize, bytes: &[u8]) {
+        let Some(cut) = &self.0.0 else { return };
+        if start
+            .checked_add(bytes.len())
+            .is_none_or(|end| end > cut.len_bytes)
+        {
+            return;
+        }
+        // SAFETY: start <= len_bytes, checked above.
+        let to = unsafe { cut.base.add(start) };
+        // SAFETY: the range lies inside the buffer (checked above); the memory is ours and not borrowed, so
+        // `bytes` is elsewhere, and no device writes to this part of it (the caller's promise).
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+    }
+
     /// Takes the buffer back. The caller has seen every command on it end, or the device stopped.
     #[inline]
     pub(crate) fn take_back(self) -> DmaBuf {
@@ -198,6 +215,12 @@ mod tests {
         assert!(lent.segment(4096..8193).is_none());
         lent.zero(0..4096);
         lent.zero(4096..9000);
-        assert_eq!(lent.take_back()[4096], 7);
+        lent.fill(8, &[3, 4]);
+        lent.fill(8191, &[9, 9]);
+        let back = lent.take_back();
+        assert_eq!(
+            (back[4096], back[8191], &back[7..11]),
+            (7, 0, &[0, 3, 4, 0][..])
+        );
     }
 }

@@ -1,0 +1,234 @@
+//! The state of one direct operation, and what goes in and out.
+
+use super::Ops;
+use crate::error::{Error, Result};
+use crate::mem::{DmaBuf, Lent};
+
+/// What an operation keeps of its file.
+pub trait Source {
+    /// Answers for the file's mappings, for one call.
+    type Ops<'a>: Ops
+    where
+        Self: 'a;
+
+    /// The mappings. Called once per submission, on the hot path.
+    fn ops(&self) -> Self::Ops<'_>;
+
+    /// The file's length in bytes.
+    fn size_bytes(&self) -> u64;
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// File into memory, from [`Request::offset`].
+    Read,
+    /// Memory onto the file, from [`Request::offset`]: an overwrite.
+    Write {
+        /// Durable when it ends.
+        dsync: bool,
+        /// It may reach beyond the file's size to the end of its last block; the caller has put there what
+        /// must be there (zeroes).
+        through_last_block: bool,
+    },
+    /// What was completed before becomes durable. No memory.
+    Flush,
+    /// Device bytes into memory, from device byte [`Request::offset`]: for metadata.
+    DeviceRead,
+}
+
+/// An operation to be.
+#[derive(Debug)]
+pub struct Request<S> {
+    /// What to do.
+    pub what: What,
+    /// The file; a flush or a device read goes without.
+    pub source: Option<S>,
+    /// First byte.
+    pub offset: u64,
+    /// Memory; its length is the operation's.
+    pub buf: DmaBuf,
+    /// Comes back in [`Ended`].
+    pub user_data: u64,
+}
+
+/// An operation that was not started.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Its memory.
+    pub buf: DmaBuf,
+    /// Why; `None` when every slot is taken: poll, then try again.
+    pub error: Option<Error>,
+}
+
+impl Rejected {
+    #[cold]
+    pub(super) fn full(buf: DmaBuf) -> Self {
+        Self { buf, error: None }
+    }
+
+    #[cold]
+    pub(super) fn error(error: Error, buf: DmaBuf) -> Self {
+        Self {
+            buf,
+            error: Some(error),
+        }
+    }
+}
+
+/// An operation that has ended.
+#[derive(Debug)]
+pub struct Ended<S> {
+    /// What it was submitted with.
+    pub user_data: u64,
+    /// Its memory.
+    pub buf: DmaBuf,
+    /// Bytes done, contiguous from the offset up to the first failure; the error when there are none.
+    pub result: Result<usize>,
+    /// What it was.
+    pub kind: Kind,
+    /// Its first byte.
+    pub offset: u64,
+    /// Its file.
+    pub source: Option<S>,
+}
+
+/// What kind of operation a slot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// A read.
+    #[default]
+    Read,
+    /// A write.
+    Write,
+    /// A flush.
+    Flush,
+    /// A read of the device.
+    DeviceRead,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Stage {
+    #[default]
+    Free,
+    /// More is to be submitted.
+    Running,
+    /// Everything is submitted.
+    Submitted,
+    /// Every chain has ended.
+    Ended,
+}
+
+/// One operation. A slot is free, or has what it needs.
+#[derive(Debug)]
+pub(super) struct Slot<S> {
+    pub(super) stage: Stage,
+    pub(super) kind: Kind,
+    /// Stays until it is taken, instead of being handed over by poll.
+    pub(super) kept: bool,
+    pub(super) dsync: bool,
+    /// A write that is in its flush.
+    pub(super) flush_after: bool,
+    /// Chains submitted and not ended.
+    pub(super) in_flight: u32,
+    /// First byte.
+    pub(super) start: u64,
+    /// Next byte to submit.
+    pub(super) pos: u64,
+    /// First byte not to submit.
+    pub(super) end: u64,
+    /// Bytes to report when all goes well.
+    pub(super) report: u64,
+    /// Bytes before the first failure; `u64::MAX` without one.
+    pub(super) failed_at: u64,
+    pub(super) user_data: u64,
+    pub(super) lent: Option<Lent>,
+    pub(super) source: Option<S>,
+    pub(super) error: Option<Error>,
+}
+
+impl<S> Default for Slot<S> {
+    fn default() -> Self {
+        Self {
+            stage: Stage::Free,
+            kind: Kind::Read,
+            kept: false,
+            dsync: false,
+            flush_after: false,
+            in_flight: 0,
+            start: 0,
+            pos: 0,
+            end: 0,
+            report: 0,
+            failed_at: u64::MAX,
+            user_data: 0,
+            lent: None,
+            source: None,
+            error: None,
+        }
+    }
+}
+
+impl<S> Slot<S> {
+    /// Notes a failure; the one that is first in the file counts.
+    #[cold]
+    pub(super) fn fail(&mut self, at: u64, error: Error) {
+        if at < self.failed_at {
+            self.failed_at = at;
+            self.error = Some(error.at_offset(self.start.saturating_add(at)));
+        }
+    }
+
+    /// Zeroes what was read beyond the end of the file. Nothing is in flight.
+    #[cold]
+    pub(super) fn zero_tail(&mut self) {
+        let range = usize::try_from(self.report)
+            .ok()
+            .zip(usize::try_from(self.end - self.start).ok());
+        if let (Some((from, to)), Some(lent)) = (range, &mut self.lent) {
+            lent.zero(from..to);
+        }
+    }
+
+    /// Nothing was started: the memory goes back.
+    #[cold]
+    pub(super) fn reject(&mut self, error: Error) -> Rejected {
+        self.stage = Stage::Free;
+        self.source = None;
+        let buf = self.lent.take().map(Lent::take_back).unwrap_or_default();
+        Rejected::error(error, buf)
+    }
+
+    /// Every chain has ended: the memory goes back, with the result.
+    #[inline]
+    pub(super) fn finish(&mut self) -> Ended<S> {
+        self.stage = Stage::Free;
+        let result = if self.failed_at == u64::MAX {
+            Ok(usize::try_from(self.report).unwrap_or(usize::MAX))
+        } else {
+            self.failure()
+        };
+        Ended {
+            user_data: self.user_data,
+            buf: self.lent.take().map(Lent::take_back).unwrap_or_default(),
+            result,
+            kind: if self.flush_after {
+                Kind::Write
+            } else {
+                self.kind
+            },
+            offset: self.start,
+            source: self.source.take(),
+        }
+    }
+
+    #[cold]
+    fn failure(&mut self) -> Result<usize> {
+        let good = self.failed_at.min(self.report);
+        match self.error.take() {
+            Some(error) if good == 0 => Err(error),
+            _ => Ok(usize::try_from(good).unwrap_or(usize::MAX)),
+        }
+    }
+}

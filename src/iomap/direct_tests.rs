@@ -1,0 +1,519 @@
+//! Direct operations over a queue that is full, late, out of order and failing, as told by a seed. The
+//! real driver and controller run the same operations in `tests/`; they do not misbehave on demand in
+//! every step.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use super::direct::{Direct, Ended, Rejected, Source, What};
+use super::direct_slot::Request;
+use super::testing::Layout;
+use super::{Kind, MapFlags};
+use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
+use crate::error::ErrorKind;
+use crate::mem::{DmaBuf, DmaSpace, Heap, HeapConfig, HugePages};
+
+const BLOCK: u64 = 512;
+
+#[derive(Debug)]
+struct TestFile {
+    layout: Layout,
+    size: u64,
+}
+
+impl Source for Arc<TestFile> {
+    type Ops<'a> = Layout;
+
+    fn ops(&self) -> Layout {
+        self.layout.clone()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+}
+
+/// Blocks in memory, as a device that answers when and how the generator says.
+struct RamQueue {
+    limits: Limits,
+    space: Arc<DmaSpace>,
+    bytes: Vec<u8>,
+    bad: HashSet<u64>,
+    pending: Vec<Completion>,
+    rng: SmallRng,
+    log: Vec<(Op, ChainFlags)>,
+}
+
+impl RamQueue {
+    fn transfer(&mut self, chain: &Chain<'_>) -> Status {
+        let error = Status::Device { sct: 2, sc: 0x81 };
+        if (chain.lba.0..chain.lba.0 + chain.blocks).any(|block| self.bad.contains(&block)) {
+            return error;
+        }
+        let mut at = usize::try_from(chain.lba.0 * BLOCK).unwrap();
+        for segment in chain.segments {
+            let len = segment.len_bytes as usize;
+            let Ok(range) = self.space.translate(segment.iova, len) else {
+                return error;
+            };
+            match chain.op {
+                Op::Read => range.copy_from(&self.bytes[at..at + len]),
+                _ => range.copy_to(&mut self.bytes[at..at + len]),
+            }
+            at += len;
+        }
+        Status::Success
+    }
+}
+
+impl Queue for RamQueue {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        if self.pending.len() == self.limits.depth || self.rng.random_range(0..4) == 0 {
+            return Err(Refused::Full);
+        }
+        if chain.lba.0 + chain.blocks > self.limits.capacity_blocks {
+            return Err(Refused::Invalid("the range is outside the device"));
+        }
+        self.log.push((chain.op, chain.flags));
+        let status = self.transfer(chain);
+        self.pending.push(Completion {
+            token: chain.token,
+            status,
+        });
+        Ok(())
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        self.pending.shuffle(&mut self.rng);
+        let keep = self.rng.random_range(0..=self.pending.len());
+        let mut count = 0;
+        while self.pending.len() > keep && count < budget {
+            done(self.pending.pop().unwrap());
+            count += 1;
+        }
+        count
+    }
+
+    fn outstanding(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn relax(&mut self) {}
+}
+
+struct Bench {
+    heap: Heap,
+    queue: RamQueue,
+    direct: Direct<Arc<TestFile>>,
+}
+
+fn bench(seed: u64, volatile_write_cache: bool, fua: bool) -> Bench {
+    let heap = Heap::new(HeapConfig {
+        huge_pages: HugePages::Never,
+        arena_bytes: 2 << 20,
+        ..Default::default()
+    });
+    let space = Arc::new(DmaSpace::default());
+    heap.attach(space.clone()).unwrap();
+    let capacity_blocks = 8192;
+    let limits = Limits {
+        block_bytes: 512,
+        capacity_blocks,
+        max_segments: 1,
+        dma_align_bytes: 4,
+        max_transfer_bytes: None,
+        volatile_write_cache,
+        fua,
+        write_zeroes: false,
+        deallocate: false,
+        read_only: false,
+        depth: 4,
+    };
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut bytes = vec![0; 8192 * 512];
+    rng.fill(&mut bytes[..]);
+    let queue = RamQueue {
+        limits,
+        space,
+        bytes,
+        bad: HashSet::new(),
+        pending: Vec::new(),
+        rng,
+        log: Vec::new(),
+    };
+    Bench {
+        heap,
+        direct: Direct::new(8, &limits),
+        queue,
+    }
+}
+
+impl Bench {
+    fn buf(&self, len: u64) -> DmaBuf {
+        self.heap
+            .alloc(usize::try_from(len).unwrap(), 4096)
+            .unwrap()
+    }
+
+    fn run(&mut self, file: &Arc<TestFile>, what: What, offset: u64, buf: DmaBuf) -> Outcome {
+        let request = Request {
+            what,
+            source: Some(Arc::clone(file)),
+            offset,
+            buf,
+            user_data: 7,
+        };
+        let kept = self.direct.submit_kept(&mut self.queue, request)?;
+        for _ in 0..100_000 {
+            self.direct
+                .poll(&mut self.queue, 1, |_| panic!("nothing else is in flight"));
+            if let Some(ended) = self.direct.take(kept) {
+                return Ok(ended);
+            }
+        }
+        panic!("the operation did not end");
+    }
+}
+
+type Outcome = Result<Ended<Arc<TestFile>>, Rejected>;
+
+fn file(extents: &[(Kind, u64)], size: u64) -> Arc<TestFile> {
+    Arc::new(TestFile {
+        layout: Layout::new(extents),
+        size,
+    })
+}
+
+const PLAIN: What = What::Write {
+    dsync: false,
+    through_last_block: false,
+};
+const DURABLE: What = What::Write {
+    dsync: true,
+    through_last_block: false,
+};
+
+/// The file's bytes, whole blocks, beyond the size too.
+fn content(file: &TestFile, device: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for mapping in &file.layout.mappings {
+        let len = usize::try_from(mapping.length).unwrap();
+        if mapping.kind == Kind::Mapped {
+            let at = usize::try_from(mapping.addr).unwrap();
+            bytes.extend_from_slice(&device[at..at + len]);
+        } else {
+            bytes.resize(bytes.len() + len, 0);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn reads_of_any_layout_equal_the_model_and_stop_at_the_first_failure() {
+    for seed in 0..400 {
+        let mut bench = bench(seed, true, true);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let kinds = [Kind::Mapped, Kind::Mapped, Kind::Hole, Kind::Unwritten];
+        let extents: Vec<_> = (0..rng.random_range(1..12))
+            .map(|_| {
+                (
+                    kinds[rng.random_range(0..4)],
+                    BLOCK * rng.random_range(1..20),
+                )
+            })
+            .collect();
+        let total: u64 = extents.iter().map(|e| e.1).sum();
+        let file = file(&extents, rng.random_range(0..=total));
+        for _ in 0..rng.random_range(0..3) {
+            bench.queue.bad.insert(2048 + rng.random_range(0..1500));
+        }
+        let model = content(&file, &bench.queue.bytes);
+        for _ in 0..10 {
+            let offset = BLOCK * rng.random_range(0..=total / BLOCK + 2);
+            let len = BLOCK * rng.random_range(0..64);
+            let mut buf = bench.buf(len);
+            buf.fill(0xee);
+            let ended = bench.run(&file, What::Read, offset, buf).unwrap();
+            let want = file.size.saturating_sub(offset).min(len);
+            let good = first_bad(&file, &bench.queue, offset, want);
+            match &ended.result {
+                Ok(n) => assert_eq!(*n as u64, good, "seed {seed}"),
+                Err(error) => {
+                    assert_eq!((good, error.kind()), (0, ErrorKind::Io), "seed {seed}");
+                    assert!(
+                        want > 0 && error.offset_bytes() == Some(offset),
+                        "seed {seed}"
+                    );
+                }
+            }
+            let at = usize::try_from(offset.min(file.size)).unwrap();
+            let good = usize::try_from(good).unwrap();
+            assert_eq!(ended.buf[..good], model[at..at + good], "seed {seed}");
+            let tail = usize::try_from(want.next_multiple_of(BLOCK)).unwrap();
+            let want = usize::try_from(want).unwrap();
+            assert!(ended.buf[want..tail].iter().all(|&b| b == 0), "seed {seed}");
+            assert!(ended.buf[tail..].iter().all(|&b| b == 0xee), "seed {seed}");
+        }
+        assert_eq!(bench.direct.outstanding(), 0);
+    }
+}
+
+/// Bytes from `offset` up to the mapping's part that has the first bad block, `want` without one.
+fn first_bad(file: &TestFile, queue: &RamQueue, offset: u64, want: u64) -> u64 {
+    let end = offset + want.next_multiple_of(BLOCK);
+    for mapping in &file.layout.mappings {
+        let (from, to) = (mapping.offset.max(offset), mapping.end().min(end));
+        if mapping.kind == Kind::Mapped && from < to {
+            let first = mapping.addr_at(from) / BLOCK;
+            if (first..first + (to - from) / BLOCK).any(|block| queue.bad.contains(&block)) {
+                return (from - offset).min(want);
+            }
+        }
+    }
+    want
+}
+
+#[test]
+fn overwrites_change_just_their_bytes() {
+    for seed in 0..200 {
+        let mut bench = bench(seed, seed % 2 == 0, seed % 3 == 0);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let extents: Vec<_> = (0..rng.random_range(1..12))
+            .map(|_| (Kind::Mapped, BLOCK * rng.random_range(1..20)))
+            .collect();
+        let total: u64 = extents.iter().map(|e| e.1).sum();
+        let file = file(&extents, total);
+        let mut model = content(&file, &bench.queue.bytes);
+        for _ in 0..10 {
+            let blocks = total / BLOCK;
+            let first = rng.random_range(0..blocks);
+            let len = BLOCK * rng.random_range(1..=blocks - first);
+            let mut buf = bench.buf(len);
+            rng.fill(&mut buf[..]);
+            let at = usize::try_from(first * BLOCK).unwrap();
+            model[at..at + buf.len()].copy_from_slice(&buf);
+            let what = if rng.random() { PLAIN } else { DURABLE };
+            let ended = bench.run(&file, what, first * BLOCK, buf).unwrap();
+            assert_eq!(ended.result.unwrap() as u64, len, "seed {seed}");
+        }
+        assert_eq!(model, content(&file, &bench.queue.bytes), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_write_that_is_not_all_overwrite_writes_nothing() {
+    for (kind, expected) in [
+        (Kind::Hole, ErrorKind::NotOverwrite),
+        (Kind::Unwritten, ErrorKind::NotOverwrite),
+        (Kind::Inline, ErrorKind::NotOverwrite),
+        (Kind::Delalloc, ErrorKind::Io),
+    ] {
+        let mut bench = bench(1, true, true);
+        let file = file(&[(Kind::Mapped, 4096), (kind, 4096)], 8192);
+        let buf = bench.buf(8192);
+        let rejected = bench.run(&file, PLAIN, 0, buf).unwrap_err();
+        let error = rejected.error.unwrap();
+        assert_eq!((error.kind(), error.offset_bytes()), (expected, Some(4096)));
+        assert_eq!(rejected.buf.len(), 8192);
+        assert!(bench.queue.log.is_empty());
+        assert_eq!(bench.direct.outstanding(), 0);
+    }
+    let mut bench = bench(1, true, true);
+    let mut layout = Layout::new(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)]);
+    layout.mappings[1].flags = MapFlags::SHARED;
+    let file = Arc::new(TestFile { layout, size: 8192 });
+    let buf = bench.buf(8192);
+    let error = bench.run(&file, PLAIN, 0, buf).unwrap_err().error.unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite);
+    let buf = bench.buf(4096);
+    let error = bench
+        .run(&file, PLAIN, 8192, buf)
+        .unwrap_err()
+        .error
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "past the end");
+    assert!(bench.queue.log.is_empty());
+}
+
+#[test]
+fn delalloc_fails_a_read_and_inline_is_copied() {
+    let mut bench = bench(2, true, true);
+    let file = file(&[(Kind::Mapped, 4096), (Kind::Delalloc, 4096)], 8192);
+    let buf = bench.buf(8192);
+    let ended = bench.run(&file, What::Read, 0, buf).unwrap();
+    assert_eq!(ended.result.unwrap(), 4096, "what lies before it");
+    let buf = bench.buf(4096);
+    let ended = bench.run(&file, What::Read, 4096, buf).unwrap();
+    assert_eq!(ended.result.unwrap_err().kind(), ErrorKind::Io);
+    let mut layout = Layout::new(&[(Kind::Inline, 600)]);
+    layout.inline = (0..600u16).map(|i| i.to_be_bytes()[1]).collect();
+    let file = Arc::new(TestFile {
+        layout: layout.clone(),
+        size: 600,
+    });
+    let buf = bench.buf(1024);
+    let mut layout_1024 = layout;
+    layout_1024.mappings[0].length = 1024;
+    let ended = bench
+        .run(
+            &Arc::new(TestFile {
+                layout: layout_1024.clone(),
+                size: 600,
+            }),
+            What::Read,
+            0,
+            buf,
+        )
+        .unwrap();
+    assert_eq!(ended.result.unwrap(), 600);
+    assert_eq!(ended.buf[..600], layout_1024.inline[..]);
+    assert!(ended.buf[600..].iter().all(|&b| b == 0));
+    let buf = bench.buf(512);
+    let ended = bench.run(&file, What::Read, 512, buf).unwrap();
+    assert_eq!(ended.result.unwrap(), 88);
+    assert_eq!(ended.buf[..88], layout_1024.inline[512..]);
+}
+
+#[test]
+fn misaligned_is_refused_with_the_alignment() {
+    let mut bench = bench(3, true, true);
+    let file = file(&[(Kind::Mapped, 4096)], 4096);
+    for (offset, len) in [(1, 512), (0, 511), (256, 256)] {
+        for what in [What::Read, PLAIN] {
+            let buf = bench.buf(len);
+            let error = bench
+                .run(&file, what, offset, buf)
+                .unwrap_err()
+                .error
+                .unwrap();
+            assert_eq!(error.kind(), ErrorKind::Misaligned);
+            assert!(
+                error.to_string().contains("multiples of 512 bytes"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn durable_writes_use_what_the_device_has() {
+    for (cache, fua, expected) in [
+        (true, true, vec![(Op::Write, ChainFlags::FUA); 2]),
+        (false, true, vec![(Op::Write, ChainFlags::empty()); 2]),
+        (
+            true,
+            false,
+            vec![
+                (Op::Write, ChainFlags::empty()),
+                (Op::Write, ChainFlags::empty()),
+                (Op::Flush, ChainFlags::empty()),
+            ],
+        ),
+    ] {
+        let mut bench = bench(4, cache, fua);
+        let file = file(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)], 8192);
+        let buf = bench.buf(8192);
+        let ended = bench.run(&file, DURABLE, 0, buf).unwrap();
+        assert_eq!(ended.result.unwrap(), 8192);
+        assert_eq!(bench.queue.log, expected);
+    }
+}
+
+#[test]
+fn many_operations_share_the_queue_and_each_ends_once() {
+    for seed in 0..100 {
+        let mut bench = bench(seed, true, false);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let extents = [
+            (Kind::Mapped, 8192),
+            (Kind::Mapped, 4096),
+            (Kind::Mapped, 8192),
+        ];
+        let file = file(&extents, 20_480);
+        let mut waiting = HashSet::new();
+        let mut next = 0;
+        while next < 200 || !waiting.is_empty() {
+            if next < 200 && rng.random() {
+                let blocks = rng.random_range(1..40);
+                let request = Request {
+                    what: [What::Read, DURABLE, What::Flush][rng.random_range(0..3)],
+                    source: Some(Arc::clone(&file)),
+                    offset: 0,
+                    buf: bench.buf(blocks * BLOCK),
+                    user_data: next,
+                };
+                match bench.direct.submit(&mut bench.queue, request) {
+                    Ok(()) => assert!(waiting.insert(next)),
+                    Err(rejected) => {
+                        assert!(
+                            rejected.error.is_none() && waiting.len() == 8,
+                            "seed {seed}"
+                        );
+                        assert_eq!(rejected.buf.len() as u64, blocks * BLOCK);
+                    }
+                }
+                next += 1;
+            }
+            bench.direct.poll(&mut bench.queue, 3, |ended| {
+                assert!(ended.result.is_ok(), "seed {seed}");
+                assert!(waiting.remove(&ended.user_data), "seed {seed}");
+            });
+            assert_eq!(bench.direct.outstanding(), waiting.len(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_mapping_outside_the_device_or_inside_a_block_is_an_error() {
+    let mut bench = bench(5, true, true);
+    let mut layout = Layout::new(&[(Kind::Mapped, 4096)]);
+    for addr in [1 << 40, 100, !0xfff] {
+        layout.mappings[0].addr = addr;
+        let file = Arc::new(TestFile {
+            layout: layout.clone(),
+            size: 4096,
+        });
+        let buf = bench.buf(4096);
+        let ended = bench.run(&file, What::Read, 0, buf).unwrap();
+        assert_eq!(
+            ended.result.unwrap_err().kind(),
+            ErrorKind::Corrupt,
+            "{addr}"
+        );
+    }
+}
+
+#[test]
+fn a_failed_write_reports_what_lies_before_the_failure() {
+    for (fua, bad, expected) in [
+        (true, 2, Some(8192)),
+        (false, 2, Some(8192)),
+        (true, 0, None),
+        (false, 0, None),
+    ] {
+        let mut bench = bench(6, true, fua);
+        let file = file(&[(Kind::Mapped, 4096); 3], 12_288);
+        bench
+            .queue
+            .bad
+            .insert(file.layout.mappings[bad].addr / BLOCK + 3);
+        let buf = bench.buf(12_288);
+        let ended = bench.run(&file, DURABLE, 0, buf).unwrap();
+        assert_eq!(ended.result.as_ref().ok().copied(), expected);
+        let flushes = bench.queue.log.iter().filter(|(op, _)| *op == Op::Flush);
+        let due = !fua && expected.is_some();
+        assert_eq!(
+            flushes.count(),
+            usize::from(due),
+            "what is reported is durable"
+        );
+    }
+}
