@@ -1,10 +1,39 @@
 //! XFS version 5, on disk.
 //!
-//! Layer 5, safe code throughout. Disk content is hostile input: every block's checksum, uuid, owner and
-//! address is checked before use, and nothing on disk can make this code panic, hang or grow without bound.
+//! Layer 5, safe code throughout ([`format`](mod@format), the pure layouts, is layer 0). Disk content is hostile input:
+//! every block's checksum, uuid, owner and address is checked before use, and nothing on disk can make this
+//! code panic, hang or grow without bound.
+//!
+//! [`Fs`] is the open filesystem, shared by threads; [`Inode`] a file of it as it was read; [`FileMap`] what
+//! I/O on an open file needs, precomputed.
 #![forbid(unsafe_code)]
 
-use crate::error::Result;
+pub mod format;
+
+mod ag;
+mod bmbt;
+mod btree;
+mod cache;
+mod extents;
+mod fs;
+mod geometry;
+mod inobt;
+mod inode;
+mod iomap;
+mod log;
+mod refcount;
+mod superblock;
+
+pub use cache::BlockKind;
+pub use extents::{Extent, ExtentMap, Found};
+pub use fs::{DirBlock, Fs, FsInfo, FsOptions};
+pub use geometry::{FsBlock, Geometry, Ino};
+pub use inode::{FileType, Fork, Inode};
+pub use iomap::{FileMap, FileOps, Hint};
+pub use log::LogState;
+pub use superblock::Features;
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// How metadata reaches this layer: whole sectors, read synchronously. Implemented by a volume's per-thread
 /// handle, and by plain files in tests.
@@ -17,4 +46,15 @@ pub trait MetaIo {
 
     /// Bytes in the device: what lies beyond is refused before it is read.
     fn capacity_bytes(&self) -> u64;
+
+    /// Bytes of the device's blocks. A filesystem with smaller sectors is refused.
+    fn block_bytes(&self) -> u32 {
+        512
+    }
+}
+
+/// The error for disk content that contradicts itself; `addr_bytes` is where on the device it lies.
+#[cold]
+pub(crate) fn corrupt(addr_bytes: u64, detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, detail).at_offset(addr_bytes)
 }

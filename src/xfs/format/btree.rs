@@ -1,0 +1,210 @@
+//! Btree blocks and records ("Variable Length Record B+Trees"): short blocks inside an allocation group,
+//! long blocks of a fork.
+
+use std::mem::{offset_of, size_of};
+
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::little_endian;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// `IAB3`: inode btree.
+pub const INOBT_MAGIC: u32 = 0x4941_4233;
+/// `FIB3`: free inode btree.
+pub const FINOBT_MAGIC: u32 = 0x4649_4233;
+/// `R3FC`: refcount btree.
+pub const REFCOUNT_MAGIC: u32 = 0x5233_4643;
+/// `BMA3`: extents of a fork.
+pub const BMBT_MAGIC: u32 = 0x424d_4133;
+
+/// No block of a btree lies higher than this: more levels than any tree of the largest filesystem needs.
+pub const MAX_LEVELS: u32 = 9;
+
+/// Header of a block inside an allocation group; block numbers count from the group's start.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct ShortHeader {
+    pub magic: U32,
+    pub level: U16,
+    pub numrecs: U16,
+    pub leftsib: U32,
+    pub rightsib: U32,
+    pub blkno: U64,
+    pub lsn: U64,
+    pub uuid: [u8; 16],
+    pub owner: U32,
+    pub crc: little_endian::U32,
+}
+
+/// Where a short block's checksum lies.
+pub const SHORT_CRC_OFFSET: usize = 52;
+
+const _: () = {
+    assert!(size_of::<ShortHeader>() == 56);
+    assert!(offset_of!(ShortHeader, blkno) == 16);
+    assert!(offset_of!(ShortHeader, owner) == 48);
+    assert!(offset_of!(ShortHeader, crc) == SHORT_CRC_OFFSET);
+};
+
+/// Header of a block of a fork's btree.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct LongHeader {
+    pub magic: U32,
+    pub level: U16,
+    pub numrecs: U16,
+    pub leftsib: U64,
+    pub rightsib: U64,
+    pub blkno: U64,
+    pub lsn: U64,
+    pub uuid: [u8; 16],
+    pub owner: U64,
+    pub crc: little_endian::U32,
+    pad: U32,
+}
+
+/// Where a long block's checksum lies.
+pub const LONG_CRC_OFFSET: usize = 64;
+
+const _: () = {
+    assert!(size_of::<LongHeader>() == 72);
+    assert!(offset_of!(LongHeader, blkno) == 24);
+    assert!(offset_of!(LongHeader, owner) == 56);
+    assert!(offset_of!(LongHeader, crc) == LONG_CRC_OFFSET);
+};
+
+/// Root of a fork's btree inside the inode; keys and pointers follow.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct BmdrHeader {
+    pub level: U16,
+    pub numrecs: U16,
+}
+
+const _: () = assert!(size_of::<BmdrHeader>() == 4);
+
+/// Inodes of a chunk.
+pub const CHUNK_INODES: u32 = 64;
+/// Inodes that one bit of the hole mask stands for.
+pub const HOLE_BIT_INODES: u32 = 4;
+
+/// A chunk of 64 inodes, as filesystems with sparse inodes write it. Without them the four bytes of
+/// `holemask`, `count` and `freecount` are one number, the free count, which is at most 64: the hole mask
+/// then reads as 0, and `count` is meaningless.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct InobtRecord {
+    pub startino: U32,
+    pub holemask: U16,
+    pub count: u8,
+    pub freecount: u8,
+    pub free: U64,
+}
+
+const _: () = assert!(size_of::<InobtRecord>() == 16);
+
+/// `startblock` of a refcount record: the blocks are staged for copy-on-write, not shared.
+pub const REFCOUNT_COW: u32 = 1 << 31;
+
+/// Blocks with more than one owner.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct RefcountRecord {
+    pub startblock: U32,
+    pub blockcount: U32,
+    pub refcount: U32,
+}
+
+const _: () = assert!(size_of::<RefcountRecord>() == 12);
+
+/// An extent of a fork, 128 packed bits: unwritten flag 1, first file block 54, first block 52, blocks 21.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct BmbtRecord {
+    pub l0: U64,
+    pub l1: U64,
+}
+
+const _: () = assert!(size_of::<BmbtRecord>() == 16);
+
+/// Blocks of the largest extent.
+pub const MAX_EXTENT_BLOCKS: u64 = (1 << 21) - 1;
+
+impl BmbtRecord {
+    /// The record of these values; bits that do not fit are cut off.
+    pub fn new(offset_blocks: u64, start_block: u64, blocks: u64, unwritten: bool) -> Self {
+        let l0 = (u64::from(unwritten) << 63)
+            | ((offset_blocks & ((1 << 54) - 1)) << 9)
+            | ((start_block >> 43) & 0x1ff);
+        let l1 = ((start_block & ((1 << 43) - 1)) << 21) | (blocks & MAX_EXTENT_BLOCKS);
+        Self {
+            l0: U64::new(l0),
+            l1: U64::new(l1),
+        }
+    }
+
+    /// Allocated, but reads as zeroes.
+    pub fn unwritten(&self) -> bool {
+        self.l0.get() >> 63 == 1
+    }
+
+    /// First block of the file.
+    pub fn offset_blocks(&self) -> u64 {
+        (self.l0.get() & !(1 << 63)) >> 9
+    }
+
+    /// First block of the filesystem.
+    pub fn start_block(&self) -> u64 {
+        ((self.l0.get() & 0x1ff) << 43) | (self.l1.get() >> 21)
+    }
+
+    /// Length.
+    pub fn blocks(&self) -> u64 {
+        self.l1.get() & MAX_EXTENT_BLOCKS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bmbt_records_pack_to_every_bit() {
+        let full = BmbtRecord::new((1 << 54) - 1, (1 << 52) - 1, MAX_EXTENT_BLOCKS, true);
+        assert_eq!((full.l0.get(), full.l1.get()), (u64::MAX, u64::MAX));
+        for (offset, start, blocks, unwritten) in [
+            (0, 1 << 51, 1, false),
+            (1 << 53, 1, 1 << 20, true),
+            (12345, 0x1234_5678_9abc, 77, false),
+        ] {
+            let record = BmbtRecord::new(offset, start, blocks, unwritten);
+            assert_eq!(record.offset_blocks(), offset);
+            assert_eq!(record.start_block(), start);
+            assert_eq!(record.blocks(), blocks);
+            assert_eq!(record.unwritten(), unwritten);
+        }
+    }
+}

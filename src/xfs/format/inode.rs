@@ -1,0 +1,177 @@
+//! The inode, version 3 ("On-disk Inode"): 176 bytes of core, then the data fork, then the attribute fork.
+
+use std::mem::{offset_of, size_of};
+
+use zerocopy::big_endian::{U16, U32, U64};
+use zerocopy::little_endian;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// `IN`.
+pub const MAGIC: u16 = 0x494e;
+/// Version of inodes on version 5 filesystems.
+pub const VERSION: u8 = 3;
+/// Bytes of the core.
+pub const CORE_BYTES: usize = 176;
+/// Where the checksum lies; it covers the whole inode.
+pub const CRC_OFFSET: usize = 100;
+
+/// Core of the inode.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct InodeCore {
+    pub magic: U16,
+    pub mode: U16,
+    pub version: u8,
+    pub format: u8,
+    pub onlink: U16,
+    pub uid: U32,
+    pub gid: U32,
+    pub nlink: U32,
+    pub projid_lo: U16,
+    pub projid_hi: U16,
+    /// Extents of the data fork, when the inode has large counters.
+    pub big_nextents: U64,
+    pub atime: U64,
+    pub mtime: U64,
+    pub ctime: U64,
+    pub size: U64,
+    pub nblocks: U64,
+    pub extsize: U32,
+    /// Extents of the data fork; with large counters, of the attribute fork.
+    pub nextents: U32,
+    /// Extents of the attribute fork; 0 with large counters.
+    pub anextents: U16,
+    pub forkoff: u8,
+    pub aformat: u8,
+    pub dmevmask: U32,
+    pub dmstate: U16,
+    pub flags: U16,
+    pub generation: U32,
+    pub next_unlinked: U32,
+    pub crc: little_endian::U32,
+    pub changecount: U64,
+    pub lsn: U64,
+    pub flags2: U64,
+    pub cowextsize: U32,
+    pad2: [u8; 12],
+    pub crtime: U64,
+    pub ino: U64,
+    pub uuid: [u8; 16],
+}
+
+const _: () = {
+    assert!(size_of::<InodeCore>() == CORE_BYTES);
+    assert!(offset_of!(InodeCore, big_nextents) == 24);
+    assert!(offset_of!(InodeCore, size) == 56);
+    assert!(offset_of!(InodeCore, nextents) == 76);
+    assert!(offset_of!(InodeCore, forkoff) == 82);
+    assert!(offset_of!(InodeCore, flags) == 90);
+    assert!(offset_of!(InodeCore, crc) == CRC_OFFSET);
+    assert!(offset_of!(InodeCore, flags2) == 120);
+    assert!(offset_of!(InodeCore, crtime) == 144);
+    assert!(offset_of!(InodeCore, ino) == 152);
+};
+
+/// Fork form: a device number.
+pub const FORMAT_DEV: u8 = 0;
+/// Fork form: the data itself.
+pub const FORMAT_LOCAL: u8 = 1;
+/// Fork form: a list of extents.
+pub const FORMAT_EXTENTS: u8 = 2;
+/// Fork form: the root of a btree of extents.
+pub const FORMAT_BTREE: u8 = 3;
+
+/// `flags`: the data lies in the realtime section.
+pub const FLAG_REALTIME: u16 = 1;
+/// `flags2`: blocks may be shared with other files.
+pub const FLAG2_REFLINK: u64 = 1 << 1;
+/// `flags2`: time stamps are 64-bit nanosecond counters.
+pub const FLAG2_BIGTIME: u64 = 1 << 3;
+/// `flags2`: large extent counters.
+pub const FLAG2_NREXT64: u64 = 1 << 4;
+/// `flags2`: a file of the metadata directory.
+pub const FLAG2_METADATA: u64 = 1 << 5;
+
+/// File type bits of `mode`.
+pub const S_IFMT: u16 = 0o170_000;
+/// Named pipe.
+pub const S_IFIFO: u16 = 0o010_000;
+/// Character device.
+pub const S_IFCHR: u16 = 0o020_000;
+/// Directory.
+pub const S_IFDIR: u16 = 0o040_000;
+/// Block device.
+pub const S_IFBLK: u16 = 0o060_000;
+/// Regular file.
+pub const S_IFREG: u16 = 0o100_000;
+/// Symbolic link.
+pub const S_IFLNK: u16 = 0o120_000;
+/// Socket.
+pub const S_IFSOCK: u16 = 0o140_000;
+
+/// A point in time: seconds since 1970 (negative before) and nanoseconds within the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01 00:00 UTC.
+    pub seconds: i64,
+    /// 0 to 999,999,999.
+    pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds. `bigtime`: nanoseconds
+    /// since 2^31 seconds before 1970. `None` when the nanoseconds are no part of a second.
+    pub fn decode(raw: u64, bigtime: bool) -> Option<Self> {
+        const SECOND: u64 = 1_000_000_000;
+        let (seconds, nanoseconds) = if bigtime {
+            let seconds = i64::try_from(raw / SECOND).ok()?;
+            (seconds.checked_sub(1 << 31)?, raw % SECOND)
+        } else {
+            let [b0, b1, b2, b3, n0, n1, n2, n3] = raw.to_be_bytes();
+            (
+                i64::from(i32::from_be_bytes([b0, b1, b2, b3])),
+                u64::from(u32::from_be_bytes([n0, n1, n2, n3])),
+            )
+        };
+        let nanoseconds = u32::try_from(nanoseconds).ok()?;
+        (u64::from(nanoseconds) < SECOND).then_some(Self {
+            seconds,
+            nanoseconds,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_in_both_forms() {
+        let legacy = |seconds: i32, ns: u32| {
+            let seconds = u64::from(u32::from_be_bytes(seconds.to_be_bytes()));
+            Timestamp::decode((seconds << 32) | u64::from(ns), false)
+        };
+        let at = |seconds, nanoseconds| {
+            Some(Timestamp {
+                seconds,
+                nanoseconds,
+            })
+        };
+        assert_eq!(legacy(-1, 5), at(-1, 5));
+        assert_eq!(legacy(i32::MIN, 999_999_999), at(-(1 << 31), 999_999_999));
+        assert_eq!(legacy(1, 1_000_000_000), None);
+        assert_eq!(Timestamp::decode(0, true), at(-(1 << 31), 0));
+        assert_eq!(
+            Timestamp::decode((1 << 31) * 1_000_000_000 + 7, true),
+            at(0, 7)
+        );
+        assert_eq!(
+            Timestamp::decode(u64::MAX, true),
+            at(16_299_260_425, 709_551_615)
+        );
+    }
+}

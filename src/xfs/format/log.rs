@@ -1,0 +1,80 @@
+//! Log records ("Journaling Log"): a header of one basic block, further ones for long records, the payload
+//! with the cycle number in the first four bytes of each basic block.
+
+use std::mem::{offset_of, size_of};
+
+use zerocopy::big_endian::{U32, U64};
+use zerocopy::little_endian;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First word of a record.
+pub const RECORD_MAGIC: u32 = 0xfeed_babe;
+/// Version bit of records that may have extended headers.
+pub const RECORD_VERSION_2: u32 = 2;
+/// Payload bytes whose displaced words fit in one header block.
+pub const HEADER_COVERS_BYTES: u32 = 32 * 1024;
+/// Bytes of the largest record's payload.
+pub const MAX_RECORD_BYTES: u32 = 256 * 1024;
+/// Records of the largest size that can be in flight at once.
+pub const MAX_IN_FLIGHT: u32 = 8;
+
+/// Header of a record.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct RecordHeader {
+    pub magicno: U32,
+    pub cycle: U32,
+    pub version: U32,
+    pub len: U32,
+    pub lsn: U64,
+    pub tail_lsn: U64,
+    pub crc: little_endian::U32,
+    pub prev_block: U32,
+    pub num_logops: U32,
+    pub cycle_data: [U32; 64],
+    pub fmt: U32,
+    pub fs_uuid: [u8; 16],
+    pub size: U32,
+}
+
+/// Where a record's checksum lies in its header.
+pub const RECORD_CRC_OFFSET: usize = 32;
+/// Bytes of the header that the checksum covers, as 64-bit kernels write it; 32-bit x86 kernels leave the
+/// last four out, which are padding.
+pub const RECORD_CRC_BYTES: usize = 328;
+/// Bytes of an extended header that the checksum covers.
+pub const EXTENDED_CRC_BYTES: usize = 260;
+
+const _: () = {
+    assert!(size_of::<RecordHeader>() == 324);
+    assert!(offset_of!(RecordHeader, lsn) == 16);
+    assert!(offset_of!(RecordHeader, crc) == RECORD_CRC_OFFSET);
+    assert!(offset_of!(RecordHeader, num_logops) == 40);
+    assert!(offset_of!(RecordHeader, fmt) == 300);
+    assert!(offset_of!(RecordHeader, fs_uuid) == 304);
+    assert!(offset_of!(RecordHeader, size) == 320);
+};
+
+/// Header of an operation inside a record.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct OpHeader {
+    pub tid: U32,
+    pub len: U32,
+    pub clientid: u8,
+    pub flags: u8,
+    res2: [u8; 2],
+}
+
+const _: () = assert!(size_of::<OpHeader>() == 12);
+
+/// `OpHeader::flags`: the log was left in order.
+pub const OP_UNMOUNT: u8 = 0x20;

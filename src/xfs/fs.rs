@@ -1,0 +1,378 @@
+//! The open filesystem.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::cache::{BlockKind, Cache, Key};
+use super::extents::{ExtentMap, Found};
+use super::geometry::{FsBlock, Geometry, Ino};
+use super::inode::{FileType, Fork, Inode};
+use super::log::LogState;
+use super::superblock::{Features, Superblock};
+use super::{MetaIo, corrupt, log};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How to open a filesystem.
+#[derive(Debug, Clone, Copy)]
+pub struct FsOptions {
+    /// Open a filesystem whose log holds changes, for reading what stands on disk without them, as the
+    /// mount option of that name does. Such a filesystem may look torn.
+    pub norecovery: bool,
+    /// Most memory for metadata blocks.
+    pub cache_bytes: usize,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self {
+            norecovery: false,
+            cache_bytes: 16 << 20,
+        }
+    }
+}
+
+/// An open filesystem. Shared by threads; each brings its own way to the device.
+#[derive(Debug)]
+pub struct Fs {
+    superblock: Superblock,
+    log: LogState,
+    read_only: Option<String>,
+    cache: Cache,
+}
+
+/// What there is to tell about a filesystem.
+#[derive(Debug, Clone, Serialize)]
+pub struct FsInfo {
+    /// Sizes and places.
+    pub geometry: Geometry,
+    /// Names of the features that are on.
+    pub features: Vec<String>,
+    /// The uuid, written out.
+    pub uuid: String,
+    /// The label; bytes that are not UTF-8 replaced.
+    pub label: String,
+    /// Bytes of the data section.
+    pub size_bytes: u64,
+    /// Free bytes, as the superblock has it.
+    pub free_bytes: u64,
+    /// Inodes that exist.
+    pub inodes: u64,
+    /// Those of them that are free.
+    pub free_inodes: u64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Whether the log holds changes.
+    pub log_dirty: bool,
+    /// Why it can only be read, if so.
+    pub read_only: Option<String>,
+}
+
+/// A directory block, which may consist of several filesystem blocks.
+#[derive(Debug, Clone)]
+pub struct DirBlock {
+    /// The whole block.
+    pub data: Arc<[u8]>,
+    /// Byte address on the device of its start: what its header must say (in units of 512 bytes).
+    pub addr_bytes: u64,
+    /// Its first block in the directory's data fork.
+    pub offset_blocks: u64,
+}
+
+impl Fs {
+    /// Opens the filesystem on a device, with [`FsOptions::default`].
+    ///
+    /// # Errors
+    /// See [`Fs::open_with`].
+    pub fn open(io: &mut impl MetaIo) -> Result<Self> {
+        Self::open_with(io, &FsOptions::default())
+    }
+
+    /// Reads and checks the superblock and looks whether the log is clean.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when there is no filesystem or it contradicts itself,
+    /// [`ErrorKind::Unsupported`] with the name of the feature, [`ErrorKind::NeedsRecovery`] when the log
+    /// holds changes, and what the device reports.
+    pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
+        let superblock = Superblock::read(io)?;
+        let log = log::state(io, &superblock.geometry, &superblock.uuid);
+        let mut read_only = superblock.read_only.clone();
+        let log = match log {
+            Ok(LogState::Clean) => LogState::Clean,
+            Ok(LogState::Dirty) | Err(_) if options.norecovery => {
+                read_only = Some("opened without recovery of the log".to_owned());
+                LogState::Dirty
+            }
+            Ok(LogState::Dirty) => {
+                return Err(Error::new(
+                    ErrorKind::NeedsRecovery,
+                    "the log holds changes: mount the filesystem once with the kernel and unmount it, \
+                     or run xfs_repair",
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            superblock,
+            log,
+            read_only,
+            cache: Cache::new(options.cache_bytes),
+        })
+    }
+
+    /// Sizes and places.
+    #[inline]
+    pub fn geometry(&self) -> &Geometry {
+        &self.superblock.geometry
+    }
+
+    /// Features.
+    pub fn features(&self) -> &Features {
+        &self.superblock.features
+    }
+
+    /// The uuid that every metadata block must carry.
+    pub fn meta_uuid(&self) -> &[u8; 16] {
+        &self.superblock.meta_uuid
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Ino {
+        self.superblock.geometry.root_ino
+    }
+
+    /// Why nothing may be written, if so.
+    pub fn read_only_reason(&self) -> Option<&str> {
+        self.read_only.as_deref()
+    }
+
+    /// What there is to tell.
+    pub fn info(&self) -> FsInfo {
+        let sb = &self.superblock;
+        let [a, b, c, d, e, f, g, h, rest @ ..] = sb.uuid;
+        let tail: String = rest
+            .iter()
+            .skip(2)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let [i, j, ..] = rest;
+        FsInfo {
+            geometry: sb.geometry.clone(),
+            features: sb.features.names(),
+            uuid: format!(
+                "{a:02x}{b:02x}{c:02x}{d:02x}-{e:02x}{f:02x}-{g:02x}{h:02x}-{i:02x}{j:02x}-{tail}"
+            ),
+            label: String::from_utf8_lossy(&sb.label).into_owned(),
+            size_bytes: sb.geometry.bytes(sb.geometry.data_blocks),
+            free_bytes: sb
+                .geometry
+                .bytes(sb.free_blocks.min(sb.geometry.data_blocks)),
+            inodes: sb.inodes,
+            free_inodes: sb.free_inodes,
+            log_bytes: sb.geometry.bytes(sb.geometry.log_blocks.into()),
+            log_dirty: self.log == LogState::Dirty,
+            read_only: self.read_only.clone(),
+        }
+    }
+
+    /// Reads `len_bytes` of metadata at a device address, through the cache. `check` runs on what was read,
+    /// once; the block is then kept as one of that kind and owner.
+    pub(crate) fn read_block(
+        &self,
+        io: &mut impl MetaIo,
+        (addr_bytes, len_bytes): (u64, usize),
+        kind: BlockKind,
+        owner: u64,
+        check: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<Arc<[u8]>> {
+        let key = Key {
+            addr_bytes,
+            len_bytes,
+            kind,
+            owner,
+        };
+        if let Some(data) = self.cache.get(&key) {
+            return Ok(data);
+        }
+        let data = read_pieces(io, len_bytes, &[(addr_bytes, len_bytes)])?;
+        check(&data)?;
+        self.cache.put(key, Arc::clone(&data));
+        Ok(data)
+    }
+
+    /// Reads the directory block at `offset_blocks` of a directory's data fork; `None` when that is a hole.
+    /// `check` verifies magic, checksum, uuid, owner and address, once; the block is then kept.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the block is partly a hole or unwritten or the fork is broken; what
+    /// `check` and the device report.
+    pub fn read_dir_block(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        offset_blocks: u64,
+        check: impl FnOnce(&DirBlock) -> Result<()>,
+    ) -> Result<Option<DirBlock>> {
+        let blocks = self.geometry().dir_block_blocks.into();
+        self.read_fork(
+            io,
+            inode,
+            (offset_blocks, blocks),
+            BlockKind::Directory,
+            check,
+        )
+    }
+
+    /// Reads `blocks` blocks at `offset_blocks` of an inode's data fork, as one buffer; `None` when the first
+    /// of them is a hole. As [`Fs::read_dir_block`]. The range must be that of one metadata buffer: at most
+    /// 64 KiB.
+    ///
+    /// # Errors
+    /// As [`Fs::read_dir_block`].
+    pub fn read_fork(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        (offset_blocks, blocks): (u64, u64),
+        kind: BlockKind,
+        check: impl FnOnce(&DirBlock) -> Result<()>,
+    ) -> Result<Option<DirBlock>> {
+        let map = self.extents(io, inode)?;
+        let Some((pieces, addr_bytes)) = self.pieces(map, inode, offset_blocks, blocks)? else {
+            return Ok(None);
+        };
+        let len_bytes = pieces
+            .iter()
+            .fold(0_usize, |sum, (_, len)| sum.saturating_add(*len));
+        let key = Key {
+            addr_bytes,
+            len_bytes,
+            kind,
+            owner: inode.ino.0,
+        };
+        let cached = self.cache.get(&key);
+        let fresh = cached.is_none();
+        let data = match cached {
+            Some(data) => data,
+            None => read_pieces(io, len_bytes, &pieces)?,
+        };
+        let block = DirBlock {
+            data,
+            addr_bytes,
+            offset_blocks,
+        };
+        if fresh {
+            check(&block)?;
+            self.cache.put(key, Arc::clone(&block.data));
+        }
+        Ok(Some(block))
+    }
+
+    /// Where on the device a range of a fork lies: address and length of each piece, and the first address.
+    #[expect(
+        clippy::type_complexity,
+        reason = "the pieces and their first address; used once"
+    )]
+    fn pieces(
+        &self,
+        map: &ExtentMap,
+        inode: &Inode,
+        offset_blocks: u64,
+        blocks: u64,
+    ) -> Result<Option<(Vec<(u64, usize)>, u64)>> {
+        let geometry = self.geometry();
+        let mut pieces = Vec::new();
+        let end = offset_blocks.saturating_add(blocks);
+        let mut at = offset_blocks;
+        while at < end {
+            let extent = match map.lookup(at) {
+                Found::Extent(extent) if !extent.unwritten => extent,
+                Found::Hole { end_blocks, .. } if pieces.is_empty() && end_blocks > at => {
+                    return Ok(None);
+                }
+                _ => {
+                    return Err(corrupt(
+                        inode.addr_bytes,
+                        format!("{}: a metadata block is partly a hole", inode.ino),
+                    ));
+                }
+            };
+            let run = extent.end_blocks().min(end).saturating_sub(at);
+            let addr = geometry.block_addr(extent.block_at(at));
+            let len = usize::try_from(geometry.bytes(run)).unwrap_or(usize::MAX);
+            pieces.push((addr, len));
+            at = at.saturating_add(run);
+        }
+        Ok(pieces.first().copied().map(|(addr, _)| (pieces, addr)))
+    }
+
+    /// The extents of an inode's data fork, read on first use and kept in the inode.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when they are broken, [`ErrorKind::InvalidInput`] for a fork without extents.
+    pub fn extents<'a>(&self, io: &mut impl MetaIo, inode: &'a Inode) -> Result<&'a ExtentMap> {
+        match &inode.data {
+            Fork::Extents(map) => Ok(map),
+            Fork::Btree(root) => {
+                if let Some(map) = inode.extents_loaded() {
+                    return Ok(map);
+                }
+                let map = self.load_bmbt(io, inode, root)?;
+                Ok(inode.keep_extents(map))
+            }
+            Fork::Local(_) | Fork::Special => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{} has no extents", inode.ino),
+            )),
+        }
+    }
+
+    /// The number of blocks that hold `size_bytes`.
+    pub fn blocks_for(&self, size_bytes: u64) -> u64 {
+        size_bytes.div_ceil(self.geometry().block_bytes.max(1).into())
+    }
+
+    /// The byte address of a block as metadata headers carry it: in units of 512 bytes.
+    pub fn disk_address(&self, block: FsBlock) -> u64 {
+        self.geometry()
+            .block_addr(block)
+            .wrapping_div(super::format::BASIC_BLOCK_BYTES)
+    }
+
+    /// The root directory's inode.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when it is broken or no directory.
+    pub fn read_root(&self, io: &mut impl MetaIo) -> Result<Inode> {
+        let root = self.read_inode(io, self.root())?;
+        if root.file_type == FileType::Directory {
+            Ok(root)
+        } else {
+            Err(corrupt(root.addr_bytes, "the root inode is no directory"))
+        }
+    }
+}
+
+/// Reads pieces of the device into one buffer, after a look at the device's end.
+fn read_pieces(
+    io: &mut impl MetaIo,
+    len_bytes: usize,
+    pieces: &[(u64, usize)],
+) -> Result<Arc<[u8]>> {
+    let mut data: Arc<[u8]> = std::iter::repeat_n(0, len_bytes).collect();
+    let mut rest = Arc::get_mut(&mut data).unwrap_or_default();
+    for (addr, len) in pieces {
+        let capacity = io.capacity_bytes();
+        if addr.saturating_add(*len as u64) > capacity {
+            return Err(corrupt(*addr, "metadata beyond the end of the device"));
+        }
+        let Some((piece, after)) = rest.split_at_mut_checked(*len) else {
+            return Err(corrupt(*addr, "metadata of a wrong length"));
+        };
+        io.read_at(*addr, piece)?;
+        rest = after;
+    }
+    Ok(data)
+}

@@ -1,0 +1,358 @@
+//! iomap's view of a file: byte ranges to device addresses.
+//!
+//! A [`FileMap`] is made once when a file is opened, with everything that [`FileOps::begin`] needs in bytes,
+//! so that a lookup is a comparison or two. Where blocks are shared, the map for writing and reporting is cut
+//! at the borders of what is shared, as the kernel's answers are.
+
+use std::ops::ControlFlow;
+use std::sync::OnceLock;
+
+use super::MetaIo;
+use super::fs::Fs;
+use super::geometry::Geometry;
+use super::inode::{Fork, Inode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
+
+/// A run of a file's bytes that lie side by side on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    /// First byte of the file.
+    offset: u64,
+    /// First byte behind it.
+    end: u64,
+    /// Byte address on the device.
+    addr: u64,
+    kind: Kind,
+    flags: MapFlags,
+}
+
+/// Where the bytes of a file lie.
+#[derive(Debug)]
+pub struct FileMap {
+    size_bytes: u64,
+    runs: Box<[Run]>,
+    /// Whether blocks may be shared: then `unshared` must be there before a write or a report.
+    may_share: bool,
+    /// `runs`, cut where shared and unshared blocks meet.
+    cut: OnceLock<Box<[Run]>>,
+}
+
+/// Where the last lookup ended; the next one looks there first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hint(usize);
+
+impl Fs {
+    /// The map of a file's data fork. Before writing or reporting, [`Fs::learn_sharing`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the extents are broken, [`ErrorKind::InvalidInput`] for a pipe, socket or
+    /// device.
+    pub fn file_map(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<FileMap> {
+        let runs = if let Fork::Local(content) = &inode.data {
+            let run = Run {
+                offset: 0,
+                end: content.len() as u64,
+                addr: 0,
+                kind: Kind::Inline,
+                flags: MapFlags::empty(),
+            };
+            Box::from([run])
+        } else {
+            let geometry = self.geometry();
+            self.extents(io, inode)?
+                .as_slice()
+                .iter()
+                .map(|extent| Run {
+                    offset: geometry.bytes(extent.offset_blocks),
+                    end: geometry.bytes(extent.end_blocks()),
+                    addr: geometry.block_addr(extent.start_block),
+                    kind: if extent.unwritten {
+                        Kind::Unwritten
+                    } else {
+                        Kind::Mapped
+                    },
+                    flags: MapFlags::empty(),
+                })
+                .collect()
+        };
+        Ok(FileMap {
+            size_bytes: inode.size,
+            runs,
+            may_share: self.features().reflink() && inode.may_share(),
+            cut: OnceLock::new(),
+        })
+    }
+
+    /// Finds out which blocks of a file are shared, once. Needed before a write or a report; costs nothing
+    /// for a file that shares no blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the refcount btree is broken.
+    pub fn learn_sharing(&self, io: &mut impl MetaIo, map: &FileMap) -> Result<()> {
+        if !map.may_share || map.cut.get().is_some() {
+            return Ok(());
+        }
+        let geometry = self.geometry();
+        let mut cut = Vec::with_capacity(map.runs.len());
+        for run in &map.runs {
+            // Unwritten blocks are never shared.
+            if run.kind != Kind::Mapped {
+                cut.push(*run);
+                continue;
+            }
+            let start = geometry.block_at_addr(run.addr);
+            let blocks = (run.end - run.offset) >> geometry.block_log;
+            let mut rest = *run;
+            self.for_each_shared(io, start, blocks, |(shared, blocks)| {
+                let from = rest.offset + (geometry.block_addr(shared) - rest.addr);
+                let (before, at) = rest.split(from);
+                let (mut inside, after) = at.split(from + geometry.bytes(blocks));
+                inside.flags = MapFlags::SHARED;
+                cut.extend(
+                    [before, inside]
+                        .into_iter()
+                        .filter(|run| run.end > run.offset),
+                );
+                rest = after;
+                ControlFlow::Continue(())
+            })?;
+            if rest.end > rest.offset {
+                cut.push(rest);
+            }
+        }
+        let _ = map.cut.set(cut.into_boxed_slice());
+        Ok(())
+    }
+}
+
+impl Run {
+    /// The parts before and from a file position.
+    fn split(self, at: u64) -> (Self, Self) {
+        let at = at.clamp(self.offset, self.end);
+        let before = Self { end: at, ..self };
+        let after = Self {
+            offset: at,
+            addr: self.addr + (at - self.offset),
+            ..self
+        };
+        (before, after)
+    }
+
+    #[inline]
+    fn mapping(&self) -> Mapping {
+        Mapping {
+            addr: self.addr,
+            offset: self.offset,
+            length: self.end - self.offset,
+            kind: self.kind,
+            flags: self.flags,
+            cookie: 0,
+        }
+    }
+}
+
+impl FileMap {
+    /// Bytes of the file.
+    #[inline]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Number of pieces.
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Whether the file is nothing but a hole.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The runs for writing and reporting.
+    #[inline]
+    fn cut_runs(&self) -> Result<&[Run]> {
+        if !self.may_share {
+            return Ok(&self.runs);
+        }
+        match self.cut.get() {
+            Some(runs) => Ok(runs),
+            None => Err(sharing_unknown()),
+        }
+    }
+}
+
+#[cold]
+fn sharing_unknown() -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        "the file may share blocks with others, and nobody looked which: open it for writing",
+    )
+}
+
+/// The run at or before which `pos` is found, looking at the hint and the one after it first.
+#[inline]
+fn find(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
+    if let Some(run) = runs.get(hint.0)
+        && run.offset <= pos
+        && pos < run.end
+    {
+        return run.mapping();
+    }
+    search(runs, pos, hint)
+}
+
+#[inline(never)]
+fn search(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
+    let next = hint.0 + 1;
+    let index = match (runs.get(hint.0), runs.get(next)) {
+        (Some(run), Some(after)) if run.end <= pos && pos < after.end => next,
+        _ => runs.partition_point(|run| run.end <= pos),
+    };
+    let end = match runs.get(index) {
+        Some(run) if run.offset <= pos => {
+            hint.0 = index;
+            return run.mapping();
+        }
+        Some(run) => run.offset,
+        None => Geometry::MAX_FILE_BYTES,
+    };
+    let before = index.checked_sub(1).and_then(|before| runs.get(before));
+    let offset = before.map_or(0, |run| run.end);
+    hint.0 = index.saturating_sub(1);
+    Mapping {
+        addr: 0,
+        offset,
+        length: end.saturating_sub(offset),
+        kind: Kind::Hole,
+        flags: MapFlags::empty(),
+        cookie: 0,
+    }
+}
+
+/// [`Ops`] of a file whose map is loaded. Made for one operation; costs nothing to make.
+#[derive(Debug)]
+pub struct FileOps<'a> {
+    map: &'a FileMap,
+    hint: Hint,
+}
+
+impl<'a> FileOps<'a> {
+    /// For one operation on a file.
+    #[inline]
+    pub fn new(map: &'a FileMap) -> Self {
+        Self::with_hint(map, Hint(0))
+    }
+
+    /// The same, beginning where an operation before ended.
+    #[inline]
+    pub fn with_hint(map: &'a FileMap, hint: Hint) -> Self {
+        Self { map, hint }
+    }
+
+    /// Where the last lookup ended.
+    #[inline]
+    pub fn hint(&self) -> Hint {
+        self.hint
+    }
+}
+
+impl Ops for FileOps<'_> {
+    #[inline]
+    fn begin(
+        &mut self,
+        pos: u64,
+        len: u64,
+        flags: IterFlags,
+    ) -> Result<(Mapping, Option<Mapping>)> {
+        let special = IterFlags::WRITE
+            .union(IterFlags::ZERO)
+            .union(IterFlags::REPORT)
+            .union(IterFlags::XATTR);
+        if !flags.intersects(special) {
+            return Ok((find(&self.map.runs, pos, &mut self.hint), None));
+        }
+        if flags.intersects(IterFlags::REPORT.union(IterFlags::XATTR)) {
+            return self.report(pos, len, flags);
+        }
+        let mapping = find(self.map.cut_runs()?, pos, &mut self.hint);
+        let plain = mapping.kind == Kind::Mapped && mapping.flags.is_empty();
+        let inside = pos
+            .checked_add(len)
+            .is_some_and(|end| end <= self.map.size_bytes);
+        if plain && inside {
+            Ok((mapping, None))
+        } else {
+            Err(self.no_overwrite(pos, len, &mapping))
+        }
+    }
+}
+
+impl FileOps<'_> {
+    /// A mapping to be shown: no further than asked, as the kernel's are.
+    #[cold]
+    fn report(
+        &mut self,
+        pos: u64,
+        len: u64,
+        flags: IterFlags,
+    ) -> Result<(Mapping, Option<Mapping>)> {
+        if flags.contains(IterFlags::XATTR) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "mappings of extended attributes",
+            ));
+        }
+        let found = find(self.map.cut_runs()?, pos, &mut self.hint);
+        Ok((found, None)).map(|(mut mapping, source)| {
+            let into = pos.saturating_sub(mapping.offset).min(mapping.length);
+            if mapping.kind != Kind::Hole && mapping.kind != Kind::Inline {
+                mapping.addr = mapping.addr.saturating_add(into);
+            }
+            mapping.offset = mapping.offset.saturating_add(into);
+            mapping.length = mapping.length.saturating_sub(into).min(len);
+            (mapping, source)
+        })
+    }
+
+    /// Why a write is no overwrite.
+    #[cold]
+    fn no_overwrite(&self, pos: u64, len: u64, mapping: &Mapping) -> Error {
+        let end = pos.saturating_add(len);
+        let size = self.map.size_bytes;
+        let (at, why) = if end > size && pos >= size {
+            (
+                pos,
+                format!(
+                    "is beyond the end of the file ({size} bytes): growing a file needs allocation"
+                ),
+            )
+        } else if mapping.flags.contains(MapFlags::SHARED) {
+            (
+                pos,
+                "is in blocks shared with another file: it needs copy-on-write".to_owned(),
+            )
+        } else if mapping.kind == Kind::Hole {
+            (pos, "is in a hole: it needs allocation".to_owned())
+        } else if mapping.kind == Kind::Unwritten {
+            (
+                pos,
+                "is preallocated but was never written: it needs conversion".to_owned(),
+            )
+        } else if mapping.kind == Kind::Inline {
+            (pos, "is inside the inode: it needs the journal".to_owned())
+        } else {
+            (
+                size,
+                format!(
+                    "is beyond the end of the file ({size} bytes): growing a file needs allocation"
+                ),
+            )
+        };
+        Error::new(
+            ErrorKind::NotOverwrite,
+            format!("byte {at} {why}, which xtent cannot do yet"),
+        )
+        .at_offset(at)
+    }
+}
