@@ -1,0 +1,128 @@
+//! Directories: every form that the format has, read entry by entry or searched by name.
+//!
+//! Layer 5. A small directory lies in its inode (short form); then in one block of names with their hashes
+//! at its end (block form); then in several with one hash block (leaf form); then with a tree of hash blocks
+//! (node form). The forms are those of [`super::format::dir`]. Every block is checked when it comes from the
+//! device: magic, checksum, uuid, owner and address; what it says of itself is checked at each use.
+//!
+//! Nothing walks further than the directory's mapped blocks reach, and a tree only downwards, so that a
+//! directory that points in circles ends in [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt).
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod block;
+mod cursor;
+mod lookup;
+
+pub use cursor::{DirCursor, DirEntries};
+pub use lookup::lookup;
+
+use super::format::dir::{self as layout, EntryType};
+use super::format::dir_short::ShortForm;
+use super::{ExtentMap, Fork, Fs, Ino, Inode, MetaIo};
+use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::FileType;
+
+/// One name of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The name: 1 to 255 bytes, any but `/` and NUL.
+    pub name: Vec<u8>,
+    /// The inode, in range; whether it exists shows when it is read.
+    pub ino: Ino,
+    /// What the entry says that the inode is; `None` when it does not say.
+    pub file_type: Option<FileType>,
+}
+
+/// The form of a directory that is not short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Block,
+    Leaf,
+    Node,
+}
+
+/// What a short form or an inode without blocks is, and the extents of the rest.
+enum Content<'a> {
+    Short(ShortForm<'a>),
+    Blocks(Form, &'a ExtentMap),
+}
+
+fn corrupt(dir: &Inode, detail: impl std::fmt::Display) -> Error {
+    super::corrupt(dir.addr_bytes, format!("directory {}: {detail}", dir.ino))
+}
+
+/// Tells the form as the format does: by the last block that is mapped.
+fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<'a>> {
+    if dir.file_type != FileType::Directory {
+        return Err(Error::new(
+            ErrorKind::NotADirectory,
+            format!("{} is not a directory", dir.ino),
+        ));
+    }
+    if let Fork::Local(fork) = &dir.data {
+        return ShortForm::parse(fork)
+            .map(Content::Short)
+            .map_err(|error| corrupt(dir, error.detail()));
+    }
+    let geometry = fs.geometry();
+    let extents = fs.extents(io, dir)?;
+    let end = extents.as_slice().last().map_or(0, super::Extent::end_blocks);
+    let dir_blocks = u64::from(geometry.dir_block_blocks);
+    let leaf_start = block::leaf_space_start(geometry);
+    let form = if end == dir_blocks {
+        Form::Block
+    } else if end > leaf_start && end.checked_sub(leaf_start) == Some(dir_blocks) {
+        Form::Leaf
+    } else if end > leaf_start {
+        Form::Node
+    } else {
+        return Err(corrupt(dir, "its last block is of no form"));
+    };
+    let size_is_whole = dir.size.is_multiple_of(u64::from(geometry.dir_block_bytes));
+    let data_end = extents
+        .as_slice()
+        .iter()
+        .map(super::Extent::end_blocks)
+        .take_while(|&end| end <= leaf_start)
+        .last()
+        .unwrap_or(0);
+    if !size_is_whole
+        || dir.size > layout::LEAF_SPACE_BYTES
+        || geometry.bytes(data_end) > dir.size
+        || (form == Form::Block && dir.size != u64::from(geometry.dir_block_bytes))
+    {
+        return Err(corrupt(dir, format!("a size of {} bytes cannot be", dir.size)));
+    }
+    Ok(Content::Blocks(form, extents))
+}
+
+/// An entry as the caller gets it: the inode number checked against the geometry.
+fn checked_entry(fs: &Fs, addr_bytes: u64, ino: u64, name: &[u8], kind: EntryType) -> Result<DirEntry> {
+    Ok(DirEntry {
+        name: name.to_vec(),
+        ino: checked_ino(fs, addr_bytes, ino)?,
+        file_type: file_type(kind),
+    })
+}
+
+fn checked_ino(fs: &Fs, addr_bytes: u64, ino: u64) -> Result<Ino> {
+    let ino = Ino(ino);
+    if fs.geometry().split_inode(ino).is_none() {
+        let detail = format!("a directory entry points to {ino}, which cannot exist");
+        return Err(super::corrupt(addr_bytes, detail));
+    }
+    Ok(ino)
+}
+
+fn file_type(kind: EntryType) -> Option<FileType> {
+    Some(match kind {
+        EntryType::Regular => FileType::Regular,
+        EntryType::Directory => FileType::Directory,
+        EntryType::CharDevice | EntryType::Whiteout => FileType::CharDevice,
+        EntryType::BlockDevice => FileType::BlockDevice,
+        EntryType::Fifo => FileType::Fifo,
+        EntryType::Socket => FileType::Socket,
+        EntryType::Symlink => FileType::Symlink,
+        EntryType::Unknown => return None,
+    })
+}
