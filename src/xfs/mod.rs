@@ -8,7 +8,9 @@
 //! I/O on an open file needs, precomputed.
 #![forbid(unsafe_code)]
 
+pub mod dir;
 pub mod format;
+pub mod symlink;
 
 mod ag;
 mod bmbt;

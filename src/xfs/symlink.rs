@@ -20,7 +20,12 @@ pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>>
         let detail = format!("{} is not a symbolic link", link.ino);
         return Err(Error::new(ErrorKind::InvalidInput, detail));
     }
-    let bad = |what: &str| corrupt(link.addr_bytes, format!("symbolic link {}: {what}", link.ino));
+    let bad = |what: &str| {
+        corrupt(
+            link.addr_bytes,
+            format!("symbolic link {}: {what}", link.ino),
+        )
+    };
     let size = usize::try_from(link.size)
         .ok()
         .filter(|size| (1..=layout::TARGET_MAX_BYTES).contains(size))
@@ -41,7 +46,12 @@ pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>>
 
 /// Each extent holds a header and a piece of the target.
 fn read_remote(fs: &Fs, io: &mut impl MetaIo, link: &Inode, size: usize) -> Result<Vec<u8>> {
-    let bad = |what: &str| corrupt(link.addr_bytes, format!("symbolic link {}: {what}", link.ino));
+    let bad = |what: &str| {
+        corrupt(
+            link.addr_bytes,
+            format!("symbolic link {}: {what}", link.ino),
+        )
+    };
     let header_bytes = size_of::<SymlinkHeader>();
     let block_bytes = usize::try_from(fs.geometry().block_bytes).unwrap_or(usize::MAX);
     // As many blocks as if each had a header of its own, though only each extent has one.

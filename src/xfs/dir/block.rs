@@ -58,7 +58,12 @@ pub(super) fn free_space_start(geometry: &Geometry) -> u64 {
 }
 
 /// The first mapped directory block at or behind a fork block, and before `end`.
-pub(super) fn next_mapped(geometry: &Geometry, map: &ExtentMap, from: u64, end: u64) -> Option<u64> {
+pub(super) fn next_mapped(
+    geometry: &Geometry,
+    map: &ExtentMap,
+    from: u64,
+    end: u64,
+) -> Option<u64> {
     let found = match map.lookup(from) {
         Found::Extent(_) => from,
         Found::Hole { end_blocks, .. } => end_blocks,
@@ -112,7 +117,12 @@ pub(super) fn tree_magic(bytes: &[u8]) -> u16 {
 
 /// What is checked once, when a block comes from the device: identity, checksum, order of the hashes.
 fn check(fs: &Fs, dir: &Inode, bytes: &[u8], addr_bytes: u64) -> Result<()> {
-    let bad = |what: &str| Err(layout::corrupt(format!("block of directory {}: {what}", dir.ino)));
+    let bad = |what: &str| {
+        Err(layout::corrupt(format!(
+            "block of directory {}: {what}",
+            dir.ino
+        )))
+    };
     let (Ok((names, _)), Ok((tree, _))) = (
         BlockHeader::ref_from_prefix(bytes),
         DaHeader::ref_from_prefix(bytes),
@@ -120,9 +130,12 @@ fn check(fs: &Fs, dir: &Inode, bytes: &[u8], addr_bytes: u64) -> Result<()> {
         return bad("too short");
     };
     let (crc_offset, uuid, owner, daddr) = match (names.magic.get(), tree.magic.get()) {
-        (layout::MAGIC_BLOCK | layout::MAGIC_DATA, _) => {
-            (layout::BLOCK_CRC_OFFSET, names.uuid, names.owner, names.daddr)
-        }
+        (layout::MAGIC_BLOCK | layout::MAGIC_DATA, _) => (
+            layout::BLOCK_CRC_OFFSET,
+            names.uuid,
+            names.owner,
+            names.daddr,
+        ),
         (_, layout::MAGIC_LEAF1 | layout::MAGIC_LEAFN | layout::MAGIC_NODE) => {
             (layout::DA_CRC_OFFSET, tree.uuid, tree.owner, tree.daddr)
         }

@@ -98,7 +98,12 @@ impl DirCursor {
         }
     }
 
-    fn next_short(&mut self, fs: &Fs, dir: &Inode, form: &ShortForm<'_>) -> Result<Option<DirEntry>> {
+    fn next_short(
+        &mut self,
+        fs: &Fs,
+        dir: &Inode,
+        form: &ShortForm<'_>,
+    ) -> Result<Option<DirEntry>> {
         if self.with_dots {
             let dots = [
                 (layout::DOT_OFFSET, dir.ino.0, b".".as_slice()),

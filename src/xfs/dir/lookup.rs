@@ -115,13 +115,17 @@ impl Search<'_> {
         address: u32,
     ) -> Result<Option<Found>> {
         let byte = u64::from(address).wrapping_mul(8);
-        let dir_block_bytes = u64::from(self.fs.geometry().dir_block_bytes).max(1);
-        let within = usize::try_from(byte.wrapping_rem(dir_block_bytes)).unwrap_or(usize::MAX);
-        let fork_block = byte
-            .wrapping_div(dir_block_bytes)
-            .wrapping_mul(self.fs.geometry().dir_block_blocks.into());
+        // Directory blocks are a power of two of bytes.
+        let mask = u64::from(self.fs.geometry().dir_block_bytes).saturating_sub(1);
+        let within = usize::try_from(byte & mask).unwrap_or(usize::MAX);
+        let fork_block = (byte & !mask)
+            .checked_shr(self.fs.geometry().block_log)
+            .unwrap_or(u64::MAX);
         if byte >= self.dir.size || within < layout::DATA_HEADER_BYTES {
-            return leaf.corrupt(format!("a hash entry points to byte {byte:#x} of {}", self.dir.ino));
+            return leaf.corrupt(format!(
+                "a hash entry points to byte {byte:#x} of {}",
+                self.dir.ino
+            ));
         }
         if self.data.as_ref().is_none_or(|(at, _)| *at != fork_block) {
             let block = block::read(self.fs, io, self.dir, fork_block, Want::Data)?;
@@ -136,11 +140,17 @@ impl Search<'_> {
         };
         let (item, _) = block.checked(layout::data_item(&block.bytes, within, end))?;
         let DataItem::Entry(entry) = item else {
-            return leaf.corrupt(format!("a hash entry points to unused bytes of {}", self.dir.ino));
+            return leaf.corrupt(format!(
+                "a hash entry points to unused bytes of {}",
+                self.dir.ino
+            ));
         };
         if entry.name != self.name {
             if hash_name(entry.name) != self.hash {
-                return leaf.corrupt(format!("a hash entry of {} of a name of another hash", self.dir.ino));
+                return leaf.corrupt(format!(
+                    "a hash entry of {} of a name of another hash",
+                    self.dir.ino
+                ));
             }
             return Ok(None);
         }
@@ -163,7 +173,9 @@ impl Search<'_> {
             if let Some(found) = self.in_entries(io, &leaf, entries)? {
                 return Ok(Some(found));
             }
-            let goes_on = entries.last().is_none_or(|entry| entry.hash.get() <= self.hash);
+            let goes_on = entries
+                .last()
+                .is_none_or(|entry| entry.hash.get() <= self.hash);
             let next_at = u64::from(header.info.forw.get());
             if !goes_on || next_at == 0 {
                 return Ok(None);
@@ -181,7 +193,10 @@ impl Search<'_> {
             if u64::from(next_header.info.back.get()) != leaf_at {
                 return next.corrupt("a leaf that does not point back to its neighbour");
             }
-            if next_entries.first().is_some_and(|entry| entry.hash.get() < last_hash) {
+            if next_entries
+                .first()
+                .is_some_and(|entry| entry.hash.get() < last_hash)
+            {
                 return next.corrupt("leaves whose hashes are out of order");
             }
             leaf_at = next_at;
@@ -211,7 +226,10 @@ impl Search<'_> {
                 if level_above.is_some_and(|level| level != 1) {
                     return block.corrupt("a leaf at the height of a node");
                 }
-                if entries.last().is_some_and(|entry| entry.hash.get() > greatest) {
+                if entries
+                    .last()
+                    .is_some_and(|entry| entry.hash.get() > greatest)
+                {
                     return block.corrupt("a leaf with a greater hash than its node says");
                 }
                 return Ok((at, block));
@@ -221,7 +239,10 @@ impl Search<'_> {
             if level_above.is_some_and(|above: u16| above != level.saturating_add(1)) {
                 return block.corrupt("a node at the height of another");
             }
-            if entries.last().is_some_and(|entry| entry.hash.get() > greatest) {
+            if entries
+                .last()
+                .is_some_and(|entry| entry.hash.get() > greatest)
+            {
                 return block.corrupt("a node with a greater hash than the node above it says");
             }
             let child = entries.partition_point(|entry| entry.hash.get() < self.hash);
@@ -243,7 +264,9 @@ impl Search<'_> {
         let space = block::leaf_space_start(geometry)..block::free_space_start(geometry);
         let blocks = u64::from(geometry.dir_block_blocks).max(1);
         if !space.contains(&at) || !at.is_multiple_of(blocks) {
-            return from.corrupt(format!("points to block {at:#x}, outside of the hash index"));
+            return from.corrupt(format!(
+                "points to block {at:#x}, outside of the hash index"
+            ));
         }
         block::read(self.fs, io, self.dir, at, Want::Tree)
     }

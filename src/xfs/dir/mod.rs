@@ -14,7 +14,7 @@ mod cursor;
 mod lookup;
 
 pub use cursor::{DirCursor, DirEntries};
-pub use lookup::lookup;
+pub use lookup::{Found, lookup};
 
 use super::format::dir::{self as layout, EntryType};
 use super::format::dir_short::ShortForm;
@@ -66,7 +66,10 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
     }
     let geometry = fs.geometry();
     let extents = fs.extents(io, dir)?;
-    let end = extents.as_slice().last().map_or(0, super::Extent::end_blocks);
+    let end = extents
+        .as_slice()
+        .last()
+        .map_or(0, super::Extent::end_blocks);
     let dir_blocks = u64::from(geometry.dir_block_blocks);
     let leaf_start = block::leaf_space_start(geometry);
     let form = if end == dir_blocks {
@@ -79,25 +82,33 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
         return Err(corrupt(dir, "its last block is of no form"));
     };
     let size_is_whole = dir.size.is_multiple_of(u64::from(geometry.dir_block_bytes));
-    let data_end = extents
-        .as_slice()
-        .iter()
-        .map(super::Extent::end_blocks)
-        .take_while(|&end| end <= leaf_start)
-        .last()
-        .unwrap_or(0);
+    let all = extents.as_slice();
+    let data_end = all
+        .partition_point(|extent| extent.end_blocks() <= leaf_start)
+        .checked_sub(1)
+        .and_then(|last| all.get(last))
+        .map_or(0, super::Extent::end_blocks);
     if !size_is_whole
         || dir.size > layout::LEAF_SPACE_BYTES
         || geometry.bytes(data_end) > dir.size
         || (form == Form::Block && dir.size != u64::from(geometry.dir_block_bytes))
     {
-        return Err(corrupt(dir, format!("a size of {} bytes cannot be", dir.size)));
+        return Err(corrupt(
+            dir,
+            format!("a size of {} bytes cannot be", dir.size),
+        ));
     }
     Ok(Content::Blocks(form, extents))
 }
 
 /// An entry as the caller gets it: the inode number checked against the geometry.
-fn checked_entry(fs: &Fs, addr_bytes: u64, ino: u64, name: &[u8], kind: EntryType) -> Result<DirEntry> {
+fn checked_entry(
+    fs: &Fs,
+    addr_bytes: u64,
+    ino: u64,
+    name: &[u8],
+    kind: EntryType,
+) -> Result<DirEntry> {
     Ok(DirEntry {
         name: name.to_vec(),
         ino: checked_ino(fs, addr_bytes, ino)?,

@@ -322,7 +322,9 @@ pub fn data_item(block: &[u8], at: usize, end: usize) -> Result<(DataItem<'_>, u
     }
     let ino = get_u64(area, at).ok_or_else(|| bad("an entry that is cut off"))?;
     let name_at = at.saturating_add(9);
-    let name_bytes = area.get(at.saturating_add(8)).map_or(0, |&n| usize::from(n));
+    let name_bytes = area
+        .get(at.saturating_add(8))
+        .map_or(0, |&n| usize::from(n));
     let length = data_entry_bytes(name_bytes);
     if name_bytes == 0 || !fits(length) {
         return Err(bad("an entry of a length that cannot be"));
@@ -356,14 +358,18 @@ pub fn data_item(block: &[u8], at: usize, end: usize) -> Result<(DataItem<'_>, u
 /// # Errors
 /// Corrupt.
 pub fn block_leaf(block: &[u8]) -> Result<(&[LeafEntry], usize)> {
-    let (rest, tail) =
-        BlockTail::ref_from_suffix(block).map_err(|_| corrupt("a directory block without a tail"))?;
+    let (rest, tail) = BlockTail::ref_from_suffix(block)
+        .map_err(|_| corrupt("a directory block without a tail"))?;
     let count = usize::try_from(tail.count.get()).unwrap_or(usize::MAX);
     let data_end = count
         .checked_mul(size_of::<LeafEntry>())
         .and_then(|bytes| rest.len().checked_sub(bytes))
         .filter(|&end| end >= DATA_HEADER_BYTES)
-        .ok_or_else(|| corrupt(format!("a directory block with {count} leaf entries in its tail")))?;
+        .ok_or_else(|| {
+            corrupt(format!(
+                "a directory block with {count} leaf entries in its tail"
+            ))
+        })?;
     let entries = <[LeafEntry]>::ref_from_bytes(rest.get(data_end..).unwrap_or_default())
         .map_err(|_| corrupt("a directory block whose leaf entries are cut off"))?;
     Ok((entries, data_end))
@@ -393,7 +399,10 @@ pub fn leaf(block: &[u8]) -> Result<(&LeafHeader, &[LeafEntry])> {
 /// # Errors
 /// Corrupt.
 pub fn check_leaf_entries(entries: &[LeafEntry], stale: u32) -> Result<()> {
-    let found_stale = entries.iter().filter(|entry| entry.address.get() == 0).count();
+    let found_stale = entries
+        .iter()
+        .filter(|entry| entry.address.get() == 0)
+        .count();
     if usize::try_from(stale) != Ok(found_stale) {
         return Err(corrupt(format!(
             "a leaf that counts {stale} stale entries and has {found_stale}"
@@ -439,6 +448,11 @@ pub fn check_node_entries(entries: &[NodeEntry]) -> Result<()> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "test data of known size"
+)]
 mod tests {
     use super::*;
 
@@ -494,7 +508,10 @@ mod tests {
         let DataItem::Entry(entry) = item else {
             panic!("{item:?}")
         };
-        assert_eq!((entry.ino, entry.name, length), (77, b"name".as_slice(), 16));
+        assert_eq!(
+            (entry.ino, entry.name, length),
+            (77, b"name".as_slice(), 16)
+        );
         let (item, length) = data_item(&block, 80, block.len()).unwrap();
         assert!(matches!(item, DataItem::Unused) && length == 16);
         for end in 64..block.len() {
@@ -526,7 +543,12 @@ mod tests {
         assert_eq!((entries.len(), end), (3, data_end));
         check_leaf_entries(entries, block_stale(&block)).unwrap();
         let len = block.len();
-        for (at, value) in [(len - 5, 200), (len - 8, 255), (len - 1, 0), (data_end + 3, 9)] {
+        for (at, value) in [
+            (len - 5, 200),
+            (len - 8, 255),
+            (len - 1, 0),
+            (data_end + 3, 9),
+        ] {
             let mut broken = block.clone();
             broken[at] = value;
             let fine = block_leaf(&broken)

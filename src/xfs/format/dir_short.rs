@@ -59,18 +59,23 @@ impl<'a> ShortForm<'a> {
         };
         let mut walk = form.entries();
         let mut wide_found = usize::from(u32::try_from(parent).is_err());
-        let mut least_offset = u16::try_from(DOT_DOT_OFFSET).unwrap_or(u16::MAX).saturating_add(16);
+        let mut least_offset = u16::try_from(DOT_DOT_OFFSET)
+            .unwrap_or(u16::MAX)
+            .saturating_add(16);
         for entry in &mut walk {
             let entry = entry?;
             wide_found = wide_found.saturating_add(usize::from(u32::try_from(entry.ino).is_err()));
-            if entry.offset < least_offset || !usize::from(entry.offset).is_multiple_of(DATA_ALIGN) {
+            if entry.offset < least_offset || !usize::from(entry.offset).is_multiple_of(DATA_ALIGN)
+            {
                 return Err(corrupt("a short directory whose offsets are out of order"));
             }
             let length = u16::try_from(data_entry_bytes(entry.name.len())).unwrap_or(u16::MAX);
             least_offset = entry.offset.saturating_add(length);
         }
         if !walk.rest.is_empty() {
-            return Err(corrupt("a short directory with bytes behind its last entry"));
+            return Err(corrupt(
+                "a short directory with bytes behind its last entry",
+            ));
         }
         if wide_found != usize::from(*wide_count) {
             return Err(corrupt(format!(
@@ -147,6 +152,7 @@ impl<'a> Iterator for ShortEntries<'a> {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "test data of known size")]
 mod tests {
     use super::*;
     use crate::ErrorKind;
@@ -166,22 +172,40 @@ mod tests {
 
     #[test]
     fn short_form_of_both_widths() {
-        let narrow = short(0, &[0, 0, 0, 128], &[(96, b"a\xff", 1, &[0, 0, 1, 2]), (112, b"b", 2, &[0, 0, 0, 9])]);
+        let narrow = short(
+            0,
+            &[0, 0, 0, 128],
+            &[
+                (96, b"a\xff", 1, &[0, 0, 1, 2]),
+                (112, b"b", 2, &[0, 0, 0, 9]),
+            ],
+        );
         let form = ShortForm::parse(&narrow).unwrap();
         assert_eq!(form.parent, 128);
         let entries: Vec<_> = form.entries().map(Result::unwrap).collect();
         assert_eq!(entries[0].name, b"a\xff");
         assert_eq!((entries[0].ino, entries[0].offset), (258, 96));
-        assert_eq!((entries[1].ino, entries[1].file_type), (9, EntryType::Directory));
+        assert_eq!(
+            (entries[1].ino, entries[1].file_type),
+            (9, EntryType::Directory)
+        );
 
-        let wide = short(1, &[0, 0, 0, 0, 0, 0, 0, 128], &[(96, b"a", 7, &[0, 0, 0, 1, 0, 0, 0, 0])]);
+        let wide = short(
+            1,
+            &[0, 0, 0, 0, 0, 0, 0, 128],
+            &[(96, b"a", 7, &[0, 0, 0, 1, 0, 0, 0, 0])],
+        );
         let form = ShortForm::parse(&wide).unwrap();
         assert_eq!(form.entries().next().unwrap().unwrap().ino, 1 << 32);
     }
 
     #[test]
     fn short_form_cut_anywhere_is_corrupt() {
-        let fork = short(0, &[0, 0, 0, 128], &[(96, b"ab", 1, &[0, 0, 1, 2]), (112, b"c", 2, &[0, 0, 0, 9])]);
+        let fork = short(
+            0,
+            &[0, 0, 0, 128],
+            &[(96, b"ab", 1, &[0, 0, 1, 2]), (112, b"c", 2, &[0, 0, 0, 9])],
+        );
         assert!(ShortForm::parse(&fork).is_ok());
         for length in 0..fork.len() {
             let error = ShortForm::parse(&fork[..length]).unwrap_err();
@@ -189,7 +213,10 @@ mod tests {
         }
         let mut longer = fork.clone();
         longer.push(0);
-        assert!(ShortForm::parse(&longer).is_err(), "bytes behind the last entry");
+        assert!(
+            ShortForm::parse(&longer).is_err(),
+            "bytes behind the last entry"
+        );
     }
 
     #[test]
@@ -200,9 +227,19 @@ mod tests {
             ("slash", short(0, &parent, &[(96, b"a/b", 1, ino)])),
             ("no name", short(0, &parent, &[(96, b"", 1, ino)])),
             ("no such type", short(0, &parent, &[(96, b"a", 9, ino)])),
-            ("order", short(0, &parent, &[(112, b"a", 1, ino), (96, b"b", 1, ino)])),
+            (
+                "order",
+                short(0, &parent, &[(112, b"a", 1, ino), (96, b"b", 1, ino)]),
+            ),
             ("offset of ..", short(0, &parent, &[(80, b"a", 1, ino)])),
-            ("wide count", short(1, &[0, 0, 0, 0, 0, 0, 0, 128], &[(96, b"a", 1, &[0, 0, 0, 0, 0, 0, 0, 9])])),
+            (
+                "wide count",
+                short(
+                    1,
+                    &[0, 0, 0, 0, 0, 0, 0, 128],
+                    &[(96, b"a", 1, &[0, 0, 0, 0, 0, 0, 0, 9])],
+                ),
+            ),
         ] {
             assert!(ShortForm::parse(&fork).is_err(), "{what}");
         }

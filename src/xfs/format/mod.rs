@@ -6,9 +6,12 @@
 
 pub mod ag;
 pub mod btree;
+pub mod dir;
+pub mod dir_short;
 pub mod inode;
 pub mod log;
 pub mod superblock;
+pub mod symlink;
 
 /// Bytes of a basic block: the unit of disk addresses in metadata and of the log.
 pub const BASIC_BLOCK_BYTES: u64 = 512;
