@@ -3,12 +3,14 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod fallocate;
 mod hostdir;
 mod loopmount;
 mod pages;
 mod signal;
 mod uring;
 
+pub use fallocate::{punch_hole, zero_range};
 pub use hostdir::{HostDir, HostTime};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};

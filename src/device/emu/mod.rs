@@ -1,1 +1,396 @@
 //! The embedded NVMe controller: a real device side, in this process.
+//!
+//! Layer 1. Registers, doorbells, admin and I/O queues, PRPs, identify, features, a volatile write cache
+//! with flush and FUA, deallocate, abort, shutdown: after the NVMe base specification 2.0c and the NVM
+//! command set specification 1.0c, as a controller of version 1.4. The driver above cannot tell it from
+//! hardware. Its medium is a file or memory ([`Medium`]); it works in a thread of its own, in whoever waits
+//! for it, or step by step ([`Mode`]); and it misbehaves as told ([`FaultPlan`]).
+//!
+//! Host memory is reached only through [`crate::mem::DmaSpace`], so that a wrong address is a data transfer
+//! error and never an access. Everything that a host can write is hostile input here.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Arena, DmaSpace, Doorbell, Mapper};
+use crate::nvme::spec::{REG_DOORBELLS, StatusField, status_name};
+
+mod admin;
+mod cache;
+mod clock;
+mod config;
+mod control;
+mod controller;
+mod fault;
+mod identify;
+mod io;
+mod medium;
+mod namespace;
+mod prp;
+mod queue;
+mod registers;
+mod stats;
+mod worker;
+
+pub use config::{EmuConfig, Mode};
+pub use fault::{Fault, FaultPlan, FaultRate, FaultRule, Scope};
+pub use medium::Medium;
+pub use stats::EmuStats;
+
+use clock::Clock;
+use controller::Controller;
+use registers::Registers;
+
+/// Commands of one `relax()` of an inline controller.
+const INLINE_PASS: usize = 64;
+/// Waiting rounds of a thread between two offers of its processor to the controller's thread.
+const RELAX_YIELD_EVERY: u32 = 256;
+
+/// An embedded controller, running. Dropping it stops its thread; a file as medium keeps what was written.
+#[derive(Debug)]
+pub struct EmuDevice {
+    name: String,
+    mode: Mode,
+    tick_ns: u64,
+    auto_relax: bool,
+    stride_shift: u8,
+    shared: Arc<Shared>,
+    mapper: Arc<EmuMapper>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the controller's thread and the host's threads share.
+#[derive(Debug)]
+struct Shared {
+    registers: Arc<Registers>,
+    doorbells: Arc<[AtomicU32]>,
+    clock: Arc<Clock>,
+    controller: Mutex<Controller>,
+    /// Host threads that want the lock: the worker lets them in.
+    waiting: AtomicU32,
+    stop: AtomicBool,
+    sleeping: AtomicBool,
+}
+
+impl Shared {
+    /// The controller, for a host thread.
+    fn lock(&self) -> MutexGuard<'_, Controller> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let guard = self.controller.lock();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        guard.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One pass of the worker.
+    fn worker_pass(&self, budget: usize) -> usize {
+        while self.waiting.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        self.controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pass(budget)
+    }
+
+    /// A pass, unless another thread is at it.
+    fn try_pass(&self, budget: usize) -> usize {
+        match self.controller.try_lock() {
+            Ok(mut controller) => controller.pass(budget),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().pass(budget),
+            Err(TryLockError::WouldBlock) => 0,
+        }
+    }
+}
+
+/// Maps arenas for the device. When one is unmapped no transfer is under way and no queue uses it.
+#[derive(Debug)]
+struct EmuMapper {
+    space: Arc<DmaSpace>,
+    shared: Weak<Shared>,
+}
+
+impl Mapper for EmuMapper {
+    fn map(&self, arena: &Arc<Arena>) -> Result<()> {
+        self.space.map(arena)
+    }
+
+    fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
+        let Some(shared) = self.shared.upgrade() else {
+            return self.space.unmap(arena);
+        };
+        let mut controller = shared.lock();
+        let done = self.space.unmap(arena);
+        controller.remap_queues();
+        done
+    }
+}
+
+impl EmuDevice {
+    /// Powers a controller on, disabled as after a reset.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a configuration that makes no sense, [`ErrorKind::System`] when the
+    /// thread cannot be started.
+    pub fn start(config: EmuConfig) -> Result<Arc<Self>> {
+        config.check()?;
+        let words = (2 * (usize::from(config.max_io_queues) + 1)) << config.doorbell_stride_shift;
+        let doorbells: Arc<[AtomicU32]> = (0..words).map(|_| AtomicU32::new(0)).collect();
+        let registers = Arc::new(Registers::new(&config));
+        let space = Arc::new(DmaSpace::default());
+        let clock = Arc::new(match config.mode {
+            Mode::Stepped => Clock::Virtual(0.into()),
+            Mode::Threaded | Mode::Inline => Clock::Real(std::time::Instant::now()),
+        });
+        let (name, mode, tick_ns) = (config.name.clone(), config.mode, config.tick_ns);
+        let (auto_relax, spin_ns) = (config.auto_relax, config.spin_ns);
+        let stride_shift = config.doorbell_stride_shift;
+        let controller = Controller::new(
+            config,
+            Arc::clone(&registers),
+            Arc::clone(&space),
+            Arc::clone(&doorbells),
+            Arc::clone(&clock),
+        );
+        let shared = Arc::new(Shared {
+            registers,
+            doorbells,
+            clock,
+            controller: Mutex::new(controller),
+            waiting: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+        });
+        let thread = match mode {
+            Mode::Threaded => Some(spawn(&shared, Duration::from_nanos(spin_ns))?),
+            Mode::Inline | Mode::Stepped => None,
+        };
+        Ok(Arc::new(Self {
+            name,
+            mode,
+            tick_ns,
+            auto_relax,
+            stride_shift,
+            mapper: Arc::new(EmuMapper {
+                space,
+                shared: Arc::downgrade(&shared),
+            }),
+            shared,
+            thread,
+        }))
+    }
+
+    /// Who does the work.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Does up to `commands` commands (or endings of commands that were held back), one after the other,
+    /// each a tick of the clock apart; how many it was. Meant for [`Mode::Stepped`], where nothing else
+    /// makes the controller work; allowed in every mode.
+    pub fn step(&self, commands: usize) -> usize {
+        let mut controller = self.shared.lock();
+        for done in 0..commands {
+            if controller.pass(1) == 0 {
+                return done;
+            }
+            self.shared.clock.advance(self.tick_ns);
+        }
+        commands
+    }
+
+    /// Moves the clock of a stepped controller. What is due by then is done by the next step.
+    pub fn advance_ns(&self, ns: u64) {
+        self.shared.clock.advance(ns);
+    }
+
+    /// What happened since the start.
+    pub fn stats(&self) -> EmuStats {
+        self.shared.lock().stats.clone()
+    }
+
+    /// Adds a fault to those planned.
+    pub fn inject(&self, rule: FaultRule) {
+        self.shared.lock().faults.add(rule);
+    }
+
+    /// Replaces all faults, those injected included.
+    pub fn set_faults(&self, plan: FaultPlan) {
+        self.shared.lock().faults = fault::Faults::new(plan);
+    }
+
+    /// Cuts the power: the device is gone for its host (registers read as ones), commands under way are
+    /// done, half done or not done, and with [`EmuConfig::cache_model`] every block that was not made
+    /// durable is kept or lost, by `seed`. The medium that is left can be put into a new controller.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceGone`] when the medium was taken before, [`ErrorKind::Io`] when it fails.
+    pub fn power_cut(&self, seed: u64) -> Result<Medium> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let medium = self.shared.lock().power_cut(&mut rng);
+        self.taken(medium, "cut the power")
+    }
+
+    /// Ends the device orderly: everything written is made durable. For its host it is gone.
+    ///
+    /// # Errors
+    /// As for [`EmuDevice::power_cut`].
+    pub fn power_off(&self) -> Result<Medium> {
+        let medium = self.shared.lock().power_off();
+        self.taken(medium, "power off")
+    }
+
+    fn taken(
+        &self,
+        medium: Option<Result<Medium, StatusField>>,
+        operation: &'static str,
+    ) -> Result<Medium> {
+        let error = match medium {
+            Some(Ok(medium)) => return Ok(medium),
+            Some(Err(status)) => Error::new(
+                ErrorKind::Io,
+                format!(
+                    "the medium reported {}",
+                    status_name(status.sct(), status.sc())
+                ),
+            ),
+            None => Error::new(ErrorKind::DeviceGone, "the medium was taken already"),
+        };
+        Err(error.during(operation).on_device(self.name.as_str()))
+    }
+
+    /// After a register access of the host.
+    fn wake(&self) {
+        match (&self.thread, self.mode) {
+            (Some(thread), _) => self.unpark(thread.thread()),
+            (None, Mode::Inline) => {
+                self.shared.try_pass(INLINE_PASS);
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn unpark(&self, thread: &Thread) {
+        if self.shared.sleeping.load(Ordering::SeqCst) {
+            thread.unpark();
+        }
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, spin: Duration) -> Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name("xtent-emu".to_owned())
+        .spawn(move || worker::run(&shared, spin))
+        .map_err(|e| Error::system("cannot start the embedded controller's thread", e))
+}
+
+impl Device for EmuDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read32(&self, offset: u32) -> u32 {
+        self.shared.registers.read32(offset)
+    }
+
+    fn read64(&self, offset: u32) -> u64 {
+        self.shared.registers.read64(offset)
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        self.shared.lock().write32(offset, value);
+        self.wake();
+    }
+
+    fn write64(&self, offset: u32, value: u64) {
+        let mut controller = self.shared.lock();
+        controller.write32(offset, (value & 0xffff_ffff) as u32);
+        controller.write32(offset.wrapping_add(4), (value >> 32) as u32);
+        drop(controller);
+        self.wake();
+    }
+
+    fn doorbell(&self, offset: u32) -> Result<Doorbell> {
+        let stride = 4_u32 << self.stride_shift;
+        offset
+            .checked_sub(REG_DOORBELLS)
+            .filter(|from| from.is_multiple_of(stride))
+            .and_then(|from| usize::try_from(from / 4).ok())
+            .and_then(|index| Doorbell::in_memory(&self.shared.doorbells, index))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("there is no doorbell at register offset {offset:#x}"),
+                )
+                .on_device(self.name.as_str())
+            })
+    }
+
+    fn mapper(&self) -> Arc<dyn Mapper> {
+        self.mapper.clone()
+    }
+
+    fn stop_dma(&self) -> Result<()> {
+        // Transfers happen under the lock: when it is ours, none is under way.
+        if self.shared.lock().stop_dma() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Io, "the device did not stop its DMA")
+            .on_device(self.name.as_str()))
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.shared.clock.now_ns()
+    }
+
+    fn relax(&self) {
+        match self.mode {
+            Mode::Threaded => {
+                if let Some(thread) = &self.thread {
+                    self.unpark(thread.thread());
+                }
+                thread_local! {
+                    static ROUNDS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+                }
+                let rounds = ROUNDS.get().wrapping_add(1);
+                ROUNDS.set(rounds);
+                // On a machine with fewer processors than pollers the controller's thread must get one.
+                if rounds.is_multiple_of(RELAX_YIELD_EVERY) {
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+            Mode::Inline => {
+                if self.shared.try_pass(INLINE_PASS) == 0 {
+                    std::hint::spin_loop();
+                }
+            }
+            Mode::Stepped => {
+                if self.auto_relax {
+                    self.shared.lock().pass(1);
+                }
+                self.shared.clock.advance(self.tick_ns);
+            }
+        }
+    }
+}
+
+impl Drop for EmuDevice {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A worker that panicked has nothing more to say here.
+            let _ = thread.join();
+        }
+    }
+}

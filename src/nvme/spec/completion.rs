@@ -74,6 +74,10 @@ pub const SC_INTERNAL: StatusField = StatusField::of(0, 0x06);
 pub const SC_ABORT_REQUESTED: StatusField = StatusField::of(0, 0x07);
 /// Generic status: aborted because its submission queue was deleted.
 pub const SC_SQ_DELETED: StatusField = StatusField::of(0, 0x08);
+/// Generic status: command sequence error.
+pub const SC_COMMAND_SEQUENCE: StatusField = StatusField::of(0, 0x0c);
+/// Generic status: namespace is write protected.
+pub const SC_NAMESPACE_WRITE_PROTECTED: StatusField = StatusField::of(0, 0x20);
 /// Generic status: invalid namespace or format.
 pub const SC_INVALID_NAMESPACE: StatusField = StatusField::of(0, 0x0b);
 /// Generic status: PRP offset invalid.
@@ -92,6 +96,12 @@ pub const SC_INVALID_QUEUE_ID: StatusField = StatusField::of(1, 0x01);
 pub const SC_INVALID_QUEUE_SIZE: StatusField = StatusField::of(1, 0x02);
 /// Command specific: abort command limit exceeded.
 pub const SC_ABORT_LIMIT: StatusField = StatusField::of(1, 0x03);
+/// Command specific: asynchronous event request limit exceeded.
+pub const SC_ASYNC_EVENT_LIMIT: StatusField = StatusField::of(1, 0x05);
+/// Command specific: invalid log page.
+pub const SC_INVALID_LOG_PAGE: StatusField = StatusField::of(1, 0x09);
+/// Command specific: feature identifier not saveable.
+pub const SC_FEATURE_NOT_SAVEABLE: StatusField = StatusField::of(1, 0x0d);
 /// Command specific: invalid queue deletion.
 pub const SC_INVALID_QUEUE_DELETION: StatusField = StatusField::of(1, 0x0c);
 /// Command specific: attempted write to read-only range.
@@ -114,7 +124,9 @@ pub fn status_name(sct: u8, sc: u8) -> &'static str {
         (0, 0x07) => "that the command was aborted",
         (0, 0x08) => "that the submission queue was deleted",
         (0, 0x0b) => "an invalid namespace or format",
+        (0, 0x0c) => "a command sequence error",
         (0, 0x13) => "an invalid PRP offset",
+        (0, 0x20) => "that the namespace is write protected",
         (0, 0x80) => "an LBA out of range",
         (0, 0x81) => "that its capacity is exceeded",
         (0, 0x82) => "that the namespace is not ready",
@@ -124,6 +136,8 @@ pub fn status_name(sct: u8, sc: u8) -> &'static str {
         (1, 0x01) => "an invalid queue identifier",
         (1, 0x02) => "an invalid queue size",
         (1, 0x03) => "that its limit of aborts is exceeded",
+        (1, 0x05) => "that its limit of event requests is exceeded",
+        (1, 0x09) => "an invalid log page",
         (1, 0x0c) => "an invalid queue deletion",
         (1, 0x82) => "a write to a read-only range",
         (2, 0x80) => "a write fault of the medium",

@@ -1,0 +1,401 @@
+//! Admin commands (section 5).
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use super::controller::{Controller, Done};
+use super::identify;
+use super::medium::Transfer;
+use super::prp;
+use super::queue::{Cq, Sq};
+use crate::nvme::spec::{
+    ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
+    ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES, CC_IOCQES_SHIFT,
+    CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_NAMESPACE, Command,
+    FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES, PAGE_BYTES, QUEUE_CONTIGUOUS,
+    SC_ABORT_REQUESTED, SC_ASYNC_EVENT_LIMIT, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER,
+    SC_FEATURE_NOT_SAVEABLE, SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_LOG_PAGE,
+    SC_INVALID_NAMESPACE, SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET, SC_INVALID_QUEUE_DELETION,
+    SC_INVALID_QUEUE_ID, SC_INVALID_QUEUE_SIZE, SC_SQ_DELETED, StatusField,
+};
+use crate::units::Iova;
+
+/// Namespace identification descriptors (CNS).
+const CNS_DESCRIPTORS: u32 = 3;
+/// Most asynchronous event requests outstanding.
+pub(super) const EVENT_REQUESTS: u8 = 4;
+/// Most bytes of a log page that a host may ask for at once.
+const LONGEST_LOG_BYTES: u64 = 1 << 20;
+/// Event: error status, "invalid doorbell write value", details in the error log page.
+const EVENT_INVALID_DOORBELL: u32 = 1 << 8 | 1 << 16;
+/// Features by identifier, 0 to 0x0f.
+const FEATURES: usize = 16;
+const FEAT_ARBITRATION: u32 = 0x01;
+const FEAT_TEMPERATURE_THRESHOLD: u32 = 0x04;
+const FEAT_ASYNC_EVENTS: u32 = 0x0b;
+/// Kelvin; above it the device would warn.
+const TEMPERATURE_LIMIT_K: u32 = 343;
+
+/// Feature values.
+#[derive(Debug)]
+pub(super) struct Features {
+    current: [u32; FEATURES],
+    default: [u32; FEATURES],
+    /// I/O queues of each kind that may be created.
+    queues: u16,
+}
+
+impl Features {
+    pub(super) fn new(max_io_queues: u16, volatile_write_cache: bool) -> Self {
+        let mut default = [0; FEATURES];
+        // No limit to a burst.
+        default[FEAT_ARBITRATION as usize] = 7;
+        default[FEAT_TEMPERATURE_THRESHOLD as usize] = TEMPERATURE_LIMIT_K;
+        default[FEAT_VOLATILE_WRITE_CACHE as usize] = u32::from(volatile_write_cache);
+        let queues = u32::from(max_io_queues) - 1;
+        default[FEAT_NUMBER_OF_QUEUES as usize] = queues | queues << 16;
+        Self {
+            current: default,
+            default,
+            queues: max_io_queues,
+        }
+    }
+
+    /// Writes may stay in the volatile cache.
+    #[inline]
+    pub(super) fn write_cache(&self) -> bool {
+        self.current[FEAT_VOLATILE_WRITE_CACHE as usize] & 1 == 1
+    }
+
+    fn index(id: u32) -> Option<usize> {
+        // 1 to 0x0b but the LBA range type, which is optional.
+        let known = (FEAT_ARBITRATION..=FEAT_ASYNC_EVENTS).contains(&id) && id != 3;
+        known.then_some(id as usize)
+    }
+}
+
+/// Asynchronous events and the requests that wait for them (section 5.2).
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    requests: VecDeque<u16>,
+    waiting: Option<u32>,
+    /// Told, and not again before the host has read the error log.
+    masked: bool,
+}
+
+impl Controller {
+    pub(super) fn execute_admin(&mut self, command: &Command) -> Option<Done> {
+        // Neither fused operations nor SGLs.
+        if command.flags != 0 {
+            return Some(Done::failed(SC_INVALID_FIELD.do_not_retry()));
+        }
+        let done = match command.opcode {
+            ADM_DELETE_SQ => self.delete_sq(command).into(),
+            ADM_CREATE_SQ => self.create_sq(command).into(),
+            ADM_GET_LOG_PAGE => self.get_log_page(command).into(),
+            ADM_DELETE_CQ => self.delete_cq(command).into(),
+            ADM_CREATE_CQ => self.create_cq(command).into(),
+            ADM_IDENTIFY => self.identify(command).into(),
+            ADM_ABORT => self.abort(command),
+            ADM_SET_FEATURES => self.set_features(command).unwrap_or_else(Done::failed),
+            ADM_GET_FEATURES => self.get_features(command).unwrap_or_else(Done::failed),
+            ADM_ASYNC_EVENT => return self.request_event(command),
+            _ => Done::failed(SC_INVALID_OPCODE.do_not_retry()),
+        };
+        Some(done)
+    }
+
+    /// Delivers `bytes` to the command's host memory.
+    fn send(&mut self, command: &Command, bytes: &[u8]) -> Result<(), StatusField> {
+        let (prp1, prp2) = (command.prp1.get(), command.prp2.get());
+        let len = bytes.len() as u64;
+        let sent = prp::walk(&self.space, prp1, prp2, len, &mut self.segments).and_then(|()| {
+            Transfer {
+                space: &self.space,
+                segments: &self.segments,
+            }
+            .scatter(bytes)
+        });
+        self.stats.dma_faults += u64::from(sent == Err(SC_DATA_TRANSFER));
+        sent
+    }
+
+    fn identify(&mut self, command: &Command) -> Result<(), StatusField> {
+        let nsid = command.nsid.get();
+        let mut page = match command.cdw10_15[0].get() & 0xff {
+            CNS_NAMESPACE => {
+                let at = self.namespace(nsid)?;
+                identify::namespace(&self.offer, &self.namespaces[at], nsid)
+            }
+            CNS_CONTROLLER => identify::controller(&self.offer, self.namespaces.len()),
+            CNS_ACTIVE_NAMESPACES if nsid >= 0xffff_fffe => {
+                return Err(SC_INVALID_NAMESPACE.do_not_retry());
+            }
+            CNS_ACTIVE_NAMESPACES => identify::active_namespaces(self.namespaces.len(), nsid),
+            CNS_DESCRIPTORS => {
+                self.namespace(nsid)?;
+                identify::descriptors(&self.offer, nsid)
+            }
+            _ => return Err(SC_INVALID_FIELD.do_not_retry()),
+        };
+        if self.garbage {
+            identify::spoil(&mut page, &mut self.faults.rng);
+        }
+        self.send(command, &page)
+    }
+
+    /// The index of the namespace `nsid`.
+    pub(super) fn namespace(&self, nsid: u32) -> Result<usize, StatusField> {
+        (nsid as usize)
+            .checked_sub(1)
+            .filter(|&at| at < self.namespaces.len())
+            .ok_or(SC_INVALID_NAMESPACE.do_not_retry())
+    }
+
+    /// The checks that both kinds of queue share: id, size, base. Returns the id and the number of entries.
+    fn check_queue(
+        &self,
+        command: &Command,
+        exists: impl Fn(&Self, usize) -> bool,
+        entry_shift_ok: bool,
+    ) -> Result<(u16, u32), StatusField> {
+        let dw10 = command.cdw10_15[0].get();
+        let id = low16(dw10);
+        let size = (dw10 >> 16) + 1;
+        if id == 0 || id > self.features.queues || exists(self, id.into()) {
+            return Err(SC_INVALID_QUEUE_ID.do_not_retry());
+        }
+        if size < 2 || size > self.offer.max_queue_entries || !entry_shift_ok {
+            return Err(SC_INVALID_QUEUE_SIZE.do_not_retry());
+        }
+        if command.cdw10_15[1].get() & QUEUE_CONTIGUOUS == 0 {
+            return Err(SC_INVALID_FIELD.do_not_retry());
+        }
+        if !command.prp1.get().is_multiple_of(PAGE_BYTES as u64) {
+            return Err(SC_INVALID_PRP_OFFSET.do_not_retry());
+        }
+        Ok((id, size))
+    }
+
+    fn entry_shift_is(&self, shift: u32, value: u32) -> bool {
+        self.registers.cc.load(Ordering::Relaxed) >> shift & 0xf == value
+    }
+
+    fn create_cq(&mut self, command: &Command) -> Result<(), StatusField> {
+        let (id, size) = self.check_queue(
+            command,
+            |this, id| this.cqs[id].is_some(),
+            self.entry_shift_is(CC_IOCQES_SHIFT, 4),
+        )?;
+        let cq = Cq::new(size, Iova(command.prp1.get()), &self.space);
+        let cq = self.reachable(cq)?;
+        self.clear_doorbell(id, true);
+        self.cqs[usize::from(id)] = Some(cq);
+        Ok(())
+    }
+
+    fn create_sq(&mut self, command: &Command) -> Result<(), StatusField> {
+        let (id, size) = self.check_queue(
+            command,
+            |this, id| this.sqs[id].is_some(),
+            self.entry_shift_is(CC_IOSQES_SHIFT, 6),
+        )?;
+        let cq_id = low16(command.cdw10_15[1].get() >> 16);
+        let found = matches!(self.cqs.get(usize::from(cq_id)), Some(Some(_)));
+        if cq_id == 0 || !found {
+            return Err(SC_INVALID_CQ.do_not_retry());
+        }
+        let sq = Sq::new(cq_id, size, Iova(command.prp1.get()), &self.space);
+        let sq = self.reachable(sq)?;
+        self.clear_doorbell(id, false);
+        self.sqs[usize::from(id)] = Some(sq);
+        if let Some(cq) = &mut self.cqs[usize::from(cq_id)] {
+            cq.sqs += 1;
+        }
+        self.active.push(id);
+        Ok(())
+    }
+
+    fn reachable<T, E>(&mut self, queue: Result<T, E>) -> Result<T, StatusField> {
+        queue.map_err(|_| {
+            self.stats.dma_faults += 1;
+            SC_DATA_TRANSFER
+        })
+    }
+
+    fn clear_doorbell(&self, id: u16, completion: bool) {
+        let index = (2 * usize::from(id) + usize::from(completion)) << self.offer.stride_shift;
+        if let Some(word) = self.doorbells.get(index) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn delete_sq(&mut self, command: &Command) -> Result<(), StatusField> {
+        let id = low16(command.cdw10_15[0].get());
+        let exists = matches!(self.sqs.get(usize::from(id)), Some(Some(_)));
+        if id == 0 || !exists {
+            return Err(SC_INVALID_QUEUE_ID.do_not_retry());
+        }
+        while let Some(at) = self.held.iter().position(|held| held.sq == id) {
+            let held = self.held.remove(at);
+            self.end(held, Some(SC_SQ_DELETED));
+        }
+        let Some(sq) = self.sqs[usize::from(id)].take() else {
+            return Ok(());
+        };
+        if let Some(Some(cq)) = self.cqs.get_mut(usize::from(sq.cq)) {
+            cq.sqs -= 1;
+        }
+        self.active.retain(|&active| active != id);
+        Ok(())
+    }
+
+    fn delete_cq(&mut self, command: &Command) -> Result<(), StatusField> {
+        let id = low16(command.cdw10_15[0].get());
+        match self.cqs.get_mut(usize::from(id)) {
+            Some(slot @ Some(_)) if id != 0 => {
+                if slot.as_ref().is_some_and(|cq| cq.sqs > 0) {
+                    return Err(SC_INVALID_QUEUE_DELETION.do_not_retry());
+                }
+                *slot = None;
+                Ok(())
+            }
+            _ => Err(SC_INVALID_QUEUE_ID.do_not_retry()),
+        }
+    }
+
+    /// Aborts a command that is held back or an event request. Whatever else it names has ended, or ends
+    /// at once: not aborted (bit 0).
+    fn abort(&mut self, command: &Command) -> Done {
+        let dw10 = command.cdw10_15[0].get();
+        let (sq, cid) = (low16(dw10), low16(dw10 >> 16));
+        let found = self
+            .held
+            .iter()
+            .position(|held| held.sq == sq && held.command.cid.get() == cid);
+        if let Some(at) = found {
+            let held = self.held.remove(at);
+            self.end(held, Some(SC_ABORT_REQUESTED));
+        } else if sq == 0 && self.events.requests.contains(&cid) {
+            self.events.requests.retain(|&request| request != cid);
+            self.complete(0, cid, Done::failed(SC_ABORT_REQUESTED));
+        } else {
+            self.stats.aborts_refused += 1;
+            return Done::value(1);
+        }
+        self.stats.aborts += 1;
+        Done::SUCCESS
+    }
+
+    fn set_features(&mut self, command: &Command) -> Result<Done, StatusField> {
+        let dw10 = command.cdw10_15[0].get();
+        let value = command.cdw10_15[1].get();
+        if dw10 >> 31 == 1 {
+            return Err(SC_FEATURE_NOT_SAVEABLE.do_not_retry());
+        }
+        let id = dw10 & 0xff;
+        let at = Features::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
+        match id {
+            FEAT_NUMBER_OF_QUEUES => return self.set_queues(value),
+            FEAT_VOLATILE_WRITE_CACHE => {
+                if !self.offer.volatile_write_cache {
+                    return Err(SC_INVALID_FIELD.do_not_retry());
+                }
+                if value & 1 == 0 {
+                    for namespace in &mut self.namespaces {
+                        namespace.flush()?;
+                    }
+                }
+                self.features.current[at] = value & 1;
+            }
+            _ => self.features.current[at] = value,
+        }
+        Ok(Done::SUCCESS)
+    }
+
+    fn set_queues(&mut self, value: u32) -> Result<Done, StatusField> {
+        if self.sqs.iter().skip(1).any(Option::is_some)
+            || self.cqs.iter().skip(1).any(Option::is_some)
+        {
+            return Err(SC_COMMAND_SEQUENCE.do_not_retry());
+        }
+        let (sqs, cqs) = (value & 0xffff, value >> 16);
+        if sqs == 0xffff || cqs == 0xffff {
+            return Err(SC_INVALID_FIELD.do_not_retry());
+        }
+        let most = u32::from(self.offer.max_io_queues) - 1;
+        let granted = sqs.max(cqs).min(most);
+        self.features.queues = low16(granted) + 1;
+        let value = sqs.min(most) | cqs.min(most) << 16;
+        self.features.current[FEAT_NUMBER_OF_QUEUES as usize] = value;
+        Ok(Done::value(value))
+    }
+
+    fn get_features(&mut self, command: &Command) -> Result<Done, StatusField> {
+        let dw10 = command.cdw10_15[0].get();
+        let id = dw10 & 0xff;
+        let at = Features::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
+        if id == FEAT_VOLATILE_WRITE_CACHE && !self.offer.volatile_write_cache {
+            return Err(SC_INVALID_FIELD.do_not_retry());
+        }
+        match dw10 >> 8 & 7 {
+            0 => Ok(Done::value(self.features.current[at])),
+            1 | 2 => Ok(Done::value(self.features.default[at])),
+            // Supported capabilities: changeable, neither saveable nor per namespace.
+            3 => Ok(Done::value(4)),
+            _ => Err(SC_INVALID_FIELD.do_not_retry()),
+        }
+    }
+
+    fn request_event(&mut self, command: &Command) -> Option<Done> {
+        if self.events.requests.len() >= usize::from(EVENT_REQUESTS) {
+            return Some(Done::failed(SC_ASYNC_EVENT_LIMIT.do_not_retry()));
+        }
+        if let Some(event) = self.events.waiting.take() {
+            return Some(Done::value(event));
+        }
+        self.events.requests.push_back(command.cid.get());
+        None
+    }
+
+    pub(super) fn raise_invalid_doorbell(&mut self) {
+        if std::mem::replace(&mut self.events.masked, true) {
+            return;
+        }
+        match self.events.requests.pop_front() {
+            Some(cid) => self.complete(0, cid, Done::value(EVENT_INVALID_DOORBELL)),
+            None => self.events.waiting = Some(EVENT_INVALID_DOORBELL),
+        }
+    }
+
+    fn get_log_page(&mut self, command: &Command) -> Result<(), StatusField> {
+        let [dw10, dw11, dw12, dw13, ..] = command.cdw10_15.map(|dw| dw.get());
+        let dwords = u64::from(dw10 >> 16 | dw11 << 16) + 1;
+        let offset = u64::from(dw12) | u64::from(dw13) << 32;
+        let page = match dw10 & 0xff {
+            // Errors: none are kept but the count.
+            0x01 => {
+                if dw10 >> 15 & 1 == 0 {
+                    self.events.masked = false;
+                }
+                vec![0; IDENTIFY_BYTES]
+            }
+            0x02 => identify::smart_log(&self.stats),
+            0x03 => identify::firmware_log(&self.offer),
+            _ => return Err(SC_INVALID_LOG_PAGE.do_not_retry()),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = page.get(start..).filter(|_| offset % 4 == 0);
+        let (Some(rest), true) = (rest, dwords * 4 <= LONGEST_LOG_BYTES) else {
+            return Err(SC_INVALID_FIELD.do_not_retry());
+        };
+        // Past the page's end there is nothing: zeroes.
+        let mut bytes = rest.to_vec();
+        bytes.resize(usize::try_from(dwords * 4).unwrap_or(0), 0);
+        self.send(command, &bytes)
+    }
+}
+
+pub(super) fn low16(value: u32) -> u16 {
+    (value & 0xffff) as u16
+}

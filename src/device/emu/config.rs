@@ -1,0 +1,165 @@
+//! What an embedded controller is made of.
+
+use super::fault::FaultPlan;
+use super::medium::Medium;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Who does the controller's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// A thread of its own (`xtent-emu`) polls the doorbells, like hardware does. For benches, and for
+    /// products without hardware.
+    #[default]
+    Threaded,
+    /// No thread: whoever waits ([`crate::device::Device::relax`]) or writes a register does the work. For
+    /// small tools.
+    Inline,
+    /// No thread and no real clock: the controller works only when it is stepped. For deterministic tests.
+    Stepped,
+}
+
+/// An embedded controller's capabilities, medium, faults and way of working. Start from
+/// [`EmuConfig::default`] (64 MiB of memory, 512-byte blocks, a volatile write cache, no faults, threaded):
+///
+/// ```
+/// use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+/// let device = EmuDevice::start(EmuConfig {
+///     medium: Medium::memory(1 << 20),
+///     lba_bytes: 4096,
+///     mode: Mode::Inline,
+///     ..EmuConfig::default()
+/// })?;
+/// # Ok::<(), xtent::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct EmuConfig {
+    /// The device's name in messages.
+    pub name: String,
+    /// Where the one namespace (id 1) keeps its blocks.
+    pub medium: Medium,
+    /// Bytes of a logical block: 512 or 4096.
+    pub lba_bytes: u32,
+    /// Maximum data transfer size, `2^mdts` pages of 4 KiB; 0 for no limit.
+    pub mdts: u8,
+    /// Optimal I/O boundary in blocks; 0 for none.
+    pub noiob_blocks: u16,
+    /// A volatile write cache is present: writes are durable only when flushed or written with FUA. Without
+    /// it every write is durable when it completes (on a file: `fdatasync` after each).
+    pub volatile_write_cache: bool,
+    /// Keeps what is not flushed in an overlay of its own, so that [`super::EmuDevice::power_cut`] can lose
+    /// any part of it. Costs memory and a copy; for tests. Says nothing without a volatile write cache.
+    pub cache_model: bool,
+    /// The namespace is write protected.
+    pub read_only: bool,
+    /// Most I/O queue pairs, 1 to 4095.
+    pub max_io_queues: u16,
+    /// Most entries of a queue, 2 to 65536.
+    pub max_queue_entries: u32,
+    /// CAP.DSTRD: doorbells are `4 << shift` bytes apart, 0 to 10. The default, 3, gives each queue pair a
+    /// cache line of its own.
+    pub doorbell_stride_shift: u8,
+    /// CAP.TO: the longest time to become ready or not ready, in units of 500 ms.
+    pub cap_to: u8,
+    /// How long the controller takes from CC.EN to CSTS.RDY, in nanoseconds.
+    pub ready_delay_ns: u64,
+    /// Write zeroes is offered.
+    pub write_zeroes: bool,
+    /// Dataset management (deallocate) is offered.
+    pub dataset_management: bool,
+    /// Most abort commands at a time, 1 to 256. They are executed at once, so the limit is only told.
+    pub abort_limit: u16,
+    /// Model, printable ASCII of at most 40 characters.
+    pub model: String,
+    /// Serial number, printable ASCII of at most 20 characters.
+    pub serial: String,
+    /// Firmware revision, printable ASCII of at most 8 characters.
+    pub firmware: String,
+    /// What goes wrong.
+    pub faults: FaultPlan,
+    /// Who does the work.
+    pub mode: Mode,
+    /// Threaded: how long the thread spins after the last work before it begins to back off, in nanoseconds.
+    pub spin_ns: u64,
+    /// Stepped: how far the clock moves for each step, in nanoseconds.
+    pub tick_ns: u64,
+    /// Stepped: `relax()` does one step. When false, `relax()` only moves the clock by a tick.
+    pub auto_relax: bool,
+}
+
+impl Default for EmuConfig {
+    fn default() -> Self {
+        Self {
+            name: "embedded controller".to_owned(),
+            medium: Medium::memory(64 << 20),
+            lba_bytes: 512,
+            mdts: 5,
+            noiob_blocks: 0,
+            volatile_write_cache: true,
+            cache_model: false,
+            read_only: false,
+            max_io_queues: 64,
+            max_queue_entries: 1024,
+            doorbell_stride_shift: 3,
+            cap_to: 4,
+            ready_delay_ns: 0,
+            write_zeroes: true,
+            dataset_management: true,
+            abort_limit: 8,
+            model: "xtent embedded controller".to_owned(),
+            serial: "XTENT0001".to_owned(),
+            firmware: "1.0".to_owned(),
+            faults: FaultPlan::default(),
+            mode: Mode::Threaded,
+            spin_ns: 500_000,
+            tick_ns: 1_000,
+            auto_relax: true,
+        }
+    }
+}
+
+impl EmuConfig {
+    /// Says what is wrong with it, if anything.
+    pub(super) fn check(&self) -> Result<()> {
+        let within = |what: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) {
+                return Ok(());
+            }
+            Err(bad(format!(
+                "{what} is {value}, and must be {low} to {high}"
+            )))
+        };
+        if self.lba_bytes != 512 && self.lba_bytes != 4096 {
+            return Err(bad(format!(
+                "the block size is {}, and must be 512 or 4096",
+                self.lba_bytes
+            )));
+        }
+        if self.medium.len_bytes() < u64::from(self.lba_bytes) {
+            return Err(bad("the medium is smaller than one block".to_owned()));
+        }
+        within("mdts", self.mdts.into(), 0, 16)?;
+        within("max_io_queues", self.max_io_queues.into(), 1, 4095)?;
+        within("max_queue_entries", self.max_queue_entries.into(), 2, 65536)?;
+        let shift = self.doorbell_stride_shift.into();
+        within("doorbell_stride_shift", shift, 0, 10)?;
+        within("abort_limit", self.abort_limit.into(), 1, 256)?;
+        within("tick_ns", self.tick_ns, 1, 1 << 40)?;
+        for (what, text, longest) in [
+            ("model", &self.model, 40),
+            ("serial", &self.serial, 20),
+            ("firmware", &self.firmware, 8),
+        ] {
+            let printable = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+            if text.len() > longest || !printable {
+                return Err(bad(format!(
+                    "the {what} {text:?} must be printable ASCII of at most {longest} characters"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bad(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, detail).during("start the embedded controller")
+}

@@ -1,0 +1,531 @@
+//! The controller at work: looks at doorbells, fetches commands, has them done, posts completions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rand::Rng;
+
+use super::admin::{Events, Features};
+use super::clock::Clock;
+use super::config::EmuConfig;
+use super::fault::{Event, Fault, Faults, Target};
+use super::namespace::Namespace;
+use super::queue::{Cq, Entry, Seen, Sq};
+use super::registers::Registers;
+use super::stats::EmuStats;
+use crate::mem::{DmaSpace, Segment};
+use crate::nvme::spec::{
+    ADM_ABORT, CSTS_CFS, Command, SC_CID_CONFLICT, SC_WRITE_FAULT, StatusField,
+};
+
+/// Most commands taken from one queue before the next gets its turn.
+const BURST: usize = 32;
+/// Most commands held back; what a fault would hold beyond it ends at once.
+const MOST_HELD: usize = 1 << 16;
+/// A completion that waits to be overtaken waits no longer than this.
+const REORDER_LIMIT_NS: u64 = 1_000_000;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done {
+    /// Dword 0 of the completion.
+    pub(super) result: u32,
+    pub(super) status: StatusField,
+}
+
+impl Done {
+    pub(super) const SUCCESS: Self = Self::value(0);
+
+    pub(super) const fn value(result: u32) -> Self {
+        Self {
+            result,
+            status: StatusField::SUCCESS,
+        }
+    }
+
+    pub(super) const fn failed(status: StatusField) -> Self {
+        Self { result: 0, status }
+    }
+}
+
+impl From<Result<(), StatusField>> for Done {
+    fn from(result: Result<(), StatusField>) -> Self {
+        result.map_or_else(Self::failed, |()| Self::SUCCESS)
+    }
+}
+
+/// A command that a fault keeps from ending.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) sq: u16,
+    pub(super) command: Command,
+    /// Done already, and only the completion is held back.
+    done: Option<Done>,
+    /// Ends when the clock is here,
+    at_ns: u64,
+    /// or when its completion queue has posted so many.
+    at_posts: u64,
+}
+
+impl Held {
+    /// Only its completion is missing.
+    pub(super) fn is_done(&self) -> bool {
+        self.done.is_some()
+    }
+}
+
+/// What a controller offers, from its configuration.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) mdts: u8,
+    pub(super) noiob_blocks: u16,
+    pub(super) volatile_write_cache: bool,
+    pub(super) max_io_queues: u16,
+    pub(super) max_queue_entries: u32,
+    pub(super) stride_shift: u8,
+    pub(super) ready_delay_ns: u64,
+    pub(super) write_zeroes: bool,
+    pub(super) dataset_management: bool,
+    pub(super) abort_limit: u16,
+    pub(super) model: String,
+    pub(super) serial: String,
+    pub(super) firmware: String,
+}
+
+/// The state behind the lock.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub(super) registers: Arc<Registers>,
+    pub(super) space: Arc<DmaSpace>,
+    pub(super) doorbells: Arc<[AtomicU32]>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) offer: Offer,
+    pub(super) namespaces: Vec<Namespace>,
+    /// By queue id; 0 is the admin queue.
+    pub(super) sqs: Vec<Option<Sq>>,
+    pub(super) cqs: Vec<Option<Cq>>,
+    /// Ids of the submission queues that exist.
+    pub(super) active: Vec<u16>,
+    turn: usize,
+    pub(super) held: Vec<Held>,
+    pub(super) faults: Faults,
+    pub(super) stats: EmuStats,
+    pub(super) features: Features,
+    pub(super) events: Events,
+    /// Enabled, and becomes ready when the clock is here.
+    pub(super) ready_at: Option<u64>,
+    /// Enabled, ready and well: commands are fetched.
+    pub(super) running: bool,
+    /// Some completion waits for room in its queue.
+    backlog: bool,
+    /// The identify command at work is to deliver garbage.
+    pub(super) garbage: bool,
+    /// The host memory of the command at work.
+    pub(super) segments: Vec<Segment>,
+}
+
+impl Controller {
+    pub(super) fn new(
+        config: EmuConfig,
+        registers: Arc<Registers>,
+        space: Arc<DmaSpace>,
+        doorbells: Arc<[AtomicU32]>,
+        clock: Arc<Clock>,
+    ) -> Self {
+        let queues = usize::from(config.max_io_queues) + 1;
+        let cached = config.cache_model && config.volatile_write_cache;
+        let namespace = Namespace::new(config.medium, config.lba_bytes, config.read_only, cached);
+        Self {
+            registers,
+            space,
+            doorbells,
+            clock,
+            features: Features::new(config.max_io_queues, config.volatile_write_cache),
+            events: Events::default(),
+            offer: Offer {
+                mdts: config.mdts,
+                noiob_blocks: config.noiob_blocks,
+                volatile_write_cache: config.volatile_write_cache,
+                max_io_queues: config.max_io_queues,
+                max_queue_entries: config.max_queue_entries,
+                stride_shift: config.doorbell_stride_shift,
+                ready_delay_ns: config.ready_delay_ns,
+                write_zeroes: config.write_zeroes,
+                dataset_management: config.dataset_management,
+                abort_limit: config.abort_limit,
+                model: config.model,
+                serial: config.serial,
+                firmware: config.firmware,
+            },
+            namespaces: vec![namespace],
+            sqs: (0..queues).map(|_| None).collect(),
+            cqs: (0..queues).map(|_| None).collect(),
+            active: Vec::with_capacity(queues),
+            turn: 0,
+            held: Vec::new(),
+            faults: Faults::new(config.faults),
+            stats: EmuStats::default(),
+            ready_at: None,
+            running: false,
+            backlog: false,
+            garbage: false,
+            segments: Vec::new(),
+        }
+    }
+
+    /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.
+    pub(super) fn pass(&mut self, budget: usize) -> usize {
+        if let Some(at) = self.ready_at
+            && self.clock.now_ns() >= at
+        {
+            self.become_ready();
+        }
+        if !self.running {
+            return 0;
+        }
+        if self.backlog {
+            self.drain_backlog();
+        }
+        let mut done = 0;
+        if !self.held.is_empty() {
+            done += self.end_held(budget);
+        }
+        for n in 0..self.active.len() {
+            if done >= budget || !self.running {
+                break;
+            }
+            // Commands create and delete queues: the list may have changed since the last turn.
+            let at = (self.turn + n) % self.active.len().max(1);
+            let Some(&sq) = self.active.get(at) else {
+                break;
+            };
+            let served = self.serve(sq, BURST.min(budget - done));
+            done += served;
+            if done >= budget && served > 0 {
+                self.turn = at + 1;
+                break;
+            }
+        }
+        done
+    }
+
+    fn doorbell(&self, sq: u16, completion: bool) -> u32 {
+        let index = (2 * usize::from(sq) + usize::from(completion)) << self.offer.stride_shift;
+        self.doorbells
+            .get(index)
+            .map_or(0, |word| u32::from_le(word.load(Ordering::Acquire)))
+    }
+
+    fn drain_backlog(&mut self) {
+        self.backlog = false;
+        for id in 0..self.offer.max_io_queues + 1 {
+            let value = self.doorbell(id, true);
+            let Some(Some(cq)) = self.cqs.get_mut(usize::from(id)) else {
+                continue;
+            };
+            if cq.pending.is_empty() {
+                continue;
+            }
+            let seen = cq.observe(value);
+            let mapped = cq.drain();
+            self.backlog |= !cq.pending.is_empty();
+            self.note(seen);
+            if !mapped {
+                return self.fail();
+            }
+        }
+    }
+
+    fn note(&mut self, seen: Seen) {
+        match seen {
+            Seen::Same => {}
+            Seen::New => self.stats.doorbell_writes += 1,
+            Seen::Invalid => {
+                self.stats.doorbell_writes += 1;
+                self.stats.invalid_doorbells += 1;
+                self.raise_invalid_doorbell();
+            }
+        }
+    }
+
+    /// Serves one submission queue, at most `budget` commands.
+    fn serve(&mut self, id: u16, budget: usize) -> usize {
+        let tail = self.doorbell(id, false);
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(id)) else {
+            return 0;
+        };
+        let cq_id = sq.cq;
+        let seen = sq.observe(tail);
+        let idle = sq.is_empty();
+        self.note(seen);
+        let head = self.doorbell(cq_id, true);
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(cq_id)) else {
+            return 0;
+        };
+        let seen = cq.observe(head);
+        self.note(seen);
+        if idle {
+            return 0;
+        }
+        let mut done = 0;
+        while done < budget && self.running {
+            let room = matches!(self.cqs.get(usize::from(cq_id)), Some(Some(cq)) if cq.has_room());
+            let Some(Some(sq)) = self.sqs.get_mut(usize::from(id)) else {
+                break;
+            };
+            if !room || sq.is_empty() {
+                break;
+            }
+            let Some(command) = sq.fetch() else {
+                self.fail();
+                break;
+            };
+            done += 1;
+            self.stats.commands += 1;
+            if self.faults.idle() {
+                self.run(id, command);
+            } else {
+                self.run_with_faults(id, command);
+            }
+        }
+        done
+    }
+
+    /// Does a command and ends it.
+    #[inline]
+    fn run(&mut self, sq: u16, command: Command) {
+        if let Some(done) = self.execute(sq, &command) {
+            self.complete(sq, command.cid.get(), done);
+        }
+    }
+
+    /// Does a command. `None` when it stays outstanding by its nature.
+    #[inline]
+    fn execute(&mut self, sq: u16, command: &Command) -> Option<Done> {
+        let outstanding = |held: &Held| held.sq == sq && held.command.cid == command.cid;
+        if !self.held.is_empty() && self.held.iter().any(outstanding) {
+            return Some(Done::failed(SC_CID_CONFLICT.do_not_retry()));
+        }
+        if sq == 0 {
+            self.stats.admin_commands += 1;
+            self.execute_admin(command)
+        } else {
+            Some(self.execute_io(command))
+        }
+    }
+
+    fn run_with_faults(&mut self, sq: u16, command: Command) {
+        let target = Target {
+            event: Event::Command,
+            admin: sq == 0,
+            opcode: command.opcode,
+            lbas: if sq == 0 {
+                None
+            } else {
+                self.lbas_of(&command)
+            },
+        };
+        let Some(fault) = self.faults.pick(&target) else {
+            return self.run(sq, command);
+        };
+        self.count_fault(fault);
+        self.run_faulty(sq, command, fault);
+    }
+
+    pub(super) fn count_fault(&mut self, fault: Fault) {
+        *self.stats.faults.entry(fault.name()).or_default() += 1;
+    }
+
+    fn run_faulty(&mut self, sq: u16, command: Command, fault: Fault) {
+        let cid = command.cid.get();
+        match fault {
+            Fault::Status(status) => self.complete(sq, cid, Done::failed(status)),
+            Fault::Lost => self.hold(sq, command, None, u64::MAX, u64::MAX),
+            Fault::LostCompletion => {
+                let done = self.execute(sq, &command);
+                self.hold(sq, command, done, u64::MAX, u64::MAX);
+            }
+            Fault::Late { delay_ns } => {
+                let now = self.faults.rng.random_bool(0.5);
+                let done = now.then(|| self.execute(sq, &command)).flatten();
+                let at = self.clock.now_ns().saturating_add(delay_ns);
+                self.hold(sq, command, done, at, u64::MAX);
+            }
+            Fault::Reorder { completions } => {
+                let done = self.execute(sq, &command);
+                let at = self.clock.now_ns().saturating_add(REORDER_LIMIT_NS);
+                let posts = self.posts_of(sq).saturating_add(completions.into());
+                self.hold(sq, command, done, at, posts);
+            }
+            Fault::Torn => {
+                let status = self.write_torn(&command).err().unwrap_or(SC_WRITE_FAULT);
+                self.complete(sq, cid, Done::failed(status));
+            }
+            Fault::GarbageIdentify => {
+                self.garbage = true;
+                self.run(sq, command);
+                self.garbage = false;
+            }
+            Fault::AbortFails if command.opcode == ADM_ABORT => {
+                self.stats.aborts_refused += 1;
+                self.complete(sq, cid, Done::value(1));
+            }
+            Fault::Fatal => self.fail(),
+            Fault::Gone => self.disappear(),
+            _ => self.run_and_spoil(sq, command, fault),
+        }
+    }
+
+    /// Faults of the completion entry itself.
+    fn run_and_spoil(&mut self, sq: u16, command: Command, fault: Fault) {
+        let Some(done) = self.execute(sq, &command) else {
+            return;
+        };
+        let Some(mut entry) = self.entry(sq, command.cid.get(), done) else {
+            return;
+        };
+        let rng = &mut self.faults.rng;
+        match fault {
+            Fault::WrongCid => entry.cid ^= rng.random_range(1..=u16::MAX),
+            Fault::StaleCid => {
+                if let Some(Some(sq)) = self.sqs.get(usize::from(sq)) {
+                    entry.cid = sq.last_cid;
+                }
+            }
+            Fault::WrongPhase => entry.wrong_phase = true,
+            Fault::GarbageSqHead => entry.sq_head = rng.random(),
+            Fault::Duplicate => self.post(entry),
+            _ => {}
+        }
+        self.post(entry);
+        if matches!(fault, Fault::WrongCid | Fault::StaleCid | Fault::WrongPhase) {
+            self.hold(sq, command, Some(done), u64::MAX, u64::MAX);
+        }
+    }
+
+    fn posts_of(&self, sq: u16) -> u64 {
+        let cq = self.sqs.get(usize::from(sq)).and_then(Option::as_ref);
+        cq.and_then(|sq| self.cqs.get(usize::from(sq.cq))?.as_ref())
+            .map_or(u64::MAX, |cq| cq.posts)
+    }
+
+    fn hold(&mut self, sq: u16, command: Command, done: Option<Done>, at_ns: u64, at_posts: u64) {
+        if self.held.len() >= MOST_HELD {
+            return self.run(sq, command);
+        }
+        self.held.push(Held {
+            sq,
+            command,
+            done,
+            at_ns,
+            at_posts,
+        });
+    }
+
+    /// Ends what was held back and is due.
+    fn end_held(&mut self, budget: usize) -> usize {
+        let now = self.clock.now_ns();
+        let mut ended = 0;
+        let mut at = 0;
+        while ended < budget && at < self.held.len() && self.running {
+            let held = &self.held[at];
+            if held.at_ns > now && held.at_posts > self.posts_of(held.sq) {
+                at += 1;
+                continue;
+            }
+            let held = self.held.remove(at);
+            self.end(held, None);
+            ended += 1;
+        }
+        ended
+    }
+
+    /// Ends a held command: with `status` if there is one, otherwise as it is done.
+    pub(super) fn end(&mut self, held: Held, status: Option<StatusField>) {
+        let cid = held.command.cid.get();
+        match (status, held.done) {
+            (Some(status), _) => self.complete(held.sq, cid, Done::failed(status)),
+            (None, Some(done)) => self.complete(held.sq, cid, done),
+            (None, None) => self.run(held.sq, held.command),
+        }
+    }
+
+    fn entry(&self, sq: u16, cid: u16, done: Done) -> Option<Entry> {
+        let queue = self.sqs.get(usize::from(sq))?.as_ref()?;
+        Some(Entry {
+            result: done.result,
+            sq_head: queue.head,
+            sq,
+            cid,
+            status: done.status,
+            wrong_phase: false,
+        })
+    }
+
+    /// Ends a command.
+    #[inline]
+    pub(super) fn complete(&mut self, sq: u16, cid: u16, done: Done) {
+        // A command that deleted its own queue's peers is of the admin queue, which stays.
+        let Some(entry) = self.entry(sq, cid, done) else {
+            return;
+        };
+        self.post(entry);
+        if let Some(Some(sq)) = self.sqs.get_mut(usize::from(sq)) {
+            sq.last_cid = cid;
+        }
+    }
+
+    fn post(&mut self, entry: Entry) {
+        let sq = self.sqs.get(usize::from(entry.sq)).and_then(Option::as_ref);
+        let Some(cq) = sq.map(|sq| sq.cq) else {
+            return;
+        };
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(cq)) else {
+            return;
+        };
+        self.stats.completions += 1;
+        let mapped = cq.post(entry);
+        self.backlog |= !cq.pending.is_empty();
+        if !mapped {
+            self.fail();
+        }
+    }
+
+    /// Stops with a fatal status: only a reset helps.
+    pub(super) fn fail(&mut self) {
+        self.running = false;
+        self.ready_at = None;
+        self.registers.set_csts(self.registers.csts() | CSTS_CFS);
+    }
+
+    /// The device is no more.
+    pub(super) fn disappear(&mut self) {
+        self.running = false;
+        self.ready_at = None;
+        self.drop_queues();
+        self.registers.gone.store(true, Ordering::Release);
+    }
+
+    /// Forgets all queues and every outstanding command.
+    pub(super) fn drop_queues(&mut self) {
+        self.sqs.fill_with(|| None);
+        self.cqs.fill_with(|| None);
+        self.active.clear();
+        self.held.clear();
+        self.events = Events::default();
+        self.backlog = false;
+        for word in self.doorbells.iter() {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks up the rings again after the host's mappings changed.
+    pub(super) fn remap_queues(&mut self) {
+        for sq in self.sqs.iter_mut().flatten() {
+            sq.remap(&self.space);
+        }
+        for cq in self.cqs.iter_mut().flatten() {
+            cq.remap(&self.space);
+        }
+    }
+}
