@@ -39,6 +39,27 @@ pub struct ControllerInfo {
     pub namespaces: Vec<NamespaceInfo>,
 }
 
+impl ControllerInfo {
+    /// Before identify has answered.
+    pub(super) fn unknown(device: &str) -> Self {
+        Self {
+            device: device.to_owned(),
+            vendor_id: 0,
+            model: String::new(),
+            serial: String::new(),
+            firmware: String::new(),
+            version: Version(0),
+            max_transfer_bytes: None,
+            max_queue_entries: 0,
+            queues: 0,
+            volatile_write_cache: false,
+            write_zeroes: false,
+            deallocate: false,
+            namespaces: Vec::new(),
+        }
+    }
+}
+
 /// A version of the NVMe specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32);

@@ -7,11 +7,22 @@
 //! thread, which is a [`crate::block::Queue`].
 #![forbid(unsafe_code)]
 
+mod admin;
 mod controller;
-#[cfg_attr(not(test), expect(dead_code, reason = "bring-up will call the checks"))]
+#[cfg(test)]
+mod fake;
 mod info;
 mod pair;
+mod port;
+mod prp;
+mod queue;
+mod recovery;
+mod setup;
+mod slots;
 pub mod spec;
+mod split;
+#[cfg(test)]
+mod tests;
 
 pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
 pub use info::{ControllerInfo, NamespaceInfo, Version};

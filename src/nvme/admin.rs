@@ -1,0 +1,294 @@
+//! The admin queue: one command at a time, each with a deadline (section 5).
+
+use std::fmt;
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+
+use super::controller::Counters;
+use super::port::{ALL_ONES, Deadline, Port, gone};
+use super::queue::{CompletionRing, SubmissionRing, leak};
+use super::spec::{
+    ADM_ABORT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ, ADM_GET_FEATURES,
+    ADM_IDENTIFY, ADM_SET_FEATURES, CQE_BYTES, CSTS_CFS, Command, FEAT_NUMBER_OF_QUEUES,
+    IDENTIFY_BYTES, QUEUE_CONTIGUOUS, REG_CSTS, SQE_BYTES, StatusField, cq_doorbell_offset,
+    sq_doorbell_offset, status_name,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Heap, SharedWords};
+use crate::units::Iova;
+
+const ENTRIES: u32 = 32;
+
+/// Looks at the queue between two reads of CSTS: a register read crosses the bus.
+const LOOKS_PER_STATUS: u32 = 256;
+
+/// Why an admin command did not succeed. Anything but a status leaves the queue in doubt: the controller
+/// must be reset before the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    Status(StatusField),
+    Timeout(Duration),
+    Fatal,
+    Confused,
+    Gone,
+}
+
+impl Failure {
+    pub(super) fn into_error(self, what: &str) -> Error {
+        let (kind, why) = match self {
+            Self::Status(status) => (
+                ErrorKind::Io,
+                format!(
+                    "the controller reported {} (status code type {:#x}, status code {:#04x})",
+                    status_name(status.sct(), status.sc()),
+                    status.sct(),
+                    status.sc()
+                ),
+            ),
+            Self::Timeout(after) => (
+                ErrorKind::Timeout,
+                format!(
+                    "the controller did not answer within {} ms",
+                    after.as_millis()
+                ),
+            ),
+            Self::Fatal => (
+                ErrorKind::DeviceGone,
+                "the controller reported a fatal error (CSTS.CFS)".into(),
+            ),
+            Self::Confused => (
+                ErrorKind::Io,
+                "the controller answered on the admin queue for another queue".into(),
+            ),
+            Self::Gone => return gone(),
+        };
+        Error::new(kind, format!("{what}: {why}"))
+    }
+}
+
+/// The admin queue's memory and the ids of I/O queues that are free.
+pub(super) struct Admin {
+    sq: SubmissionRing,
+    cq: CompletionRing,
+    /// What identify writes to.
+    data: SharedWords,
+    next_cid: u16,
+    /// Free I/O queue ids, the next one last.
+    pub(super) free_ids: Vec<u16>,
+    pub(super) timeout: Duration,
+}
+
+impl Admin {
+    pub(super) fn new(port: &Port, heap: &Heap, timeout: Duration) -> Result<Self> {
+        let entries = ENTRIES.min(1 << port.cap.max_queue_entries().ilog2());
+        let stride = port.cap.doorbell_stride_bytes();
+        let sq_bell = port.device.doorbell(sq_doorbell_offset(0, stride))?;
+        let cq_bell = port.device.doorbell(cq_doorbell_offset(0, stride))?;
+        let sq = heap.alloc(entries as usize * SQE_BYTES, 4096)?;
+        let cq = heap.alloc(entries as usize * CQE_BYTES, 4096)?;
+        Ok(Self {
+            sq: SubmissionRing::new(sq, sq_bell, entries),
+            cq: CompletionRing::new(cq, cq_bell, entries),
+            data: SharedWords::new(heap.alloc(IDENTIFY_BYTES, 4096)?),
+            next_cid: 0,
+            free_ids: Vec::new(),
+            timeout,
+        })
+    }
+
+    /// Enables the (disabled) controller with fresh admin rings.
+    pub(super) fn enable(&mut self, port: &Port) -> Result<()> {
+        self.sq.restart();
+        self.cq.restart();
+        port.enable(self.sq.iova(), self.cq.iova(), self.sq.entries())
+    }
+
+    /// Sends a command and waits for its end; dword 0 of the completion is the result.
+    pub(super) fn run(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        mut command: Command,
+    ) -> Result<u32, Failure> {
+        // FFFFh means "no command" in the error log.
+        self.next_cid = if self.next_cid >= 0xfffe {
+            0
+        } else {
+            self.next_cid + 1
+        };
+        let cid = self.next_cid;
+        command.cid.set(cid);
+        let mut words = [0u64; 8];
+        for (word, bytes) in words.iter_mut().zip(command.as_bytes().chunks_exact(8)) {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(bytes);
+            *word = u64::from_le_bytes(eight);
+        }
+        self.sq.push(&words);
+        self.sq.ring();
+        let deadline = Deadline::after(&*port.device, self.timeout);
+        let mut looks = 0u32;
+        loop {
+            let late = deadline.passed(&*port.device);
+            if let Some(result) = self.take_answer(cid, counters) {
+                return result;
+            }
+            if looks.is_multiple_of(LOOKS_PER_STATUS) || late {
+                match port.device.read32(REG_CSTS) {
+                    ALL_ONES => return Err(Failure::Gone),
+                    csts if csts & CSTS_CFS != 0 => return Err(Failure::Fatal),
+                    _ => {}
+                }
+            }
+            if late {
+                counters.timeouts.add(1);
+                return Err(Failure::Timeout(self.timeout));
+            }
+            looks = looks.wrapping_add(1);
+            port.device.relax();
+        }
+    }
+
+    /// Reaps at most one ring's worth.
+    fn take_answer(&mut self, cid: u16, counters: &Counters) -> Option<Result<u32, Failure>> {
+        let mut answer = None;
+        for _ in 0..self.cq.entries() {
+            let Some(entry) = self.cq.peek() else { break };
+            let dw0 = self.cq.dw0();
+            self.cq.pop();
+            if entry.sq_id() != 0 {
+                counters.stale.add(1);
+                answer = Some(Err(Failure::Confused));
+            } else if entry.cid() != cid || answer.is_some() {
+                counters.stale.add(1);
+            } else if entry.status().is_success() {
+                answer = Some(Ok(dw0));
+            } else {
+                answer = Some(Err(Failure::Status(entry.status())));
+            }
+        }
+        self.cq.ring();
+        answer
+    }
+
+    /// Identify (5.17) into a copy that the device cannot change any more.
+    pub(super) fn identify(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        cns: u32,
+        nsid: u32,
+    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, Failure> {
+        self.data.clear();
+        let mut command = command(ADM_IDENTIFY, [cns, 0]);
+        command.nsid.set(nsid);
+        command.prp1.set(self.data.iova().0);
+        self.run(port, counters, command)?;
+        let mut bytes = Box::new([0; IDENTIFY_BYTES]);
+        for (at, four) in bytes.chunks_exact_mut(4).enumerate() {
+            four.copy_from_slice(&self.data.load_u32(at * 4).to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    /// Asks for `wanted` queue pairs (5.27.1.5); returns how many there are.
+    pub(super) fn negotiate_queues(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        wanted: u16,
+    ) -> Result<u16, Failure> {
+        let ask = u32::from(wanted.max(1) - 1);
+        let set = command(ADM_SET_FEATURES, [FEAT_NUMBER_OF_QUEUES, ask << 16 | ask]);
+        let granted = self.run(port, counters, set)?;
+        let fewest = (granted & 0xffff).min(granted >> 16).min(ask);
+        Ok(u16::try_from(fewest + 1).unwrap_or(wanted))
+    }
+
+    /// Get features: the current value.
+    pub(super) fn feature(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        feature: u32,
+    ) -> Result<u32, Failure> {
+        self.run(port, counters, command(ADM_GET_FEATURES, [feature, 0]))
+    }
+
+    /// Creates a completion and a submission queue of the same id (5.3, 5.4).
+    pub(super) fn create_pair(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        id: u16,
+        rings: (Iova, Iova),
+        entries: u32,
+    ) -> Result<(), Failure> {
+        let (sq, cq) = rings;
+        let size_and_id = (entries - 1) << 16 | u32::from(id);
+        let mut create = command(ADM_CREATE_CQ, [size_and_id, QUEUE_CONTIGUOUS]);
+        create.prp1.set(cq.0);
+        self.run(port, counters, create)?;
+        let with_cq = u32::from(id) << 16 | QUEUE_CONTIGUOUS;
+        let mut create = command(ADM_CREATE_SQ, [size_and_id, with_cq]);
+        create.prp1.set(sq.0);
+        if let Err(failure) = self.run(port, counters, create) {
+            if let Failure::Status(_) = failure {
+                self.run(port, counters, command(ADM_DELETE_CQ, [u32::from(id), 0]))?;
+            }
+            return Err(failure);
+        }
+        Ok(())
+    }
+
+    /// Deletes a submission queue and then its completion queue (5.5, 5.6).
+    pub(super) fn delete_pair(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        id: u16,
+    ) -> Result<(), Failure> {
+        self.run(port, counters, command(ADM_DELETE_SQ, [u32::from(id), 0]))?;
+        self.run(port, counters, command(ADM_DELETE_CQ, [u32::from(id), 0]))?;
+        Ok(())
+    }
+
+    /// Abort (5.1); true when the controller says that it aborted the command.
+    pub(super) fn abort(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        queue: u16,
+        cid: u16,
+    ) -> Result<bool, Failure> {
+        let which = u32::from(cid) << 16 | u32::from(queue);
+        let result = self.run(port, counters, command(ADM_ABORT, [which, 0]))?;
+        Ok(result & 1 == 0)
+    }
+
+    /// Never gives the memory back: the device may still use it. Returns its length in bytes.
+    pub(super) fn leak(&mut self) -> usize {
+        self.sq.leak() + self.cq.leak() + leak(&mut self.data)
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("next_cid", &self.next_cid)
+            .field("free_ids", &self.free_ids.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn command(opcode: u8, cdw10_11: [u32; 2]) -> Command {
+    let mut command = Command {
+        opcode,
+        ..Default::default()
+    };
+    for (dword, value) in command.cdw10_15.iter_mut().zip(cdw10_11) {
+        dword.set(value);
+    }
+    command
+}

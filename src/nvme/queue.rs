@@ -1,0 +1,261 @@
+//! The two rings of a queue pair (sections 3.3.1 and 3.3.3): entries in shared memory, a tail or head, the
+//! phase, and the doorbell, which is rung once for a batch.
+
+use super::spec::{CQE_BYTES, SQE_BYTES, StatusField};
+use crate::mem::{DmaBuf, Doorbell, SharedWords};
+use crate::units::Iova;
+
+/// The host's side of a submission queue. The entries are a power of two.
+#[derive(Debug)]
+pub(super) struct SubmissionRing {
+    words: SharedWords,
+    bell: Doorbell,
+    mask: u32,
+    tail: u32,
+    /// What the device was last told.
+    rung: u32,
+}
+
+impl SubmissionRing {
+    pub(super) fn new(memory: DmaBuf, bell: Doorbell, entries: u32) -> Self {
+        assert!(entries.is_power_of_two() && memory.len() == entries as usize * SQE_BYTES);
+        Self {
+            words: SharedWords::new(memory),
+            bell,
+            mask: entries - 1,
+            tail: 0,
+            rung: 0,
+        }
+    }
+
+    /// Writes an entry at the tail. The caller knows that there is room: it has fewer commands outstanding
+    /// than the ring has entries.
+    #[inline]
+    pub(super) fn push(&mut self, entry: &[u64; 8]) {
+        self.words
+            .store_64_bytes(self.tail as usize * SQE_BYTES, entry);
+        self.tail = (self.tail + 1) & self.mask;
+    }
+
+    /// Tells the device of all that was pushed since it was told last.
+    #[inline]
+    pub(super) fn ring(&mut self) {
+        if self.tail != self.rung {
+            self.bell.ring(self.tail);
+            self.rung = self.tail;
+        }
+    }
+
+    /// As new, for a queue that the device does not have (any more).
+    pub(super) fn restart(&mut self) {
+        self.words.clear();
+        self.tail = 0;
+        self.rung = 0;
+    }
+
+    pub(super) fn iova(&self) -> Iova {
+        self.words.iova()
+    }
+
+    pub(super) fn entries(&self) -> u32 {
+        self.mask + 1
+    }
+
+    /// Never gives the memory back: the device may still use it. Returns its length in bytes.
+    pub(super) fn leak(&mut self) -> usize {
+        leak(&mut self.words)
+    }
+}
+
+/// The words of a completion queue entry that every completion needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    /// SQ head in the low half, SQ id in the high half.
+    pub(super) dw2: u32,
+    dw3: u32,
+}
+
+impl Entry {
+    #[inline]
+    pub(super) fn cid(self) -> u16 {
+        (self.dw3 & 0xffff) as u16
+    }
+
+    #[inline]
+    pub(super) fn status(self) -> StatusField {
+        StatusField::from_dw3(self.dw3)
+    }
+
+    pub(super) fn sq_id(self) -> u32 {
+        self.dw2 >> 16
+    }
+}
+
+/// The host's side of a completion queue.
+#[derive(Debug)]
+pub(super) struct CompletionRing {
+    words: SharedWords,
+    bell: Doorbell,
+    mask: u32,
+    head: u32,
+    rung: u32,
+    /// What bit 16 of a new entry is, in place.
+    phase: u32,
+}
+
+const PHASE: u32 = 1 << 16;
+
+impl CompletionRing {
+    pub(super) fn new(memory: DmaBuf, bell: Doorbell, entries: u32) -> Self {
+        assert!(entries.is_power_of_two() && memory.len() == entries as usize * CQE_BYTES);
+        Self {
+            words: SharedWords::new(memory),
+            bell,
+            mask: entries - 1,
+            head: 0,
+            rung: 0,
+            phase: PHASE,
+        }
+    }
+
+    /// The entry at the head, when the device has written it. What the device wrote before the entry (the
+    /// data of a read) is visible from here on.
+    #[inline]
+    pub(super) fn peek(&self) -> Option<Entry> {
+        let at = self.head as usize * CQE_BYTES;
+        let dw3 = self.words.load_u32_acquire(at + 12);
+        if dw3 & PHASE != self.phase {
+            return None;
+        }
+        let dw2 = self.words.load_u32(at + 8);
+        Some(Entry { dw2, dw3 })
+    }
+
+    /// Dword 0 of the entry at the head: the result of an admin command.
+    pub(super) fn dw0(&self) -> u32 {
+        self.words.load_u32(self.head as usize * CQE_BYTES)
+    }
+
+    /// Goes past the entry at the head.
+    #[inline]
+    pub(super) fn pop(&mut self) {
+        self.head = (self.head + 1) & self.mask;
+        if self.head == 0 {
+            self.phase ^= PHASE;
+        }
+    }
+
+    /// Gives the device back all entries that were popped since it was told last.
+    #[inline]
+    pub(super) fn ring(&mut self) {
+        if self.head != self.rung {
+            self.bell.ring(self.head);
+            self.rung = self.head;
+        }
+    }
+
+    /// As new, for a queue that the device does not have (any more).
+    pub(super) fn restart(&mut self) {
+        self.words.clear();
+        self.head = 0;
+        self.rung = 0;
+        self.phase = PHASE;
+    }
+
+    pub(super) fn iova(&self) -> Iova {
+        self.words.iova()
+    }
+
+    #[inline]
+    pub(super) fn entries(&self) -> u32 {
+        self.mask + 1
+    }
+
+    /// Never gives the memory back: the device may still use it. Returns its length in bytes.
+    pub(super) fn leak(&mut self) -> usize {
+        leak(&mut self.words)
+    }
+}
+
+pub(super) fn leak(words: &mut SharedWords) -> usize {
+    let empty = SharedWords::new(DmaBuf::default());
+    let lost = std::mem::replace(words, empty);
+    let len_bytes = lost.len_bytes();
+    std::mem::forget(lost);
+    len_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{DmaSpace, Heap, HeapConfig, HugePages};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    struct Rig {
+        heap: Heap,
+        space: Arc<DmaSpace>,
+        bells: Arc<[AtomicU32]>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let heap = Heap::new(HeapConfig {
+                arena_bytes: 2 << 20,
+                huge_pages: HugePages::Never,
+                ..Default::default()
+            });
+            let space = Arc::new(DmaSpace::default());
+            heap.attach(space.clone()).unwrap();
+            let bells = (0..2).map(|_| AtomicU32::new(99)).collect();
+            Self { heap, space, bells }
+        }
+
+        fn bell(&self, index: usize) -> Doorbell {
+            Doorbell::in_memory(&self.bells, index).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_batch_rings_once_and_the_tail_wraps() {
+        let rig = Rig::new();
+        let memory = rig.heap.alloc(4 * SQE_BYTES, 4096).unwrap();
+        let mut sq = SubmissionRing::new(memory, rig.bell(0), 4);
+        sq.ring();
+        assert_eq!(rig.bells[0].load(Ordering::Relaxed), 99, "nothing to say");
+        for round in 0..10u64 {
+            for n in 0..3 {
+                sq.push(&[round * 3 + n; 8]);
+            }
+            sq.ring();
+            let tail = u32::try_from((round + 1) * 3 % 4).unwrap();
+            assert_eq!(rig.bells[0].load(Ordering::Relaxed), tail);
+            let range = rig.space.translate(sq.iova(), 4 * SQE_BYTES).unwrap();
+            let last = usize::try_from((round * 3 + 2) % 4).unwrap();
+            assert_eq!(range.load_u64(last * SQE_BYTES + 56), Some(round * 3 + 2));
+        }
+    }
+
+    #[test]
+    fn the_phase_tells_new_entries_over_many_wraps() {
+        let rig = Rig::new();
+        let memory = rig.heap.alloc(8 * CQE_BYTES, 4096).unwrap();
+        let mut cq = CompletionRing::new(memory, rig.bell(1), 8);
+        let range = rig.space.translate(cq.iova(), 8 * CQE_BYTES).unwrap();
+        let (mut at, mut phase) = (0usize, 1u32);
+        for n in 0..100u32 {
+            assert!(cq.peek().is_none(), "entry {n} is not there yet");
+            assert!(range.store_u32(at * CQE_BYTES, n, Ordering::Relaxed));
+            let dw3 = (n & 0xff) | phase << 16 | StatusField::of(1, 2).to_dw3();
+            assert!(range.store_u32(at * CQE_BYTES + 12, dw3, Ordering::Release));
+            at = (at + 1) % 8;
+            phase ^= u32::from(at == 0);
+            let entry = cq.peek().unwrap();
+            assert_eq!((u32::from(entry.cid()), cq.dw0()), (n & 0xff, n));
+            assert_eq!((entry.status().sct(), entry.status().sc()), (1, 2));
+            cq.pop();
+            cq.ring();
+            assert_eq!(rig.bells[1].load(Ordering::Relaxed) as usize, at);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What a queue pair does when something is wrong: deadline, abort, controller reset, retry, and the end of
+//! every operation when nothing helps.
+//!
+//! No command carries a clock reading. The watch looks through the trackers now and then, notes when it saw
+//! a command first, and takes that for its start: a deadline is enforced late by at most one look, and
+//! never early, however long the program did not poll.
+//!
+//! Any thread may reset the controller (under the admin lock). The queues of the others are gone then; each
+//! owner sees the new generation at its next poll, creates its own again and sends its commands again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admin::Admin;
+use super::controller::{GONE, QueueOptions};
+use super::pair::{POLLS_PER_LOOK, QueuePair};
+use super::port::{ALL_ONES, nanoseconds};
+use super::slots::{NONE, Stage};
+use super::spec::{CSTS_CFS, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
+use crate::block::Status;
+
+/// Resets in a row before a queue that the controller does not create again is given up.
+const RESETS_IN_A_ROW: usize = 3;
+
+/// Completions of earlier uses that are only counted, in one generation. More show a confused device.
+const STALE_ALLOWED: u32 = 16;
+
+/// The watch looks at least this often, and at a sixteenth of the deadline where that is more often.
+const LONGEST_LOOK: Duration = Duration::from_millis(250);
+
+/// What the slow side of a queue pair keeps.
+#[derive(Debug)]
+pub(super) struct Watch {
+    timeout_ns: u64,
+    /// Between two looks.
+    look_ns: u64,
+    next_look_ns: u64,
+    /// How often one command is sent again.
+    pub(super) retries: u8,
+    /// Stale completions in this generation.
+    stale: u32,
+    /// The device broke the protocol, or does not answer: the controller must be reset before anything of it
+    /// is believed.
+    must_reset: bool,
+    /// The controller is gone, and all that was outstanding has been ended.
+    pub(super) gone: bool,
+}
+
+impl Watch {
+    pub(super) fn new(options: &QueueOptions) -> Self {
+        let timeout_ns = nanoseconds(options.timeout);
+        Self {
+            timeout_ns,
+            look_ns: (timeout_ns / 16).min(nanoseconds(LONGEST_LOOK)),
+            next_look_ns: 0,
+            retries: options.retries,
+            stale: 0,
+            must_reset: false,
+            gone: false,
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_nanos(self.timeout_ns)
+    }
+}
+
+impl QueuePair {
+    /// Looks after what the hot path does not. False when the queue cannot be used just now: another thread
+    /// is resetting the controller, or it is gone.
+    #[cold]
+    pub(super) fn attend(&mut self) -> bool {
+        // Whatever cannot be done now is tried again at the next poll.
+        self.countdown = 0;
+        if self.watch.gone {
+            return false;
+        }
+        let controller = Arc::clone(&self.controller);
+        if controller.generation() != self.generation {
+            return match controller.try_admin() {
+                Some(mut admin) => self.rejoin_with(&mut admin),
+                None => false,
+            };
+        }
+        if !self.watch.must_reset {
+            self.countdown = POLLS_PER_LOOK;
+            let now = controller.port.device.now_ns();
+            if self.outstanding == 0 || now < self.watch.next_look_ns {
+                return true;
+            }
+            self.watch.next_look_ns = now.saturating_add(self.watch.look_ns);
+            self.watch.must_reset = self.look(now);
+            if !self.watch.must_reset {
+                return true;
+            }
+            self.countdown = 0;
+        }
+        let Some(mut admin) = controller.try_admin() else {
+            return false;
+        };
+        if controller.generation() == self.generation {
+            // A failure leaves the controller gone, which rejoining sees.
+            let _ = controller.reset(&mut admin);
+        }
+        self.rejoin_with(&mut admin)
+    }
+
+    /// Looks through the commands; true when the controller must be reset.
+    fn look(&mut self, now: u64) -> bool {
+        match self.controller.port.device.read32(REG_CSTS) {
+            ALL_ONES => return true,
+            csts if csts & CSTS_CFS != 0 => return true,
+            _ => {}
+        }
+        if self.cq.peek().is_some() {
+            // The device answered and nobody looked: first reap, then judge.
+            self.watch.next_look_ns = now;
+            return false;
+        }
+        for at in 0..self.trackers.len() {
+            let tracker = &mut self.trackers[at];
+            if tracker.chain == NONE {
+                continue;
+            }
+            if tracker.seen_ns == 0 {
+                tracker.seen_ns = now.max(1);
+            }
+            let age = now.saturating_sub(tracker.seen_ns);
+            match tracker.stage {
+                Stage::Stuck => return true,
+                Stage::Sent if age >= self.watch.timeout_ns => {
+                    if self.abort(at, now) {
+                        return true;
+                    }
+                }
+                Stage::Aborted if age >= self.watch.timeout_ns / 2 => return true,
+                Stage::Sent | Stage::Aborted => {}
+            }
+        }
+        false
+    }
+
+    /// Aborts a command that is past its deadline; true when the controller must be reset.
+    fn abort(&mut self, at: usize, now: u64) -> bool {
+        let controller = Arc::clone(&self.controller);
+        let Some(mut admin) = controller.try_admin() else {
+            // Whoever has the lock may be resetting the controller; look again soon.
+            self.watch.next_look_ns = now;
+            return false;
+        };
+        if controller.generation() != self.generation {
+            return false;
+        }
+        let counters = &controller.counters;
+        counters.timeouts.add(1);
+        counters.aborts.add(1);
+        let tracker = &mut self.trackers[at];
+        let aborted = admin.abort(&controller.port, counters, self.id, tracker.cid);
+        match aborted {
+            Ok(true) => {
+                tracker.stage = Stage::Aborted;
+                tracker.seen_ns = controller.port.device.now_ns().max(1);
+                false
+            }
+            // Not aborted: it may have ended in between, which the next reap shows; otherwise it is stuck.
+            Ok(false) => {
+                tracker.stage = Stage::Stuck;
+                self.watch.next_look_ns = now;
+                self.countdown = 1;
+                false
+            }
+            Err(_) => {
+                tracker.stage = Stage::Stuck;
+                true
+            }
+        }
+    }
+
+    /// Creates the queues in the controller's present generation and sends again what is outstanding. False
+    /// when there is no way to the controller any more; everything has ended then.
+    pub(super) fn rejoin_with(&mut self, admin: &mut Admin) -> bool {
+        let controller = Arc::clone(&self.controller);
+        for _ in 0..RESETS_IN_A_ROW {
+            let generation = controller.generation();
+            if generation == GONE {
+                self.end_all();
+                return false;
+            }
+            if self.create(admin).is_ok() {
+                self.generation = generation;
+                self.countdown = POLLS_PER_LOOK;
+                self.watch.must_reset = false;
+                self.watch.stale = 0;
+                self.send_again();
+                return true;
+            }
+            let _ = controller.reset(admin);
+        }
+        // The last reset left the device without this queue, and it will not have it again.
+        self.end_all();
+        false
+    }
+
+    /// After a reset: every outstanding command is sent again or, its retries used up, ended.
+    fn send_again(&mut self) {
+        for at in 0..self.trackers.len() {
+            let tracker = &self.trackers[at];
+            if tracker.chain == NONE {
+                continue;
+            }
+            let status = match tracker.stage {
+                Stage::Sent => Status::Reset,
+                Stage::Aborted | Stage::Stuck => Status::TimedOut,
+            };
+            self.retry_or_end(at, status);
+        }
+    }
+
+    fn retry_or_end(&mut self, at: usize, status: Status) {
+        if self.retry(at) {
+            return;
+        }
+        let at = u16::try_from(at).unwrap_or(NONE);
+        if let Some(index) = self.settle(at, status) {
+            self.ended.push(&mut self.slots, index);
+        }
+    }
+
+    /// Sends a command again under a new id; false when its retries are used up, or its chain has failed.
+    fn retry(&mut self, at: usize) -> bool {
+        let tracker = &mut self.trackers[at];
+        let slot = &self.slots[usize::from(tracker.chain)];
+        if tracker.retries >= self.watch.retries || !slot.status.is_success() {
+            return false;
+        }
+        self.controller.counters.retries.add(1);
+        tracker.retries += 1;
+        tracker.stage = Stage::Sent;
+        tracker.seen_ns = 0;
+        tracker.cid = tracker.cid.wrapping_add(self.cid_step);
+        let [word0, prp1, prp2, cdw10_11, cdw12] = tracker.entry;
+        let word0 = word0 & !(0xffff << 16) | u64::from(tracker.cid) << 16;
+        self.sq.push(&[word0, 0, 0, prp1, prp2, cdw10_11, cdw12, 0]);
+        true
+    }
+
+    /// A command ended with an error status. Gives the chain if that was the last of it.
+    #[cold]
+    pub(super) fn failed(&mut self, at: u16, field: StatusField) -> Option<u16> {
+        let tracker = &self.trackers[usize::from(at)];
+        let timed_out = tracker.stage != Stage::Sent
+            && (field.sct(), field.sc()) == (SC_ABORT_REQUESTED.sct(), SC_ABORT_REQUESTED.sc());
+        if (timed_out || may_pass(field)) && self.retry(usize::from(at)) {
+            return None;
+        }
+        let status = if timed_out {
+            Status::TimedOut
+        } else {
+            Status::Device {
+                sct: field.sct(),
+                sc: field.sc(),
+            }
+        };
+        self.settle(at, status)
+    }
+
+    /// A completion that names no outstanding command. True when it may be passed over: a doubled or late
+    /// one of an earlier use of a tracker, as long as they are few.
+    #[cold]
+    pub(super) fn stale(&mut self, cid: u16) -> bool {
+        let slot = usize::from(cid & (self.cid_step - 1));
+        self.watch.stale += 1;
+        if slot >= self.trackers.len() || self.watch.stale > STALE_ALLOWED {
+            self.distrust();
+            return false;
+        }
+        self.controller.counters.stale.add(1);
+        true
+    }
+
+    /// The device broke the protocol: nothing more of it is believed until it was reset.
+    #[cold]
+    pub(super) fn distrust(&mut self) {
+        self.controller.counters.stale.add(1);
+        self.watch.must_reset = true;
+        self.countdown = 0;
+    }
+
+    /// The controller is gone, or refuses this queue: everything ends.
+    fn end_all(&mut self) {
+        self.watch.gone = true;
+        self.generation = GONE;
+        for at in 0..self.trackers.len() {
+            if self.trackers[at].chain != NONE {
+                let at = u16::try_from(at).unwrap_or(NONE);
+                if let Some(index) = self.settle(at, Status::Gone) {
+                    self.ended.push(&mut self.slots, index);
+                }
+            }
+        }
+        while let Some(index) = self.waiting.pop(&self.slots) {
+            let slot = &mut self.slots[usize::from(index)];
+            slot.waiting = false;
+            slot.left = 0;
+            if slot.status.is_success() {
+                slot.status = Status::Gone;
+            }
+            self.ended.push(&mut self.slots, index);
+        }
+        self.free_slot = NONE;
+    }
+}
+
+/// Whether the same command may succeed when sent again: not forbidden by the device (DNR), and an error of
+/// the moment rather than of the command.
+fn may_pass(field: StatusField) -> bool {
+    if field.dnr() {
+        return false;
+    }
+    match field.sct() {
+        // Data transfer, power loss, internal, abort, queue deleted, interrupted, transport, not ready.
+        0 => matches!(field.sc(), 0x04..=0x08 | 0x21 | 0x22 | 0x82),
+        // Media: write fault, unrecovered read. Path errors.
+        2 => matches!(field.sc(), 0x80 | 0x81),
+        3 => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,242 @@
+//! Making a queue pair, and taking it down.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::admin::{Admin, Failure};
+use super::controller::{Controller, GONE, QueueOptions};
+use super::info::NamespaceInfo;
+use super::pair::{POLLS_PER_LOOK, QueuePair};
+use super::port::Deadline;
+use super::queue::{CompletionRing, SubmissionRing, leak};
+use super::recovery::Watch;
+use super::slots::{List, NONE, Slot, Tracker};
+use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
+use super::split::{DWORD_BYTES, Geometry};
+use crate::block::{Limits, Queue};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Segment, SharedWords};
+
+/// Deeper queues would leave too few bits of the command id for the sequence.
+const MAX_DEPTH: usize = 4095;
+
+/// Most segments of a chain.
+const MAX_SEGMENTS: usize = 4096;
+
+impl QueuePair {
+    pub(super) fn open(
+        controller: &Arc<Controller>,
+        nsid: u32,
+        options: &QueueOptions,
+    ) -> Result<Self> {
+        let namespace = usable_namespace(controller, nsid)?;
+        check_options(options)?;
+        let Some(id) = controller.admin().free_ids.pop() else {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                format!(
+                    "all {} I/O queues of the controller are in use",
+                    controller.info().queues
+                ),
+            ));
+        };
+        let mut pair = Self::build(controller, namespace, options, id)
+            .inspect_err(|_| controller.admin().free_ids.push(id))?;
+        // From here on dropping the pair gives the id back.
+        pair.introduce()?;
+        Ok(pair)
+    }
+
+    /// Creates the queues on the controller for the first time.
+    fn introduce(&mut self) -> Result<()> {
+        let controller = Arc::clone(&self.controller);
+        let mut admin = controller.admin();
+        let generation = controller.generation();
+        if generation == GONE {
+            return Err(Error::new(ErrorKind::DeviceGone, "the controller is gone"));
+        }
+        match self.create(&mut admin) {
+            Ok(()) => {
+                self.generation = generation;
+                Ok(())
+            }
+            Err(failure) => {
+                if !matches!(failure, Failure::Status(_)) {
+                    // The device may know the rings now; a reset makes it forget them.
+                    let _ = controller.reset(&mut admin);
+                }
+                Err(failure.into_error("create I/O queue"))
+            }
+        }
+    }
+
+    /// Creates the queues on the controller, with fresh rings. Not while the device uses them.
+    pub(super) fn create(&mut self, admin: &mut Admin) -> Result<(), Failure> {
+        self.sq.restart();
+        self.cq.restart();
+        admin.create_pair(
+            &self.controller.port,
+            &self.controller.counters,
+            self.id,
+            (self.sq.iova(), self.cq.iova()),
+            self.sq.entries(),
+        )
+    }
+
+    /// Memory and doorbells; the controller has not heard of the queues yet.
+    fn build(
+        controller: &Arc<Controller>,
+        namespace: &NamespaceInfo,
+        options: &QueueOptions,
+        id: u16,
+    ) -> Result<Self> {
+        let most = 1usize << controller.info().max_queue_entries.ilog2();
+        let entries = (options.depth + 1).next_power_of_two().min(most);
+        let depth = options.depth.min(entries - 1);
+        let ring = u32::try_from(entries).unwrap_or(2);
+        let port = &controller.port;
+        let stride = port.cap.doorbell_stride_bytes();
+        let sq_bell = port.device.doorbell(sq_doorbell_offset(id, stride))?;
+        let cq_bell = port.device.doorbell(cq_doorbell_offset(id, stride))?;
+        let heap = &controller.heap;
+        let sq = heap.alloc(entries * SQE_BYTES, PAGE_BYTES)?;
+        let cq = heap.alloc(entries * CQE_BYTES, PAGE_BYTES)?;
+        let lists = heap.alloc(depth * PAGE_BYTES, PAGE_BYTES)?;
+        let limits = limits(controller, namespace, options, depth);
+        Ok(Self {
+            sq: SubmissionRing::new(sq, sq_bell, ring),
+            cq: CompletionRing::new(cq, cq_bell, ring),
+            generation: GONE,
+            controller: Arc::clone(controller),
+            countdown: POLLS_PER_LOOK,
+            free_tracker: 0,
+            free_slot: 0,
+            cid_step: u16::try_from(entries).unwrap_or(2),
+            sq_id_word: u32::from(id) << 16,
+            outstanding: 0,
+            waiting: List::EMPTY,
+            ended: List::EMPTY,
+            trackers: numbered(depth).map(Tracker::free).collect(),
+            slots: numbered(depth).map(|(_, next)| Slot::free(next)).collect(),
+            geometry: Geometry::new(
+                limits.block_bytes.ilog2(),
+                controller.info().max_transfer_bytes,
+                namespace.optimal_boundary_blocks,
+            ),
+            nsid_word: u64::from(namespace.nsid) << 32,
+            limits,
+            lists: SharedWords::new(lists),
+            segments: vec![Segment::default(); depth * options.max_segments].into_boxed_slice(),
+            id,
+            watch: Watch::new(options),
+        })
+    }
+}
+
+fn usable_namespace(controller: &Controller, nsid: u32) -> Result<&NamespaceInfo> {
+    let all = &controller.info().namespaces;
+    let Some(namespace) = all.iter().find(|namespace| namespace.nsid == nsid) else {
+        let ids: Vec<_> = all.iter().map(|namespace| namespace.nsid).collect();
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the controller has no namespace {nsid}; it has {ids:?}"),
+        ));
+    };
+    match &namespace.unusable {
+        Some(why) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("namespace {nsid} cannot be used: {why}"),
+        )),
+        None => Ok(namespace),
+    }
+}
+
+fn check_options(options: &QueueOptions) -> Result<()> {
+    let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+    if !(1..=MAX_DEPTH).contains(&options.depth) {
+        return invalid(format!(
+            "the queue depth {} is not between 1 and {MAX_DEPTH}",
+            options.depth
+        ));
+    }
+    if !(1..=MAX_SEGMENTS).contains(&options.max_segments) {
+        return invalid(format!(
+            "the number of segments {} is not between 1 and {MAX_SEGMENTS}",
+            options.max_segments
+        ));
+    }
+    if options.timeout.is_zero() {
+        return invalid("the deadline of a command is zero".into());
+    }
+    Ok(())
+}
+
+fn limits(
+    controller: &Controller,
+    namespace: &NamespaceInfo,
+    options: &QueueOptions,
+    depth: usize,
+) -> Limits {
+    let info = controller.info();
+    Limits {
+        block_bytes: namespace.block_bytes,
+        capacity_blocks: namespace.blocks,
+        max_segments: options.max_segments,
+        dma_align_bytes: DWORD_BYTES,
+        max_transfer_bytes: info.max_transfer_bytes,
+        volatile_write_cache: info.volatile_write_cache,
+        // Every controller has it (NVM 3.2.6); without a volatile cache it changes nothing.
+        fua: true,
+        write_zeroes: info.write_zeroes,
+        deallocate: info.deallocate,
+        read_only: options.read_only || namespace.read_only,
+        depth,
+    }
+}
+
+/// `0..count`, each with its successor, the last with [`NONE`].
+fn numbered(count: usize) -> impl Iterator<Item = (u16, u16)> {
+    let count = u16::try_from(count).unwrap_or(1);
+    (0..count).map(move |n| (n, if n + 1 == count { NONE } else { n + 1 }))
+}
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        self.watch.retries = 0;
+        let controller = Arc::clone(&self.controller);
+        let device = &*controller.port.device;
+        let patience = Deadline::after(device, self.watch.timeout());
+        while self.outstanding > 0 && !self.watch.gone && !patience.passed(device) {
+            if self.poll(usize::MAX, &mut |_| {}) == 0 {
+                self.relax();
+            }
+        }
+        let mut admin = controller.admin();
+        // In another generation than the controller's, the device does not know the rings (any more).
+        if self.generation != GONE && controller.generation() == self.generation {
+            let deleted = admin.delete_pair(&controller.port, &controller.counters, self.id);
+            if deleted.is_err() {
+                // After a reset the device has certainly let go of the rings. Should that fail too, the
+                // controller is gone, which `dma_is_loose` looks at.
+                let _ = controller.reset(&mut admin);
+            }
+        }
+        admin.free_ids.push(self.id);
+        drop(admin);
+        if controller.dma_is_loose() {
+            let lost = self.sq.leak() + self.cq.leak() + leak(&mut self.lists);
+            controller.counters.leaked_bytes.add(lost as u64);
+        }
+    }
+}
+
+impl fmt::Debug for QueuePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("id", &self.id)
+            .field("limits", &self.limits)
+            .field("outstanding", &self.outstanding)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
