@@ -1,2 +1,11 @@
 //! The `xtent` command.
-fn main() {}
+//!
+//! Layer 7: parses, prints, decides exit codes. The work is done in the library.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

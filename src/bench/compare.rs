@@ -1,0 +1,417 @@
+//! The kernel's xfs and xtent on the same image: same files, same operations, turn and turn about.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use xtent::sys::{LoopDevice, LoopOptions, XfsMount};
+use xtent::volume::{Volume, VolumeInfo, VolumeOptions};
+use xtent::{Error, ErrorKind, Result};
+
+use super::environment::Environment;
+use super::hist::{Direction, rate};
+use super::image;
+use super::kernel::KernelEngine;
+use super::progress::Progress;
+use super::runner::{self, Outcome, check_interrupted};
+use super::workload::{Rw, Workload, mix};
+use super::xtent_engine::XtentEngine;
+
+/// What to compare, and how long.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) image: PathBuf,
+    /// Options of the target, each with a comma before it.
+    pub(crate) target_options: String,
+    pub(crate) read_file: String,
+    pub(crate) write_file: String,
+    pub(crate) rounds: usize,
+    pub(crate) runtime: Duration,
+    pub(crate) ramp_time: Duration,
+    pub(crate) seed: u64,
+    pub(crate) loop_options: LoopOptions,
+    pub(crate) leave_kernel_out: Option<String>,
+}
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Kernel,
+    Xtent,
+}
+
+/// The rounds of one side on one workload.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rounds {
+    pub(crate) engine: String,
+    pub(crate) outcomes: Vec<Outcome>,
+}
+
+impl Rounds {
+    /// The median of a figure over the rounds.
+    pub(crate) fn median(&self, figure: impl Fn(&Outcome) -> f64) -> f64 {
+        let mut figures: Vec<f64> = self.outcomes.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        match figures.len() {
+            0 => 0.0,
+            n if n % 2 == 1 => figures[n / 2],
+            n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
+        }
+    }
+
+    pub(crate) fn percentile_ns(&self, percent: f64) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        self.median(|outcome| outcome.all().percentile_ns(percent) as f64)
+    }
+
+    pub(crate) fn iops(&self) -> f64 {
+        self.median(|outcome| rate(outcome.all().ios(), outcome.elapsed.as_secs_f64().max(1e-9)))
+    }
+
+    pub(crate) fn bytes_per_second(&self) -> f64 {
+        self.median(|outcome| rate(outcome.all().bytes, outcome.elapsed.as_secs_f64().max(1e-9)))
+    }
+
+    /// All rounds, reads and writes together.
+    pub(crate) fn together(&self) -> Direction {
+        let mut all = Direction::default();
+        for outcome in &self.outcomes {
+            all.add(&outcome.all());
+        }
+        all
+    }
+}
+
+/// One workload with what both sides made of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) workload: Workload,
+    pub(crate) kernel: Rounds,
+    pub(crate) xtent: Rounds,
+}
+
+/// Something that was checked, and what came of it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Check {
+    pub(crate) what: String,
+    pub(crate) good: bool,
+    pub(crate) result: String,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    pub(crate) plan: Plan,
+    pub(crate) environment: Environment,
+    pub(crate) volume: VolumeInfo,
+    pub(crate) image_bytes: u64,
+    pub(crate) image_cached: bool,
+    pub(crate) read_file_bytes: u64,
+    pub(crate) write_file_bytes: u64,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) checks: Vec<Check>,
+}
+
+impl Comparison {
+    pub(crate) fn good(&self) -> bool {
+        self.checks.iter().all(|check| check.good)
+    }
+
+    pub(crate) fn has_kernel(&self) -> bool {
+        self.plan.leave_kernel_out.is_none()
+    }
+}
+
+/// The list that is run: what storage is bought by.
+fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
+    const K: usize = 1024;
+    let list = [
+        ("4k random read, depth 1", Rw::Randread, 4 * K, 1),
+        ("4k random read, depth 32", Rw::Randread, 4 * K, 32),
+        ("4k random write, depth 1", Rw::Randwrite, 4 * K, 1),
+        ("4k random write, depth 32", Rw::Randwrite, 4 * K, 32),
+        ("4k random 70/30 mix, depth 32", Rw::Randrw, 4 * K, 32),
+        ("128k sequential read, depth 8", Rw::Read, 128 * K, 8),
+        ("128k sequential write, depth 8", Rw::Write, 128 * K, 8),
+    ];
+    list.into_iter()
+        .enumerate()
+        .map(|(index, (name, rw, block_bytes, iodepth))| Workload {
+            name: name.into(),
+            rw,
+            rwmixread: 70,
+            block_bytes,
+            iodepth,
+            numjobs: 1,
+            size_bytes: if rw.writes() { write_bytes } else { read_bytes },
+            runtime: Some(plan.runtime),
+            ramp_time: Some(plan.ramp_time),
+            number_ios: None,
+            verify: false,
+            seed: mix(plan.seed ^ mix(index as u64)),
+        })
+        .collect()
+}
+
+/// Runs the comparison. The image is as it was afterwards, but for the content of the file to overwrite.
+pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
+    progress.message("opening the image");
+    let environment = Environment::gather();
+    let (image_bytes, image_cached) = image::warm(&plan.image, environment.memory_bytes)?;
+    let volume = open(&plan)?;
+    let info = volume.info();
+    let read_file_bytes = file_bytes(&volume, &plan.read_file)?;
+    let write_file_bytes = file_bytes(&volume, &plan.write_file)?;
+    let before = xtent_checksum(&volume, &plan.read_file)?;
+    drop(volume);
+    let mut checks = Vec::new();
+    if plan.leave_kernel_out.is_none() {
+        match kernel_checksum(&plan) {
+            Ok(by_kernel) => checks.push(Check {
+                what: format!("{} has the same content on both sides", plan.read_file),
+                good: by_kernel == before,
+                result: format!("CRC32C {by_kernel:08x} by the kernel, {before:08x} by xtent"),
+            }),
+            Err(error) => plan.leave_kernel_out = Some(error.to_string()),
+        }
+    }
+    let mut rows: Vec<Row> = workloads(&plan, read_file_bytes, write_file_bytes)
+        .into_iter()
+        .map(|workload| Row {
+            workload,
+            kernel: Rounds::default(),
+            xtent: Rounds::default(),
+        })
+        .collect();
+    for round in 0..plan.rounds {
+        if plan.leave_kernel_out.is_none() {
+            kernel_round(&plan, round, &mut rows, progress)?;
+        }
+        xtent_round(&plan, round, &mut rows, progress)?;
+    }
+    progress.message("checking the contents");
+    cross_check(&plan, write_file_bytes, &mut checks)?;
+    let after = xtent_checksum(&open(&plan)?, &plan.read_file)?;
+    checks.push(Check {
+        what: format!("{} is unchanged after all rounds", plan.read_file),
+        good: after == before,
+        result: format!("CRC32C {before:08x} before, {after:08x} after"),
+    });
+    if let Some(repair) = image::check_clean(&plan.image) {
+        checks.push(Check {
+            what: "xfs_repair -n on the image".into(),
+            good: repair.is_ok(),
+            result: repair.err().unwrap_or_else(|| "clean".into()),
+        });
+    }
+    Ok(Comparison {
+        plan,
+        environment,
+        volume: info,
+        image_bytes,
+        image_cached,
+        read_file_bytes,
+        write_file_bytes,
+        rows,
+        checks,
+    })
+}
+
+fn open(plan: &Plan) -> Result<Volume> {
+    let path = plan.image.to_str().ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            "the image's path is not UTF-8, as a target must be: rename it",
+        )
+    })?;
+    let target = format!("image:{}{}", path.replace(',', ",,"), plan.target_options);
+    Volume::open(&target, &VolumeOptions::default())
+}
+
+fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {
+    let mut io = volume.io()?;
+    match volume.open_file(&mut io, path) {
+        Ok(file) => Ok(file.len_bytes()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::new(
+            ErrorKind::NotFound,
+            "compare reads one file of the image and overwrites another: name existing ones with \
+             --read-file and --write-file, or let scripts/demo.sh make an image",
+        )
+        .at_path(path)),
+        Err(error) => Err(error),
+    }
+}
+
+fn checksum(mut reader: impl Read) -> Result<u32> {
+    let mut chunk = vec![0; 1 << 20];
+    let mut crc = 0;
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(crc),
+            Ok(n) => crc = crc32c::crc32c_append(crc, &chunk[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::system("cannot read the file", e)),
+        }
+        check_interrupted()?;
+    }
+}
+
+fn xtent_checksum(volume: &Volume, path: &str) -> Result<u32> {
+    let mut io = volume.io()?;
+    let file = volume.open_file(&mut io, path)?;
+    checksum(file.reader(&mut io)?)
+}
+
+fn mount(plan: &Plan) -> Result<XfsMount> {
+    let device = LoopDevice::attach(&plan.image, plan.loop_options)?;
+    XfsMount::new(device, &std::env::temp_dir())
+}
+
+/// The host's path of a file in the mounted image. A symbolic link on the way could lead anywhere on the
+/// host, and what is there be overwritten: refused.
+fn inside(mount: &XfsMount, path: &str) -> Result<PathBuf> {
+    let failed = |e| Error::system("the kernel does not find the file", e).at_path(path);
+    let root = std::fs::canonicalize(mount.dir()).map_err(failed)?;
+    let wanted = root.join(path.trim_start_matches('/'));
+    let found = std::fs::canonicalize(&wanted).map_err(failed)?;
+    if found != wanted || !found.is_file() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "must be an ordinary file, named without symbolic links or `..`",
+        )
+        .at_path(path));
+    }
+    Ok(found)
+}
+
+fn kernel_checksum(plan: &Plan) -> Result<u32> {
+    let mount = mount(plan)?;
+    let path = inside(&mount, &plan.read_file)?;
+    let file = std::fs::File::open(path).map_err(|e| Error::system("cannot open the file", e))?;
+    let crc = checksum(file)?;
+    mount.unmount()?;
+    Ok(crc)
+}
+
+fn kernel_round(plan: &Plan, round: usize, rows: &mut [Row], progress: &Progress) -> Result<()> {
+    let mount = mount(plan)?;
+    for row in rows {
+        progress.message(format!("round {} kernel: {}", round + 1, row.workload.name));
+        let (outcome, engine) = kernel_run(plan, &mount, &seeded(&row.workload, round))?;
+        row.kernel.outcomes.push(outcome);
+        row.kernel.engine = engine;
+        progress.add(1);
+        check_interrupted()?;
+    }
+    mount.unmount()
+}
+
+fn kernel_run(plan: &Plan, mount: &XfsMount, workload: &Workload) -> Result<(Outcome, String)> {
+    let path = inside(mount, file_of(plan, workload))?;
+    let make = |path: &Path| {
+        KernelEngine::new(
+            path,
+            workload.rw.writes(),
+            workload.iodepth,
+            workload.block_bytes,
+        )
+    };
+    let engine = make(&path)?.describe();
+    let outcome = runner::run(workload, &|_| {}, |_| make(&path))?;
+    Ok((outcome, engine))
+}
+
+fn xtent_round(plan: &Plan, round: usize, rows: &mut [Row], progress: &Progress) -> Result<()> {
+    let volume = open(plan)?;
+    for row in rows {
+        progress.message(format!("round {} xtent: {}", round + 1, row.workload.name));
+        let outcome = xtent_run(plan, &volume, &seeded(&row.workload, round))?;
+        row.xtent.outcomes.push(outcome);
+        row.xtent.engine = "polled NVMe queue pair, direct I/O from DMA memory".into();
+        progress.add(1);
+        check_interrupted()?;
+    }
+    Ok(())
+}
+
+fn xtent_run(plan: &Plan, volume: &Volume, workload: &Workload) -> Result<Outcome> {
+    let path = file_of(plan, workload);
+    runner::run(workload, &|_| {}, |_| {
+        XtentEngine::new(
+            volume,
+            path.as_bytes(),
+            workload.rw.writes(),
+            workload.iodepth,
+            workload.block_bytes,
+        )
+    })
+}
+
+fn file_of<'a>(plan: &'a Plan, workload: &Workload) -> &'a str {
+    if workload.rw.writes() || workload.verify {
+        &plan.write_file
+    } else {
+        &plan.read_file
+    }
+}
+
+/// Other offsets each round, the same for both sides.
+fn seeded(workload: &Workload, round: usize) -> Workload {
+    let mut workload = workload.clone();
+    workload.seed = mix(workload.seed ^ round as u64);
+    workload
+}
+
+/// Each side writes the whole file to overwrite with a pattern, and the other reads and checks it.
+fn cross_check(plan: &Plan, write_bytes: u64, checks: &mut Vec<Check>) -> Result<()> {
+    let whole = |rw, seed| Workload {
+        name: "check".into(),
+        rw,
+        rwmixread: 0,
+        block_bytes: 128 << 10,
+        iodepth: 8,
+        numjobs: 1,
+        size_bytes: write_bytes,
+        runtime: None,
+        ramp_time: None,
+        number_ios: None,
+        verify: true,
+        seed,
+    };
+    let (first, second) = (mix(plan.seed), mix(!plan.seed));
+    xtent_run(plan, &open(plan)?, &whole(Rw::Write, first))?;
+    check_interrupted()?;
+    if plan.leave_kernel_out.is_some() {
+        let read = xtent_run(plan, &open(plan)?, &whole(Rw::Read, first));
+        checks.push(pattern_check(
+            "xtent wrote, xtent read after reopening",
+            read,
+        ));
+        return Ok(());
+    }
+    let kernel = mount(plan)?;
+    let read = kernel_run(plan, &kernel, &whole(Rw::Read, first)).map(|(outcome, _)| outcome);
+    checks.push(pattern_check("xtent wrote, the kernel read", read));
+    check_interrupted()?;
+    kernel_run(plan, &kernel, &whole(Rw::Write, second))?;
+    kernel.unmount()?;
+    check_interrupted()?;
+    let read = xtent_run(plan, &open(plan)?, &whole(Rw::Read, second));
+    checks.push(pattern_check("the kernel wrote, xtent read", read));
+    check_interrupted()
+}
+
+fn pattern_check(what: &str, read: Result<Outcome>) -> Check {
+    let (good, result) = match read {
+        Ok(outcome) => (
+            outcome.verified_blocks > 0,
+            format!("{} blocks of 128 KiB agree", outcome.verified_blocks),
+        ),
+        Err(error) => (false, error.to_string()),
+    };
+    Check {
+        what: what.into(),
+        good,
+        result,
+    }
+}

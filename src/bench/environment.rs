@@ -1,0 +1,79 @@
+//! Where and with what a bench ran: what a reader needs to judge its figures.
+
+use serde::Serialize;
+
+/// The machine and the build.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Environment {
+    pub(crate) xtent: String,
+    pub(crate) compiler: String,
+    pub(crate) profile: String,
+    pub(crate) cpu: String,
+    pub(crate) cpus: usize,
+    pub(crate) virtual_machine: bool,
+    pub(crate) governor: Option<String>,
+    pub(crate) kernel: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) hugepages_2m_total: u64,
+    pub(crate) hugepages_2m_free: u64,
+    /// Seconds since 1970.
+    pub(crate) timestamp: u64,
+}
+
+/// Version and commit, for `--version` and reports.
+pub(crate) const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("XTENT_COMMIT"), ")");
+
+fn read(path: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn number(path: &str) -> u64 {
+    read(path).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines()
+        .find(|line| line.starts_with(name))
+        .and_then(|line| line.split_once(':'))
+        .map(|(_, value)| value.trim())
+}
+
+impl Environment {
+    pub(crate) fn gather() -> Self {
+        let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
+        let meminfo = read("/proc/meminfo").unwrap_or_default();
+        let kib = field(&meminfo, "MemTotal")
+            .and_then(|value| value.split(' ').next()?.parse::<u64>().ok())
+            .unwrap_or(0);
+        let huge = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+        let flags = field(&cpuinfo, "flags").unwrap_or_default();
+        Self {
+            xtent: VERSION.into(),
+            compiler: env!("XTENT_RUSTC").into(),
+            profile: env!("XTENT_PROFILE").into(),
+            cpu: field(&cpuinfo, "model name").unwrap_or("unknown").into(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            virtual_machine: flags.split(' ').any(|flag| flag == "hypervisor"),
+            governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
+            memory_bytes: kib * 1024,
+            hugepages_2m_total: number(&format!("{huge}/nr_hugepages")),
+            hugepages_2m_free: number(&format!("{huge}/free_hugepages")),
+            timestamp: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs()),
+        }
+    }
+
+    /// Why the figures should not be believed, if there is a reason at hand.
+    pub(crate) fn warning(&self) -> Option<String> {
+        (self.profile != "release").then(|| {
+            format!(
+                "this is a {} build: figures mean nothing (build with --release)",
+                self.profile
+            )
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! The kernel under the same load: `pread`/`pwrite` at depth 1, io_uring above, always `O_DIRECT`.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use xtent::sys::{Slots, Uring, UringOp};
+use xtent::{Error, ErrorKind, Result};
+
+use super::{Engine, Op};
+
+/// A file of a mounted filesystem.
+#[derive(Debug)]
+pub(crate) enum KernelEngine {
+    /// fio's `psync`: one system call an operation.
+    Psync {
+        file: File,
+        slots: Slots,
+        ended: Option<std::io::Result<usize>>,
+    },
+    /// fio's `io_uring`.
+    Uring(Box<Uring>),
+}
+
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+            Error::system(what, error)
+        }
+        _ => Error::new(ErrorKind::Io, what).because(error),
+    }
+}
+
+/// Opens for direct I/O.
+pub(crate) fn open_direct(path: &Path, write: bool) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .map_err(|e| {
+            failed("the kernel cannot open the file")(e).at_path(path.as_os_str().as_bytes())
+        })
+}
+
+impl KernelEngine {
+    pub(crate) fn new(path: &Path, write: bool, depth: usize, block_bytes: usize) -> Result<Self> {
+        let file = open_direct(path, write)?;
+        if depth == 1 {
+            let slots = Slots::new(1, block_bytes).map_err(failed("cannot reserve memory"))?;
+            return Ok(Self::Psync {
+                file,
+                slots,
+                ended: None,
+            });
+        }
+        let entries = u32::try_from(depth).unwrap_or(u32::MAX);
+        let ring = Uring::new(file, entries, block_bytes)
+            .map_err(failed("the kernel's io_uring cannot be had"))?;
+        Ok(Self::Uring(Box::new(ring)))
+    }
+
+    /// What is in use, for reports.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Psync { .. } => "psync (pread, pwrite), O_DIRECT".into(),
+            Self::Uring(ring) => format!("io_uring, O_DIRECT, {}", ring.settings()),
+        }
+    }
+}
+
+impl Engine for KernelEngine {
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        match self {
+            Self::Psync { slots, .. } => slots.slot_mut(slot),
+            Self::Uring(ring) => ring.slot_mut(slot).unwrap_or(&mut []),
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+        match self {
+            Self::Psync { file, slots, ended } => {
+                *ended = Some(match op {
+                    Op::Read => file.read_at(slots.slot_mut(slot), offset_bytes),
+                    Op::Write => file.write_at(slots.slot(slot), offset_bytes),
+                });
+                Ok(())
+            }
+            Self::Uring(ring) => {
+                let op = match op {
+                    Op::Read => UringOp::Read,
+                    Op::Write => UringOp::Write,
+                };
+                ring.push(slot, op, offset_bytes)
+                    .map_err(failed("io_uring took no operation"))
+            }
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
+        match self {
+            Self::Psync { ended, .. } => {
+                if let Some(result) = ended.take() {
+                    done(0, result.map_err(failed("the kernel reported an error")));
+                }
+                Ok(())
+            }
+            Self::Uring(ring) => {
+                match ring.enter() {
+                    Err(e) if e.kind() != std::io::ErrorKind::Interrupted => {
+                        return Err(failed("io_uring_enter failed")(e));
+                    }
+                    _ => {}
+                }
+                ring.reap(|slot, result| {
+                    let bytes = result.map(|n| n as usize);
+                    done(slot, bytes.map_err(failed("the kernel reported an error")));
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        let file = match self {
+            Self::Psync { file, .. } => file,
+            Self::Uring(ring) => ring.file(),
+        };
+        file.sync_data().map_err(failed("fdatasync failed"))
+    }
+}

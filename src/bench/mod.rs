@@ -1,0 +1,44 @@
+//! Load on a file, and what came of it: workloads in fio's words, engines, histograms, reports.
+//!
+//! Layer 7. One [`runner`] drives every [`Engine`], so that two engines are measured by the same clock, in
+//! the same loop, at the same offsets: xtent's own ([`xtent_engine`]) and the kernel's ([`kernel`]).
+#![forbid(unsafe_code)]
+
+pub(crate) mod chart;
+pub(crate) mod compare;
+pub(crate) mod environment;
+pub(crate) mod hist;
+pub(crate) mod image;
+pub(crate) mod kernel;
+pub(crate) mod pattern;
+pub(crate) mod progress;
+pub(crate) mod report;
+pub(crate) mod runner;
+pub(crate) mod workload;
+pub(crate) mod xtent_engine;
+
+use xtent::Result;
+
+/// What an operation of a workload does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Op {
+    Read,
+    Write,
+}
+
+/// One thread's way to do I/O on the file under load, in slots: each has a buffer of one block.
+pub(crate) trait Engine {
+    /// The buffer of a slot that is not in flight.
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8];
+
+    /// Starts an operation on the whole buffer of a slot that is not in flight.
+    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()>;
+
+    /// Hands over the operations that have ended: slot, and bytes or error. May wait for one; may return
+    /// without any. Called in a loop while something is in flight.
+    fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()>;
+
+    /// Makes all that was written durable. Nothing is in flight.
+    fn sync(&mut self) -> Result<()>;
+}

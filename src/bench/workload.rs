@@ -1,0 +1,343 @@
+//! What a bench does, in fio's words, and the sequence of operations it comes to.
+//!
+//! The sequence follows from the workload alone (seed included): every engine gets the same operations at
+//! the same offsets in the same order.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde::Serialize;
+use xtent::{Error, ErrorKind, Result};
+
+use super::Op;
+
+/// fio's `rw`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Rw {
+    /// Sequential reads
+    Read,
+    /// Sequential writes
+    Write,
+    /// Random reads
+    Randread,
+    /// Random writes
+    Randwrite,
+    /// Random reads and writes, mixed by --rwmixread
+    Randrw,
+    /// Sequential reads and writes, mixed by --rwmixread
+    #[value(alias = "rw")]
+    Readwrite,
+}
+
+impl Rw {
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, Self::Read | Self::Randread)
+    }
+
+    pub(crate) fn reads(self) -> bool {
+        !matches!(self, Self::Write | Self::Randwrite)
+    }
+
+    pub(crate) fn is_random(self) -> bool {
+        matches!(self, Self::Randread | Self::Randwrite | Self::Randrw)
+    }
+
+    /// As fio writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Randread => "randread",
+            Self::Randwrite => "randwrite",
+            Self::Randrw => "randrw",
+            Self::Readwrite => "readwrite",
+        }
+    }
+}
+
+/// A load on one file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Workload {
+    pub(crate) name: String,
+    pub(crate) rw: Rw,
+    /// Percent of operations that read, for mixed workloads.
+    pub(crate) rwmixread: u8,
+    #[serde(rename = "bs")]
+    pub(crate) block_bytes: usize,
+    pub(crate) iodepth: usize,
+    pub(crate) numjobs: usize,
+    /// The first bytes of the file that are used; shared out evenly among the jobs.
+    #[serde(rename = "size")]
+    pub(crate) size_bytes: u64,
+    /// How long to go on, over and over; without it, every block is done once.
+    #[serde(serialize_with = "seconds")]
+    pub(crate) runtime: Option<Duration>,
+    /// How long to go on before measuring.
+    #[serde(serialize_with = "seconds")]
+    pub(crate) ramp_time: Option<Duration>,
+    /// The most operations each job does.
+    pub(crate) number_ios: Option<u64>,
+    pub(crate) verify: bool,
+    pub(crate) seed: u64,
+}
+
+fn seconds<S: serde::Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => to.serialize_f64(time.as_secs_f64()),
+        None => to.serialize_none(),
+    }
+}
+
+impl Workload {
+    /// Refuses what cannot be run.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::new(ErrorKind::InvalidInput, text));
+        if self.block_bytes < 512 || !self.block_bytes.is_multiple_of(512) {
+            return wrong(format!(
+                "--bs {}: direct I/O needs a multiple of 512 bytes (of 4096 on some devices)",
+                self.block_bytes
+            ));
+        }
+        if self.block_bytes > 64 << 20 {
+            return wrong(format!("--bs {}: at most 64 MiB", self.block_bytes));
+        }
+        if !(1..=1024).contains(&self.iodepth) || !(1..=64).contains(&self.numjobs) {
+            return wrong("--iodepth must be 1 to 1024, --numjobs 1 to 64".into());
+        }
+        if self.rwmixread > 100 {
+            return wrong("--rwmixread is a percentage".into());
+        }
+        if self.blocks_per_job() == 0 {
+            return wrong(format!(
+                "{} bytes are less than one block of {} for each of {} jobs: the file or --size is too small",
+                self.size_bytes, self.block_bytes, self.numjobs
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whole blocks in one job's share of the file.
+    pub(crate) fn blocks_per_job(&self) -> u64 {
+        self.size_bytes / self.numjobs.max(1) as u64 / self.block_bytes.max(1) as u64
+    }
+
+    /// The operations of a job, without end.
+    pub(crate) fn steps(&self, job: usize) -> Steps {
+        let seed = mix(self.seed ^ mix(job as u64));
+        let blocks = self.blocks_per_job().max(1);
+        Steps {
+            rw: self.rw,
+            rwmixread: u32::from(self.rwmixread),
+            block_bytes: self.block_bytes as u64,
+            first_byte: job as u64 * blocks * self.block_bytes as u64,
+            blocks,
+            next: 0,
+            pass: 0,
+            seed,
+            shuffle: Shuffle::new(blocks, seed),
+            mix: SmallRng::seed_from_u64(seed),
+        }
+    }
+}
+
+/// One operation of a workload, on one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) op: Op,
+    pub(crate) offset_bytes: u64,
+}
+
+/// The operations of one job. Random ones, too, touch every block once before any twice, as fio's do.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    rw: Rw,
+    rwmixread: u32,
+    block_bytes: u64,
+    first_byte: u64,
+    blocks: u64,
+    next: u64,
+    pass: u64,
+    seed: u64,
+    shuffle: Shuffle,
+    mix: SmallRng,
+}
+
+impl Steps {
+    /// The number of the block at a byte offset, within this job's share.
+    pub(crate) fn block_at(&self, offset_bytes: u64) -> u64 {
+        (offset_bytes - self.first_byte) / self.block_bytes
+    }
+
+    /// The byte offset of a block of this job's share.
+    pub(crate) fn offset_of(&self, block: u64) -> u64 {
+        self.first_byte + block * self.block_bytes
+    }
+
+    #[inline]
+    pub(crate) fn next_step(&mut self) -> Step {
+        if self.next == self.blocks {
+            self.next = 0;
+            self.pass += 1;
+            self.shuffle = Shuffle::new(self.blocks, mix(self.seed ^ mix(self.pass)));
+        }
+        let block = if self.rw.is_random() {
+            self.shuffle.at(self.next)
+        } else {
+            self.next
+        };
+        self.next += 1;
+        let op = match self.rw {
+            Rw::Read | Rw::Randread => Op::Read,
+            Rw::Write | Rw::Randwrite => Op::Write,
+            Rw::Readwrite | Rw::Randrw => {
+                if self.mix.random_range(0..100) < self.rwmixread {
+                    Op::Read
+                } else {
+                    Op::Write
+                }
+            }
+        };
+        Step {
+            op,
+            offset_bytes: self.offset_of(block),
+        }
+    }
+}
+
+/// A random order of `0..n` without memory: a Feistel network over the next power of four, walked until it
+/// falls inside.
+#[derive(Debug)]
+struct Shuffle {
+    n: u64,
+    half_bits: u32,
+    keys: [u64; 4],
+}
+
+impl Shuffle {
+    fn new(n: u64, seed: u64) -> Self {
+        let bits = (64 - n.saturating_sub(1).leading_zeros()).max(2);
+        let key = |round: u64| mix(seed.wrapping_add(round));
+        Self {
+            n,
+            half_bits: bits.div_ceil(2),
+            keys: [key(1), key(2), key(3), key(4)],
+        }
+    }
+
+    #[inline]
+    fn at(&self, index: u64) -> u64 {
+        let mask = (1u64 << self.half_bits) - 1;
+        let mut value = index;
+        loop {
+            let (mut left, mut right) = (value >> self.half_bits, value & mask);
+            for key in self.keys {
+                (left, right) = (right, left ^ (mix(right ^ key) & mask));
+            }
+            value = (left << self.half_bits) | right;
+            if value < self.n {
+                return value;
+            }
+        }
+    }
+}
+
+/// The finaliser of SplitMix64: every input bit changes every output bit.
+#[inline]
+pub(crate) fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn workload(rw: Rw) -> Workload {
+        Workload {
+            name: "test".into(),
+            rw,
+            rwmixread: 70,
+            block_bytes: 4096,
+            iodepth: 4,
+            numjobs: 3,
+            size_bytes: 1000 * 4096,
+            runtime: None,
+            ramp_time: None,
+            number_ios: None,
+            verify: false,
+            seed: 42,
+        }
+    }
+
+    #[test]
+    fn random_order_touches_every_block_once_a_pass() {
+        for n in [1, 2, 3, 5, 64, 333, 1000] {
+            let shuffle = Shuffle::new(n, 7);
+            let mut seen: Vec<u64> = (0..n).map(|i| shuffle.at(i)).collect();
+            if n == 1000 {
+                assert!(
+                    seen.windows(2).any(|pair| pair[0] > pair[1]),
+                    "not shuffled"
+                );
+            }
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..n), "n = {n}");
+        }
+    }
+
+    #[test]
+    fn jobs_have_shares_of_their_own_and_repeat_by_seed() {
+        let workload = workload(Rw::Randrw);
+        workload.check().unwrap();
+        let mut all = Vec::new();
+        for job in 0..3 {
+            let mut steps = workload.steps(job);
+            let mut again = workload.steps(job);
+            for _ in 0..333 {
+                let step = steps.next_step();
+                assert_eq!(step, again.next_step());
+                assert_eq!(
+                    steps.offset_of(steps.block_at(step.offset_bytes)),
+                    step.offset_bytes
+                );
+                all.push(step.offset_bytes / 4096);
+            }
+        }
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..999));
+    }
+
+    #[test]
+    fn the_mix_is_about_what_was_asked() {
+        let mut steps = workload(Rw::Readwrite).steps(0);
+        let reads = (0..10_000)
+            .filter(|_| steps.next_step().op == Op::Read)
+            .count();
+        assert!(
+            (6_700..7_300).contains(&reads),
+            "{reads} of 10000 are reads"
+        );
+    }
+
+    #[test]
+    fn impossible_workloads_are_refused() {
+        let wrong: [fn(&mut Workload); 6] = [
+            |w| w.block_bytes = 100,
+            |w| w.block_bytes = 0,
+            |w| w.iodepth = 0,
+            |w| w.numjobs = 0,
+            |w| w.rwmixread = 101,
+            |w| w.size_bytes = 4096,
+        ];
+        for spoil in wrong {
+            let mut workload = workload(Rw::Read);
+            spoil(&mut workload);
+            assert!(workload.check().is_err(), "{workload:?}");
+        }
+    }
+}

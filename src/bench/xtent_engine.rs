@@ -1,0 +1,97 @@
+//! xtent itself under load: many operations in flight on one thread's queue pair.
+
+use xtent::volume::{DmaBuf, File, Io, OpenOptions, SubmitReason, Volume};
+use xtent::{Error, ErrorKind, Result};
+
+use super::{Engine, Op};
+
+/// A file of a volume, through this thread's [`Io`]. Buffers are DMA memory: nothing is copied.
+#[derive(Debug)]
+pub(crate) struct XtentEngine {
+    io: Io,
+    file: File,
+    /// `None` while the device has it.
+    buffers: Vec<Option<DmaBuf>>,
+}
+
+impl XtentEngine {
+    pub(crate) fn new(
+        volume: &Volume,
+        path: &[u8],
+        write: bool,
+        depth: usize,
+        block_bytes: usize,
+    ) -> Result<Self> {
+        let mut io = volume.io()?;
+        if io.depth() < depth {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "--iodepth {depth} is more than the target was opened for ({})",
+                    io.depth()
+                ),
+            ));
+        }
+        let options = OpenOptions::new().read(true).write(write);
+        let file = options.open(volume, &mut io, path)?;
+        let buffers = (0..depth)
+            .map(|_| io.alloc(block_bytes).map(Some))
+            .collect::<Result<_>>()?;
+        Ok(Self { io, file, buffers })
+    }
+}
+
+impl Engine for XtentEngine {
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        match self.buffers.get_mut(slot) {
+            Some(Some(buffer)) => buffer,
+            _ => &mut [],
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+        let Some(buffer) = self.buffers.get_mut(slot).and_then(Option::take) else {
+            return Err(Error::new(ErrorKind::InvalidInput, "the slot is in flight"));
+        };
+        let result = match op {
+            Op::Read => self
+                .io
+                .submit_read(&self.file, offset_bytes, buffer, slot as u64),
+            Op::Write => self
+                .io
+                .submit_write(&self.file, offset_bytes, buffer, slot as u64),
+        };
+        result.map_err(|refused| {
+            self.buffers[slot] = Some(refused.buf);
+            match refused.reason {
+                SubmitReason::Error(error) => error,
+                SubmitReason::Full => Error::new(
+                    ErrorKind::OutOfMemory,
+                    "the queue is full although the depth was kept",
+                ),
+            }
+        })
+    }
+
+    #[inline]
+    fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
+        let buffers = &mut self.buffers;
+        let budget = buffers.len();
+        let ended = self.io.poll(budget, |end| {
+            let slot = usize::try_from(end.user_data).unwrap_or(usize::MAX);
+            if let Some(buffer) = buffers.get_mut(slot) {
+                *buffer = Some(end.buf);
+                done(slot, end.result);
+            }
+        });
+        if ended == 0 {
+            self.io.relax();
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.file.sync_data(&mut self.io)
+    }
+}

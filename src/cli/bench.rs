@@ -1,0 +1,284 @@
+//! `xtent bench`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use xtent::volume::{TargetInfo, VolumeOptions};
+
+use super::failure::{Failure, USAGE, check_interrupted, complain};
+use super::output::size_text;
+use super::values::{size, time};
+use super::{TargetArg, VolumePath};
+use crate::bench::environment::Environment;
+use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
+use crate::bench::progress::Progress;
+use crate::bench::runner::{self, Outcome};
+use crate::bench::workload::{Rw, Workload};
+use crate::bench::xtent_engine::XtentEngine;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Options mean what they mean to fio, with these differences: jobs share the file out \
+    evenly; random workloads touch every block once before any twice; clat is measured from just before an \
+    operation is handed to xtent until it is reaped. All I/O is direct, from DMA memory, nothing is copied. \
+    A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
+    Example: xtent bench image:disk.img /data --rw randread --bs 4k --iodepth 32 --runtime 10"
+)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    target: TargetArg,
+    /// The file; workloads that write overwrite it
+    #[arg(value_name = "PATH")]
+    path: VolumePath,
+    /// What to do
+    #[arg(long, value_enum, default_value = "read")]
+    rw: Rw,
+    /// Percent of reads in a mixed workload
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    rwmixread: u8,
+    /// Bytes of an operation
+    #[arg(long, default_value = "4k", value_parser = size)]
+    bs: u64,
+    /// Operations in flight per job
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    iodepth: u32,
+    /// Threads, each with a queue pair of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    numjobs: u32,
+    /// How much of the file is used [default: all of it]
+    #[arg(long, value_parser = size)]
+    size: Option<u64>,
+    /// Goes on for this long, over and over [default: every block once]
+    #[arg(long, value_parser = time)]
+    runtime: Option<Duration>,
+    /// Goes on for this long before measuring
+    #[arg(long, value_parser = time)]
+    ramp_time: Option<Duration>,
+    /// The most operations of each job
+    #[arg(long = "number-ios", alias = "number_ios")]
+    number_ios: Option<u64>,
+    /// Writes a pattern and reads it back; a workload that only reads checks a pattern written before with
+    /// the same seed and block size
+    #[arg(long)]
+    verify: bool,
+    /// What random order and pattern follow from
+    #[arg(long, default_value_t = 0x1db7_1064, visible_alias = "randseed")]
+    seed: u64,
+    /// Prints JSON, with names as in fio's
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    let environment = Environment::gather();
+    if let Some(warning) = environment.warning() {
+        complain(&format!("warning: {warning}"));
+    }
+    let volume = args.target.open(&VolumeOptions {
+        read_only: !args.rw.writes(),
+        queue_depth: args.iodepth.max(2),
+        ..VolumeOptions::default()
+    })?;
+    let path = args.path.as_encoded_bytes();
+    let len_bytes = volume.open_file(&mut volume.io()?, path)?.len_bytes();
+    let workload = workload(args, len_bytes)?;
+    let (name, target) = (path.escape_ascii(), volume.info().target);
+    if args.rw.writes() {
+        complain(&format!(
+            "note: --rw {} overwrites {name} on {}",
+            args.rw.name(),
+            target.target
+        ));
+    }
+    let progress = progress(&workload);
+    let started = std::time::Instant::now();
+    let tick = |ios: u64| match workload.runtime {
+        Some(_) => progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        None => progress.set(ios),
+    };
+    let outcome = runner::run(&workload, &tick, |_| {
+        let (writes, block_bytes) = (workload.rw.writes(), workload.block_bytes);
+        XtentEngine::new(&volume, path, writes, workload.iodepth, block_bytes)
+    })
+    .map_err(|error| error.at_path(path).on_device(target.target.as_str()))?;
+    drop(progress);
+    check_interrupted()?;
+    // Asked again: DMA memory is reserved when it is first needed.
+    let target = volume.info().target;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(
+            out,
+            "{:#}",
+            json_of(&workload, &outcome, &environment, &target, path)
+        )?;
+    } else {
+        print(&mut out, &workload, &outcome, &target)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
+    let size_bytes = args.size.unwrap_or(len_bytes);
+    if size_bytes > len_bytes {
+        return Err(Failure::new(
+            USAGE,
+            format!(
+                "--size {size_bytes}: the file has {len_bytes} bytes, and xtent cannot extend it"
+            ),
+        ));
+    }
+    let workload = Workload {
+        name: "bench".into(),
+        rw: args.rw,
+        rwmixread: args.rwmixread,
+        block_bytes: usize::try_from(args.bs).unwrap_or(usize::MAX),
+        iodepth: args.iodepth as usize,
+        numjobs: args.numjobs as usize,
+        size_bytes,
+        runtime: args.runtime,
+        ramp_time: args.ramp_time,
+        number_ios: args.number_ios,
+        verify: args.verify,
+        seed: args.seed,
+    };
+    workload.check()?;
+    Ok(workload)
+}
+
+fn progress(workload: &Workload) -> Progress {
+    let progress = match workload.runtime {
+        Some(runtime) => {
+            let all = runtime + workload.ramp_time.unwrap_or_default();
+            Progress::steps(u64::try_from(all.as_millis()).unwrap_or(u64::MAX))
+        }
+        None => {
+            let each = workload.blocks_per_job();
+            let each = workload.number_ios.map_or(each, |n| n.min(each));
+            Progress::steps(each * workload.numjobs as u64)
+        }
+    };
+    progress.message(workload.rw.name());
+    progress
+}
+
+fn json_of(
+    workload: &Workload,
+    outcome: &Outcome,
+    environment: &Environment,
+    target: &TargetInfo,
+    path: &[u8],
+) -> Value {
+    let mut options = serde_json::Map::new();
+    super::output::put_name(&mut options, "filename", path);
+    if let Ok(Value::Object(more)) = serde_json::to_value(workload) {
+        options.extend(more);
+    }
+    json!({
+        "xtent version": environment.xtent,
+        "timestamp": environment.timestamp,
+        "environment": environment,
+        "target": target,
+        "memory": target.memory,
+        "copies": "none: direct I/O from DMA memory",
+        "jobs": [{
+            "jobname": workload.name,
+            "groupid": 0,
+            "error": 0,
+            "job options": options,
+            "read": outcome.read.json(outcome.elapsed),
+            "write": outcome.write.json(outcome.elapsed),
+            "verified_blocks": if workload.verify { json!(outcome.verified_blocks) } else { Value::Null },
+        }],
+    })
+}
+
+fn print(
+    out: &mut impl Write,
+    workload: &Workload,
+    outcome: &Outcome,
+    target: &TargetInfo,
+) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "{}: rw={}, bs={}, iodepth={}, numjobs={}, size={}",
+        workload.name,
+        workload.rw.name(),
+        size_text(workload.block_bytes as u64),
+        workload.iodepth,
+        workload.numjobs,
+        size_text(workload.size_bytes)
+    )?;
+    writeln!(out, "  on {}: {}", target.target, target.engine)?;
+    writeln!(
+        out,
+        "  direct I/O from DMA memory of {}, nothing copied",
+        target.memory
+    )?;
+    if workload.rw.reads() {
+        direction(out, "read", &outcome.read, outcome.elapsed)?;
+    }
+    if workload.rw.writes() {
+        direction(out, "write", &outcome.write, outcome.elapsed)?;
+    }
+    if workload.verify {
+        writeln!(
+            out,
+            "  verify: {} blocks read back and right",
+            outcome.verified_blocks
+        )?;
+    }
+    Ok(())
+}
+
+fn direction(
+    out: &mut impl Write,
+    name: &str,
+    direction: &Direction,
+    elapsed: Duration,
+) -> std::io::Result<()> {
+    let seconds = elapsed.as_secs_f64().max(1e-9);
+    let bandwidth = rate(direction.bytes, seconds);
+    writeln!(
+        out,
+        "  {name}: IOPS={}, BW={}/s ({:.1} MB/s), {} operations, {} in {:.2} s",
+        count_text(rate(direction.ios(), seconds)),
+        bytes_text(bandwidth),
+        bandwidth / 1e6,
+        direction.ios(),
+        size_text(direction.bytes),
+        seconds
+    )?;
+    if direction.ios() == 0 {
+        return Ok(());
+    }
+    // One unit for the whole table, as fio does: the largest that leaves the median above 10.
+    let median = direction.percentile_ns(50.0);
+    let (divisor, unit) = match median {
+        0..10_000 => (1.0, "nsec"),
+        10_000..10_000_000 => (1e3, "usec"),
+        _ => (1e6, "msec"),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    let shown = |ns: u64| three_digits(ns as f64 / divisor);
+    writeln!(
+        out,
+        "    clat ({unit}): min={}, max={}, avg={}, stdev={}",
+        shown(direction.min_ns()),
+        shown(direction.max_ns()),
+        three_digits(direction.mean_ns() / divisor),
+        three_digits(direction.stdev_ns() / divisor)
+    )?;
+    writeln!(out, "    clat percentiles ({unit}):")?;
+    for line in PERCENTILES.chunks(4) {
+        let cells: Vec<String> = line
+            .iter()
+            .map(|&p| format!("{p:>5.2}th=[{:>6}]", shown(direction.percentile_ns(p))))
+            .collect();
+        writeln!(out, "     | {}", cells.join(", "))?;
+    }
+    Ok(())
+}

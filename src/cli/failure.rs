@@ -1,0 +1,175 @@
+//! Failures, as a line on stderr and an exit status.
+
+use std::io;
+use std::process::ExitCode;
+
+use xtent::{Error, ErrorKind};
+
+pub(super) const OPERATION: u8 = 1;
+pub(super) const USAGE: u8 = 2;
+pub(super) const TARGET: u8 = 3;
+pub(super) const CORRUPT: u8 = 4;
+pub(super) const DEVICE: u8 = 5;
+const BROKEN_PIPE: u8 = 141;
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: u8,
+    /// `None` when all was said already, or nobody listens.
+    text: Option<String>,
+}
+
+impl Failure {
+    /// A failure with a sentence of its own.
+    pub(super) fn new(status: u8, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: Some(text.into()),
+        }
+    }
+
+    /// What was said already.
+    pub(super) fn silent(status: u8) -> Self {
+        Self { status, text: None }
+    }
+
+    /// A target that cannot be opened.
+    pub(super) fn target(error: Error) -> Self {
+        let status = match status_of(&error) {
+            OPERATION => TARGET,
+            other => other,
+        };
+        Self::new(status, error.to_string())
+    }
+
+    /// A host's file that cannot be worked with.
+    pub(super) fn local(what: &str, path: &std::path::Path, error: io::Error) -> Self {
+        match error.downcast::<Error>() {
+            Ok(error) => error.into(),
+            Err(error) => Self::new(OPERATION, format!("{what} {}: {error}", path.display())),
+        }
+    }
+
+    /// Says it, unless interrupted or piped into nowhere; the status for the process.
+    pub(super) fn report(self) -> ExitCode {
+        if let Some(signal) = xtent::sys::interrupted() {
+            eprintln!("xtent: interrupted");
+            let status = u8::try_from(signal).map_or(OPERATION, |signal| 128 + signal);
+            return ExitCode::from(status);
+        }
+        if let Some(text) = &self.text {
+            complain(text);
+        }
+        ExitCode::from(self.status)
+    }
+
+    #[cfg(test)]
+    pub(super) fn status(&self) -> u8 {
+        self.status
+    }
+
+    /// The text, if there is something left to say.
+    pub(super) fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+}
+
+/// One line on stderr: an error's own text may have several.
+pub(super) fn complain(text: &str) {
+    eprintln!("xtent: {}", text.trim().replace('\n', "; "));
+}
+
+fn status_of(error: &Error) -> u8 {
+    match error.kind() {
+        ErrorKind::InvalidInput | ErrorKind::Misaligned => USAGE,
+        ErrorKind::Unsupported | ErrorKind::NeedsRecovery | ErrorKind::Busy => TARGET,
+        ErrorKind::Corrupt => CORRUPT,
+        ErrorKind::Io | ErrorKind::Timeout | ErrorKind::DeviceGone => DEVICE,
+        _ => OPERATION,
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(status_of(&error), error.to_string())
+    }
+}
+
+/// From writing to standard output, or from reading a volume by `std::io`.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::silent(BROKEN_PIPE);
+        }
+        match error.downcast::<Error>() {
+            Ok(error) => error.into(),
+            Err(error) => Self::new(OPERATION, format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+/// Failures of a command that goes on with the next file: each is said at once, the first one's status
+/// stays.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Option<u8>);
+
+impl Failures {
+    /// Says it and goes on, unless nothing more makes sense (nobody reads, or the user interrupted).
+    pub(super) fn note(&mut self, failure: impl Into<Failure>) -> Result<(), Failure> {
+        let failure = failure.into();
+        if failure.status == BROKEN_PIPE || xtent::sys::interrupted().is_some() {
+            return Err(failure);
+        }
+        if let Some(text) = &failure.text {
+            complain(text);
+        }
+        self.0.get_or_insert(failure.status);
+        Ok(())
+    }
+
+    /// What the command comes to.
+    pub(super) fn result(self) -> Result<(), Failure> {
+        match self.0 {
+            None => Ok(()),
+            Some(status) => Err(Failure::silent(status)),
+        }
+    }
+}
+
+/// Ends the command when the user asked for it.
+pub(super) fn check_interrupted() -> Result<(), Failure> {
+    match xtent::sys::interrupted() {
+        Some(_) => Err(Failure::silent(OPERATION)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_their_status_also_through_io_errors() {
+        for (kind, in_volume, at_opening) in [
+            (ErrorKind::NotFound, 1, 3),
+            (ErrorKind::InvalidInput, 2, 2),
+            (ErrorKind::Busy, 3, 3),
+            (ErrorKind::NeedsRecovery, 3, 3),
+            (ErrorKind::Corrupt, 4, 4),
+            (ErrorKind::Timeout, 5, 5),
+            (ErrorKind::PermissionDenied, 1, 3),
+        ] {
+            let error = || Error::new(kind, "x");
+            assert_eq!(Failure::from(error()).status(), in_volume, "{kind:?}");
+            assert_eq!(Failure::target(error()).status(), at_opening, "{kind:?}");
+            let wrapped = Failure::from(io::Error::from(error()));
+            assert_eq!(wrapped.status(), in_volume, "{kind:?}");
+        }
+        assert!(
+            Failure::from(io::Error::from(io::ErrorKind::BrokenPipe))
+                .text()
+                .is_none()
+        );
+    }
+}

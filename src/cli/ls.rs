@@ -1,0 +1,280 @@
+//! `xtent ls`.
+
+use std::io::{BufWriter, Write};
+
+use clap::Args;
+use serde_json::Value;
+use xtent::volume::{DirEntry, FileType, Io, Metadata, Volume};
+
+use super::failure::{Failure, Failures, check_interrupted};
+use super::output::{Names, device_numbers, metadata_json, mode_text, put_name, short_time};
+use super::tree::Ancestors;
+use super::{TargetArg, VolumePath};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Times are UTC, owners are numbers. On a terminal, names with control characters or \
+    not in UTF-8 are escaped; elsewhere they are the bytes that they are. With --json a name that is not \
+    UTF-8 comes with its bytes in `name_hex`."
+)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    target: TargetArg,
+    /// What to list; a directory's entries, or a file itself [default: /]
+    #[arg(value_name = "PATH")]
+    paths: Vec<VolumePath>,
+    /// Shows mode, links, owner, group, size and time of change
+    #[arg(short)]
+    long: bool,
+    /// Goes down into directories
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// Shows names that begin with a dot
+    #[arg(short, long, visible_short_alias = 'A')]
+    all: bool,
+    /// Keeps the directory's own order instead of sorting by name: starts at once, however many entries
+    #[arg(short = 'U')]
+    unsorted: bool,
+    /// Shows a directory itself instead of its entries
+    #[arg(short, long)]
+    directory: bool,
+    /// Prints JSON: an array with one object an entry
+    #[arg(long)]
+    json: bool,
+}
+
+struct Listing<'a> {
+    args: &'a LsArgs,
+    volume: &'a Volume,
+    io: Io,
+    out: BufWriter<std::fs::File>,
+    names: Names,
+    failures: Failures,
+    /// No heading was printed yet.
+    first: bool,
+    /// An object was printed.
+    printed: bool,
+    ancestors: Ancestors,
+}
+
+pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
+    let volume = args.target.open_to_read()?;
+    let mut listing = Listing {
+        args,
+        volume: &volume,
+        io: volume.io()?,
+        out: BufWriter::with_capacity(64 << 10, super::output::raw_stdout()?),
+        names: Names::for_stdout(),
+        failures: Failures::default(),
+        first: true,
+        printed: false,
+        ancestors: Ancestors::default(),
+    };
+    let root = [VolumePath::from("/")];
+    let paths = if args.paths.is_empty() {
+        &root
+    } else {
+        &args.paths[..]
+    };
+    if args.json {
+        listing.out.write_all(b"[")?;
+    }
+    for path in paths {
+        let path = path.as_encoded_bytes();
+        if let Err(failure) = listing.start(path, paths.len() > 1 || args.recursive) {
+            listing.failures.note(failure)?;
+        }
+    }
+    if args.json {
+        listing.out.write_all(b"\n]\n")?;
+    }
+    listing.out.flush()?;
+    listing.failures.result()
+}
+
+impl Listing<'_> {
+    fn start(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
+        let metadata = if self.args.long || self.args.directory {
+            self.volume.symlink_metadata(&mut self.io, path)?
+        } else {
+            self.volume.metadata(&mut self.io, path)?
+        };
+        if !metadata.is_dir() || self.args.directory {
+            return self.entry(path, path, Some(metadata), None);
+        }
+        self.directory(path, &metadata, with_heading)
+    }
+
+    fn directory(&mut self, path: &[u8], of: &Metadata, with_heading: bool) -> Result<(), Failure> {
+        self.ancestors.enter(of.ino, path)?;
+        let result = self.inside(path, with_heading);
+        self.ancestors.leave();
+        result
+    }
+
+    fn inside(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
+        let mut dir = self.volume.read_dir(&mut self.io, path)?;
+        if with_heading && !self.args.json {
+            if !self.first {
+                self.out.write_all(b"\n")?;
+            }
+            let heading = self.names.print(path);
+            self.out.write_all(&heading)?;
+            self.out.write_all(b":\n")?;
+        }
+        self.first = false;
+        let mut below: Vec<DirEntry> = Vec::new();
+        if self.args.unsorted {
+            while let Some(entry) = dir.next_entry(&mut self.io)? {
+                self.child(&entry, &mut below)?;
+            }
+        } else {
+            let mut entries = Vec::new();
+            // What was read before an error is still shown.
+            let ended = loop {
+                match dir.next_entry(&mut self.io) {
+                    Ok(Some(entry)) => entries.push(entry),
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+                check_interrupted()?;
+            };
+            entries.sort_by(|a, b| a.name().cmp(b.name()));
+            for entry in &entries {
+                self.child(entry, &mut below)?;
+            }
+            ended?;
+        }
+        for entry in below {
+            let path = entry.path();
+            let result = match entry.metadata(&mut self.io) {
+                Ok(metadata) if metadata.is_dir() => self.directory(&path, &metadata, true),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(failure) = result {
+                self.failures.note(failure)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn child(&mut self, entry: &DirEntry, below: &mut Vec<DirEntry>) -> Result<(), Failure> {
+        check_interrupted()?;
+        if !self.args.all && entry.name().starts_with(b".") {
+            return Ok(());
+        }
+        let path = entry.path();
+        let wanted = self.args.long || self.args.json || entry.file_type().is_none();
+        let metadata = if wanted {
+            match entry.metadata(&mut self.io) {
+                Ok(metadata) => Some(metadata),
+                Err(error) => {
+                    self.failures.note(error)?;
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let file_type = metadata.map(|m| m.file_type()).or(entry.file_type());
+        self.entry(entry.name(), &path, metadata, file_type)?;
+        if self.args.recursive && file_type == Some(FileType::Directory) {
+            below.push(entry.clone());
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        name: &[u8],
+        path: &[u8],
+        metadata: Option<Metadata>,
+        file_type: Option<FileType>,
+    ) -> Result<(), Failure> {
+        let is_link = metadata.is_some_and(|m| m.is_symlink());
+        let link = if is_link && (self.args.long || self.args.json) {
+            match self.volume.read_link(&mut self.io, path) {
+                Ok(link) => Some(link),
+                Err(error) => {
+                    self.failures.note(error)?;
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        if self.args.json {
+            return self.json_entry(name, path, metadata, link.as_deref());
+        }
+        if self.args.long {
+            match &metadata {
+                Some(metadata) => self.long_columns(metadata)?,
+                None => {
+                    let letter = file_type.map_or('?', FileType::letter);
+                    write!(
+                        self.out,
+                        "{letter}?????????   ?      ?      ?            ? {:16} ",
+                        "?"
+                    )?;
+                }
+            }
+        }
+        let printed = self.names.print(name);
+        self.out.write_all(&printed)?;
+        if let Some(link) = link {
+            self.out.write_all(b" -> ")?;
+            let printed = self.names.print(&link);
+            self.out.write_all(&printed)?;
+        }
+        self.out.write_all(b"\n")?;
+        Ok(())
+    }
+
+    fn long_columns(&mut self, metadata: &Metadata) -> Result<(), Failure> {
+        let size = match metadata.file_type() {
+            FileType::BlockDevice | FileType::CharDevice => {
+                let (major, minor) = device_numbers(metadata.rdev);
+                format!("{major}, {minor}")
+            }
+            _ => metadata.len_bytes.to_string(),
+        };
+        write!(
+            self.out,
+            "{} {:>3} {:>6} {:>6} {size:>12} {} ",
+            mode_text(metadata),
+            metadata.nlink,
+            metadata.uid,
+            metadata.gid,
+            short_time(metadata.mtime)
+        )?;
+        Ok(())
+    }
+
+    fn json_entry(
+        &mut self,
+        name: &[u8],
+        path: &[u8],
+        metadata: Option<Metadata>,
+        link: Option<&[u8]>,
+    ) -> Result<(), Failure> {
+        let mut object = serde_json::Map::new();
+        put_name(&mut object, "name", name);
+        put_name(&mut object, "path", path);
+        if let Some(link) = link {
+            put_name(&mut object, "target", link);
+        }
+        if let Some(metadata) = &metadata {
+            object.extend(metadata_json(metadata));
+        }
+        let separator: &[u8] = if self.first_object() { b"\n" } else { b",\n" };
+        self.out.write_all(separator)?;
+        serde_json::to_writer(&mut self.out, &Value::Object(object))
+            .map_err(std::io::Error::from)?;
+        Ok(())
+    }
+
+    fn first_object(&mut self) -> bool {
+        !std::mem::replace(&mut self.printed, true)
+    }
+}

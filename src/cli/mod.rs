@@ -1,0 +1,149 @@
+//! The command line: one file a command, and what they share.
+//!
+//! Layer 7. Results go to stdout, everything else to stderr as one line `xtent: ...`. The exit status says
+//! what kind of failure it was ([`EXIT_STATUS`]).
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cat;
+mod compare;
+mod docs;
+mod failure;
+mod fiemap;
+mod get;
+mod info;
+mod ls;
+mod output;
+mod put;
+mod stat;
+mod tree;
+mod values;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use xtent::volume::{ControllerMode, Volume, VolumeOptions};
+
+use self::failure::Failure;
+
+/// What the exit status means, for --help and the man pages.
+const EXIT_STATUS: &str = "\
+Exit status:
+    0  success
+    1  the operation failed: no such file in the volume, a file that is there already, ...
+    2  wrong usage
+    3  the target is not there or cannot be used: missing, busy, a dirty log, an unsupported feature, no permission
+    4  the volume contradicts itself, or data that was verified is wrong
+    5  the device failed: I/O error, timeout, gone
+  130  interrupted (128 + the signal's number); 141 when the reader of a pipe went away";
+
+const TARGETS: &str = "\
+Targets:
+  image:disk.img      a file behind the embedded NVMe controller; a bare path means the same
+  ram:1G,load=FILE    memory behind the embedded controller, filled from a file
+  Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
+  readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
+
+/// Files of a real XFS through NVMe commands of this process's own.
+#[derive(Debug, Parser)]
+#[command(name = "xtent", version = crate::bench::environment::VERSION)]
+#[command(after_help = "See `xtent COMMAND --help` for targets and examples.", after_long_help = help())]
+#[command(max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn help() -> String {
+    format!("{TARGETS}\n\n{EXIT_STATUS}")
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows the controller, the namespace and the filesystem
+    Info(info::InfoArgs),
+    /// Lists directories
+    Ls(ls::LsArgs),
+    /// Shows all that is known of files
+    Stat(stat::StatArgs),
+    /// Writes files to standard output
+    Cat(cat::CatArgs),
+    /// Copies a file or a tree out of a volume
+    Get(get::GetArgs),
+    /// Overwrites a file of a volume with a local one
+    Put(put::PutArgs),
+    /// Shows where a file's data lies on the device
+    Fiemap(fiemap::FiemapArgs),
+    /// Measures a load on one file, in fio's words
+    Bench(bench::BenchArgs),
+    /// Measures the kernel's xfs and xtent on the same image
+    Compare(compare::CompareArgs),
+    /// Writes the man pages into a directory
+    Man(docs::ManArgs),
+    /// Writes the completions for a shell to standard output
+    Completions(docs::CompletionsArgs),
+}
+
+/// Where the volume is.
+#[derive(Debug, Args)]
+struct TargetArg {
+    /// The target, such as image:disk.img (see `xtent --help`)
+    #[arg(value_name = "TARGET")]
+    target: String,
+}
+
+impl TargetArg {
+    /// Opens it for reading, with the controller on this thread: for short work.
+    fn open_to_read(&self) -> Result<Volume, Failure> {
+        let options = VolumeOptions {
+            read_only: true,
+            controller: ControllerMode::Inline,
+            ..VolumeOptions::default()
+        };
+        self.open(&options)
+    }
+
+    fn open(&self, options: &VolumeOptions) -> Result<Volume, Failure> {
+        Volume::open(&self.target, options).map_err(Failure::target)
+    }
+}
+
+/// Paths inside the volume are bytes; the host gives them as such.
+type VolumePath = OsString;
+/// A path of the host.
+type LocalPath = PathBuf;
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    xtent::sys::catch_interrupts();
+    let result = match cli.command {
+        Command::Info(args) => info::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Stat(args) => stat::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Get(args) => get::run(&args),
+        Command::Put(args) => put::run(&args),
+        Command::Fiemap(args) => fiemap::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Man(args) => docs::man(&args),
+        Command::Completions(args) => docs::completions(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,203 @@
+//! Names, modes and times as people and scripts want them.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+
+use serde_json::{Map, Value, json};
+use xtent::volume::{FileType, Metadata, Timestamp};
+
+/// Standard output without Rust's line buffer: large writes go straight through.
+pub(super) fn raw_stdout() -> io::Result<File> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+}
+
+/// How names are printed: as they are into files and pipes, without control characters on a terminal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    escape: bool,
+}
+
+impl Names {
+    /// As standard output wants it.
+    pub(super) fn for_stdout() -> Self {
+        Self {
+            escape: io::stdout().is_terminal(),
+        }
+    }
+
+    /// The bytes to print for a name.
+    pub(super) fn print(self, name: &[u8]) -> Vec<u8> {
+        if !self.escape {
+            return name.to_vec();
+        }
+        let plain = std::str::from_utf8(name).is_ok_and(|t| !t.chars().any(char::is_control));
+        if plain {
+            name.to_vec()
+        } else {
+            name.escape_ascii().to_string().into_bytes()
+        }
+    }
+}
+
+/// Adds a name to a JSON object without loss: `key` as text, and `key_hex` with the bytes when they are not
+/// UTF-8.
+pub(super) fn put_name(object: &mut Map<String, Value>, key: &str, name: &[u8]) {
+    object.insert(key.into(), String::from_utf8_lossy(name).into());
+    if std::str::from_utf8(name).is_err() {
+        let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        object.insert(format!("{key}_hex"), hex.into());
+    }
+}
+
+/// The word for a type.
+pub(super) fn type_word(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::Regular => "regular file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symbolic link",
+        FileType::BlockDevice => "block special file",
+        FileType::CharDevice => "character special file",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+    }
+}
+
+/// `drwxr-xr-x`, with `s`, `S`, `t` and `T` where they belong.
+pub(super) fn mode_text(metadata: &Metadata) -> String {
+    let mode = metadata.mode;
+    let mut text = String::from(metadata.file_type().letter());
+    let special = [(0o4000, 's', 'S'), (0o2000, 's', 'S'), (0o1000, 't', 'T')];
+    for (index, (bit, with_x, without_x)) in special.into_iter().enumerate() {
+        let rwx = mode >> (6 - 3 * index) & 0o7;
+        text.push(if rwx & 4 == 0 { '-' } else { 'r' });
+        text.push(if rwx & 2 == 0 { '-' } else { 'w' });
+        text.push(match (mode & bit != 0, rwx & 1 != 0) {
+            (true, true) => with_x,
+            (true, false) => without_x,
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// Major and minor number of a device node, as Linux packs them in `st_rdev`.
+pub(super) fn device_numbers(rdev: u64) -> (u32, u32) {
+    (libc::major(rdev), libc::minor(rdev))
+}
+
+/// Year, month, day, hour, minute, second in UTC (proleptic Gregorian).
+fn civil(seconds: i64) -> (i64, u32, u32, u32, u32, u32) {
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days since 0000-03-01, in eras of 400 years.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let small = |value: i64| u32::try_from(value).unwrap_or(0);
+    (
+        year,
+        small(month),
+        small(day),
+        small(rest / 3600),
+        small(rest / 60 % 60),
+        small(rest % 60),
+    )
+}
+
+/// `2026-11-21 22:44` in UTC.
+pub(super) fn short_time(time: Timestamp) -> String {
+    let (year, month, day, hour, minute, _) = civil(time.seconds);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}")
+}
+
+/// `2026-11-21 22:44:14.000000000 +0000`, as coreutils' stat in UTC.
+pub(super) fn long_time(time: Timestamp) -> String {
+    let (year, month, day, hour, minute, second) = civil(time.seconds);
+    let ns = time.nanoseconds;
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{ns:09} +0000")
+}
+
+/// All of it, for scripts.
+pub(super) fn metadata_json(metadata: &Metadata) -> Map<String, Value> {
+    let time = |t: Timestamp| json!({ "seconds": t.seconds, "nanoseconds": t.nanoseconds });
+    let value = json!({
+        "type": type_word(metadata.file_type()),
+        "ino": metadata.ino,
+        "generation": metadata.generation,
+        "mode": metadata.mode,
+        "permissions": format!("{:04o}", metadata.permissions()),
+        "nlink": metadata.nlink,
+        "uid": metadata.uid,
+        "gid": metadata.gid,
+        "project": metadata.project,
+        "rdev": metadata.rdev,
+        "size": metadata.len_bytes,
+        "blocks_512": metadata.blocks_512,
+        "block_size": metadata.block_bytes,
+        "atime": time(metadata.atime),
+        "mtime": time(metadata.mtime),
+        "ctime": time(metadata.ctime),
+        "btime": time(metadata.btime),
+        "xfs_flags": metadata.xfs_flags,
+        "xfs_flags2": metadata.xfs_flags2,
+    });
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Bytes for people.
+pub(super) fn size_text(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    crate::bench::hist::bytes_text(bytes as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00"),
+            (-1, "1969-12-31 23:59"),
+            (951_782_400, "2000-02-29 00:00"),
+            (4_107_542_400, "2100-03-01 00:00"),
+            (-2_147_483_648, "1901-12-13 20:45"),
+            (16_299_260_424, "2486-07-02 20:20"),
+        ] {
+            let time = Timestamp {
+                seconds,
+                nanoseconds: 0,
+            };
+            assert_eq!(short_time(time), text);
+        }
+    }
+
+    #[test]
+    fn names_lose_nothing_in_json_and_nothing_dangerous_reaches_a_terminal() {
+        let mut object = Map::new();
+        put_name(&mut object, "name", b"a\xff");
+        assert_eq!(object["name_hex"], "61ff");
+        put_name(&mut object, "path", "grün".as_bytes());
+        assert_eq!(object["path"], "grün");
+        assert!(!object.contains_key("path_hex"));
+        let terminal = Names { escape: true };
+        assert_eq!(terminal.print(b"\x1b[2Jx"), b"\\x1b[2Jx");
+        assert_eq!(terminal.print("grün".as_bytes()), "grün".as_bytes());
+        let pipe = Names { escape: false };
+        assert_eq!(pipe.print(b"\x1b\xff"), b"\x1b\xff");
+    }
+}

@@ -1,0 +1,249 @@
+//! `xtent put`: overwriting a file with a local one.
+
+use std::fs::File as HostFile;
+use std::io::Read;
+
+use clap::Args;
+use xtent::volume::{
+    Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Volume, VolumeOptions,
+};
+use xtent::{Error, ErrorKind};
+
+use super::failure::{CORRUPT, Failure, OPERATION, check_interrupted, complain};
+use super::{LocalPath, TargetArg, VolumePath};
+use crate::bench::progress::Progress;
+
+const CHUNK_BYTES: usize = 1 << 20;
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file must exist and have its blocks: xtent overwrites in place and does not \
+    extend, fill holes or write to shared blocks yet; what it cannot do it refuses before it writes. The \
+    data is flushed to the device before xtent ends. Times of the file stay as they are."
+)]
+pub(super) struct PutArgs {
+    /// The local file
+    #[arg(value_name = "LOCAL")]
+    local: LocalPath,
+    #[command(flatten)]
+    target: TargetArg,
+    /// The file in the volume that is overwritten
+    #[arg(value_name = "PATH")]
+    path: VolumePath,
+    /// The byte in the volume's file to begin at
+    #[arg(long, default_value = "0", value_parser = super::values::size)]
+    offset: u64,
+    /// Reads everything back afterwards and compares
+    #[arg(long)]
+    verify: bool,
+}
+
+pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
+    let failed = |error| Failure::local("cannot read", &args.local, error);
+    let mut local = HostFile::open(&args.local).map_err(failed)?;
+    let about = local.metadata().map_err(failed)?;
+    if !about.is_file() {
+        let text = format!("{} is not an ordinary file", args.local.display());
+        return Err(Failure::new(OPERATION, text));
+    }
+    let len_bytes = about.len();
+    let volume = args.target.open(&VolumeOptions::default())?;
+    let mut io = volume.io()?;
+    let options = OpenOptions::new().read(true).write(true);
+    let file = options.open(&volume, &mut io, &args.path)?;
+    check_room(&file, &mut io, &volume, args.offset, len_bytes)?;
+    let rest = file.len_bytes() - args.offset - len_bytes;
+    if rest > 0 {
+        complain(&format!(
+            "note: the file's last {rest} bytes are not covered and stay as they are"
+        ));
+    }
+    let progress = Progress::bytes(if args.verify {
+        len_bytes * 2
+    } else {
+        len_bytes
+    });
+    progress.message(args.path.to_string_lossy());
+    let crc = write(&file, &mut io, &mut local, args, len_bytes, &progress)?;
+    file.sync_data(&mut io)?;
+    if args.verify && read_back(&file, &mut io, args.offset, len_bytes, &progress)? != crc {
+        let path = args.path.as_encoded_bytes().escape_ascii();
+        let text = format!("verify {path}: what was read back is not what was written");
+        return Err(Failure::new(CORRUPT, text));
+    }
+    Ok(())
+}
+
+/// Refuses, before anything is written, what an overwrite in place cannot do.
+fn check_room(
+    file: &File,
+    io: &mut Io,
+    volume: &Volume,
+    offset: u64,
+    len_bytes: u64,
+) -> Result<(), Failure> {
+    let refuse = |text: String| {
+        Err(Failure::from(
+            Error::new(ErrorKind::NotOverwrite, text)
+                .during("put")
+                .at_path(file.path()),
+        ))
+    };
+    let end = offset.checked_add(len_bytes);
+    let Some(end) = end.filter(|&end| end <= file.len_bytes()) else {
+        return refuse(format!(
+            "{len_bytes} bytes at {offset} do not fit into the file's {} bytes, and xtent cannot extend \
+             files yet",
+            file.len_bytes()
+        ));
+    };
+    let block = u64::from(volume.info().filesystem.block_bytes.max(1));
+    let mut covered = offset / block * block;
+    for extent in file.fiemap(io, offset, len_bytes)? {
+        let special = FiemapFlags::UNWRITTEN | FiemapFlags::SHARED;
+        if extent.logical_bytes > covered {
+            break;
+        }
+        if extent.flags.intersects(special) {
+            let kind = if extent.flags.contains(FiemapFlags::SHARED) {
+                "are shared with another file"
+            } else {
+                "are preallocated and were never written"
+            };
+            return refuse(format!(
+                "the blocks at byte {} {kind}: xtent cannot overwrite those yet",
+                extent.logical_bytes.max(offset)
+            ));
+        }
+        covered = covered.max(extent.logical_bytes.saturating_add(extent.length_bytes));
+    }
+    if covered < end {
+        return refuse(format!(
+            "there is a hole at byte {}: xtent cannot allocate yet",
+            covered.max(offset)
+        ));
+    }
+    Ok(())
+}
+
+/// Overwrites; the checksum of what was written.
+fn write(
+    file: &File,
+    io: &mut Io,
+    local: &mut HostFile,
+    args: &PutArgs,
+    len_bytes: u64,
+    progress: &Progress,
+) -> Result<u32, Failure> {
+    let unit = io.block_bytes() as usize;
+    let aligned = args.offset.is_multiple_of(unit as u64);
+    let mut buffers = (0..CHUNKS_IN_FLIGHT)
+        .map(|_| io.alloc(CHUNK_BYTES))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (mut crc, mut done_bytes, mut failure) = (0, 0, None);
+    while done_bytes < len_bytes && failure.is_none() {
+        if xtent::sys::interrupted().is_some() {
+            break;
+        }
+        let Some(mut buffer) = buffers.pop() else {
+            reap(io, &mut buffers, &mut failure, progress);
+            continue;
+        };
+        let want = usize::try_from(len_bytes - done_bytes)
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_BYTES);
+        if let Err(error) = local.read_exact(&mut buffer[..want]) {
+            failure = Some(Failure::local("cannot read", &args.local, error));
+            break;
+        }
+        crc = crc32c::crc32c_append(crc, &buffer[..want]);
+        let at = args.offset + done_bytes;
+        done_bytes += want as u64;
+        if aligned && want == CHUNK_BYTES {
+            // The depth is more than the buffers there are: it is never full.
+            if let Err(refused) = io.submit_write(file, at, buffer, want as u64) {
+                failure = Some(match refused.reason {
+                    SubmitReason::Error(error) => error.into(),
+                    SubmitReason::Full => Failure::new(OPERATION, "the queue is full"),
+                });
+            }
+        } else {
+            // The edges share blocks with data that stays: nothing else may be in flight then.
+            while io.outstanding() > 0 {
+                reap(io, &mut buffers, &mut failure, progress);
+            }
+            match file.write_all_unaligned_at(io, &buffer[..want], at) {
+                Ok(()) => progress.add(want as u64),
+                Err(error) => failure = Some(error.into()),
+            }
+            buffers.push(buffer);
+        }
+    }
+    while io.outstanding() > 0 {
+        reap(io, &mut buffers, &mut failure, progress);
+    }
+    let broken_off = failure.is_some() || xtent::sys::interrupted().is_some();
+    if broken_off && done_bytes > 0 {
+        complain("the file may be overwritten in part now");
+    }
+    match failure {
+        Some(failure) => Err(failure),
+        None => check_interrupted().map(|()| crc),
+    }
+}
+
+fn reap(
+    io: &mut Io,
+    buffers: &mut Vec<xtent::volume::DmaBuf>,
+    failure: &mut Option<Failure>,
+    progress: &Progress,
+) {
+    let ended = io.poll(
+        CHUNKS_IN_FLIGHT,
+        |Done {
+             user_data,
+             buf,
+             result,
+         }| {
+            match result {
+                Ok(n) if n as u64 == user_data => progress.add(user_data),
+                Ok(n) => {
+                    let text = format!("wrote {n} bytes instead of {user_data}");
+                    failure.get_or_insert(Failure::new(super::failure::DEVICE, text));
+                }
+                Err(error) => {
+                    failure.get_or_insert(error.into());
+                }
+            }
+            buffers.push(buf);
+        },
+    );
+    if ended == 0 {
+        io.relax();
+    }
+}
+
+fn read_back(
+    file: &File,
+    io: &mut Io,
+    offset: u64,
+    len_bytes: u64,
+    progress: &Progress,
+) -> Result<u32, Failure> {
+    use std::io::{Seek, SeekFrom};
+    let mut reader = file.reader(io)?;
+    reader.seek(SeekFrom::Start(offset))?;
+    let mut reader = reader.take(len_bytes);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut crc = 0;
+    loop {
+        check_interrupted()?;
+        let n = reader.read(&mut chunk)?;
+        if n == 0 {
+            return Ok(crc);
+        }
+        crc = crc32c::crc32c_append(crc, &chunk[..n]);
+        progress.add(n as u64);
+    }
+}

@@ -1,0 +1,124 @@
+//! `xtent stat`.
+
+use std::io::Write;
+
+use clap::Args;
+use serde_json::Value;
+use xtent::volume::{FileType, Io, Metadata, Volume};
+
+use super::failure::{Failure, Failures};
+use super::output::{
+    Names, device_numbers, long_time, metadata_json, mode_text, put_name, type_word,
+};
+use super::{TargetArg, VolumePath};
+
+#[derive(Debug, Args)]
+pub(super) struct StatArgs {
+    #[command(flatten)]
+    target: TargetArg,
+    /// The files; a symbolic link is shown itself
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<VolumePath>,
+    /// Follows a symbolic link in the last place
+    #[arg(short = 'L', long)]
+    dereference: bool,
+    /// Prints JSON: an array with one object a file
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatArgs) -> Result<(), Failure> {
+    let volume = args.target.open_to_read()?;
+    let mut io = volume.io()?;
+    let mut failures = Failures::default();
+    let mut objects = Vec::new();
+    let mut out = std::io::stdout().lock();
+    for path in &args.paths {
+        match look(args, &volume, &mut io, path) {
+            Ok((metadata, link)) if args.json => {
+                let mut object = serde_json::Map::new();
+                put_name(&mut object, "path", path.as_encoded_bytes());
+                if let Some(link) = link {
+                    put_name(&mut object, "target", &link);
+                }
+                object.extend(metadata_json(&metadata));
+                objects.push(Value::Object(object));
+            }
+            Ok((metadata, link)) => print(&mut out, path, &metadata, link.as_deref())?,
+            Err(failure) => failures.note(failure)?,
+        }
+    }
+    if args.json {
+        writeln!(out, "{:#}", Value::Array(objects))?;
+    }
+    out.flush()?;
+    failures.result()
+}
+
+fn look(
+    args: &StatArgs,
+    volume: &Volume,
+    io: &mut Io,
+    path: &VolumePath,
+) -> Result<(Metadata, Option<Vec<u8>>), Failure> {
+    let metadata = if args.dereference {
+        volume.metadata(io, path)?
+    } else {
+        volume.symlink_metadata(io, path)?
+    };
+    let link = if metadata.is_symlink() {
+        Some(volume.read_link(io, path)?)
+    } else {
+        None
+    };
+    Ok((metadata, link))
+}
+
+fn print(
+    out: &mut impl Write,
+    path: &VolumePath,
+    metadata: &Metadata,
+    link: Option<&[u8]>,
+) -> std::io::Result<()> {
+    let names = Names::for_stdout();
+    out.write_all(b"  File: ")?;
+    out.write_all(&names.print(path.as_encoded_bytes()))?;
+    if let Some(link) = link {
+        out.write_all(b" -> ")?;
+        out.write_all(&names.print(link))?;
+    }
+    let kind = match (metadata.file_type(), metadata.len_bytes) {
+        (FileType::Regular, 0) => "regular empty file",
+        (file_type, _) => type_word(file_type),
+    };
+    writeln!(
+        out,
+        "\n  Size: {:<15} Blocks: {:<10} IO Block: {:<6} {kind}",
+        metadata.len_bytes, metadata.blocks_512, metadata.block_bytes
+    )?;
+    write!(
+        out,
+        " Inode: {:<15} Links: {:<11}",
+        metadata.ino, metadata.nlink
+    )?;
+    if matches!(
+        metadata.file_type(),
+        FileType::BlockDevice | FileType::CharDevice
+    ) {
+        let (major, minor) = device_numbers(metadata.rdev);
+        write!(out, " Device type: {major},{minor}")?;
+    }
+    writeln!(
+        out,
+        "\nAccess: ({:04o}/{})  Uid: {:<8} Gid: {:<8} Project: {}",
+        metadata.permissions(),
+        mode_text(metadata),
+        metadata.uid,
+        metadata.gid,
+        metadata.project
+    )?;
+    writeln!(out, "Access: {}", long_time(metadata.atime))?;
+    writeln!(out, "Modify: {}", long_time(metadata.mtime))?;
+    writeln!(out, "Change: {}", long_time(metadata.ctime))?;
+    writeln!(out, " Birth: {}", long_time(metadata.btime))
+}

@@ -1,0 +1,60 @@
+//! Sizes and times on the command line, as fio writes them.
+
+use std::time::Duration;
+
+/// `4096`, `4k`, `128k`, `1g`: powers of 1024.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(10),
+        "m" | "mb" | "mib" => Some(20),
+        "g" | "gb" | "gib" => Some(30),
+        "t" | "tb" | "tib" => Some(40),
+        _ => None,
+    };
+    let number: Option<u64> = digits.parse().ok();
+    shift
+        .zip(number)
+        .and_then(|(shift, number)| number.checked_mul(1 << shift))
+        .ok_or_else(|| "give bytes, or a number with k, m, g or t".into())
+}
+
+/// `10`, `1.5`, `10s`, `2m`, `500ms`, `1h`: seconds without a unit.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => Some(1.0),
+        "ms" => Some(1e-3),
+        "us" => Some(1e-6),
+        "m" => Some(60.0),
+        "h" => Some(3600.0),
+        _ => None,
+    };
+    let number: Option<f64> = digits.parse().ok();
+    unit.zip(number)
+        .and_then(|(unit, number)| Duration::try_from_secs_f64(unit * number).ok())
+        .filter(|time| *time <= Duration::from_secs(365 * 86_400))
+        .ok_or_else(|| "give seconds, or a number with ms, s, m or h".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_as_fio_writes_them() {
+        assert_eq!(size("4k"), Ok(4096));
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("2G"), Ok(2 << 30));
+        for wrong in ["", "k", "4x", "-1", "1.5k", "99999999999t"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(time("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "s", "-1", "1y", "nan", "inf", "1e300"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+}
