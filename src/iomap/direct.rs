@@ -9,14 +9,14 @@
 
 use std::collections::VecDeque;
 
-use super::direct_slot::{Kind as SlotKind, Request, Slot, Stage};
+use super::direct_slot::{Kind as SlotKind, Slot, Stage};
 use super::{Iter, IterFlags, Kind, MapFlags, Ops, Span};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Segment};
 use crate::units::Lba;
 
-pub use super::direct_slot::{Ended, Rejected, Source, What};
+pub use super::direct_slot::{Ended, Kind as EndedKind, Rejected, Request, Source, What};
 
 /// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole blocks.
 const MAX_CHAIN_BYTES: u64 = 1 << 30;
@@ -91,6 +91,11 @@ impl<S: Source> Direct<S> {
         self.slots.len() - self.free.len()
     }
 
+    /// Whether an operation waits for room in the queue.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Starts an operation; it is handed over by a later [`Direct::poll`].
     ///
     /// # Errors
@@ -119,6 +124,18 @@ impl<S: Source> Direct<S> {
     pub fn take(&mut self, kept: Kept) -> Option<Ended<S>> {
         let slot = self.slots.get(usize::from(kept.0))?;
         (slot.stage == Stage::Ended && slot.kept).then(|| self.hand_over(kept.0))
+    }
+
+    /// Polls the queue and goes on with operations that wait for room, without handing anything over: for
+    /// whoever waits for a kept operation. Returns the chains that have ended.
+    #[inline]
+    pub fn progress<Q: Queue>(&mut self, queue: &mut Q) -> usize {
+        let budget = self.slots.len();
+        let count = queue.poll(budget, &mut |completion| self.completed(completion));
+        if !self.waiting.is_empty() {
+            self.resume(queue);
+        }
+        count
     }
 
     /// Polls the queue, goes on with operations that wait for room, and hands those that have ended to
@@ -158,10 +175,12 @@ impl<S: Source> Direct<S> {
         let slot = self.prepare(request, kept)?;
         let at = usize::from(index);
         self.slots[at] = slot;
-        if self.slots[at].kind == SlotKind::Write
-            && let Err(error) = self.check_overwrite(at)
+        let slot = &mut self.slots[at];
+        if slot.kind == SlotKind::Write
+            && let Some(source) = &slot.source
+            && let Err(error) = check_overwrite(source, slot.pos, slot.end - slot.pos)
         {
-            return Err(self.slots[at].reject(error));
+            return Err(slot.reject(error));
         }
         self.free.pop();
         // Whoever waits goes first.
@@ -208,23 +227,26 @@ impl<S: Source> Direct<S> {
                         request.buf,
                     ));
                 };
-                let size = match request.what {
+                let size = source.size_bytes();
+                let limit = match request.what {
                     What::Write {
                         through_last_block: true,
                         ..
-                    } => source.size_bytes().saturating_add(self.block_mask) & !self.block_mask,
-                    _ => source.size_bytes(),
+                    } => size.saturating_add(self.block_mask) & !self.block_mask,
+                    _ => size,
                 };
                 if self.read_only {
                     return Err(Rejected::error(read_only(), request.buf));
                 }
-                if offset.checked_add(len).is_none_or(|end| end > size) {
+                let end = offset.checked_add(len).filter(|&end| end <= limit);
+                let Some(end) = end else {
                     return Err(Rejected::error(past_end(size), request.buf));
-                }
+                };
                 slot.kind = SlotKind::Write;
                 slot.dsync = dsync;
                 slot.report = len;
-                slot.end = offset + len;
+                // What reaches beyond the size belongs to the last block, not to the file.
+                slot.end = end.min(size).max(offset);
             }
             What::Flush => slot.kind = SlotKind::Flush,
             What::DeviceRead => {
@@ -251,22 +273,6 @@ impl<S: Source> Direct<S> {
                 buf.iova()
             ),
         )
-    }
-
-    /// Looks at every mapping of a write before any of it is submitted. For a write inside one mapping,
-    /// the usual case, that is one look.
-    #[inline]
-    fn check_overwrite(&mut self, at: usize) -> Result<()> {
-        let slot = &self.slots[at];
-        let Some(source) = &slot.source else {
-            return Ok(());
-        };
-        let mut ops = source.ops();
-        Iter::new(slot.pos, slot.end - slot.pos, WRITE_FLAGS).run(&mut ops, |_, span| {
-            overwritable(&span)?;
-            Ok(span.len)
-        })?;
-        Ok(())
     }
 
     /// Submits as much of an operation as the queue takes; ends it when nothing is in flight after that.
@@ -377,6 +383,21 @@ impl<S: Source> Direct<S> {
     }
 }
 
+/// Looks at every mapping of a write before any of it is submitted. For a write inside one mapping, the
+/// usual case, that is one look.
+///
+/// # Errors
+/// [`ErrorKind::NotOverwrite`] with the first byte that cannot be overwritten; the filesystem's.
+#[inline]
+pub fn check_overwrite<S: Source>(source: &S, offset: u64, len: u64) -> Result<()> {
+    let mut ops = source.ops();
+    Iter::new(offset, len, WRITE_FLAGS).run(&mut ops, |_, span| {
+        overwritable(&span)?;
+        Ok(span.len)
+    })?;
+    Ok(())
+}
+
 const WRITE_FLAGS: IterFlags = IterFlags::WRITE
     .union(IterFlags::DIRECT)
     .union(IterFlags::OVERWRITE_ONLY);
@@ -432,8 +453,14 @@ fn issue_file<S: Source, Q: Queue>(
             fill(ops, lent, from, &span)?;
             return Ok(span.len);
         }
-        let len = span.len.min(MAX_CHAIN_BYTES);
-        let (lba, blocks) = blocks_of(span.mapping.addr_at(span.pos), len, shift)?;
+        // A write that ends in the file's last block writes that block whole.
+        let mask = (1 << shift) - 1;
+        let len = (span.len.min(MAX_CHAIN_BYTES) + mask) & !mask;
+        let addr = span.mapping.addr_at(span.pos);
+        if len > span.mapping.end() - span.pos {
+            return Err(split_block(addr, span.mapping.end() - span.pos));
+        }
+        let (lba, blocks) = blocks_of(addr, len, shift)?;
         let segment = usize::try_from(from)
             .ok()
             .and_then(|from| lent.segment(from..from + usize::try_from(len).ok()?))
@@ -446,7 +473,7 @@ fn issue_file<S: Source, Q: Queue>(
             return Ok(0);
         }
         *in_flight += 1;
-        Ok(len)
+        Ok(len.min(span.len))
     });
     *pos = iter.pos;
     result?;

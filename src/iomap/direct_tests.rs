@@ -9,8 +9,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::direct::{Direct, Ended, Rejected, Source, What};
-use super::direct_slot::Request;
+use super::direct::{Direct, Ended, Rejected, Request, Source, What};
 use super::testing::Layout;
 use super::{Kind, MapFlags};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
@@ -516,4 +515,26 @@ fn a_failed_write_reports_what_lies_before_the_failure() {
             "what is reported is durable"
         );
     }
+}
+
+#[test]
+fn a_write_may_fill_the_last_block_when_told_so() {
+    let mut bench = bench(8, true, true);
+    let file = file(&[(Kind::Mapped, 4096)], 3000);
+    let buf = bench.buf(1024);
+    let error = bench.run(&file, PLAIN, 2048, buf).unwrap_err().error;
+    assert_eq!(error.unwrap().kind(), ErrorKind::NotOverwrite);
+    let through = What::Write {
+        dsync: false,
+        through_last_block: true,
+    };
+    let mut buf = bench.buf(1024);
+    buf.fill(5);
+    let ended = bench.run(&file, through, 2048, buf).unwrap();
+    assert_eq!(ended.result.unwrap(), 1024);
+    let bytes = content(&file, &bench.queue.bytes);
+    assert!(bytes[2048..3072].iter().all(|&b| b == 5));
+    let buf = bench.buf(1024);
+    let error = bench.run(&file, through, 2560, buf).unwrap_err().error;
+    assert_eq!(error.unwrap().kind(), ErrorKind::NotOverwrite);
 }

@@ -1,22 +1,59 @@
 //! Directories, entry by entry.
 
-use super::{FileType, Io, Metadata};
-use crate::error::Result;
+use std::sync::Arc;
 
-/// The entries of a directory. It holds a few blocks at a time, however large the directory is.
+use super::open::VolumeShared;
+use super::{FileType, Io, Metadata};
+use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::dir::DirCursor;
+use crate::xfs::{self, Ino, Inode};
+
+/// The entries of a directory. It holds one block at a time, however large the directory is.
 #[derive(Debug)]
 pub struct ReadDir {
-    path: Vec<u8>,
+    volume: Arc<VolumeShared>,
+    dir: Inode,
+    cursor: DirCursor,
+    path: Arc<[u8]>,
 }
 
 impl ReadDir {
+    pub(super) fn new(volume: &Arc<VolumeShared>, dir: Inode, path: &[u8]) -> Result<Self> {
+        if dir.file_type != xfs::FileType::Directory {
+            let error = Error::new(ErrorKind::NotADirectory, "not a directory");
+            return Err(volume.explain(error, "read directory", path));
+        }
+        Ok(Self {
+            volume: Arc::clone(volume),
+            dir,
+            cursor: DirCursor::new(),
+            path: path.into(),
+        })
+    }
+
+    /// What is known of the directory itself.
+    pub fn metadata(&self) -> Metadata {
+        Metadata::of(&self.dir, self.volume.block_bytes())
+    }
+
     /// The next entry; `None` after the last. `io` is free for other work between the calls.
     ///
     /// # Errors
     /// When the disk cannot be read or contradicts itself; the walk is then over.
     pub fn next_entry(&mut self, io: &mut Io) -> Result<Option<DirEntry>> {
-        let _ = io;
-        Err(super::open::not_yet().at_path(&self.path))
+        let found = io.check_volume(&self.volume).and_then(|()| {
+            self.cursor
+                .next_entry(&self.volume.fs, &mut io.core, &self.dir)
+        });
+        let entry = found
+            .map_err(|error| self.volume.explain(error, "read directory", &self.path))?
+            .map(|entry| DirEntry {
+                parent: Arc::clone(&self.path),
+                name: entry.name,
+                ino: entry.ino.0,
+                file_type: entry.file_type.map(FileType::of_xfs),
+            });
+        Ok(entry)
     }
 
     /// The same as an iterator that keeps `io` to itself.
@@ -43,10 +80,10 @@ impl Iterator for DirEntries<'_> {
 /// One name in a directory.
 #[derive(Debug, Clone)]
 pub struct DirEntry {
-    pub(super) parent: std::sync::Arc<[u8]>,
-    pub(super) name: Vec<u8>,
-    pub(super) ino: u64,
-    pub(super) file_type: Option<FileType>,
+    parent: Arc<[u8]>,
+    name: Vec<u8>,
+    ino: u64,
+    file_type: Option<FileType>,
 }
 
 impl DirEntry {
@@ -75,12 +112,17 @@ impl DirEntry {
         self.file_type
     }
 
-    /// What is known of the file itself; a symbolic link is not followed. Cheaper than by path.
+    /// What is known of the file itself; a symbolic link is not followed. Cheaper than by path. `io` must
+    /// be of the volume that the directory belongs to.
     ///
     /// # Errors
     /// When the inode cannot be read or contradicts itself.
     pub fn metadata(&self, io: &mut Io) -> Result<Metadata> {
-        let _ = io;
-        Err(super::open::not_yet().at_path(self.path()))
+        let volume = Arc::clone(io.volume_shared());
+        volume
+            .fs
+            .read_inode(&mut io.core, Ino(self.ino))
+            .map(|inode| Metadata::of(&inode, volume.block_bytes()))
+            .map_err(|error| volume.explain(error, "stat", &self.path()))
     }
 }

@@ -1,9 +1,14 @@
 //! Files: blocking reads and overwrites, durability, and where their data lies.
 
+use std::fmt;
 use std::sync::Arc;
 
-use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume};
-use crate::error::Result;
+use super::open::VolumeShared;
+use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, walk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::direct::{Ended, EndedKind, Rejected, Source, What};
+use crate::iomap::{self};
+use crate::xfs::{FileMap, FileOps, FileType, Inode};
 
 /// How a file is opened.
 ///
@@ -55,8 +60,55 @@ impl OpenOptions {
     /// # Errors
     /// When the path leads to no ordinary file; when writing is asked for and the volume may only be read.
     pub fn open(self, volume: &Volume, io: &mut Io, path: impl PathBytes) -> Result<File> {
-        let _ = (volume, io);
-        Err(super::open::not_yet().at_path(path.path_bytes()))
+        let path = path.path_bytes();
+        let shared = &volume.shared;
+        let inode = walk::resolve(volume, io, path, true, "open")?;
+        self.open_inode(shared, io, &inode, path)
+            .map_err(|error| shared.explain(error, "open", path))
+    }
+
+    fn open_inode(
+        self,
+        volume: &Arc<VolumeShared>,
+        io: &mut Io,
+        inode: &Inode,
+        path: &[u8],
+    ) -> Result<File> {
+        if !self.read && !self.write {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "open for reading, for writing, or for both",
+            ));
+        }
+        match inode.file_type {
+            FileType::Regular => {}
+            FileType::Directory => {
+                return Err(Error::new(ErrorKind::IsADirectory, "is a directory"));
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "is a device, pipe or socket, and not an ordinary file",
+                ));
+            }
+        }
+        if self.write {
+            volume.check_writable()?;
+        }
+        let map = volume.fs.file_map(&mut io.core, inode)?;
+        if self.write {
+            // Once here, so that no write has to look for it.
+            volume.fs.learn_sharing(&mut io.core, &map)?;
+        }
+        Ok(File {
+            shared: Arc::new(FileShared {
+                map,
+                options: self,
+                volume: Arc::clone(volume),
+                metadata: Metadata::of(inode, volume.block_bytes()),
+                path: path.into(),
+            }),
+        })
     }
 }
 
@@ -68,13 +120,58 @@ impl OpenOptions {
 /// anything is written.
 #[derive(Debug, Clone)]
 pub struct File {
-    shared: Arc<FileShared>,
+    pub(super) shared: Arc<FileShared>,
 }
 
-#[derive(Debug)]
-struct FileShared {
+/// What all handles of an open file share, and what each operation in flight keeps.
+pub(super) struct FileShared {
+    pub(super) map: FileMap,
+    pub(super) options: OpenOptions,
+    pub(super) volume: Arc<VolumeShared>,
     metadata: Metadata,
-    path: Vec<u8>,
+    path: Box<[u8]>,
+}
+
+impl fmt::Debug for FileShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileShared")
+            .field("path", &format_args!("{}", self.path.escape_ascii()))
+            .field("ino", &self.metadata.ino)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source for Arc<FileShared> {
+    type Ops<'a> = FileOps<'a>;
+
+    #[inline]
+    fn ops(&self) -> FileOps<'_> {
+        FileOps::new(&self.map)
+    }
+
+    #[inline]
+    fn size_bytes(&self) -> u64 {
+        self.map.size_bytes()
+    }
+}
+
+impl FileShared {
+    /// An error with all that is known of the operation.
+    #[cold]
+    pub(super) fn explain(&self, error: Error, operation: &'static str, offset: u64) -> Error {
+        self.volume
+            .explain(error.at_offset(offset), operation, &self.path)
+    }
+}
+
+/// The operation's name in messages.
+pub(super) fn operation_name(kind: EndedKind) -> &'static str {
+    match kind {
+        EndedKind::Read | EndedKind::DeviceRead => "read",
+        EndedKind::Write => "write",
+        EndedKind::Flush => "sync",
+    }
 }
 
 impl File {
@@ -85,7 +182,7 @@ impl File {
 
     /// Length in bytes.
     pub fn len_bytes(&self) -> u64 {
-        self.shared.metadata.len_bytes
+        self.shared.map.size_bytes()
     }
 
     /// The path it was opened by.
@@ -99,10 +196,25 @@ impl File {
     ///
     /// # Errors
     /// [`crate::ErrorKind::Misaligned`] with the alignment that is needed; the device's errors. `buf` is
-    /// given back in any case.
+    /// given back in any case but one: when the engine loses the operation, `buf` is empty afterwards.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let mut io = volume.io()?;
+    /// let file = volume.open_file(&mut io, "/data")?;
+    /// let mut buf = io.alloc(4096)?;
+    /// let n = file.read_at(&mut io, &mut buf, 8192)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
     pub fn read_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
-        let _ = (io, buf, offset);
-        Err(super::open::not_yet())
+        if let Err(error) = io.check_read(self) {
+            return Err(self.shared.explain(error, "read", offset));
+        }
+        self.run(io, What::Read, buf, offset)
     }
 
     /// Overwrites from a byte offset with all of `buf`; returns its length.
@@ -110,30 +222,88 @@ impl File {
     /// # Errors
     /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NotOverwrite`],
     /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which any part
-    /// may have been written. `buf` is given back in any case.
+    /// may have been written. `buf` is given back as by [`File::read_at`].
+    #[inline]
     pub fn write_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
-        let _ = (io, buf, offset);
-        Err(super::open::not_yet())
+        if let Err(error) = io.check_write(self) {
+            return Err(self.shared.explain(error, "write", offset));
+        }
+        self.run(io, self.plain_write(), buf, offset)
     }
 
-    /// Reads into ordinary memory, at any offset and length, through this thread's bounce buffer; returns
+    /// A write as it was opened for.
+    #[inline]
+    pub(super) fn plain_write(&self) -> What {
+        What::Write {
+            dsync: self.shared.options.dsync,
+            through_last_block: false,
+        }
+    }
+
+    #[inline]
+    fn run(&self, io: &mut Io, what: What, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
+        if let Err(error) = io.check_memory(buf) {
+            return Err(self.shared.explain(error, "use memory for I/O", offset));
+        }
+        let request = io.request(self, what, offset, std::mem::take(buf), 0);
+        match io.core.run(request) {
+            Ok(ended) => self.finish(ended, buf),
+            Err(rejected) => self.refuse(rejected, what, buf, offset),
+        }
+    }
+
+    #[inline]
+    fn finish(&self, ended: Ended<Arc<FileShared>>, buf: &mut DmaBuf) -> Result<usize> {
+        *buf = ended.buf;
+        match ended.result {
+            Ok(n) => Ok(n),
+            Err(error) => Err(self
+                .shared
+                .explain(error, operation_name(ended.kind), ended.offset)),
+        }
+    }
+
+    #[cold]
+    fn refuse(
+        &self,
+        rejected: Rejected,
+        what: What,
+        buf: &mut DmaBuf,
+        offset: u64,
+    ) -> Result<usize> {
+        *buf = rejected.buf;
+        let operation = match what {
+            What::Read | What::DeviceRead => "read",
+            What::Write { .. } => "write",
+            What::Flush => "sync",
+        };
+        let error = rejected
+            .error
+            .unwrap_or_else(|| Error::new(ErrorKind::OutOfMemory, "no operation slot is free"));
+        Err(self.shared.explain(error, operation, offset))
+    }
+
+    /// Reads into ordinary memory, at any offset and length, through this thread's bounce buffers; returns
     /// the bytes read, fewer than asked only at the end of the file.
     ///
     /// # Errors
     /// The device's.
     pub fn read_into(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let _ = (io, buf, offset);
-        Err(super::open::not_yet())
+        io.check_read(self)
+            .and_then(|()| bounce::read(self, io, buf, offset))
+            .map_err(|error| self.shared.explain(error, "read", offset))
     }
 
-    /// Overwrites with ordinary memory through this thread's bounce buffer, under the rules of
+    /// Overwrites with ordinary memory through this thread's bounce buffers, under the rules of
     /// [`File::write_at`].
     ///
     /// # Errors
     /// As [`File::write_at`].
     pub fn write_from(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
-        let _ = (io, buf, offset);
-        Err(super::open::not_yet())
+        io.check_write(self)
+            .and_then(|()| bounce::write(self, io, buf, offset, bounce::Edges::Aligned))
+            .map_err(|error| self.shared.explain(error, "write", offset))?;
+        Ok(buf.len())
     }
 
     /// Overwrites all of `buf` at any offset within the file. Blocks that are covered in part are read
@@ -142,8 +312,9 @@ impl File {
     /// # Errors
     /// As [`File::write_at`], but for alignment.
     pub fn write_all_unaligned_at(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<()> {
-        let _ = (io, buf, offset);
-        Err(super::open::not_yet())
+        io.check_write(self)
+            .and_then(|()| bounce::write(self, io, buf, offset, bounce::Edges::ReadFirst))
+            .map_err(|error| self.shared.explain(error, "write", offset))
     }
 
     /// Makes every write that was completed before durable.
@@ -151,8 +322,10 @@ impl File {
     /// # Errors
     /// The device's.
     pub fn sync_data(&self, io: &mut Io) -> Result<()> {
-        let _ = io;
-        Err(super::open::not_yet())
+        io.check_volume(&self.shared.volume)
+            .map_err(|error| self.shared.explain(error, "sync", 0))?;
+        let mut none = DmaBuf::default();
+        self.run(io, What::Flush, &mut none, 0).map(|_| ())
     }
 
     /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change today).
@@ -169,8 +342,8 @@ impl File {
     /// # Errors
     /// When the file's extents cannot be read.
     pub fn seek_hole(&self, io: &mut Io, offset: u64) -> Result<Option<u64>> {
-        let _ = (io, offset);
-        Err(super::open::not_yet())
+        self.reported(io, |ops, size, _| iomap::seek_hole(ops, offset, size))
+            .map_err(|error| self.shared.explain(error, "seek hole", offset))
     }
 
     /// The first byte at or after `offset` that has data; `None` when there is none (`ENXIO`). Preallocated
@@ -179,8 +352,8 @@ impl File {
     /// # Errors
     /// When the file's extents cannot be read.
     pub fn seek_data(&self, io: &mut Io, offset: u64) -> Result<Option<u64>> {
-        let _ = (io, offset);
-        Err(super::open::not_yet())
+        self.reported(io, |ops, size, _| iomap::seek_data(ops, offset, size))
+            .map_err(|error| self.shared.explain(error, "seek data", offset))
     }
 
     /// The extents that touch `length_bytes` from `offset`, also beyond the end of the file, as the FIEMAP
@@ -188,16 +361,64 @@ impl File {
     ///
     /// # Errors
     /// When the file's extents cannot be read.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let mut io = volume.io()?;
+    /// let file = volume.open_file(&mut io, "/data")?;
+    /// for extent in file.fiemap(&mut io, 0, u64::MAX)? {
+    ///     println!("{} -> {} ({:?})", extent.logical_bytes, extent.physical_bytes, extent.flags);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn fiemap(&self, io: &mut Io, offset: u64, length_bytes: u64) -> Result<Vec<FiemapExtent>> {
-        let _ = (io, offset, length_bytes);
-        Err(super::open::not_yet())
+        let mut extents = Vec::new();
+        self.reported(io, |ops, _, block_bytes| {
+            iomap::fiemap(ops, offset, length_bytes, block_bytes, |extent| {
+                extents.push(extent);
+            })
+        })
+        .map_err(|error| self.shared.explain(error, "fiemap", offset))?;
+        Ok(extents)
+    }
+
+    /// Asks for mappings to be shown, after a look at what is shared.
+    fn reported<T>(
+        &self,
+        io: &mut Io,
+        ask: impl FnOnce(&mut FileOps<'_>, u64, u32) -> Result<T>,
+    ) -> Result<T> {
+        let shared = &self.shared;
+        io.check_volume(&shared.volume)?;
+        shared.volume.fs.learn_sharing(&mut io.core, &shared.map)?;
+        ask(
+            &mut FileOps::new(&shared.map),
+            shared.map.size_bytes(),
+            shared.volume.block_bytes(),
+        )
     }
 
     /// A reader from the file's start, with several large reads in flight ahead of what is consumed.
     ///
     /// # Errors
-    /// When memory is short.
+    /// When the file was not opened for reading or `io` belongs to another volume.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let mut io = volume.io()?;
+    /// let file = volume.open_file(&mut io, "/data")?;
+    /// std::io::copy(&mut file.reader(&mut io)?, &mut std::io::stdout()).expect("copied");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn reader<'io>(&self, io: &'io mut Io) -> Result<FileReader<'io>> {
-        FileReader::new(self.clone(), io)
+        io.check_read(self)
+            .map_err(|error| self.shared.explain(error, "read", 0))?;
+        Ok(FileReader::new(self.clone(), io))
     }
 }

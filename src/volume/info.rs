@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::xfs::Fs;
+
 /// The controller and namespace behind a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TargetInfo {
@@ -70,10 +72,41 @@ pub struct FilesystemInfo {
     pub free_inodes: u64,
     /// Blocks of the log.
     pub log_blocks: u32,
+    /// The log holds changes (opened without recovery, for reading).
+    pub log_dirty: bool,
     /// Features by name.
     pub features: Vec<String>,
     /// Why the filesystem may only be read; `None` when it may be written.
     pub read_only_reason: Option<String>,
+}
+
+impl FilesystemInfo {
+    pub(super) fn of(fs: &Fs, target: &TargetInfo) -> Self {
+        let info = fs.info();
+        let geometry = info.geometry;
+        let by_target = target
+            .read_only
+            .then(|| "the target is read-only".to_owned());
+        Self {
+            kind: "xfs".to_owned(),
+            label: info.label,
+            uuid: info.uuid,
+            block_bytes: geometry.block_bytes,
+            sector_bytes: geometry.sector_bytes,
+            inode_bytes: geometry.inode_bytes,
+            dir_block_bytes: geometry.dir_block_bytes,
+            ag_count: geometry.ag_count,
+            ag_blocks: geometry.ag_blocks,
+            blocks: geometry.data_blocks,
+            free_blocks: info.free_bytes / u64::from(geometry.block_bytes.max(1)),
+            inodes: info.inodes,
+            free_inodes: info.free_inodes,
+            log_blocks: geometry.log_blocks,
+            log_dirty: info.log_dirty,
+            features: info.features,
+            read_only_reason: info.read_only.or(by_target),
+        }
+    }
 }
 
 /// All of it.

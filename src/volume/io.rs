@@ -1,9 +1,15 @@
 //! A thread's way to a volume: its queue pair, its memory, its operations in flight.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::core::IoCore;
+use super::file::{FileShared, operation_name};
+use super::open::VolumeShared;
 use super::{DmaBuf, File};
-use crate::error::{Error, Result};
+use crate::block::Queue;
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::direct::{Ended, Rejected, Request, What};
 
 /// One thread's handle to a volume. Not shared: every thread takes its own from
 /// [`super::Volume::io`]. It may move to another thread.
@@ -31,7 +37,12 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Debug)]
 pub struct Io {
+    pub(super) core: IoCore,
+    volume: Arc<VolumeShared>,
+    /// Most operations of the caller's in flight.
     depth: usize,
+    /// Those submitted and not handed over.
+    in_flight: usize,
 }
 
 /// An operation that has ended.
@@ -85,25 +96,93 @@ impl std::error::Error for SubmitError {}
 impl From<SubmitError> for Error {
     fn from(error: SubmitError) -> Self {
         match error.reason {
-            SubmitReason::Full => Error::new(crate::ErrorKind::OutOfMemory, error.to_string()),
+            SubmitReason::Full => Error::new(ErrorKind::OutOfMemory, error.to_string()),
             SubmitReason::Error(error) => error,
         }
     }
 }
 
 impl Io {
-    /// A zeroed buffer for direct I/O: any length, aligned to 4 KiB.
+    pub(super) fn new(volume: &Arc<VolumeShared>) -> Result<Self> {
+        let core = IoCore::new(&volume.target)?;
+        Ok(Self {
+            depth: volume.target.queue_depth,
+            in_flight: 0,
+            volume: Arc::clone(volume),
+            core,
+        })
+    }
+
+    pub(super) fn volume_shared(&self) -> &Arc<VolumeShared> {
+        &self.volume
+    }
+
+    #[inline]
+    pub(super) fn check_volume(&self, volume: &Arc<VolumeShared>) -> Result<()> {
+        if Arc::ptr_eq(volume, &self.volume) {
+            return Ok(());
+        }
+        Err(other_volume())
+    }
+
+    #[inline]
+    pub(super) fn check_read(&self, file: &File) -> Result<()> {
+        self.check_volume(&file.shared.volume)?;
+        if file.shared.options.read {
+            return Ok(());
+        }
+        Err(not_opened_for("reading"))
+    }
+
+    #[inline]
+    pub(super) fn check_write(&self, file: &File) -> Result<()> {
+        self.check_volume(&file.shared.volume)?;
+        if file.shared.options.write {
+            return Ok(());
+        }
+        Err(not_opened_for("writing"))
+    }
+
+    /// Memory must be reachable by the device: another heap's may not be.
+    #[inline]
+    pub(super) fn check_memory(&self, buf: &DmaBuf) -> Result<()> {
+        if self.core.heap.owns(buf) {
+            return Ok(());
+        }
+        Err(foreign_memory())
+    }
+
+    #[inline]
+    #[expect(clippy::unused_self, reason = "reads as the maker of a request")]
+    pub(super) fn request(
+        &self,
+        file: &File,
+        what: What,
+        offset: u64,
+        buf: DmaBuf,
+        user_data: u64,
+    ) -> Request<Arc<FileShared>> {
+        Request {
+            what,
+            source: Some(Arc::clone(&file.shared)),
+            offset,
+            buf,
+            user_data,
+        }
+    }
+
+    /// A zeroed buffer for direct I/O: any length, aligned to 4 KiB. It may be used with any `Io` of the
+    /// same volume.
     ///
     /// # Errors
     /// [`crate::ErrorKind::OutOfMemory`].
     pub fn alloc(&self, len_bytes: usize) -> Result<DmaBuf> {
-        let _ = len_bytes;
-        Err(super::open::not_yet())
+        self.core.alloc(len_bytes)
     }
 
     /// What offsets and lengths of direct I/O are multiples of, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        512
+        self.core.block_bytes
     }
 
     /// Operations that can be in flight at once.
@@ -115,6 +194,7 @@ impl Io {
     ///
     /// # Errors
     /// [`SubmitError`] with the buffer; nothing was started then.
+    #[inline]
     pub fn submit_read(
         &mut self,
         file: &File,
@@ -122,17 +202,17 @@ impl Io {
         buf: DmaBuf,
         user_data: u64,
     ) -> Result<(), SubmitError> {
-        let _ = (file, offset, user_data);
-        Err(SubmitError {
-            buf,
-            reason: SubmitReason::Error(super::open::not_yet()),
-        })
+        if let Err(error) = self.check_read(file) {
+            return Err(refused(file, buf, error, "read", offset));
+        }
+        self.submit(file, What::Read, offset, buf, user_data)
     }
 
     /// Starts an overwrite of `buf.len()` bytes at `offset`. It ends at a later [`Io::poll`].
     ///
     /// # Errors
     /// [`SubmitError`] with the buffer; nothing was started then.
+    #[inline]
     pub fn submit_write(
         &mut self,
         file: &File,
@@ -140,11 +220,10 @@ impl Io {
         buf: DmaBuf,
         user_data: u64,
     ) -> Result<(), SubmitError> {
-        let _ = (file, offset, user_data);
-        Err(SubmitError {
-            buf,
-            reason: SubmitReason::Error(super::open::not_yet()),
-        })
+        if let Err(error) = self.check_write(file) {
+            return Err(refused(file, buf, error, "write", offset));
+        }
+        self.submit(file, file.plain_write(), offset, buf, user_data)
     }
 
     /// Starts making durable what was completed before. It ends at a later [`Io::poll`].
@@ -152,25 +231,134 @@ impl Io {
     /// # Errors
     /// [`SubmitError`]; nothing was started then.
     pub fn submit_sync(&mut self, file: &File, user_data: u64) -> Result<(), SubmitError> {
-        let _ = (file, user_data);
-        Err(SubmitError {
-            buf: DmaBuf::default(),
-            reason: SubmitReason::Error(super::open::not_yet()),
-        })
+        let none = DmaBuf::default();
+        if let Err(error) = self.check_volume(&file.shared.volume) {
+            return Err(refused(file, none, error, "sync", 0));
+        }
+        self.submit(file, What::Flush, 0, none, user_data)
+    }
+
+    #[inline]
+    fn submit(
+        &mut self,
+        file: &File,
+        what: What,
+        offset: u64,
+        buf: DmaBuf,
+        user_data: u64,
+    ) -> Result<(), SubmitError> {
+        if self.in_flight >= self.depth {
+            return Err(full(buf));
+        }
+        if let Err(error) = self.check_memory(&buf) {
+            return Err(refused(file, buf, error, "use memory for I/O", offset));
+        }
+        let request = self.request(file, what, offset, buf, user_data);
+        match self.core.direct.submit(&mut self.core.queue, request) {
+            Ok(()) => {
+                self.in_flight += 1;
+                Ok(())
+            }
+            Err(rejected) => Err(rejected_as(file, rejected, what, offset)),
+        }
     }
 
     /// Tells the device of what was submitted, and hands every operation that has ended to `done`, at most
     /// `budget` of them; returns how many. Never waits.
-    pub fn poll(&mut self, budget: usize, done: impl FnMut(Done)) -> usize {
-        let _ = (budget, done);
-        0
+    #[inline]
+    pub fn poll(&mut self, budget: usize, mut done: impl FnMut(Done)) -> usize {
+        let count = self
+            .core
+            .direct
+            .poll(&mut self.core.queue, budget, |ended| done(done_of(ended)));
+        self.in_flight -= count;
+        count
     }
 
     /// Operations submitted and not yet handed over.
+    #[inline]
     pub fn outstanding(&self) -> usize {
-        0
+        self.in_flight
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do.
-    pub fn relax(&mut self) {}
+    #[inline]
+    pub fn relax(&mut self) {
+        self.core.queue.relax();
+    }
+}
+
+#[inline]
+fn done_of(ended: Ended<Arc<FileShared>>) -> Done {
+    let result = match ended.result {
+        Ok(n) => Ok(n),
+        Err(error) => Err(match &ended.source {
+            Some(file) => file.explain(error, operation_name(ended.kind), ended.offset),
+            None => error,
+        }),
+    };
+    Done {
+        user_data: ended.user_data,
+        buf: ended.buf,
+        result,
+    }
+}
+
+#[cold]
+fn full(buf: DmaBuf) -> SubmitError {
+    SubmitError {
+        buf,
+        reason: SubmitReason::Full,
+    }
+}
+
+#[cold]
+fn refused(
+    file: &File,
+    buf: DmaBuf,
+    error: Error,
+    operation: &'static str,
+    offset: u64,
+) -> SubmitError {
+    SubmitError {
+        buf,
+        reason: SubmitReason::Error(file.shared.explain(error, operation, offset)),
+    }
+}
+
+#[cold]
+fn rejected_as(file: &File, rejected: Rejected, what: What, offset: u64) -> SubmitError {
+    let operation = match what {
+        What::Read | What::DeviceRead => "read",
+        What::Write { .. } => "write",
+        What::Flush => "sync",
+    };
+    match rejected.error {
+        Some(error) => refused(file, rejected.buf, error, operation, offset),
+        None => full(rejected.buf),
+    }
+}
+
+#[cold]
+fn other_volume() -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        "the Io belongs to another volume: take one from the volume that the file is of",
+    )
+}
+
+#[cold]
+fn not_opened_for(what: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("the file was not opened for {what}"),
+    )
+}
+
+#[cold]
+fn foreign_memory() -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        "the buffer is not of this volume: take it from Io::alloc",
+    )
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::xfs::{self, Inode};
+
 /// A point in time as XFS keeps it: seconds since 1970 (negative before) and nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp {
@@ -58,6 +60,18 @@ impl FileType {
         })
     }
 
+    pub(super) fn of_xfs(file_type: xfs::FileType) -> Self {
+        match file_type {
+            xfs::FileType::Regular => Self::Regular,
+            xfs::FileType::Directory => Self::Directory,
+            xfs::FileType::Symlink => Self::Symlink,
+            xfs::FileType::BlockDevice => Self::BlockDevice,
+            xfs::FileType::CharDevice => Self::CharDevice,
+            xfs::FileType::Fifo => Self::Fifo,
+            xfs::FileType::Socket => Self::Socket,
+        }
+    }
+
     /// The letter that `ls -l` begins a line with.
     pub fn letter(self) -> char {
         match self {
@@ -111,7 +125,37 @@ pub struct Metadata {
     pub xfs_flags2: u64,
 }
 
+/// What `stat` calls the preferred I/O size is a page, or a block where that is larger.
+const PAGE_BYTES: u32 = 4096;
+
 impl Metadata {
+    pub(super) fn of(inode: &Inode, block_bytes: u32) -> Self {
+        let time = |at: xfs::format::inode::Timestamp| Timestamp {
+            seconds: at.seconds,
+            nanoseconds: at.nanoseconds,
+        };
+        let (major, minor) = inode.rdev;
+        Self {
+            ino: inode.ino.0,
+            generation: inode.generation,
+            mode: inode.mode.into(),
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            project: inode.projid,
+            rdev: libc::makedev(major, minor),
+            len_bytes: inode.size,
+            blocks_512: inode.blocks_512,
+            block_bytes: block_bytes.max(PAGE_BYTES),
+            atime: time(inode.atime),
+            mtime: time(inode.mtime),
+            ctime: time(inode.ctime),
+            btime: time(inode.btime),
+            xfs_flags: inode.flags,
+            xfs_flags2: inode.flags2,
+        }
+    }
+
     /// The type.
     pub fn file_type(&self) -> FileType {
         FileType::of_mode(self.mode).unwrap_or(FileType::Regular)

@@ -23,8 +23,12 @@
 //! Every error names the operation, the path, the offset and the target.
 #![forbid(unsafe_code)]
 
+mod bounce;
+mod core;
 mod dir;
+mod engine;
 mod file;
+mod image;
 mod info;
 mod io;
 mod metadata;
@@ -32,6 +36,7 @@ mod open;
 mod path;
 mod reader;
 mod target;
+mod walk;
 
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::DmaBuf;

@@ -1,26 +1,41 @@
 //! Targets and volumes: opening them, and what they are.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::core::IoCore;
+use super::engine::Engine;
+use super::image::{self, ImageAccess};
 use super::{
-    File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir, TargetInfo, VolumeInfo,
-    VolumeOptions,
+    ControllerMode, File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir,
+    TargetInfo, TargetKind, TargetSpec, VolumeInfo, VolumeOptions, walk,
 };
+use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Backing, Heap, HeapConfig};
+use crate::nvme::{Controller, ControllerOptions};
+use crate::xfs::{Fs, FsOptions};
 
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Target {
-    shared: Arc<TargetShared>,
+    pub(super) shared: Arc<TargetShared>,
 }
 
 #[derive(Debug)]
-struct TargetShared {
-    info: TargetInfo,
+pub(super) struct TargetShared {
+    pub(super) engine: Engine,
+    pub(super) heap: Heap,
+    pub(super) name: String,
+    pub(super) info: TargetInfo,
+    pub(super) queue_depth: usize,
+    pub(super) command_timeout: Duration,
+    no_recovery: bool,
 }
 
 impl Target {
-    /// Opens a target such as `image:disk.img` or `ram:1G` (see [`super::TargetSpec`]).
+    /// Opens a target such as `image:disk.img` or `ram:1G` (see [`TargetSpec`]).
     ///
     /// # Errors
     /// A target that is wrong, missing, in use or of a kind that this build cannot open; a controller that
@@ -29,16 +44,69 @@ impl Target {
     /// ```
     /// use xtent::volume::{Target, VolumeOptions};
     /// # fn main() -> xtent::Result<()> {
-    /// # if false {
-    /// let target = Target::open("ram:64M", &VolumeOptions::default())?;
+    /// let target = Target::open("ram:64M,inline", &VolumeOptions::default())?;
     /// println!("{}: {} bytes", target.info().model, target.info().capacity_bytes);
-    /// # }
+    /// # assert_eq!(target.info().capacity_bytes, 64 << 20);
     /// # Ok(())
     /// # }
     /// ```
     pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
-        let _ = options;
-        Err(not_yet().on_device(target))
+        let spec = TargetSpec::parse(target)?;
+        Self::open_spec(&spec, options).map_err(|error| error.during("open").on_device(target))
+    }
+
+    /// Opens a target that was parsed before.
+    ///
+    /// # Errors
+    /// As [`Target::open`].
+    pub fn open_spec(spec: &TargetSpec, options: &VolumeOptions) -> Result<Self> {
+        let no_recovery = options.no_recovery || spec.no_recovery;
+        let in_use = options.allow_in_use || spec.allow_in_use;
+        let access = ImageAccess {
+            read_only: options.read_only || spec.read_only || no_recovery || in_use,
+            in_use,
+        };
+        let (medium, words) = medium_of(spec, access)?;
+        let device = EmuDevice::start(emu_config(spec, options, medium, access))?;
+        let heap = Heap::new(HeapConfig {
+            huge_pages: options.huge_pages,
+            limit_bytes: options.memory_limit_bytes,
+            ..HeapConfig::default()
+        });
+        let controller = Controller::open(device, &heap, ControllerOptions::default())?;
+        let engine = Engine::Nvme {
+            controller,
+            nsid: 1,
+        };
+        let queue_depth = spec
+            .queue_depth
+            .unwrap_or(options.queue_depth)
+            .clamp(1, 4095);
+        let memory = match heap.backing() {
+            Some(Backing::Huge) => "hugepages",
+            Some(Backing::Locked) => "locked pages",
+            Some(Backing::Pageable) | None => "pageable memory",
+        };
+        let info = engine.info()?;
+        let info = TargetInfo {
+            target: spec.text.clone(),
+            engine: format!("xtent's own NVMe driver over its embedded controller, {words}"),
+            read_only: info.read_only || access.read_only,
+            queue_depth,
+            memory: memory.to_owned(),
+            ..info
+        };
+        Ok(Self {
+            shared: Arc::new(TargetShared {
+                engine,
+                heap,
+                name: spec.text.clone(),
+                info,
+                queue_depth: queue_depth as usize,
+                command_timeout: options.command_timeout,
+                no_recovery,
+            }),
+        })
     }
 
     /// What stands behind it.
@@ -47,16 +115,144 @@ impl Target {
     }
 }
 
+/// The medium of an embedded controller, and in words what it is.
+fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static str)> {
+    let later = |what: &str| {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("this version cannot open {what} yet: give image:FILE or ram:SIZE"),
+        ))
+    };
+    match &spec.kind {
+        TargetKind::Image(path) => {
+            let file = image::open(path, access)?;
+            let medium = Medium::file(file, access.read_only)?;
+            Ok((medium, "which reads and writes a file"))
+        }
+        TargetKind::Ram {
+            capacity_bytes,
+            load,
+        } => {
+            let mut medium = Medium::memory(*capacity_bytes);
+            if let Some(path) = load {
+                load_image(&mut medium, path)
+                    .map_err(|error| error.at_path(path.as_os_str().as_encoded_bytes()))?;
+            }
+            Ok((medium, "which keeps its blocks in memory"))
+        }
+        TargetKind::Pci(_) => later("pci: targets (a disk over VFIO)"),
+        TargetKind::Spdk(_) => later("spdk: targets"),
+        TargetKind::Uring(_) => later("uring: targets (the kernel's block layer)"),
+    }
+}
+
+/// Copies an image into memory, leaving out what is zero.
+fn load_image(medium: &mut Medium, path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    const PIECE_BYTES: usize = 1 << 20;
+    let access = ImageAccess {
+        read_only: true,
+        in_use: false,
+    };
+    let file = image::open(path, access)?;
+    let system = |e| Error::system("cannot read the image to load", e);
+    let len = file.metadata().map_err(system)?.len();
+    if len > medium.len_bytes() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "the image has {len} bytes and the memory {}: ask for more",
+                medium.len_bytes()
+            ),
+        ));
+    }
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while at < len {
+        let want = usize::try_from(len - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        let bytes = &mut piece[..want];
+        file.read_exact_at(bytes, at).map_err(system)?;
+        if bytes.iter().any(|&byte| byte != 0) {
+            medium.write_at(at, bytes)?;
+        }
+        at += want as u64;
+    }
+    Ok(())
+}
+
+fn emu_config(
+    spec: &TargetSpec,
+    options: &VolumeOptions,
+    medium: Medium,
+    access: ImageAccess,
+) -> EmuConfig {
+    let defaults = EmuConfig::default();
+    EmuConfig {
+        name: spec.text.clone(),
+        medium,
+        lba_bytes: spec.lba_bytes.unwrap_or(defaults.lba_bytes),
+        mdts: spec.mdts.unwrap_or(defaults.mdts),
+        noiob_blocks: spec
+            .noiob_blocks
+            .and_then(|blocks| u16::try_from(blocks).ok())
+            .unwrap_or(defaults.noiob_blocks),
+        volatile_write_cache: spec
+            .volatile_write_cache
+            .unwrap_or(defaults.volatile_write_cache),
+        read_only: access.read_only,
+        max_queue_entries: 4096,
+        max_io_queues: 128,
+        mode: match spec.controller.unwrap_or(options.controller) {
+            ControllerMode::Threaded => Mode::Threaded,
+            ControllerMode::Inline => Mode::Inline,
+        },
+        ..defaults
+    }
+}
+
 /// A filesystem on a target. Cheap to clone; shared by all threads.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    shared: Arc<VolumeShared>,
+    pub(super) shared: Arc<VolumeShared>,
 }
 
 #[derive(Debug)]
-struct VolumeShared {
-    target: Target,
-    filesystem: FilesystemInfo,
+pub(super) struct VolumeShared {
+    pub(super) fs: Fs,
+    pub(super) target: Arc<TargetShared>,
+}
+
+impl VolumeShared {
+    /// Bytes in a block of the filesystem.
+    pub(super) fn block_bytes(&self) -> u32 {
+        self.fs.geometry().block_bytes
+    }
+
+    /// Whether files may be opened for writing.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.target.info.read_only {
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                "the target is read-only, or was opened so",
+            ));
+        }
+        match self.fs.read_only_reason() {
+            Some(why) => Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("the filesystem may only be read: {why}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// An error with the path and the target it belongs to.
+    #[cold]
+    pub(super) fn explain(&self, error: Error, operation: &'static str, path: &[u8]) -> Error {
+        error
+            .during(operation)
+            .at_path(path)
+            .on_device(&*self.target.name)
+    }
 }
 
 impl Volume {
@@ -73,21 +269,43 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Volume::open`].
+    ///
+    /// ```
+    /// use xtent::volume::{Target, Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// let options = VolumeOptions::default();
+    /// let target = Target::open("ram:64M,inline", &options)?;
+    /// let error = Volume::on(target, &options).unwrap_err();
+    /// assert_eq!(error.kind(), xtent::ErrorKind::Corrupt); // there is no filesystem in fresh memory
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on(target: Target, options: &VolumeOptions) -> Result<Self> {
-        let _ = options;
-        Err(not_yet().on_device(target.info().target.as_str()))
+        let target = target.shared;
+        let mut io = IoCore::new(&target)?;
+        let fs_options = FsOptions {
+            norecovery: options.no_recovery || target.no_recovery,
+            ..FsOptions::default()
+        };
+        let fs = Fs::open_with(&mut io, &fs_options)
+            .map_err(|error| error.during("open").on_device(&*target.name))?;
+        Ok(Self {
+            shared: Arc::new(VolumeShared { fs, target }),
+        })
     }
 
     /// The target below.
-    pub fn target(&self) -> &Target {
-        &self.shared.target
+    pub fn target(&self) -> Target {
+        Target {
+            shared: Arc::clone(&self.shared.target),
+        }
     }
 
     /// Controller, namespace and filesystem.
     pub fn info(&self) -> VolumeInfo {
         VolumeInfo {
-            target: self.shared.target.info().clone(),
-            filesystem: self.shared.filesystem.clone(),
+            target: self.shared.target.info.clone(),
+            filesystem: FilesystemInfo::of(&self.shared.fs, &self.shared.target.info),
         }
     }
 
@@ -96,16 +314,26 @@ impl Volume {
     /// # Errors
     /// When the controller has no queue pair left, or memory is short.
     pub fn io(&self) -> Result<Io> {
-        Err(not_yet())
+        Io::new(&self.shared)
     }
 
     /// What is known of the file that `path` leads to; symbolic links are followed.
     ///
     /// # Errors
     /// When the path leads nowhere or the disk cannot be read.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// let mut io = volume.io()?;
+    /// println!("{} bytes", volume.metadata(&mut io, "/etc/hosts")?.len_bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
-        let _ = io;
-        Err(not_yet().at_path(path.path_bytes()))
+        let inode = walk::resolve(self, io, path.path_bytes(), true, "stat")?;
+        Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
     /// What is known of the file at `path`; a symbolic link in the last place is not followed.
@@ -113,17 +341,32 @@ impl Volume {
     /// # Errors
     /// When the path leads nowhere or the disk cannot be read.
     pub fn symlink_metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
-        let _ = io;
-        Err(not_yet().at_path(path.path_bytes()))
+        let inode = walk::resolve(self, io, path.path_bytes(), false, "stat")?;
+        Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
     /// The entries of a directory, without `.` and `..`, in the directory's own order.
     ///
     /// # Errors
     /// When the path leads to no directory or the disk cannot be read.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let mut io = volume.io()?;
+    /// let mut dir = volume.read_dir(&mut io, "/etc")?;
+    /// while let Some(entry) = dir.next_entry(&mut io)? {
+    ///     let len = entry.metadata(&mut io)?.len_bytes;
+    ///     println!("{:>10} {}", len, entry.name().escape_ascii());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn read_dir(&self, io: &mut Io, path: impl PathBytes) -> Result<ReadDir> {
-        let _ = io;
-        Err(not_yet().at_path(path.path_bytes()))
+        let path = path.path_bytes();
+        let inode = walk::resolve(self, io, path, true, "read directory")?;
+        ReadDir::new(&self.shared, inode, path)
     }
 
     /// Where a symbolic link points to.
@@ -131,8 +374,10 @@ impl Volume {
     /// # Errors
     /// When the path leads to no symbolic link or the disk cannot be read.
     pub fn read_link(&self, io: &mut Io, path: impl PathBytes) -> Result<Vec<u8>> {
-        let _ = io;
-        Err(not_yet().at_path(path.path_bytes()))
+        let path = path.path_bytes();
+        let inode = walk::resolve(self, io, path, false, "read link")?;
+        crate::xfs::symlink::read_link(&self.shared.fs, &mut io.core, &inode)
+            .map_err(|error| self.shared.explain(error, "read link", path))
     }
 
     /// Opens an ordinary file for reading.
@@ -142,11 +387,4 @@ impl Volume {
     pub fn open_file(&self, io: &mut Io, path: impl PathBytes) -> Result<File> {
         OpenOptions::new().read(true).open(self, io, path)
     }
-}
-
-pub(super) fn not_yet() -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        "this build has no engine for the target",
-    )
 }

@@ -255,7 +255,7 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
             let pages_log2 = number(name, value, 0, 16)?;
             spec.mdts = Some(u8::try_from(pages_log2).unwrap_or(0));
         }
-        ("noiob", Some(value)) => spec.noiob_blocks = Some(number(name, value, 0, 1 << 24)?),
+        ("noiob", Some(value)) => spec.noiob_blocks = Some(number(name, value, 0, 65_535)?),
         ("depth", Some(value)) => spec.queue_depth = Some(number(name, value, 2, 4096)?),
         ("vwc", Some("on")) => spec.volatile_write_cache = Some(true),
         ("vwc", Some("off")) => spec.volatile_write_cache = Some(false),

@@ -1,0 +1,222 @@
+//! The part of an [`super::Io`] that needs no filesystem: queue, operations, bounce memory, metadata reads.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{EngineOptions, EngineQueue};
+use super::file::FileShared;
+use super::open::TargetShared;
+use crate::block::Queue;
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::direct::{Direct, Ended, Kept, Rejected, Request, What};
+use crate::mem::{DmaBuf, Heap};
+use crate::xfs::MetaIo;
+
+/// Size of one bounce buffer: large enough that a command a piece keeps a fast disk busy.
+pub(super) const BOUNCE_BYTES: usize = 256 << 10;
+/// Bounce buffers in flight at once.
+pub(super) const BOUNCE_COUNT: usize = 8;
+/// Slots beyond the caller's depth: blocking calls go on although that is used up.
+const RESERVED_SLOTS: usize = BOUNCE_COUNT + 2;
+/// Buffers are aligned to this, in bytes: whatever a device asks for, and whole PRPs.
+const BUFFER_ALIGN_BYTES: usize = 4096;
+
+/// One thread's queue on a target and the operations on it.
+#[derive(Debug)]
+pub(super) struct IoCore {
+    pub(super) queue: EngineQueue,
+    pub(super) direct: Direct<Arc<FileShared>>,
+    pub(super) heap: Heap,
+    pub(super) target: Arc<TargetShared>,
+    pub(super) block_bytes: u32,
+    pub(super) capacity_bytes: u64,
+    /// Bounce buffers at rest.
+    spare: Vec<DmaBuf>,
+    patience: Duration,
+}
+
+impl IoCore {
+    pub(super) fn new(target: &Arc<TargetShared>) -> Result<Self> {
+        let queue = target
+            .engine
+            .queue(EngineOptions {
+                depth: target.queue_depth,
+                timeout: target.command_timeout,
+                read_only: target.info.read_only,
+            })
+            .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
+        let limits = *queue.limits();
+        Ok(Self {
+            direct: Direct::new(target.queue_depth + RESERVED_SLOTS, &limits),
+            queue,
+            heap: target.heap.clone(),
+            target: Arc::clone(target),
+            block_bytes: limits.block_bytes,
+            capacity_bytes: limits
+                .capacity_blocks
+                .saturating_mul(limits.block_bytes.into()),
+            spare: Vec::with_capacity(BOUNCE_COUNT),
+            patience: target
+                .command_timeout
+                .saturating_add(Duration::from_secs(10)),
+        })
+    }
+
+    pub(super) fn alloc(&self, len_bytes: usize) -> Result<DmaBuf> {
+        self.heap
+            .alloc(len_bytes, BUFFER_ALIGN_BYTES)
+            .map_err(|error| {
+                error
+                    .during("allocate DMA memory")
+                    .on_device(&*self.target.name)
+            })
+    }
+
+    /// A bounce buffer, at rest or new. To be given back with [`IoCore::rest`].
+    pub(super) fn bounce(&mut self) -> Result<DmaBuf> {
+        match self.spare.pop() {
+            Some(buf) => Ok(buf),
+            None => self.alloc(BOUNCE_BYTES),
+        }
+    }
+
+    /// Takes a bounce buffer back.
+    pub(super) fn rest(&mut self, buf: DmaBuf) {
+        if buf.len() == BOUNCE_BYTES && self.spare.len() < BOUNCE_COUNT {
+            self.spare.push(buf);
+        }
+    }
+
+    /// Runs one operation to its end; other operations go on meanwhile.
+    #[inline]
+    pub(super) fn run(
+        &mut self,
+        request: Request<Arc<FileShared>>,
+    ) -> Result<Ended<Arc<FileShared>>, Rejected> {
+        let kept = self.submit_kept(request)?;
+        self.wait(kept).map_err(|error| Rejected {
+            // The device may still have it: it is not given back.
+            buf: DmaBuf::default(),
+            error: Some(error),
+        })
+    }
+
+    /// Starts an operation that is waited for. Blocking calls have slots of their own, so there is room.
+    #[inline]
+    pub(super) fn submit_kept(
+        &mut self,
+        request: Request<Arc<FileShared>>,
+    ) -> Result<Kept, Rejected> {
+        self.direct
+            .submit_kept(&mut self.queue, request)
+            .map_err(|rejected| Rejected {
+                error: rejected.error.or_else(|| Some(no_slot())),
+                ..rejected
+            })
+    }
+
+    /// Waits for a kept operation. The engine's deadlines see to it that it ends.
+    #[inline]
+    pub(super) fn wait(&mut self, kept: Kept) -> Result<Ended<Arc<FileShared>>> {
+        let mut idle = 0_u32;
+        loop {
+            let progress = self.direct.progress(&mut self.queue);
+            if let Some(ended) = self.direct.take(kept) {
+                return Ok(ended);
+            }
+            if progress == 0 {
+                self.queue.relax();
+                if self.queue.outstanding() == 0 {
+                    idle += 1;
+                    if idle > 10_000 {
+                        return Err(lost());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads device bytes into ordinary memory, in pieces of a bounce buffer.
+    fn read_device(&mut self, addr_bytes: u64, to: &mut [u8]) -> Result<()> {
+        let mut at = addr_bytes;
+        for piece in to.chunks_mut(BOUNCE_BYTES) {
+            let mut buf = if piece.len() * 4 > BOUNCE_BYTES {
+                self.bounce()?
+            } else {
+                self.alloc(piece.len())?
+            };
+            if buf.len() != piece.len() {
+                self.rest(buf);
+                buf = self.alloc(piece.len())?;
+            }
+            let request = Request {
+                what: What::DeviceRead,
+                source: None,
+                offset: at,
+                buf,
+                user_data: 0,
+            };
+            let ended = self
+                .run(request)
+                .map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
+            let done = ended.result?;
+            if done < piece.len() {
+                let error = Error::new(ErrorKind::Io, "the device failed within the range");
+                return Err(error.at_offset(at.saturating_add(done as u64)));
+            }
+            piece.copy_from_slice(&ended.buf[..piece.len()]);
+            at = at.saturating_add(piece.len() as u64);
+            self.rest(ended.buf);
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn no_slot() -> Error {
+    Error::new(
+        ErrorKind::OutOfMemory,
+        "every operation slot of this thread is in use",
+    )
+}
+
+#[cold]
+fn lost() -> Error {
+    Error::new(
+        ErrorKind::DeviceGone,
+        "the engine lost an operation and has nothing in flight",
+    )
+}
+
+impl MetaIo for IoCore {
+    fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_device(addr_bytes, buf)
+            .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+}
+
+impl Drop for IoCore {
+    /// Waits, within reason, for what is in flight. What is not back by then keeps its memory forever.
+    fn drop(&mut self) {
+        if self.direct.outstanding() == 0 {
+            return;
+        }
+        let start = Instant::now();
+        while self.queue.outstanding() > 0 || self.direct.is_waiting() {
+            if self.direct.progress(&mut self.queue) == 0 {
+                self.queue.relax();
+                if start.elapsed() > self.patience {
+                    break;
+                }
+            }
+        }
+    }
+}

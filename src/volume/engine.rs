@@ -1,0 +1,134 @@
+//! The engines a target can have behind it, told apart at compile time: an enum, matched where it is used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::TargetInfo;
+use crate::block::{Chain, Completion, Limits, Queue, Refused};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
+
+/// What a target is driven by.
+#[derive(Debug)]
+pub(super) enum Engine {
+    /// The crate's own driver on one namespace.
+    Nvme {
+        controller: Arc<Controller>,
+        nsid: u32,
+    },
+}
+
+/// How a queue is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EngineOptions {
+    pub(super) depth: usize,
+    pub(super) timeout: Duration,
+    pub(super) read_only: bool,
+}
+
+impl Engine {
+    /// A queue for one thread.
+    pub(super) fn queue(&self, options: EngineOptions) -> Result<EngineQueue> {
+        match self {
+            Self::Nvme { controller, nsid } => {
+                let options = QueueOptions {
+                    depth: options.depth,
+                    max_segments: 1,
+                    timeout: options.timeout,
+                    read_only: options.read_only,
+                    ..QueueOptions::default()
+                };
+                controller.queue(*nsid, options).map(EngineQueue::Nvme)
+            }
+        }
+    }
+
+    /// What stands behind it. The caller fills in what it knows better: names, how it was opened, memory.
+    pub(super) fn info(&self) -> Result<TargetInfo> {
+        match self {
+            Self::Nvme { controller, nsid } => {
+                let info = controller.info();
+                let namespace = usable_namespace(&info.namespaces, *nsid)?;
+                Ok(TargetInfo {
+                    target: String::new(),
+                    engine: String::new(),
+                    model: info.model.clone(),
+                    serial: info.serial.clone(),
+                    firmware: info.firmware.clone(),
+                    nvme_version: info.version.to_string(),
+                    nsid: *nsid,
+                    lba_bytes: namespace.block_bytes,
+                    capacity_bytes: namespace.len_bytes(),
+                    max_transfer_bytes: info.max_transfer_bytes,
+                    boundary_blocks: namespace.optimal_boundary_blocks.into(),
+                    volatile_write_cache: info.volatile_write_cache,
+                    read_only: namespace.read_only,
+                    max_queue_pairs: info.queues.into(),
+                    queue_depth: 0,
+                    memory: String::new(),
+                })
+            }
+        }
+    }
+}
+
+fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&NamespaceInfo> {
+    let found = namespaces.iter().find(|namespace| namespace.nsid == nsid);
+    let namespace = found.ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the controller has no namespace {nsid}"),
+        )
+    })?;
+    match &namespace.unusable {
+        Some(why) => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("namespace {nsid} cannot be used: {why}"),
+        )),
+        None => Ok(namespace),
+    }
+}
+
+/// One thread's queue on an engine.
+#[derive(Debug)]
+pub(super) enum EngineQueue {
+    /// A queue pair of the crate's own driver.
+    Nvme(QueuePair),
+}
+
+impl Queue for EngineQueue {
+    #[inline]
+    fn limits(&self) -> &Limits {
+        match self {
+            Self::Nvme(queue) => queue.limits(),
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        match self {
+            Self::Nvme(queue) => queue.submit(chain),
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        match self {
+            Self::Nvme(queue) => queue.poll(budget, done),
+        }
+    }
+
+    #[inline]
+    fn outstanding(&self) -> usize {
+        match self {
+            Self::Nvme(queue) => queue.outstanding(),
+        }
+    }
+
+    #[inline]
+    fn relax(&mut self) {
+        match self {
+            Self::Nvme(queue) => queue.relax(),
+        }
+    }
+}
