@@ -1,39 +1,157 @@
-//! Reading through xtent equals reading through the kernel, on images that the kernel filled.
+//! Reading through xtent equals reading through the kernel: on images of many geometries, filled by the
+//! kernel with one of everything, the listing with all metadata, the content of every file, FIEMAP and
+//! SEEK_HOLE/SEEK_DATA.
+//!
+//! `XTENT_SEED` changes what is in the files; it is printed when a geometry fails.
 
 mod common;
 
 use common::fill::{self, Plan};
 use common::image::Image;
-use common::oracle;
+use common::{oracle, reader};
 
-#[test]
-fn two_looks_of_the_kernel_are_equal() {
+/// A filesystem to make, and how much to put into it.
+struct Row {
+    name: &'static str,
+    size_mib: u64,
+    block: u64,
+    sector: u32,
+    inode: u64,
+    dir_block: usize,
+    ag_count: u32,
+    /// Further options of mkfs.xfs.
+    options: &'static [&'static str],
+    big_dir_entries: usize,
+    extents: u64,
+}
+
+impl Row {
+    const DEFAULT: Self = Self {
+        name: "",
+        size_mib: 1024,
+        block: 4096,
+        sector: 512,
+        inode: 512,
+        dir_block: 4096,
+        ag_count: 4,
+        options: &[],
+        big_dir_entries: 5000,
+        extents: 2000,
+    };
+
+    fn image(&self) -> Image {
+        let mut args = vec![
+            format!("-bsize={}", self.block),
+            format!("-isize={}", self.inode),
+            format!("-nsize={}", self.dir_block),
+            format!("-dagcount={}", self.ag_count),
+        ];
+        args.extend(self.options.iter().map(|&option| option.to_owned()));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        Image::make(self.size_mib << 20, self.sector, &args)
+    }
+
+    fn plan(&self, seed: u64) -> Plan {
+        Plan {
+            seed,
+            block_bytes: self.block,
+            dir_block_bytes: self.dir_block,
+            inode_bytes: self.inode,
+            big_dir_entries: self.big_dir_entries,
+            extents: self.extents,
+            reflink: !self
+                .options
+                .iter()
+                .any(|option| option.contains("reflink=0")),
+            // Several leaf blocks of one hash, where a directory block is small.
+            names_of_one_hash: (self.dir_block / 5).min(2500),
+        }
+    }
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("XTENT_SEED").ok();
+    given
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(20_261_121)
+}
+
+fn compare(row: &Row) {
     if !common::kernel_is_here() {
         return;
     }
-    let image = Image::make(400 << 20, 512, &["-b", "size=4096"]);
+    let seed = seed();
+    let image = row.image();
     let mount = image.mount("");
-    let plan = Plan {
-        seed: 1,
-        block_bytes: 4096,
-        dir_block_bytes: 4096,
-        inode_bytes: 512,
-        big_dir_entries: 1000,
-        extents: 100,
-        reflink: true,
-        names_of_one_hash: 60,
-    };
-    fill::fill(mount.path(), &plan);
+    fill::fill(mount.path(), &row.plan(seed));
     mount.unmount();
-    let look = || {
-        let mount = image.mount("ro,noatime");
-        let tree = oracle::kernel_tree(mount.path());
-        mount.unmount();
-        tree
-    };
-    let first = look();
-    assert!(first.len() > 3000, "{} paths", first.len());
-    let differences = oracle::differences(&first, &look());
-    assert!(differences.is_empty(), "{differences:#?}");
-    image.assert_clean();
+    // Anew and read-only: without a page cache, and without access times that move.
+    let mount = image.mount("ro,noatime");
+    let kernel = oracle::kernel_tree(mount.path());
+    mount.unmount();
+    assert!(kernel.len() > row.big_dir_entries, "{} paths", kernel.len());
+    let ours = reader::xtent_tree(&image.path());
+    let differences = oracle::differences(&kernel, &ours);
+    assert!(
+        differences.is_empty(),
+        "{} (XTENT_SEED={seed}): {} differences, the first of them:\n{}",
+        row.name,
+        differences.len(),
+        differences[..differences.len().min(20)].join("\n")
+    );
+}
+
+/// One test a geometry, so that each shows by name.
+macro_rules! geometries {
+    ($($name:ident { $($field:ident: $value:expr),* $(,)? })*) => {$(
+        #[test]
+        fn $name() {
+            compare(&Row { name: stringify!($name), $($field: $value,)* ..Row::DEFAULT });
+        }
+    )*};
+}
+
+geometries! {
+    block_4k_of_everything_much { big_dir_entries: 100_000, extents: 50_000 }
+    block_4k_rmapbt_sector_4k { sector: 4096, options: &["-mrmapbt=1"] }
+    block_4k_nrext64 { options: &["-inrext64=1"] }
+    block_4k_without_features {
+        options: &["-mfinobt=0,reflink=0,bigtime=0,inobtcount=0,rmapbt=0", "-isparse=0"],
+    }
+    block_4k_inode_2k_dir_64k_ag_33_sector_4k {
+        size_mib: 1200, sector: 4096, inode: 2048, dir_block: 65536, ag_count: 33,
+    }
+    block_4k_dir_16k_ag_1_striped_without_bigtime {
+        dir_block: 16384, ag_count: 1, options: &["-dsu=64k,sw=2", "-lsu=32k", "-mbigtime=0"],
+    }
+    block_4k_inode_1k_dir_64k_of_100000 {
+        inode: 1024, dir_block: 65536, big_dir_entries: 100_000,
+    }
+    block_4k_inode_2k_rmapbt_nrext64_without_finobt_reflink {
+        inode: 2048, options: &["-mrmapbt=1,reflink=0,finobt=0,inobtcount=0", "-inrext64=1"],
+    }
+    block_4k_ag_1_rmapbt_nrext64_of_100000 {
+        ag_count: 1, sector: 4096, options: &["-mrmapbt=1", "-inrext64=1"],
+        big_dir_entries: 100_000, extents: 20_000,
+    }
+    block_1k_of_50000_extents { size_mib: 600, block: 1024, ag_count: 1, extents: 50_000 }
+    block_1k_dir_16k_ag_33_rmapbt_nrext64 {
+        size_mib: 800, block: 1024, dir_block: 16384, ag_count: 33,
+        options: &["-mrmapbt=1", "-inrext64=1"],
+    }
+    block_1k_dir_64k_without_sparse_reflink {
+        size_mib: 600, block: 1024, dir_block: 65536,
+        options: &["-isparse=0", "-mreflink=0,rmapbt=0,finobt=0"], extents: 10_000,
+    }
+    block_1k_dir_4k_of_100000_rmapbt {
+        size_mib: 800, block: 1024, options: &["-mrmapbt=1"], big_dir_entries: 100_000,
+    }
+    block_2k_inode_1k { size_mib: 600, block: 2048, inode: 1024, extents: 50_000 }
+    block_2k_dir_16k_without_reflink {
+        size_mib: 600, block: 2048, dir_block: 16384, options: &["-mreflink=0"],
+    }
+    block_2k_inode_1k_dir_64k_ag_33_without_inobtcount {
+        size_mib: 800, block: 2048, inode: 1024, dir_block: 65536, ag_count: 33,
+        options: &["-minobtcount=0"],
+    }
 }

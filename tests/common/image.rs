@@ -1,5 +1,6 @@
 //! An image file with a filesystem, and its mount. Both vanish when dropped, after a panic too.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,8 +112,18 @@ impl Mount {
     /// Unmounts and detaches, and panics when that does not succeed. Afterwards the image holds all.
     pub fn unmount(mut self) {
         let dir = self.dir.to_str().expect("UTF-8").to_owned();
-        run("umount", &[&dir]);
-        self.mounted = false;
+        // A child that another test is just starting holds our descriptors until its exec: busy for a moment.
+        for _ in 0..100 {
+            if quiet("umount", &[dir.as_ref()]) {
+                self.mounted = false;
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        if self.mounted {
+            run("umount", &[&dir]);
+            self.mounted = false;
+        }
         run("losetup", &["--detach", &self.loop_device]);
         self.loop_device.clear();
     }
@@ -121,12 +132,6 @@ impl Mount {
 impl Drop for Mount {
     /// Does what it can: this may run while a test is failing, with files of the mount still open.
     fn drop(&mut self) {
-        let quiet = |name: &str, args: &[&std::ffi::OsStr]| {
-            tool(name).is_some_and(|program| {
-                let output = Command::new(program).args(args).output();
-                output.is_ok_and(|output| output.status.success())
-            })
-        };
         if self.mounted {
             let dir = self.dir.as_os_str();
             if !quiet("umount", &[dir]) {
@@ -138,4 +143,12 @@ impl Drop for Mount {
             quiet("losetup", &["--detach".as_ref(), self.loop_device.as_ref()]);
         }
     }
+}
+
+/// Runs a tool without a word; whether it succeeded.
+fn quiet(name: &str, args: &[&OsStr]) -> bool {
+    tool(name).is_some_and(|program| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|output| output.status.success())
+    })
 }

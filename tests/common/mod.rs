@@ -19,6 +19,7 @@
 pub mod fill;
 pub mod image;
 pub mod oracle;
+pub mod reader;
 pub mod sys;
 
 use std::process::Command;
@@ -78,6 +79,9 @@ pub fn run(name: &str, args: &[&str]) -> String {
     let program = tool(name).unwrap_or_else(|| panic!("{name} is not installed"));
     let output = Command::new(program)
         .args(args)
+        // With these mkfs.xfs allows what is too small or too few for daily use: one allocation group,
+        // groups of a few MiB, a short log.
+        .envs(["TEST_DIR", "TEST_DEV", "QA_CHECK_FS"].map(|name| (name, "1")))
         .output()
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
