@@ -407,7 +407,8 @@ impl Filler<'_> {
         let target = create(&dir.join("target"));
         drop(target);
         let root = File::open(self.root).unwrap();
-        root.sync_all().unwrap();
+        // What waits for write-back holds far more blocks than it will need.
+        sys::sync_filesystem(&root).unwrap();
         sys::set_reserved_blocks(&root, 0).unwrap();
         let hog = create(&dir.join("hog"));
         let end = take_all_space(&hog);
@@ -428,7 +429,7 @@ impl Filler<'_> {
         punch(&hog, (end / 2, end), block, chunk - 1, chunk, free_bytes);
         let inodes = dir.join("inodes");
         fs::create_dir(&inodes).unwrap();
-        for i in 0..800 {
+        for i in 0..2000 {
             if File::create(inodes.join(format!("i{i}"))).is_err() {
                 break;
             }

@@ -166,3 +166,9 @@ pub fn set_reserved_blocks(root: &File, blocks: u64) -> Result<()> {
     // SAFETY: the call reads and writes the two words of `request`.
     check(unsafe { libc::ioctl(root.as_raw_fd(), SET_RESERVED_BLOCKS, request.as_mut_ptr()) })
 }
+
+/// Writes out all of the filesystem that a file lies in.
+pub fn sync_filesystem(file: &File) -> Result<()> {
+    // SAFETY: the descriptor is open; syncfs touches no memory.
+    check(unsafe { libc::syncfs(file.as_raw_fd()) })
+}
