@@ -146,7 +146,8 @@ mod tests {
         assert!(cache.get(&key(14)).is_some());
         cache.put(key(99), vec![0; 1001].into());
         assert!(cache.get(&key(99)).is_none(), "larger than the cache");
-        assert_eq!(cache.lock().slots.len(), cache.lock().hand.len());
+        let inner = cache.lock();
+        assert_eq!(inner.slots.len(), inner.hand.len());
     }
 
     #[test]
