@@ -33,7 +33,7 @@ const PEERS: &[(&str, &str)] = &[
 ];
 
 /// The only directories with unsafe code.
-const UNSAFE_ISLANDS: &[&str] = &["src/mem/", "src/sys/"];
+const UNSAFE_ISLANDS: &[&str] = &["src/device/vfio/", "src/mem/", "src/sys/"];
 
 const MAX_LINES: usize = 600;
 
@@ -180,20 +180,26 @@ fn unsafe_code_lives_on_its_islands() {
 #[test]
 fn every_other_room_forbids_unsafe_code() {
     let mut broken = Vec::new();
-    for dir in fs::read_dir(root().join("src")).unwrap() {
-        let dir = dir.unwrap().path();
-        let name = dir
-            .strip_prefix(root())
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
-        if !dir.is_dir() || UNSAFE_ISLANDS.contains(&format!("{name}/").as_str()) {
+    let mut rooms = vec![root().join("src")];
+    while let Some(dir) = rooms.pop() {
+        let name = format!("{}/", dir.strip_prefix(root()).unwrap().to_str().unwrap());
+        if UNSAFE_ISLANDS.contains(&name.as_str()) {
+            continue;
+        }
+        // A room with an island inside cannot forbid it: then each of its own rooms must.
+        if UNSAFE_ISLANDS
+            .iter()
+            .any(|island| island.starts_with(&name))
+        {
+            let inside = fs::read_dir(&dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().path());
+            rooms.extend(inside.filter(|path| path.is_dir()));
             continue;
         }
         let text = fs::read_to_string(dir.join("mod.rs")).unwrap();
         if !text.contains("#![forbid(unsafe_code)]") {
-            broken.push(format!("{name}/mod.rs"));
+            broken.push(format!("{name}mod.rs"));
         }
     }
     assert_none(&broken);

@@ -2,15 +2,16 @@
 //!
 //! Layer 1. The driver in [`crate::nvme`] is written against [`Device`] and cannot tell hardware from the
 //! embedded controller in [`emu`]. Register offsets and meanings are those of the NVMe base specification
-//! 2.0c, section 3.1 (controller registers).
-#![forbid(unsafe_code)]
+//! 2.0c, section 3.1 (controller registers). The one unsafe island here is [`vfio`].
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Doorbell, Mapper};
+use crate::sys::EventFd;
 
 pub mod emu;
+pub mod vfio;
 
 /// An NVMe controller as its host reaches it.
 ///
@@ -55,4 +56,24 @@ pub trait Device: Send + Sync {
     /// Called again and again by whoever waits for this device with nothing else to do. Hardware needs
     /// nothing (a spin hint); an embedded controller without a thread of its own works here.
     fn relax(&self);
+
+    /// How many interrupt vectors the device has; 0 when it can only be polled.
+    fn interrupt_vectors(&self) -> u16 {
+        0
+    }
+
+    /// The counter that interrupt `vector` raises, for waits that may sleep. Connected at the first call;
+    /// the same one afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a device without interrupts, [`ErrorKind::InvalidInput`] for a vector
+    /// that it does not have, [`ErrorKind::DeviceGone`].
+    fn interrupt(&self, vector: u16) -> Result<Arc<EventFd>> {
+        let _ = vector;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this device has no interrupts; it can only be polled",
+        )
+        .on_device(self.name()))
+    }
 }

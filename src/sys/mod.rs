@@ -3,6 +3,7 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod eventfd;
 mod fallocate;
 mod hostdir;
 mod loopmount;
@@ -10,6 +11,7 @@ mod pages;
 mod signal;
 mod uring;
 
+pub use eventfd::EventFd;
 pub use fallocate::{punch_hole, zero_range};
 pub use hostdir::{HostDir, HostTime};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};

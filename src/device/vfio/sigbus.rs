@@ -1,0 +1,407 @@
+//! What becomes of an access to a BAR that is no longer there.
+//!
+//! When the memory behind a mapped BAR goes away (the device is unplugged, or its memory decoding is
+//! switched off), the kernel sends SIGBUS to whoever touches it. The handler here puts memory of all ones in
+//! the BAR's place, as reads of an absent PCI device give, notes that, and lets the access go on: the driver then
+//! sees the device gone and ends its operations. All other faults go to the handler that was there before.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+
+/// Mappings that can be guarded at once, in the whole process.
+const SLOTS: usize = 256;
+
+/// Bytes of all ones in the file that replaces a BAR: a multiple of any page size in use.
+const ONES_BYTES: usize = 64 << 10;
+
+/// One guarded mapping. The handler reads it while other threads change it, so it is a sequence lock: an odd
+/// `sequence` says that it is being changed.
+struct Slot {
+    taken: AtomicBool,
+    sequence: AtomicU32,
+    start: AtomicUsize,
+    len_bytes: AtomicUsize,
+    /// The mapping was replaced by all ones after a fault.
+    tripped: AtomicBool,
+}
+
+impl Slot {
+    const fn empty() -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            sequence: AtomicU32::new(0),
+            start: AtomicUsize::new(0),
+            len_bytes: AtomicUsize::new(0),
+            tripped: AtomicBool::new(false),
+        }
+    }
+
+    /// Changes the range; only whoever has `taken` the slot calls this.
+    fn set(&self, start: usize, len_bytes: usize) {
+        self.sequence.fetch_add(1, Ordering::Acquire);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.len_bytes.store(len_bytes, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// The range, if `address` lies in it. A slot that changes meanwhile is not the one of `address`: that
+    /// one's mapping is in use, so its slot stays.
+    fn range_with(&self, address: usize) -> Option<(usize, usize)> {
+        let before = self.sequence.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Relaxed);
+        let len_bytes = self.len_bytes.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let after = self.sequence.load(Ordering::Relaxed);
+        let stable = before == after && before.is_multiple_of(2);
+        let inside = address.checked_sub(start).is_some_and(|at| at < len_bytes);
+        (stable && inside).then_some((start, len_bytes))
+    }
+}
+
+static TABLE: [Slot; SLOTS] = [const { Slot::empty() }; SLOTS];
+
+/// What the handler needs, ready before it is installed.
+struct Handler {
+    /// A file of [`ONES_BYTES`] bytes of all ones.
+    ones: OwnedFd,
+    previous: libc::sigaction,
+}
+
+static HANDLER: OnceLock<Handler> = OnceLock::new();
+/// Makes one of several first guards install the handler.
+static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// A guarded mapping, until dropped.
+#[derive(Debug)]
+pub(super) struct Guard {
+    slot: usize,
+    start: NonNull<u8>,
+    len_bytes: usize,
+}
+
+// SAFETY: the address is only used for mmap, which any thread may call; the rest are numbers.
+unsafe impl Send for Guard {}
+// SAFETY: as above; `cover` may be called by several threads, each of which puts the same in place.
+unsafe impl Sync for Guard {}
+
+impl Guard {
+    /// Guards a mapping; the first guard installs the process-wide handler.
+    ///
+    /// # Safety
+    /// `start` and `len_bytes` are whole pages of one mapping of the caller's, which stays mapped while the
+    /// guard lives and is accessed only by volatile or atomic accesses.
+    ///
+    /// # Errors
+    /// When the handler cannot be installed, or too many mappings are guarded.
+    pub(super) unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> io::Result<Self> {
+        install()?;
+        let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
+        let slot = TABLE
+            .iter()
+            .position(free)
+            .ok_or_else(|| io::Error::other("too many device mappings in this process"))?;
+        TABLE[slot].tripped.store(false, Ordering::Relaxed);
+        TABLE[slot].set(start.addr().get(), len_bytes);
+        Ok(Self {
+            slot,
+            start,
+            len_bytes,
+        })
+    }
+
+    /// Whether a fault has replaced the mapping.
+    #[inline]
+    pub(super) fn tripped(&self) -> bool {
+        TABLE[self.slot].tripped.load(Ordering::Acquire)
+    }
+
+    /// Puts all ones in the mapping's place, before any fault. What was mapped there is let go.
+    ///
+    /// # Errors
+    /// The errno of `mmap`.
+    pub(super) fn cover(&self) -> io::Result<()> {
+        let handler = HANDLER.get().ok_or(io::ErrorKind::NotFound)?;
+        // SAFETY: whole pages of a mapping that is ours while the guard lives (`new`).
+        if unsafe { cover(handler, self.start.addr().get(), self.len_bytes) } {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        TABLE[self.slot].set(0, 0);
+        TABLE[self.slot].taken.store(false, Ordering::Release);
+    }
+}
+
+/// Maps all ones over whole pages. Async-signal-safe: system calls only.
+///
+/// # Safety
+/// The range is the caller's, in whole pages, and its content may change.
+unsafe fn cover(handler: &Handler, start: usize, len_bytes: usize) -> bool {
+    let mut at = 0;
+    while at < len_bytes {
+        // SAFETY: replaces pages that are the caller's by private pages of a file; the length stays inside of
+        // both. Whoever reads meanwhile sees the old or the new page.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::with_exposed_provenance_mut::<c_void>(start + at),
+                ONES_BYTES.min(len_bytes - at),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                handler.ones.as_raw_fd(),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return false;
+        }
+        at += ONES_BYTES;
+    }
+    true
+}
+
+/// Installs the handler, once in the process.
+fn install() -> io::Result<()> {
+    let _one = INSTALL
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if HANDLER.get().is_some() {
+        return Ok(());
+    }
+    let ones = file_of_ones()?;
+    // SAFETY: all-zero bytes are a valid `sigaction`; the call below fills it in.
+    let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: asks only for the present action.
+    if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut previous) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Known before the handler runs for the first time.
+    let _ = HANDLER.set(Handler { ones, previous });
+    // SAFETY: all-zero bytes are a valid `sigaction` (no flags, empty mask).
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
+    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler keeps to async-signal-safe calls and atomics (see there).
+    if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn file_of_ones() -> io::Result<OwnedFd> {
+    use std::io::Write;
+    // SAFETY: a name that ends in a zero byte, and flags.
+    let fd = unsafe { libc::memfd_create(c"xtent-absent-bar".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let mut file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.write_all(&[0xff; ONES_BYTES])?;
+    Ok(file.into())
+}
+
+/// The handler. Async-signal-safe: atomics, `mmap`, `sigaction`, `raise`; errno is left as it was.
+extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // `OnceLock::get` is one atomic load once it is set, and it is set before the handler is installed.
+    let Some(handler) = HANDLER.get() else {
+        return;
+    };
+    // SAFETY: the kernel passes a valid siginfo, this thread's own, to a handler with SA_SIGINFO.
+    let told = unsafe { &*info };
+    let code = told.si_code;
+    // SAFETY: a fault's siginfo has an address; of another one it is a number that is not looked at.
+    let address = unsafe { told.si_addr() }.addr();
+    // Codes above zero come from the kernel; only those carry an address.
+    let found = TABLE
+        .iter()
+        .filter(|_| code > 0)
+        .find_map(|slot| Some((slot, slot.range_with(address)?)));
+    let Some((slot, (start, len_bytes))) = found else {
+        return pass_on(&handler.previous, signal, info, context);
+    };
+    // SAFETY: the location of this thread's errno is valid while the thread runs.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let kept = unsafe { errno.read() };
+    // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in use by
+    // the faulting access, so that it is not unmapped meanwhile.
+    let covered = unsafe { cover(handler, start, len_bytes) };
+    // SAFETY: as above.
+    unsafe { errno.write(kept) };
+    if covered {
+        slot.tripped.store(true, Ordering::Release);
+    } else {
+        pass_on(&handler.previous, signal, info, context);
+    }
+}
+
+/// Does what would have been done without this handler.
+fn pass_on(
+    previous: &libc::sigaction,
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+) {
+    type Plain = extern "C" fn(c_int);
+    type WithInfo = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+    match previous.sa_sigaction {
+        // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO.
+        libc::SIG_IGN if unsafe { (*info).si_code } <= 0 => {}
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // A fault cannot be ignored: the access would fault for ever. Back to the default action, then
+            // raise: that comes through when this handler returns.
+            // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, empty mask.
+            let default: libc::sigaction = unsafe { std::mem::zeroed() };
+            // SAFETY: async-signal-safe; the action is a valid one.
+            unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+            // SAFETY: async-signal-safe, no memory involved.
+            unsafe { libc::raise(signal) };
+        }
+        address if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: with SA_SIGINFO this is the address of a function with three arguments, installed by
+            // whoever was here before.
+            let handler = unsafe { std::mem::transmute::<libc::sighandler_t, WithInfo>(address) };
+            handler(signal, info, context);
+        }
+        address => {
+            // SAFETY: without SA_SIGINFO this is the address of a function with one argument.
+            let handler = unsafe { std::mem::transmute::<libc::sighandler_t, Plain>(address) };
+            handler(signal);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// A mapping of a file that was then truncated: touching it faults, as an absent BAR does.
+    struct Vanished {
+        start: NonNull<u8>,
+        len_bytes: usize,
+    }
+
+    impl Vanished {
+        fn new(pages: usize) -> Self {
+            let file = tempfile::tempfile().unwrap();
+            let len_bytes = pages * PAGE;
+            file.set_len(len_bytes as u64).unwrap();
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            let start = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    len_bytes,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                )
+            };
+            assert_ne!(start, libc::MAP_FAILED);
+            file.set_len(0).unwrap();
+            Self {
+                start: NonNull::new(start.cast()).unwrap(),
+                len_bytes,
+            }
+        }
+
+        fn read(&self, at: usize) -> u32 {
+            assert!(at + 4 <= self.len_bytes);
+            // SAFETY: inside of the mapping.
+            let register = unsafe { self.start.add(at) }.cast::<u32>();
+            // SAFETY: aligned; a fault is what is tested.
+            unsafe { register.read_volatile() }
+        }
+
+        fn write(&self, at: usize, value: u32) {
+            assert!(at + 4 <= self.len_bytes);
+            // SAFETY: as in `read`.
+            let register = unsafe { self.start.add(at) }.cast::<u32>();
+            // SAFETY: as in `read`.
+            unsafe { register.write_volatile(value) };
+        }
+    }
+
+    impl Drop for Vanished {
+        fn drop(&mut self) {
+            // SAFETY: the mapping that `new` made.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
+        }
+    }
+
+    #[test]
+    fn a_vanished_mapping_reads_as_all_ones_and_takes_writes() {
+        // More than one piece of ones, and not a whole number of them.
+        let memory = Vanished::new(37);
+        // SAFETY: whole pages of a mapping that outlives the guard; volatile accesses only.
+        let guard = unsafe { Guard::new(memory.start, memory.len_bytes) }.unwrap();
+        assert!(!guard.tripped());
+        memory.write(0x1000, 7);
+        assert!(guard.tripped());
+        for at in (0..memory.len_bytes).step_by(PAGE) {
+            assert_eq!(memory.read(at + 0x1c), u32::MAX, "at {at}");
+        }
+        drop(guard);
+    }
+
+    #[test]
+    fn many_threads_and_mappings_fault_at_once() {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let memory = Vanished::new(1);
+                        // SAFETY: as above.
+                        let guard = unsafe { Guard::new(memory.start, PAGE) }.unwrap();
+                        assert_eq!(memory.read(8), u32::MAX);
+                        assert!(guard.tripped());
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn covering_works_without_a_fault() {
+        let memory = Vanished::new(2);
+        // SAFETY: as above.
+        let guard = unsafe { Guard::new(memory.start, memory.len_bytes) }.unwrap();
+        guard.cover().unwrap();
+        assert_eq!(memory.read(PAGE), u32::MAX);
+        assert!(!guard.tripped());
+    }
+
+    #[test]
+    fn other_faults_still_end_the_process() {
+        let guarded = Vanished::new(1);
+        // SAFETY: as above. It installs the handler.
+        let guard = unsafe { Guard::new(guarded.start, PAGE) }.unwrap();
+        let other = Vanished::new(1);
+        // SAFETY: the child only reads memory and ends; it takes no lock and allocates nothing.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            other.read(0);
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert!(libc::WIFSIGNALED(status), "status {status:#x}");
+        assert_eq!(libc::WTERMSIG(status), libc::SIGBUS);
+        drop(guard);
+    }
+}
