@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -19,7 +21,7 @@ pub(super) fn open(path: &Path, access: ImageAccess) -> Result<File> {
     let meta = fs::metadata(path).map_err(|e| Error::system("cannot find the image", e))?;
     check_type(&meta)?;
     if !access.in_use
-        && let Some(device) = loop_device_of(&meta)
+        && let Some(device) = attached_to(&meta)
     {
         return Err(Error::new(
             ErrorKind::Busy,
@@ -109,7 +111,22 @@ fn lock(file: &File, access: ImageAccess) -> Result<()> {
     }
 }
 
-/// The loop device that has the file behind it, by what the kernel says of each.
+/// The loop device that the file stays attached to. One that is being detached has a moment to vanish: the
+/// kernel keeps it until the last one who looks at it (udev, say) is gone.
+fn attached_to(meta: &fs::Metadata) -> Option<String> {
+    let patience = Instant::now() + Duration::from_millis(500);
+    loop {
+        let name = loop_device_of(meta)?;
+        let autoclear = format!("/sys/block/{name}/loop/autoclear");
+        let leaving = fs::read_to_string(autoclear).is_ok_and(|text| text.trim() == "1");
+        if !leaving || Instant::now() > patience {
+            return Some(format!("/dev/{name}"));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The name of the loop device that has the file behind it, by what the kernel says of each.
 fn loop_device_of(meta: &fs::Metadata) -> Option<String> {
     for entry in fs::read_dir("/sys/block").ok()?.flatten() {
         let name = entry.file_name();
@@ -124,7 +141,7 @@ fn loop_device_of(meta: &fs::Metadata) -> Option<String> {
         if let Ok(other) = fs::metadata(backing)
             && (other.dev(), other.ino()) == (meta.dev(), meta.ino())
         {
-            return Some(format!("/dev/{}", name.to_string_lossy()));
+            return Some(name.to_string_lossy().into_owned());
         }
     }
     None

@@ -125,7 +125,23 @@ impl Mount {
             self.mounted = false;
         }
         run("losetup", &["--detach", &self.loop_device]);
+        self.wait_for_detach();
         self.loop_device.clear();
+    }
+
+    /// The kernel detaches only when the last user (udev, another losetup that looks around) is gone.
+    fn wait_for_detach(&self) {
+        let name = self.loop_device.trim_start_matches("/dev/");
+        let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+        let image = self.dir.with_file_name("disk.img");
+        for _ in 0..2000 {
+            let text = std::fs::read_to_string(&backing).unwrap_or_default();
+            if Path::new(text.trim_end()) != image {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("{} stays attached", self.loop_device);
     }
 }
 
