@@ -8,7 +8,8 @@ mod common;
 
 use common::fill::{self, Plan};
 use common::image::Image;
-use common::{oracle, reader};
+use common::oracle::{Content, Tree};
+use common::{forms, oracle, reader};
 
 /// A filesystem to make, and how much to put into it.
 struct Row {
@@ -21,6 +22,7 @@ struct Row {
     ag_count: u32,
     /// Further options of mkfs.xfs.
     options: &'static [&'static str],
+    /// A sixteenth of them is removed again.
     big_dir_entries: usize,
     extents: u64,
 }
@@ -76,6 +78,41 @@ fn seed() -> u64 {
         .unwrap_or(20_261_121)
 }
 
+/// The image must hold what it was filled for, or the comparison says little.
+fn assert_variety(row: &Row, image: &Image, kernel: &Tree) {
+    let largest = kernel.values().map(|(_, content)| match &**content {
+        Content::Directory(entries) => entries.len(),
+        _ => 0,
+    });
+    let largest = largest.max().unwrap_or(0);
+    assert!(largest > row.big_dir_entries / 16 * 15, "{largest} names");
+    let most_extents = kernel.values().map(|(_, content)| match &**content {
+        Content::File { fiemap, .. } => fiemap.len() as u64,
+        _ => 0,
+    });
+    let most_extents = most_extents.max().unwrap_or(0);
+    assert!(most_extents >= row.extents, "{most_extents} extents");
+    let forms = forms::forms(&image.path());
+    let mut wanted = vec!["short", "block", "leaf", "node", "inline", "file btree"];
+    // An inode of 2 KiB holds every target that there can be.
+    if row.inode < 2048 {
+        wanted.push("remote");
+    }
+    if row.dir_block == 4096 && row.inode == 512 {
+        wanted.push("btree");
+    }
+    if row.dir_block == 65536 && row.block == 1024 {
+        wanted.push("scattered");
+    }
+    for form in wanted {
+        assert!(
+            forms.contains(form),
+            "{}: nothing of the form {form} among {forms:?}",
+            row.name
+        );
+    }
+}
+
 fn compare(row: &Row) {
     if !common::kernel_is_here() {
         return;
@@ -89,8 +126,8 @@ fn compare(row: &Row) {
     let mount = image.mount("ro,noatime");
     let kernel = oracle::kernel_tree(mount.path());
     mount.unmount();
-    assert!(kernel.len() > row.big_dir_entries, "{} paths", kernel.len());
-    let ours = reader::xtent_tree(&image.path());
+    assert_variety(row, &image, &kernel);
+    let ours = reader::xtent_tree(&image.path(), row.sector);
     let differences = oracle::differences(&kernel, &ours);
     assert!(
         differences.is_empty(),
@@ -112,7 +149,7 @@ macro_rules! geometries {
 }
 
 geometries! {
-    block_4k_of_everything_much { big_dir_entries: 100_000, extents: 50_000 }
+    block_4k_of_everything_much { big_dir_entries: 107_000, extents: 50_000 }
     block_4k_rmapbt_sector_4k { sector: 4096, options: &["-mrmapbt=1"] }
     block_4k_nrext64 { options: &["-inrext64=1"] }
     block_4k_without_features {
@@ -125,14 +162,14 @@ geometries! {
         dir_block: 16384, ag_count: 1, options: &["-dsu=64k,sw=2", "-lsu=32k", "-mbigtime=0"],
     }
     block_4k_inode_1k_dir_64k_of_100000 {
-        inode: 1024, dir_block: 65536, big_dir_entries: 100_000,
+        inode: 1024, dir_block: 65536, big_dir_entries: 107_000,
     }
     block_4k_inode_2k_rmapbt_nrext64_without_finobt_reflink {
         inode: 2048, options: &["-mrmapbt=1,reflink=0,finobt=0,inobtcount=0", "-inrext64=1"],
     }
     block_4k_ag_1_rmapbt_nrext64_of_100000 {
         ag_count: 1, sector: 4096, options: &["-mrmapbt=1", "-inrext64=1"],
-        big_dir_entries: 100_000, extents: 20_000,
+        big_dir_entries: 107_000, extents: 20_000,
     }
     block_1k_of_50000_extents { size_mib: 600, block: 1024, ag_count: 1, extents: 50_000 }
     block_1k_dir_16k_ag_33_rmapbt_nrext64 {
@@ -144,7 +181,7 @@ geometries! {
         options: &["-isparse=0", "-mreflink=0,rmapbt=0,finobt=0"], extents: 10_000,
     }
     block_1k_dir_4k_of_100000_rmapbt {
-        size_mib: 800, block: 1024, options: &["-mrmapbt=1"], big_dir_entries: 100_000,
+        size_mib: 800, block: 1024, options: &["-mrmapbt=1"], big_dir_entries: 107_000,
     }
     block_2k_inode_1k { size_mib: 600, block: 2048, inode: 1024, extents: 50_000 }
     block_2k_dir_16k_without_reflink {
@@ -154,4 +191,58 @@ geometries! {
         size_mib: 800, block: 2048, inode: 1024, dir_block: 65536, ag_count: 33,
         options: &["-minobtcount=0"],
     }
+}
+
+#[test]
+fn every_kind_of_difference_is_told() {
+    let stat = oracle::Stat {
+        ino: 128,
+        mode: 0o100_644,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 4096,
+        blocks_512: 8,
+        atime: (0, 0),
+        mtime: (0, 0),
+        ctime: (0, 0),
+        btime: (0, 0),
+    };
+    let extent = common::sys::FiemapExtent {
+        logical: 0,
+        physical: 4096,
+        length: 4096,
+        flags: 1,
+    };
+    let file = |digest, flags, data: &[(u64, u64)]| Content::File {
+        digest: [digest; 32],
+        fiemap: vec![common::sys::FiemapExtent { flags, ..extent }],
+        data: data.to_vec(),
+    };
+    let tree = |stat, content| Tree::from([(b"/f".to_vec(), (stat, std::rc::Rc::new(content)))]);
+    let data = [(0, 4096)];
+    let kernel = tree(stat, file(1, 1, &data));
+    assert!(oracle::differences(&kernel, &tree(stat, file(1, 1, &data))).is_empty());
+    let older = oracle::Stat {
+        btime: (0, 1),
+        ..stat
+    };
+    for (what, ours) in [
+        ("btime", tree(older, file(1, 1, &data))),
+        ("SHA-256", tree(stat, file(2, 1, &data))),
+        ("FIEMAP extent 0", tree(stat, file(1, 0x801, &data))),
+        ("data range 0", tree(stat, file(1, 1, &[]))),
+        ("Symlink", tree(stat, Content::Symlink(b"x".to_vec()))),
+        ("xtent has not", Tree::new()),
+    ] {
+        let told = oracle::differences(&kernel, &ours);
+        assert!(
+            told.len() == 1 && told[0].contains(what),
+            "{what}: {told:?}"
+        );
+        assert!(told[0].starts_with("/f: "), "{told:?}");
+    }
+    let told = oracle::differences(&Tree::new(), &kernel);
+    assert!(told[0].contains("the kernel has not"), "{told:?}");
 }

@@ -17,6 +17,7 @@
 )]
 
 pub mod fill;
+pub mod forms;
 pub mod image;
 pub mod oracle;
 pub mod reader;

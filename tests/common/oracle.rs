@@ -59,7 +59,8 @@ pub type Tree = BTreeMap<Vec<u8>, (Stat, Rc<Content>)>;
 /// Files up to this size are read from end to end; of longer ones only what `SEEK_DATA` calls data, and the
 /// edges of their holes.
 const READ_WHOLE_BYTES: u64 = 24 << 20;
-const CHUNK_BYTES: u64 = 256 << 10;
+/// Files are read in pieces of this size.
+pub const CHUNK_BYTES: u64 = 256 << 10;
 
 /// SHA-256 over a file: its size and its chunks that are not all zero, with their positions. So the digest
 /// does not depend on how the file was read.

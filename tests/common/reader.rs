@@ -1,158 +1,133 @@
-//! xtent's side: the same tree, read from the image.
+//! xtent's side: the same tree, read through a volume over the embedded controller, every path resolved from
+//! the root by name.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use xtent::iomap::{self, FiemapExtent as Extent, Kind, Ops};
-use xtent::xfs::dir::{DirCursor, lookup};
-use xtent::xfs::{FileOps, FileType, Fs, Ino, Inode, MetaIo, symlink};
+use xtent::volume::{Io, Metadata, Timestamp, Volume, VolumeOptions};
 
 use super::oracle::{self, Content, Stat, Tree};
 use super::sys::FiemapExtent;
 
-struct ImageFile(File, u64);
-
-impl MetaIo for ImageFile {
-    fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> xtent::Result<()> {
-        self.0
-            .read_exact_at(buf, addr_bytes)
-            .map_err(|error| xtent::Error::system("read the image", error))
-    }
-
-    fn capacity_bytes(&self) -> u64 {
-        self.1
-    }
-}
-
-/// Walks the tree of an image.
-pub fn xtent_tree(image: &Path) -> Tree {
-    let file = File::open(image).unwrap();
-    let capacity = file.metadata().unwrap().len();
-    let mut io = ImageFile(file, capacity);
-    let fs = Fs::open(&mut io).unwrap();
+/// Walks the tree of an image whose filesystem has this sector size.
+pub fn xtent_tree(image: &Path, sector_bytes: u32) -> Tree {
+    let target = format!("image:{},lba={sector_bytes},inline", image.display());
+    let options = VolumeOptions {
+        read_only: true,
+        ..VolumeOptions::default()
+    };
+    let volume = Volume::open(&target, &options).expect("the volume");
+    let mut io = volume.io().expect("a queue");
     let mut tree = Tree::new();
     let mut contents: HashMap<u64, Rc<Content>> = HashMap::new();
-    let mut stack = vec![(b"/".to_vec(), fs.root())];
-    while let Some((path, ino)) = stack.pop() {
-        let inode = fs
-            .read_inode(&mut io, ino)
-            .unwrap_or_else(|e| panic!("{}: {e}", path.escape_ascii()));
+    let mut stack = vec![b"/".to_vec()];
+    while let Some(path) = stack.pop() {
+        let metadata = volume.symlink_metadata(&mut io, &path).expect("metadata");
         let content = contents
-            .entry(ino.0)
-            .or_insert_with(|| Rc::new(content(&fs, &mut io, &inode, &path)))
+            .entry(metadata.ino)
+            .or_insert_with(|| Rc::new(content(&volume, &mut io, &path, &metadata)))
             .clone();
         if let Content::Directory(entries) = &*content {
-            for (name, ino, _) in entries {
-                stack.push((oracle::join(&path, name), Ino(*ino)));
-            }
+            stack.extend(entries.iter().map(|(name, _, _)| oracle::join(&path, name)));
+            no_name_but_those(&volume, &mut io, &path);
         }
-        tree.insert(path, (stat(&inode), content));
+        tree.insert(path, (stat(&metadata), content));
     }
     tree
 }
 
-fn stat(inode: &Inode) -> Stat {
-    let time = |t: xtent::xfs::format::inode::Timestamp| (t.seconds, t.nanoseconds);
+/// Names that no directory has are not found, whichever way their hashes lead.
+fn no_name_but_those(volume: &Volume, io: &mut Io, dir: &[u8]) {
+    for name in [
+        b"entry-".as_slice(),
+        b"PPPPPPPPPPPPQ",
+        b"\x01\x01",
+        &[0x7f; 255],
+        &[0xff; 5],
+    ] {
+        let path = oracle::join(dir, name);
+        let error = volume
+            .symlink_metadata(io, &path)
+            .expect_err("no such name");
+        assert_eq!(error.kind(), xtent::ErrorKind::NotFound, "{error}");
+    }
+}
+
+fn stat(metadata: &Metadata) -> Stat {
+    let time = |time: Timestamp| (time.seconds, time.nanoseconds);
     Stat {
-        ino: inode.ino.0,
-        mode: inode.mode.into(),
-        nlink: inode.nlink,
-        uid: inode.uid,
-        gid: inode.gid,
-        rdev: libc::makedev(inode.rdev.0, inode.rdev.1),
-        size: inode.size,
-        blocks_512: inode.blocks_512,
-        atime: time(inode.atime),
-        mtime: time(inode.mtime),
-        ctime: time(inode.ctime),
-        btime: time(inode.btime),
+        ino: metadata.ino,
+        mode: metadata.mode,
+        nlink: metadata.nlink,
+        uid: metadata.uid,
+        gid: metadata.gid,
+        rdev: metadata.rdev,
+        size: metadata.len_bytes,
+        blocks_512: metadata.blocks_512,
+        atime: time(metadata.atime),
+        mtime: time(metadata.mtime),
+        ctime: time(metadata.ctime),
+        btime: time(metadata.btime),
     }
 }
 
-fn content(fs: &Fs, io: &mut ImageFile, inode: &Inode, path: &[u8]) -> Content {
-    let name = path.escape_ascii().to_string();
-    match inode.file_type {
-        FileType::Directory => {
-            let entries: Vec<_> = DirCursor::new()
-                .entries(fs, io, inode)
-                .map(|entry| {
-                    let entry = entry.unwrap_or_else(|e| panic!("{name}: {e}"));
-                    let letter = entry.file_type.map_or('?', letter);
-                    (entry.name, entry.ino.0, letter)
-                })
-                .collect();
-            for (name, ino, _) in &entries {
-                let found = lookup(fs, io, inode, name).unwrap();
-                assert_eq!(
-                    found.map(|found| found.0.0),
-                    Some(*ino),
-                    "{}",
-                    name.escape_ascii()
-                );
-            }
-            Content::Directory(entries)
-        }
-        FileType::Symlink => Content::Symlink(symlink::read_link(fs, io, inode).unwrap()),
-        FileType::Regular => file_content(fs, io, inode),
-        _ => Content::Node,
+fn content(volume: &Volume, io: &mut Io, path: &[u8], metadata: &Metadata) -> Content {
+    if metadata.is_dir() {
+        let mut dir = volume.read_dir(io, path).expect("a directory");
+        let entries = dir.entries(io).map(|entry| {
+            let entry = entry.expect("a directory entry");
+            let letter = entry.file_type().map_or('?', |kind| kind.letter());
+            (entry.name().to_vec(), entry.ino(), letter)
+        });
+        Content::Directory(entries.collect())
+    } else if metadata.is_symlink() {
+        Content::Symlink(volume.read_link(io, path).expect("a link"))
+    } else if metadata.is_file() {
+        file_content(volume, io, path)
+    } else {
+        Content::Node
     }
 }
 
-fn letter(t: FileType) -> char {
-    match t {
-        FileType::Fifo => 'p',
-        FileType::CharDevice => 'c',
-        FileType::Directory => 'd',
-        FileType::BlockDevice => 'b',
-        FileType::Regular => '-',
-        FileType::Symlink => 'l',
-        FileType::Socket => 's',
+fn file_content(volume: &Volume, io: &mut Io, path: &[u8]) -> Content {
+    let file = volume.open_file(io, path).expect("a file");
+    let mut data = Vec::new();
+    let mut at = 0;
+    while let Some(start) = file.seek_data(io, at).expect("SEEK_DATA") {
+        let end = file
+            .seek_hole(io, start)
+            .expect("SEEK_HOLE")
+            .expect("a hole");
+        assert!(
+            start >= at && end > start,
+            "hole {end} behind data {start} from {at}"
+        );
+        data.push((start, end));
+        at = end;
     }
-}
-
-fn file_content(fs: &Fs, io: &mut ImageFile, inode: &Inode) -> Content {
-    let map = fs.file_map(io, inode).unwrap();
-    fs.learn_sharing(io, &map).unwrap();
-    let data = oracle::data_ranges(
-        |at| iomap::seek_data(&mut FileOps::new(&map), at, inode.size).unwrap(),
-        |at| iomap::seek_hole(&mut FileOps::new(&map), at, inode.size).unwrap(),
-    );
-    let mut fiemap = Vec::new();
-    iomap::fiemap(
-        &mut FileOps::new(&map),
-        0,
-        u64::MAX,
-        fs.geometry().block_bytes,
-        |e: Extent| {
-            fiemap.push(FiemapExtent {
-                logical: e.logical_bytes,
-                physical: e.physical_bytes,
-                length: e.length_bytes,
-                flags: e.flags.bits(),
-            });
-        },
-    )
-    .unwrap();
-    let digest = oracle::digest(inode.size, &data, |offset, buf| {
-        let mut done = 0usize;
-        while done < buf.len() {
-            let pos = offset + done as u64;
-            let (m, _) = FileOps::new(&map)
-                .begin(pos, (buf.len() - done) as u64, iomap::IterFlags::DIRECT)
-                .unwrap();
-            let n = ((m.end() - pos) as usize).min(buf.len() - done);
-            match m.kind {
-                Kind::Mapped => {
-                    io.0.read_exact_at(&mut buf[done..done + n], m.addr_at(pos))
-                        .unwrap()
-                }
-                _ => buf[done..done + n].fill(0),
-            }
-            done += n;
-        }
+    let fiemap = file.fiemap(io, 0, u64::MAX).expect("FIEMAP");
+    let fiemap = fiemap.iter().map(|extent| FiemapExtent {
+        logical: extent.logical_bytes,
+        physical: extent.physical_bytes,
+        length: extent.length_bytes,
+        flags: extent.flags.bits(),
+    });
+    let fiemap = fiemap.collect();
+    let size = file.len_bytes();
+    let mut buf = io.alloc(oracle::CHUNK_BYTES as usize).expect("memory");
+    let digest = oracle::digest(size, &data, |offset, chunk| {
+        // Directly into memory for DMA, or through the bounce buffer: in turn.
+        let read = if (offset / oracle::CHUNK_BYTES).is_multiple_of(2) {
+            let read = file.read_at(io, &mut buf, offset);
+            chunk.copy_from_slice(&buf[..chunk.len()]);
+            read
+        } else {
+            file.read_into(io, chunk, offset)
+        };
+        let name = path.escape_ascii();
+        let read = read.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(read, chunk.len(), "{name} at byte {offset} of {size}");
     });
     Content::File {
         digest,
