@@ -93,6 +93,9 @@ impl Log {
 
     /// Reads `count` basic blocks from block `first`, whole sectors of them.
     fn read(&self, io: &mut impl MetaIo, first: u64, count: u64) -> Result<Vec<u8>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let start = first.saturating_mul(format::BASIC_BLOCK_BYTES);
         let end = start.saturating_add(count.saturating_mul(format::BASIC_BLOCK_BYTES));
         let skip = start.checked_rem(self.sector_bytes).unwrap_or(0);
