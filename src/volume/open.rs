@@ -11,10 +11,12 @@ use super::{
     ControllerMode, File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir,
     TargetInfo, TargetKind, TargetSpec, VolumeInfo, VolumeOptions, walk,
 };
+use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use crate::device::vfio::{VfioDevice, VfioOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Backing, Heap, HeapConfig};
-use crate::nvme::{Controller, ControllerOptions};
+use crate::nvme::{Controller, ControllerInfo, ControllerOptions};
 use crate::xfs::{Fs, FsOptions};
 
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
@@ -66,18 +68,15 @@ impl Target {
             read_only: options.read_only || spec.read_only || no_recovery || in_use,
             in_use,
         };
-        let (medium, words) = medium_of(spec, access)?;
-        let device = EmuDevice::start(emu_config(spec, options, medium, access))?;
+        let (device, words) = device_of(spec, options, access)?;
         let heap = Heap::new(HeapConfig {
             huge_pages: options.huge_pages,
             limit_bytes: options.memory_limit_bytes,
             ..HeapConfig::default()
         });
         let controller = Controller::open(device, &heap, ControllerOptions::default())?;
-        let engine = Engine::Nvme {
-            controller,
-            nsid: 1,
-        };
+        let nsid = namespace_of(spec, controller.info())?;
+        let engine = Engine::Nvme { controller, nsid };
         let queue_depth = spec
             .queue_depth
             .unwrap_or(options.queue_depth)
@@ -90,7 +89,7 @@ impl Target {
         let info = engine.info()?;
         let info = TargetInfo {
             target: spec.text.clone(),
-            engine: format!("xtent's own NVMe driver over its embedded controller, {words}"),
+            engine: format!("xtent's own NVMe driver over {words}"),
             read_only: info.read_only || access.read_only,
             queue_depth,
             memory: memory.to_owned(),
@@ -115,12 +114,58 @@ impl Target {
     }
 }
 
+/// The controller of a target, and in words what it is.
+fn device_of(
+    spec: &TargetSpec,
+    options: &VolumeOptions,
+    access: ImageAccess,
+) -> Result<(Arc<dyn Device>, String)> {
+    if let TargetKind::Pci { address, .. } = &spec.kind {
+        let device = VfioDevice::open(&address.to_string(), &VfioOptions::default())?;
+        return Ok((device, format!("VFIO, on the PCI device {address}")));
+    }
+    let (medium, words) = medium_of(spec, access)?;
+    let device = EmuDevice::start(emu_config(spec, options, medium, access))?;
+    Ok((device, format!("its embedded controller, {words}")))
+}
+
+/// The namespace that a target names, or the only one.
+fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
+    if let TargetKind::Pci {
+        nsid: Some(nsid), ..
+    } = spec.kind
+    {
+        return Ok(nsid);
+    }
+    match &info.namespaces[..] {
+        [only] => Ok(only.nsid),
+        [] => Err(Error::new(
+            ErrorKind::NotFound,
+            "the controller has no active namespace",
+        )),
+        several => {
+            let ids: Vec<_> = several.iter().map(|n| n.nsid.to_string()).collect();
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "the controller has the namespaces {}: name one, as in {}/{}",
+                    ids.join(", "),
+                    spec.text,
+                    ids[0]
+                ),
+            ))
+        }
+    }
+}
+
 /// The medium of an embedded controller, and in words what it is.
 fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static str)> {
     let later = |what: &str| {
         Err(Error::new(
             ErrorKind::Unsupported,
-            format!("this version cannot open {what} yet: give image:FILE or ram:SIZE"),
+            format!(
+                "this version cannot open {what} yet: give image:FILE, ram:SIZE or pci:ADDRESS"
+            ),
         ))
     };
     match &spec.kind {
@@ -140,7 +185,8 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
             }
             Ok((medium, "which keeps its blocks in memory"))
         }
-        TargetKind::Pci(_) => later("pci: targets (a disk over VFIO)"),
+        // Has no medium of ours: `device_of` does not come here with it.
+        TargetKind::Pci { .. } => later("a disk as a medium"),
         TargetKind::Spdk(_) => later("spdk: targets"),
         TargetKind::Uring(_) => later("uring: targets (the kernel's block layer)"),
     }

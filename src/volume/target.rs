@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::device::vfio::PciAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::HugePages;
 
@@ -73,8 +74,13 @@ pub enum TargetKind {
         /// The file to start from.
         load: Option<PathBuf>,
     },
-    /// `pci:ADDRESS`: a disk over VFIO.
-    Pci(String),
+    /// `pci:ADDRESS[/NSID]`: a disk over VFIO.
+    Pci {
+        /// Where the controller is.
+        address: PciAddress,
+        /// The namespace; `None` for the only one there is.
+        nsid: Option<u32>,
+    },
     /// `spdk:TRANSPORT`: a disk or a remote subsystem over SPDK.
     Spdk(String),
     /// `uring:DEVICE`: a disk over the kernel's block layer.
@@ -117,7 +123,7 @@ pub struct TargetSpec {
     pub allow_in_use: bool,
 }
 
-const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS, spdk:TRANSPORT or uring:DEVICE";
+const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], spdk:TRANSPORT or uring:DEVICE";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, threaded, inline, \
                        readonly, norecovery, inuse, and for ram: load=FILE";
 
@@ -214,7 +220,43 @@ fn parse(text: &str) -> Result<TargetSpec> {
     for option in parts {
         apply_option(&mut spec, &option)?;
     }
+    check_options(&spec)?;
     Ok(spec)
+}
+
+/// A disk is what it is: the options that shape an embedded controller say nothing about one.
+fn check_options(spec: &TargetSpec) -> Result<()> {
+    let given = [
+        ("lba", spec.lba_bytes.is_some()),
+        ("mdts", spec.mdts.is_some()),
+        ("noiob", spec.noiob_blocks.is_some()),
+        ("vwc", spec.volatile_write_cache.is_some()),
+        ("threaded` or `inline", spec.controller.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) if matches!(spec.kind, TargetKind::Pci { .. }) => Err(invalid(format!(
+            "the option `{name}` is for the embedded controller, and this is a disk"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// `ADDRESS` or `ADDRESS/NSID`.
+fn parse_pci(text: &str) -> Result<TargetKind> {
+    let (address, nsid) = match text.split_once('/') {
+        None => (text, None),
+        Some((address, nsid)) => {
+            let number = nsid.parse().ok().filter(|&n| (1..u32::MAX).contains(&n));
+            let nsid = number.ok_or_else(|| {
+                invalid(format!("`{nsid}` is not a namespace: they count from 1"))
+            })?;
+            (address, Some(nsid))
+        }
+    };
+    Ok(TargetKind::Pci {
+        address: address.parse()?,
+        nsid,
+    })
 }
 
 fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
@@ -229,7 +271,7 @@ fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
             capacity_bytes: parse_size(rest)?,
             load: None,
         },
-        "pci" => TargetKind::Pci(rest.to_owned()),
+        "pci" => parse_pci(rest)?,
         "spdk" => TargetKind::Spdk(rest.to_owned()),
         _ => TargetKind::Uring(rest.to_owned()),
     })
@@ -318,6 +360,29 @@ fn parse_size(text: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_are_named_by_address_and_namespace() {
+        let kind = |text: &str| TargetSpec::parse(text).map(|spec| spec.kind);
+        let address = "0000:01:00.0".parse().unwrap();
+        let pci = |nsid| TargetKind::Pci { address, nsid };
+        assert_eq!(kind("pci:0000:01:00.0").unwrap(), pci(None));
+        assert_eq!(kind("pci:01:00.0/3,readonly").unwrap(), pci(Some(3)));
+        for text in [
+            "pci:01:00.0/0",
+            "pci:01:00.0/",
+            "pci:01:00.0/x",
+            "pci:nvme0",
+            "pci:01:00.0,lba=4096",
+            "pci:01:00.0,threaded",
+        ] {
+            assert_eq!(
+                kind(text).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn options_are_taken() {

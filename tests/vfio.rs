@@ -1,0 +1,287 @@
+//! The driver on PCI controllers over VFIO.
+//!
+//! Needs controllers that vfio-pci has, each with an XFS that holds a file `data` of at least 1 MiB, which is
+//! overwritten: their addresses in `XTENT_VFIO`, with commas between. With `XTENT_VFIO_UNPLUG` the last test takes
+//! the first of them away; `XTENT_VFIO_CYCLES` says how often controllers are opened and closed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use xtent::ErrorKind;
+use xtent::block::{Chain, ChainFlags, Op, Queue, Status};
+use xtent::device::Device;
+use xtent::device::vfio::{VfioDevice, VfioOptions};
+use xtent::mem::{Heap, HeapConfig};
+use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::units::Lba;
+use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+
+/// The controllers' addresses; `None`, and a word about it, when there are none.
+fn controllers() -> Option<Vec<String>> {
+    let list = std::env::var("XTENT_VFIO").unwrap_or_default();
+    let list: Vec<_> = list.split_terminator(',').map(str::to_owned).collect();
+    if list.is_empty() {
+        eprintln!("SKIPPED: XTENT_VFIO names no controllers");
+        return None;
+    }
+    Some(list)
+}
+
+/// One test at a time has the controllers.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ONE.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn open(address: &str) -> Arc<VfioDevice> {
+    VfioDevice::open(address, &VfioOptions::default()).unwrap()
+}
+
+/// Random direct overwrites and reads of `data`, against a copy in memory.
+fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let options = VolumeOptions {
+        memory_limit_bytes: 8 << 20,
+        ..VolumeOptions::default()
+    };
+    let volume = Volume::open(&format!("pci:{address}"), &options).unwrap();
+    let mut io = volume.io().unwrap();
+    let options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .write(true)
+        .open(&volume, &mut io, "/data")
+        .unwrap();
+    const BLOCK: usize = 4096;
+    let mut model = io.alloc(1 << 20).unwrap();
+    assert_eq!(file.read_at(&mut io, &mut model, 0).unwrap(), 1 << 20);
+    for _ in 0..operations {
+        let blocks = rng.random_range(1..=32);
+        let at = rng.random_range(0..=256 - blocks) * BLOCK;
+        let range = at..at + blocks * BLOCK;
+        let mut buf = io.alloc(range.len()).unwrap();
+        if rng.random() {
+            rng.fill(&mut buf[..]);
+            model[range].copy_from_slice(&buf);
+            assert_eq!(
+                file.write_at(&mut io, &mut buf, at as u64).unwrap(),
+                blocks * BLOCK
+            );
+        } else {
+            file.read_at(&mut io, &mut buf, at as u64).unwrap();
+            assert!(
+                buf[..] == model[range],
+                "{address} seed {seed}: byte {at} differs"
+            );
+        }
+    }
+    file.sync_all(&mut io).unwrap();
+}
+
+/// A read of the first 4 KiB, and how it ended.
+fn read_once(pair: &mut QueuePair, heap: &Heap) -> Status {
+    let memory = heap.alloc(4096, 4096).unwrap().lend();
+    let segments = [memory.segment(0..4096).unwrap()];
+    let chain = Chain {
+        op: Op::Read,
+        flags: ChainFlags::default(),
+        lba: Lba(0),
+        blocks: 4096 / u64::from(pair.limits().block_bytes),
+        segments: &segments,
+        token: 7,
+    };
+    pair.submit(&chain).unwrap();
+    let mut ended = None;
+    while ended.is_none() {
+        pair.poll(1, &mut |completion| ended = Some(completion.status));
+        pair.relax();
+    }
+    ended.unwrap()
+}
+
+fn bring_up(device: &Arc<VfioDevice>, heap: &Heap) -> (Arc<Controller>, QueuePair) {
+    let device: Arc<dyn Device> = Arc::<VfioDevice>::clone(device);
+    // Short, as a device that was cut off is noticed by its silence only.
+    let timeout = Duration::from_secs(2);
+    let options = ControllerOptions {
+        admin_timeout: timeout,
+        ..ControllerOptions::default()
+    };
+    let controller = Controller::open(device, heap, options).unwrap();
+    let options = QueueOptions {
+        timeout,
+        ..QueueOptions::default()
+    };
+    let pair = controller.queue(1, options).unwrap();
+    (controller, pair)
+}
+
+#[test]
+fn files_are_read_and_overwritten_on_all_controllers_at_once() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    std::thread::scope(|scope| {
+        for (seed, address) in (1..).zip(&addresses) {
+            scope.spawn(move || read_and_overwrite(address, seed, 1500));
+        }
+    });
+}
+
+#[test]
+fn a_controller_is_opened_once() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    let device = open(&addresses[0]);
+    let error = VfioDevice::open(&addresses[0], &VfioOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let me = format!("({})", std::process::id());
+    assert!(error.to_string().contains(&me), "{error}");
+    drop(device);
+    drop(open(&addresses[0]));
+}
+
+#[test]
+fn a_device_that_was_cut_off_comes_up_again() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    for address in &addresses {
+        let device = open(address);
+        let heap = Heap::new(HeapConfig::default());
+        for _ in 0..2 {
+            let (controller, mut pair) = bring_up(&device, &heap);
+            assert_eq!(read_once(&mut pair, &heap), Status::Success);
+            device.stop_dma().unwrap();
+            assert!(!device.is_gone());
+            // The driver below notices, resets it and sends the command again.
+            assert_eq!(read_once(&mut pair, &heap), Status::Success);
+            assert!(controller.stats().resets > 0);
+        }
+    }
+}
+
+#[test]
+fn interrupts_arrive_as_events() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    let device = open(&addresses[0]);
+    assert!(device.interrupt_vectors() > 1);
+    // The admin queue's; the driver polls, and the controller raises it all the same.
+    let event = device.interrupt(0).unwrap();
+    let last = device.interrupt_vectors() - 1;
+    let quiet = device.interrupt(last).unwrap();
+    assert!(!event.take());
+    let heap = Heap::new(HeapConfig::default());
+    let (_controller, _pair) = bring_up(&device, &heap);
+    let hang_limit = Duration::from_secs(20);
+    assert!(event.wait(Some(hang_limit)).unwrap());
+    assert!(!quiet.take());
+    assert!(Arc::ptr_eq(&event, &device.interrupt(0).unwrap()));
+    let error = device.interrupt(device.interrupt_vectors()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// What this process and the host have in use, by name.
+fn in_use() -> BTreeMap<&'static str, u64> {
+    let count = |path: &str| fs::read_dir(path).unwrap().count() as u64;
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let of = |path: &str, name: &str| {
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    BTreeMap::from([
+        ("descriptors", count("/proc/self/fd")),
+        ("threads", count("/proc/self/task")),
+        (
+            "vfio mappings",
+            maps.lines().filter(|line| line.contains("vfio")).count() as u64,
+        ),
+        (
+            "stand-ins of BARs",
+            maps.lines()
+                .filter(|line| line.contains("absent-bar"))
+                .count() as u64,
+        ),
+        ("hugepages free", of("/proc/meminfo", "HugePages_Free:")),
+        ("pinned KiB", of("/proc/self/status", "VmPin:")),
+        ("locked KiB", of("/proc/self/status", "VmLck:")),
+    ])
+}
+
+#[test]
+fn opening_and_closing_leaves_nothing_behind() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    // The first one makes what the process keeps: the handler's file.
+    read_and_overwrite(&addresses[0], 1, 1);
+    let before = in_use();
+    // Each has two function resets of 100 ms, which the kernel waits for.
+    let cycles = std::env::var("XTENT_VFIO_CYCLES").map_or(100, |text| text.parse().unwrap());
+    for seed in 0..cycles {
+        read_and_overwrite(&addresses[seed % addresses.len()], seed as u64, 2);
+    }
+    assert_eq!(in_use(), before);
+}
+
+/// Run alone, and last: it takes the first controller away.
+#[test]
+fn z_an_unplugged_controller_ends_all_operations_and_is_let_go() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    if std::env::var_os("XTENT_VFIO_UNPLUG").is_none() {
+        eprintln!("SKIPPED: XTENT_VFIO_UNPLUG is not set");
+        return;
+    }
+    let dir = format!("/sys/bus/pci/devices/{}", addresses[0]);
+    let device = open(&addresses[0]);
+    let heap = Heap::new(HeapConfig::default());
+    let (controller, mut pair) = bring_up(&device, &heap);
+    let started = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| {
+            while !started.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            // Returns when the device is removed: everybody has let it go.
+            fs::write(format!("{dir}/remove"), "1")
+        });
+        let mut good = 0;
+        let last = loop {
+            match read_once(&mut pair, &heap) {
+                Status::Success => good += 1,
+                status => break status,
+            }
+            started.store(good > 10, Ordering::Release);
+        };
+        assert_eq!(last, Status::Gone, "after {good} reads");
+        removal.join().unwrap().unwrap();
+    });
+    assert!(device.is_gone());
+    assert!(!fs::exists(&dir).unwrap());
+    assert_eq!(device.read32(0x1c), u32::MAX);
+    assert_eq!(
+        device.interrupt(0).unwrap_err().kind(),
+        ErrorKind::DeviceGone
+    );
+    drop((pair, controller, device));
+    let error = VfioDevice::open(&addresses[0], &VfioOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
