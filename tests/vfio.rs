@@ -4,6 +4,8 @@
 //! overwritten: their addresses in `XTENT_VFIO`, with commas between. With `XTENT_VFIO_UNPLUG` the last test takes
 //! the first of them away; `XTENT_VFIO_CYCLES` says how often controllers are opened and closed.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;

