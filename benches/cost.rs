@@ -1,2 +1,187 @@
-//! Instruction counts of the hot path.
-fn main() {}
+//! What an operation costs the host, in instructions: `cargo bench --bench cost` prints a line for each case,
+//! `NAME INSTRUCTIONS_PER_OPERATION`. `cargo bench --bench cost -- NAME..` runs the named cases only.
+//!
+//! The program runs itself under callgrind, which counts inside of the functions called `host_side_*` and
+//! nowhere else: the embedded controller is stepped outside of them, and is not counted. Each case runs
+//! twice, with N and with 2N operations; the difference has no start-up in it.
+//!
+//! To add a case, write a function that does `operations` of them, and name it in [`CASES`]. Callbacks that
+//! are passed into `host_side_*` come from a function of another name ([`count_ends`]): callgrind would take
+//! a closure's name for its function's, and stop counting there.
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use xtent::block::{Chain, ChainFlags, Completion, Op, Queue};
+use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
+use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::units::Lba;
+
+/// A case does as many operations as it is told.
+type Case = fn(operations: usize) -> xtent::Result<()>;
+
+const CASES: &[(&str, Case)] = &[
+    ("raw_read_4k_qd1", |n| raw(Op::Read, 1, n)),
+    ("raw_read_4k_qd32", |n| raw(Op::Read, 32, n)),
+    ("raw_write_4k_qd32", |n| raw(Op::Write, 32, n)),
+];
+
+/// N: a multiple of every depth above.
+const OPERATIONS: usize = 32 * 256;
+
+/// What tells the program that it is the one under callgrind: `CASE OPERATIONS`.
+const CHILD: &str = "XTENT_COST_CHILD";
+
+const BLOCK_BYTES: usize = 4096;
+
+fn main() -> ExitCode {
+    if let Ok(job) = std::env::var(CHILD) {
+        return child(&job);
+    }
+    let mut names: Vec<String> = std::env::args().skip(1).collect();
+    let benching = names.iter().any(|name| name == "--bench");
+    names.retain(|name| !name.starts_with('-'));
+    if !benching {
+        println!(
+            "SKIPPED: instruction counts need an optimised build; run `cargo bench --bench cost`"
+        );
+        return ExitCode::SUCCESS;
+    }
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("SKIPPED: valgrind is not installed (apt install valgrind, dnf install valgrind)");
+        return ExitCode::SUCCESS;
+    }
+    for (name, _) in CASES {
+        if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        match measure(name) {
+            Ok(instructions) => println!("{name} {instructions:.1}"),
+            Err(why) => {
+                eprintln!("{name}: {why}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure(name: &str) -> Result<f64, String> {
+    let once = count(name, OPERATIONS)?;
+    let twice = count(name, 2 * OPERATIONS)?;
+    let more = twice
+        .checked_sub(once)
+        .filter(|&more| more > 0)
+        .ok_or_else(|| format!("{once} instructions for N operations, {twice} for 2N"))?;
+    Ok(more as f64 / OPERATIONS as f64)
+}
+
+/// Instructions inside of `host_side_*` while a case does `operations`.
+fn count(name: &str, operations: usize) -> Result<u64, String> {
+    let this = std::env::current_exe().map_err(|e| e.to_string())?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--toggle-collect=*host_side_*"])
+        .arg("--callgrind-out-file=/dev/null")
+        .arg(this)
+        .env(CHILD, format!("{name} {operations}"))
+        .output()
+        .map_err(|e| format!("valgrind: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("failed under valgrind:\n{said}"));
+    }
+    said.lines()
+        .find_map(|line| line.split_once("Collected :"))
+        .and_then(|(_, number)| number.trim().parse().ok())
+        .ok_or_else(|| format!("valgrind did not say what it counted:\n{said}"))
+}
+
+fn child(job: &str) -> ExitCode {
+    let (name, operations) = job.split_once(' ').unwrap_or((job, ""));
+    let case = CASES.iter().find(|(known, _)| *known == name);
+    let (Some((_, case)), Ok(operations)) = (case, operations.parse()) else {
+        eprintln!("{CHILD}={job}: no such case");
+        return ExitCode::FAILURE;
+    };
+    match case(operations) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn heap() -> Heap {
+    Heap::new(HeapConfig {
+        arena_bytes: 8 << 20,
+        huge_pages: HugePages::Never,
+        ..HeapConfig::default()
+    })
+}
+
+/// A stepped embedded controller over 16 MiB of memory.
+fn stepped() -> xtent::Result<Arc<EmuDevice>> {
+    EmuDevice::start(EmuConfig {
+        medium: Medium::memory(16 << 20),
+        lba_bytes: 4096,
+        mode: Mode::Stepped,
+        ..EmuConfig::default()
+    })
+}
+
+/// Reads or writes of 4 KiB on a queue pair, in batches of `depth`.
+fn raw(op: Op, depth: usize, operations: usize) -> xtent::Result<()> {
+    let device = stepped()?;
+    let heap = heap();
+    let controller = Controller::open(device.clone(), &heap, ControllerOptions::default())?;
+    let mut pair = controller.queue(
+        1,
+        QueueOptions {
+            depth,
+            ..QueueOptions::default()
+        },
+    )?;
+    let memory = heap.alloc(depth * BLOCK_BYTES, BLOCK_BYTES)?.lend();
+    let segments = pieces(&memory, depth);
+    let mut ended = 0;
+    for batch in 0..operations / depth {
+        let first = (batch * depth) as u64 % 2048;
+        for (n, segment) in segments.iter().enumerate() {
+            let chain = Chain {
+                op,
+                flags: ChainFlags::empty(),
+                lba: Lba(first + n as u64),
+                blocks: 1,
+                segments: std::slice::from_ref(segment),
+                token: n as u64,
+            };
+            assert!(host_side_submit(&mut pair, &chain));
+        }
+        host_side_poll(&mut pair, count_ends(&mut ended));
+        device.step(depth);
+        host_side_poll(&mut pair, count_ends(&mut ended));
+    }
+    assert_eq!(ended, operations, "every operation ended well");
+    Ok(())
+}
+
+fn pieces(memory: &Lent, count: usize) -> Vec<Segment> {
+    (0..count)
+        .filter_map(|n| memory.segment(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES))
+        .collect()
+}
+
+fn count_ends(ended: &mut usize) -> impl FnMut(Completion) {
+    |completion| *ended += usize::from(completion.status.is_success())
+}
+
+#[inline(never)]
+fn host_side_submit(pair: &mut QueuePair, chain: &Chain<'_>) -> bool {
+    pair.submit(chain).is_ok()
+}
+
+#[inline(never)]
+fn host_side_poll(pair: &mut QueuePair, mut done: impl FnMut(Completion)) {
+    pair.poll(usize::MAX, &mut done);
+}

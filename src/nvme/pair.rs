@@ -1,27 +1,28 @@
 //! A queue pair: one thread's way to a namespace. This file is the hot path: submit, poll, and nothing that
 //! locks, allocates, calls the system or reads a clock. What goes wrong is looked after in `recovery`.
 //!
-//! A chain (the caller's work) has a slot; each command that it is cut into has a tracker, named by the
-//! command id's low bits. The high bits count the tracker's uses, so that a completion of an earlier use is
-//! seen for what it is.
+//! Each command has a tracker, named by the command id's low bits. The high bits count the tracker's uses, so
+//! that a completion of an earlier use is seen for what it is. A chain (the caller's work) that is one read
+//! or write, as most are, needs nothing more; any other has a slot too, and its trackers name it.
 
 use std::sync::Arc;
 
 use super::controller::Controller;
 use super::prp;
-use super::queue::{CompletionRing, SubmissionRing};
+use super::queue::{CompletionRing, Entry, SubmissionRing};
 use super::recovery::Watch;
-use super::slots::{List, NONE, Slot, Stage, Tracker};
+use super::slots::{List, NONE, SINGLE, Slot, Tracker};
 use super::spec::{
     CDW12_FUA, DSM_DEALLOCATE, OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE,
     OPC_WRITE_ZEROES, PAGE_BYTES,
 };
 use super::split::{
-    Cursor, DWORD_BYTES, Geometry, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks,
+    DWORD_BYTES, Geometry, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks,
     piece_bytes,
 };
-use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
+use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token};
 use crate::mem::{Segment, SharedWords};
+use crate::units::Iova;
 
 /// Polls between two looks at the clock, where the caller never relaxes.
 pub(super) const POLLS_PER_LOOK: u32 = 4096;
@@ -38,12 +39,13 @@ pub struct QueuePair {
     /// The controller's generation that these rings belong to.
     pub(super) generation: u64,
     pub(super) controller: Arc<Controller>,
-    /// Polls until the next look at the clock; 0 asks for attention at once.
+    /// Polls until the next look at the clock; 0 asks for attention at once. It is 0 whenever a chain waits or
+    /// has ended elsewhere than in `reap`, and when the controller is gone.
     pub(super) countdown: u32,
     pub(super) free_tracker: u16,
     pub(super) free_slot: u16,
-    /// Added to a command id for each use of its tracker: the entries of the rings.
-    pub(super) cid_step: u16,
+    /// The bits of a command id that name its tracker: the entries of the rings less one.
+    pub(super) cid_mask: u16,
     /// What dword 2 of every completion starts with.
     pub(super) sq_id_word: u32,
     pub(super) outstanding: u32,
@@ -72,50 +74,67 @@ impl Queue for QueuePair {
 
     #[inline]
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
-        let index = self.free_slot;
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Err(self.refusal());
-        };
-        let (opcode, control) = match chain.op {
-            Op::Read => (OPC_READ, 0),
-            Op::Write if !self.limits.read_only => {
-                let fua = chain.flags.contains(ChainFlags::FUA);
-                (OPC_WRITE, if fua { CDW12_FUA } else { 0 })
-            }
-            _ => return self.submit_other(chain),
-        };
-        let bytes = check_range(chain, &self.limits, self.geometry.block_shift)?;
-        match chain.segments {
-            [only] if u64::from(only.len_bytes) == bytes && is_aligned(only) => slot.first = *only,
-            _ => {
-                let table = usize::from(index) * self.limits.max_segments;
-                let table = &mut self.segments[table..table + self.limits.max_segments];
-                slot.first =
-                    take_segments(chain.segments, table, bytes, self.geometry.block_shift)?;
-            }
+        // Nothing here calls anything but the slow way: the compiler then saves no registers.
+        let nlb = chain.blocks.wrapping_sub(1);
+        // With a countdown of 0 something may wait; otherwise every outstanding chain has a tracker at least.
+        if self.countdown != 0
+            && let [segment] = chain.segments
+            // Not zero either.
+            && nlb < u64::from(self.geometry.max_blocks)
+            && chain.lba.0 < self.limits.capacity_blocks
+            && chain.blocks <= self.limits.capacity_blocks - chain.lba.0
+            && u64::from(segment.len_bytes) == chain.blocks << self.geometry.block_shift
+            && is_plain(segment.iova)
+            && self.geometry.surely_holds(chain.lba.0, nlb)
+            && let Some(prp) = prp::short(segment.iova, segment.len_bytes)
+            && let Some(tracker) = self.trackers.get_mut(usize::from(self.free_tracker))
+        {
+            let (opcode, control) = match chain.op {
+                Op::Read => (OPC_READ, 0),
+                Op::Write if !self.limits.read_only => (OPC_WRITE, fua(chain)),
+                _ => return self.submit_slowly(chain),
+            };
+            let word0 = u64::from(opcode) | u64::from(tracker.cid) << 16 | self.nsid_word;
+            let cdw12 = nlb | u64::from(control);
+            self.free_tracker = tracker.next_free;
+            tracker.start(
+                SINGLE,
+                [word0, prp.first, prp.second, chain.lba.0, cdw12],
+                chain.token,
+            );
+            self.outstanding += 1;
+            self.sq
+                .push(&[word0, 0, 0, prp.first, prp.second, chain.lba.0, cdw12, 0]);
+            return Ok(());
         }
-        slot.segments = chain.segments.len();
-        self.enter(index, chain, (opcode, control), chain.blocks);
-        Ok(())
+        self.submit_slowly(chain)
     }
 
     #[inline]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        if (self.countdown == 0 || self.controller.generation() != self.generation)
-            && !self.attend()
-        {
-            return self.drain_ended(budget, done);
+        if self.countdown == 0 || self.controller.generation() != self.generation {
+            return self.poll_slowly(budget, done);
         }
         self.countdown -= 1;
-        if self.waiting.head != NONE {
-            self.issue_waiting();
-        }
         self.sq.ring();
-        let drained = match self.ended.head {
-            NONE => 0,
-            _ => self.drain_ended(budget, done),
+        let Some(entry) = self.cq.peek() else {
+            return 0;
         };
-        drained + self.reap(budget - drained, done)
+        // The first in line, so that a depth of 1 does not pay for the loop.
+        if budget != 0
+            && let Some(token) = self.take_plain(entry)
+        {
+            done(Completion {
+                token,
+                status: Status::Success,
+            });
+            if self.outstanding == 0 {
+                self.cq.ring();
+                return 1;
+            }
+            return 1 + self.reap(budget - 1, done);
+        }
+        self.reap(budget, done)
     }
 
     #[inline]
@@ -131,100 +150,126 @@ impl Queue for QueuePair {
 }
 
 impl QueuePair {
-    /// The operations without memory, and whatever is refused.
+    /// Whatever is not one read or write: several commands, other operations, and what is refused.
     #[cold]
-    fn submit_other(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
-        let invalid = |why| Err(Refused::Invalid(why));
-        if self.limits.read_only && chain.op != Op::Flush {
-            return invalid("the queue is read-only");
+    fn submit_slowly(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        if self.watch.gone {
+            return Err(Refused::Gone);
         }
-        if !chain.segments.is_empty() {
-            return invalid("only reads and writes have memory");
+        if self.outstanding as usize >= self.limits.depth {
+            return Err(Refused::Full);
         }
-        let fua = chain.flags.contains(ChainFlags::FUA);
-        let (command, left) = match chain.op {
-            Op::Flush if chain.blocks != 0 => return invalid("a flush has no range"),
-            Op::Flush => ((OPC_FLUSH, 0), 1),
-            Op::WriteZeroes if !self.limits.write_zeroes => {
-                return invalid("the device does not offer write zeroes");
-            }
-            Op::WriteZeroes => {
-                let control = if fua { CDW12_FUA } else { 0 };
-                ((OPC_WRITE_ZEROES, control), chain.blocks)
-            }
-            _ if !self.limits.deallocate => return invalid("the device does not offer deallocate"),
-            _ => ((OPC_DATASET_MANAGEMENT, 0), chain.blocks),
-        };
-        if fua && chain.op != Op::WriteZeroes {
-            return invalid("FUA is for writes and write zeroes");
-        }
+        let (opcode, control) = self.check(chain)?;
         let index = self.free_slot;
-        self.slots[usize::from(index)].segments = 0;
+        let mut first = Segment::default();
+        if matches!(chain.op, Op::Read | Op::Write) {
+            let table = usize::from(index) * self.limits.max_segments;
+            let table = &mut self.segments[table..table + self.limits.max_segments];
+            let bytes = chain.blocks << self.geometry.block_shift;
+            first = take_segments(chain.segments, table, bytes, self.geometry.block_shift)?;
+        }
+        let slot = &mut self.slots[usize::from(index)];
+        self.free_slot = slot.next;
+        *slot = Slot {
+            token: chain.token,
+            lba: chain.lba.0,
+            left: chain.blocks,
+            first,
+            segments: chain.segments.len(),
+            control,
+            opcode,
+            ..Slot::free(NONE)
+        };
+        self.outstanding += 1;
         if chain.op == Op::Flush {
             if !self.limits.volatile_write_cache {
                 // All that completed is durable already: the flush has ended before it is sent.
-                self.enter(index, chain, command, 0);
                 self.ended.push(&mut self.slots, index);
+                self.countdown = 0;
                 return Ok(());
             }
-        } else {
-            check_range(chain, &self.limits, self.geometry.block_shift)?;
+            slot.left = 1;
         }
-        self.enter(index, chain, command, left);
+        if self.waiting.head != NONE || !self.issue_all(index) {
+            self.slots[usize::from(index)].waiting = true;
+            self.waiting.push(&mut self.slots, index);
+            self.countdown = 0;
+        }
         Ok(())
     }
 
-    #[cold]
-    fn refusal(&self) -> Refused {
-        if self.watch.gone {
-            Refused::Gone
-        } else {
-            Refused::Full
+    /// Everything but the memory of a chain; its opcode, and CDW12 without the number of blocks.
+    fn check(&self, chain: &Chain<'_>) -> Result<(u8, u32), Refused> {
+        let invalid = |why| Err(Refused::Invalid(why));
+        let limits = &self.limits;
+        if limits.read_only && !matches!(chain.op, Op::Read | Op::Flush) {
+            return invalid("the queue is read-only");
+        }
+        if !matches!(chain.op, Op::Read | Op::Write) && !chain.segments.is_empty() {
+            return invalid("only reads and writes have memory");
+        }
+        if fua(chain) != 0 && !matches!(chain.op, Op::Write | Op::WriteZeroes) {
+            return invalid("FUA is for writes and write zeroes");
+        }
+        let opcode = match chain.op {
+            Op::Flush if chain.blocks != 0 => return invalid("a flush has no range"),
+            Op::Flush => return Ok((OPC_FLUSH, 0)),
+            Op::Read => OPC_READ,
+            Op::Write => OPC_WRITE,
+            Op::WriteZeroes if limits.write_zeroes => OPC_WRITE_ZEROES,
+            Op::WriteZeroes => return invalid("the device does not offer write zeroes"),
+            Op::Deallocate if limits.deallocate => OPC_DATASET_MANAGEMENT,
+            Op::Deallocate => return invalid("the device does not offer deallocate"),
+        };
+        if chain.blocks == 0 {
+            return invalid("a chain has at least one block");
+        }
+        match chain.lba.0.checked_add(chain.blocks) {
+            Some(end) if end <= limits.capacity_blocks => Ok((opcode, fua(chain))),
+            _ => invalid("the range is not on the device"),
         }
     }
 
-    /// Takes slot `index`, the first free one, and issues what it can of the chain.
-    #[inline]
-    fn enter(&mut self, index: u16, chain: &Chain<'_>, (opcode, control): (u8, u32), left: u64) {
-        let slot = &mut self.slots[usize::from(index)];
-        self.free_slot = slot.next;
-        slot.token = chain.token;
-        slot.lba = chain.lba.0;
-        slot.left = left;
-        slot.at = Cursor::default();
-        slot.pending = 0;
-        slot.control = control;
-        slot.opcode = opcode;
-        slot.waiting = false;
-        slot.status = Status::Success;
-        self.outstanding += 1;
-        if self.waiting.head == NONE {
-            while self.slots[usize::from(index)].left != 0 {
-                if !self.issue(index) {
-                    self.wait(index);
-                    break;
-                }
+    /// A poll that has more to do than to ring and to reap.
+    #[cold]
+    fn poll_slowly(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        let usable = self.attend();
+        let mut count = 0;
+        while count < budget
+            && let Some(index) = self.ended.pop(&self.slots)
+        {
+            count += 1;
+            let completion = self.release(index);
+            self.outstanding -= 1;
+            done(completion);
+        }
+        if usable {
+            self.issue_waiting();
+            self.sq.ring();
+            count += self.reap(budget - count, done);
+        }
+        if self.waiting.head != NONE || self.ended.head != NONE {
+            self.countdown = 0;
+        }
+        count
+    }
+
+    /// Sends all that is left of a chain; false when there are too few trackers.
+    fn issue_all(&mut self, index: u16) -> bool {
+        while self.slots[usize::from(index)].left != 0 {
+            if !self.issue(index) {
+                return false;
             }
-        } else if left != 0 {
-            self.wait(index);
         }
-    }
-
-    #[cold]
-    fn wait(&mut self, index: u16) {
-        self.slots[usize::from(index)].waiting = true;
-        self.waiting.push(&mut self.slots, index);
+        true
     }
 
     /// Goes on with the chains that found too few trackers, in their order.
-    #[cold]
     fn issue_waiting(&mut self) {
         while self.waiting.head != NONE {
             let index = self.waiting.head;
-            while self.slots[usize::from(index)].left != 0 {
-                if !self.issue(index) {
-                    return;
-                }
+            if !self.issue_all(index) {
+                return;
             }
             self.waiting.pop(&self.slots);
             let slot = &mut self.slots[usize::from(index)];
@@ -237,7 +282,6 @@ impl QueuePair {
     }
 
     /// Sends the next command of a chain; false when no tracker is free.
-    #[inline]
     fn issue(&mut self, index: u16) -> bool {
         let at = self.free_tracker;
         let Some(tracker) = self.trackers.get(usize::from(at)) else {
@@ -253,38 +297,29 @@ impl QueuePair {
         let word0 = u64::from(opcode) | u64::from(cid) << 16 | self.nsid_word;
         let cdw12 = u64::from(cdw12);
         self.free_tracker = next_free;
-        let tracker = &mut self.trackers[usize::from(at)];
-        tracker.chain = index;
-        tracker.retries = 0;
-        tracker.stage = Stage::Sent;
-        tracker.seen_ns = 0;
-        tracker.entry = [word0, prp.first, prp.second, cdw10_11, cdw12];
+        let entry = [word0, prp.first, prp.second, cdw10_11, cdw12];
+        self.trackers[usize::from(at)].start(index, entry, 0);
         self.sq
             .push(&[word0, 0, 0, prp.first, prp.second, cdw10_11, cdw12, 0]);
         true
     }
 
     /// The next read or write of a chain: its memory, CDW10 and 11, CDW12.
-    #[inline]
     fn next_transfer(&mut self, index: u16, at: u16) -> (prp::Prp, u64, u32) {
         let slot = &mut self.slots[usize::from(index)];
-        let base = usize::from(at) * PAGE_BYTES;
-        let lists = &self.lists;
-        let list = lists.iova().offset(base as u64);
-        let store = |index: usize, address| lists.store_u64(base + index * 8, address);
         let shift = self.geometry.block_shift;
         let mut blocks = self.geometry.reach(slot.lba, slot.left);
         let bytes = blocks << shift;
         let prp = if slot.segments == 1 {
             let start = slot.first.iova.offset(u64::from(slot.at.offset_bytes));
             slot.at.offset_bytes = slot.at.offset_bytes.wrapping_add(bytes);
-            prp::contiguous(start, bytes, list, store)
+            prp::contiguous(start, bytes, &self.lists, at)
         } else {
             let table = usize::from(index) * self.limits.max_segments;
             let table = &self.segments[table..table + slot.segments];
             let bytes = piece_bytes(table, slot.at, bytes);
             blocks = bytes >> shift;
-            let (prp, end) = prp::scattered(table, slot.at, bytes, list, store);
+            let (prp, end) = prp::scattered(table, slot.at, bytes, &prp::List::of(&self.lists, at));
             slot.at = end;
             prp
         };
@@ -295,7 +330,6 @@ impl QueuePair {
     }
 
     /// The next flush, write zeroes or dataset management of a chain.
-    #[cold]
     fn next_other(&mut self, index: u16, at: u16) -> (prp::Prp, u64, u32) {
         let slot = &mut self.slots[usize::from(index)];
         let lba = slot.lba;
@@ -328,53 +362,93 @@ impl QueuePair {
         (prp, cdw10_11, cdw12)
     }
 
-    /// Takes completions, at most one ring's worth, and hands over the chains that they end.
-    #[inline]
+    /// Takes completions, and hands over the chains that they end. Bounded whatever the device posts: each
+    /// entry ends a command, or uses up one of its retries, or is one of the few stale ones that are borne.
+    #[inline(never)]
     fn reap(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        let (mut count, mut looks) = (0, self.cq.entries());
-        while count < budget && looks > 0 {
-            let Some(entry) = self.cq.peek() else { break };
-            looks -= 1;
-            // Both halves at once: another queue's id, or an SQ head outside of the ring, is large.
-            if entry.dw2 ^ self.sq_id_word >= self.cq.entries() {
-                self.distrust();
-                break;
-            }
-            let at = entry.cid() & (self.cid_step - 1);
-            match self.trackers.get(usize::from(at)) {
-                Some(tracker) if tracker.cid == entry.cid() && tracker.chain != NONE => {}
-                _ => {
-                    self.cq.pop();
-                    if !self.stale(entry.cid()) {
-                        break;
-                    }
-                    continue;
-                }
-            }
-            self.cq.pop();
-            let over = if entry.status().is_success() {
-                self.settle(at, Status::Success)
-            } else {
-                self.failed(at, entry.status())
-            };
-            if let Some(index) = over {
+        let mut count = 0;
+        while count < budget
+            && self.outstanding != 0
+            && let Some(entry) = self.cq.peek()
+        {
+            if let Some(token) = self.take_plain(entry) {
                 count += 1;
-                done(self.release(index));
+                let status = Status::Success;
+                done(Completion { token, status });
+                continue;
+            }
+            match self.take_other(entry) {
+                Ok(None) => {}
+                Ok(Some(completion)) => {
+                    count += 1;
+                    self.outstanding -= 1;
+                    done(completion);
+                }
+                Err(Confused) => break,
             }
         }
         self.cq.ring();
         count
     }
 
-    /// Frees a tracker whose command ended with `status`; gives the chain if that was the last of it.
-    #[inline]
-    pub(super) fn settle(&mut self, at: u16, status: Status) -> Option<u16> {
-        let tracker = &mut self.trackers[usize::from(at)];
-        let index = tracker.chain;
+    /// Takes the entry at the head if it is what nearly all are: the good end of a chain of one command.
+    #[inline(always)]
+    fn take_plain(&mut self, entry: Entry) -> Option<Token> {
+        let cid = entry.cid();
+        let at = cid & self.cid_mask;
+        // Both halves of dword 2 at once: another queue's id, or an SQ head outside of the ring, is large.
+        if entry.dw2 ^ self.sq_id_word > u32::from(self.cid_mask) || !entry.status().is_success() {
+            return None;
+        }
+        let tracker = self.trackers.get_mut(usize::from(at))?;
+        if tracker.cid != cid || tracker.chain != SINGLE {
+            return None;
+        }
         tracker.chain = NONE;
-        tracker.cid = tracker.cid.wrapping_add(self.cid_step);
+        tracker.cid = next_cid(cid, self.cid_mask);
         tracker.next_free = self.free_tracker;
         self.free_tracker = at;
+        self.outstanding -= 1;
+        self.cq.pop();
+        Some(tracker.token)
+    }
+
+    /// Takes any entry; gives the end of a chain if it was that.
+    fn take_other(&mut self, entry: Entry) -> Result<Option<Completion>, Confused> {
+        if entry.dw2 ^ self.sq_id_word > u32::from(self.cid_mask) {
+            self.distrust();
+            return Err(Confused);
+        }
+        self.cq.pop();
+        let cid = entry.cid();
+        let at = cid & self.cid_mask;
+        let tracker = self.trackers.get(usize::from(at));
+        if !tracker.is_some_and(|tracker| tracker.cid == cid && tracker.chain != NONE) {
+            return if self.stale(cid) {
+                Ok(None)
+            } else {
+                Err(Confused)
+            };
+        }
+        if entry.status().is_success() {
+            Ok(self.settle(at, Status::Success))
+        } else {
+            Ok(self.failed(at, entry.status()))
+        }
+    }
+
+    /// Frees a tracker whose command ended with `status`; gives the end of the chain if that was the last of
+    /// it.
+    pub(super) fn settle(&mut self, at: u16, status: Status) -> Option<Completion> {
+        let tracker = &mut self.trackers[usize::from(at)];
+        let (index, token) = (tracker.chain, tracker.token);
+        tracker.chain = NONE;
+        tracker.cid = next_cid(tracker.cid, self.cid_mask);
+        tracker.next_free = self.free_tracker;
+        self.free_tracker = at;
+        if index == SINGLE {
+            return Some(Completion { token, status });
+        }
         let slot = &mut self.slots[usize::from(index)];
         slot.pending -= 1;
         if !status.is_success() && slot.status.is_success() {
@@ -382,59 +456,57 @@ impl QueuePair {
             // The rest is not sent.
             slot.left = 0;
         }
-        (slot.pending == 0 && slot.left == 0 && !slot.waiting).then_some(index)
+        let over = slot.pending == 0 && slot.left == 0 && !slot.waiting;
+        over.then(|| self.release(index))
     }
 
     /// Frees a slot and says how its chain ended.
-    #[inline]
     fn release(&mut self, index: u16) -> Completion {
         let slot = &mut self.slots[usize::from(index)];
         slot.next = self.free_slot;
         self.free_slot = index;
-        self.outstanding -= 1;
         Completion {
             token: slot.token,
             status: slot.status,
         }
     }
 
-    #[cold]
-    fn drain_ended(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        let mut count = 0;
-        while count < budget
-            && let Some(index) = self.ended.pop(&self.slots)
-        {
-            count += 1;
-            let completion = self.release(index);
-            if self.watch.gone {
-                // No slot is ever free again.
-                self.free_slot = NONE;
-            }
-            done(completion);
-        }
-        count
+    /// Keeps the end of a chain for the next poll. A slot is free: no more chains are outstanding than there
+    /// are slots.
+    pub(super) fn keep(&mut self, completion: Completion) {
+        let index = self.free_slot;
+        let slot = &mut self.slots[usize::from(index)];
+        self.free_slot = slot.next;
+        slot.token = completion.token;
+        slot.status = completion.status;
+        self.ended.push(&mut self.slots, index);
     }
 }
 
+/// The device broke the protocol: nothing more of it is believed before a reset.
+struct Confused;
+
+/// The id of a tracker's next use: one more in the bits above those that name it.
 #[inline]
-fn is_aligned(segment: &Segment) -> bool {
-    (segment.iova.0 | u64::from(segment.len_bytes)) & u64::from(DWORD_BYTES - 1) == 0
-        && segment.iova.0 <= IOVA_LAST
+pub(super) fn next_cid(cid: u16, mask: u16) -> u16 {
+    cid.wrapping_add(mask).wrapping_add(1)
 }
 
-/// Past this, a segment could run over the end of the address space.
-const IOVA_LAST: u64 = u64::MAX - (1 << 33);
-
-/// Checks that a chain lies on the device; returns its length in bytes.
+/// FUA, in its place in CDW12.
 #[inline]
-fn check_range(chain: &Chain<'_>, limits: &Limits, block_shift: u32) -> Result<u64, Refused> {
-    if chain.blocks == 0 {
-        return Err(Refused::Invalid("a chain has at least one block"));
+fn fua(chain: &Chain<'_>) -> u32 {
+    if chain.flags.contains(ChainFlags::FUA) {
+        CDW12_FUA
+    } else {
+        0
     }
-    match chain.lba.0.checked_add(chain.blocks) {
-        Some(end) if end <= limits.capacity_blocks => Ok(chain.blocks << block_shift),
-        _ => Err(Refused::Invalid("the range is not on the device")),
-    }
+}
+
+/// Aligned to a dword, and so low that no segment can run over the end of the address space.
+#[inline]
+fn is_plain(iova: Iova) -> bool {
+    const MASK: u64 = 1 << 63 | (DWORD_BYTES as u64 - 1);
+    iova.0 & MASK == 0
 }
 
 /// Copies a list of segments into the slot's table, checked; returns the first.

@@ -6,7 +6,7 @@
 
 use super::spec::PAGE_BYTES;
 use super::split::Cursor;
-use crate::mem::Segment;
+use crate::mem::{Segment, SharedWords};
 use crate::units::Iova;
 
 /// The two entries of a command.
@@ -18,40 +18,55 @@ pub(super) struct Prp {
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
-/// Names contiguous memory. `list` is the slot's own list, written through `store(index, address)`.
-#[inline]
-pub(super) fn contiguous(
-    iova: Iova,
-    len_bytes: u32,
-    list: Iova,
-    store: impl FnMut(usize, u64),
-) -> Prp {
-    let first = iova.0;
-    let end = (first & (PAGE - 1)) + u64::from(len_bytes);
-    if end <= PAGE {
-        return Prp { first, second: 0 };
+/// A slot's own list.
+pub(super) struct List<'a> {
+    words: &'a SharedWords,
+    base_bytes: usize,
+}
+
+impl<'a> List<'a> {
+    /// The list of slot `at`.
+    pub(super) fn of(words: &'a SharedWords, at: u16) -> Self {
+        let base_bytes = usize::from(at) * PAGE_BYTES;
+        Self { words, base_bytes }
     }
-    let next = (first & !(PAGE - 1)).wrapping_add(PAGE);
-    if end <= 2 * PAGE {
-        return Prp {
-            first,
-            second: next,
-        };
+
+    fn iova(&self) -> Iova {
+        self.words.iova().offset(self.base_bytes as u64)
     }
-    fill(next, end - PAGE, store);
-    Prp {
-        first,
-        second: list.0,
+
+    fn store(&self, index: usize, address: u64) {
+        self.words.store_u64(self.base_bytes + index * 8, address);
     }
 }
 
-fn fill(mut page: u64, mut bytes: u64, mut store: impl FnMut(usize, u64)) {
-    let mut index = 0;
-    while bytes > 0 {
-        store(index, page);
-        index += 1;
+/// Names contiguous memory that needs no list: it lies in two pages at most.
+#[inline]
+pub(super) fn short(iova: Iova, len_bytes: u32) -> Option<Prp> {
+    let first = iova.0;
+    let end = (first & (PAGE - 1)) + u64::from(len_bytes);
+    if end <= PAGE {
+        return Some(Prp { first, second: 0 });
+    }
+    let second = (first & !(PAGE - 1)).wrapping_add(PAGE);
+    (end <= 2 * PAGE).then_some(Prp { first, second })
+}
+
+/// Names contiguous memory, in the command or through the list of slot `at`.
+pub(super) fn contiguous(iova: Iova, len_bytes: u32, lists: &SharedWords, at: u16) -> Prp {
+    if let Some(prp) = short(iova, len_bytes) {
+        return prp;
+    }
+    let list = List::of(lists, at);
+    let end = (iova.0 & (PAGE - 1)) + u64::from(len_bytes);
+    let mut page = iova.0 & !(PAGE - 1);
+    for index in 0..end.div_ceil(PAGE) - 1 {
         page = page.wrapping_add(PAGE);
-        bytes = bytes.saturating_sub(PAGE);
+        list.store(usize::try_from(index).unwrap_or(0), page);
+    }
+    Prp {
+        first: iova.0,
+        second: list.iova().0,
     }
 }
 
@@ -61,8 +76,7 @@ pub(super) fn scattered(
     segments: &[Segment],
     mut at: Cursor,
     len_bytes: u32,
-    list: Iova,
-    mut store: impl FnMut(usize, u64),
+    list: &List<'_>,
 ) -> (Prp, Cursor) {
     let mut prp = Prp::default();
     let (mut pages, mut left) = (0usize, len_bytes);
@@ -79,10 +93,10 @@ pub(super) fn scattered(
                 1 => prp.second = page,
                 _ => {
                     if pages == 2 {
-                        store(0, prp.second);
-                        prp.second = list.0;
+                        list.store(0, prp.second);
+                        prp.second = list.iova().0;
                     }
-                    store(pages - 1, page);
+                    list.store(pages - 1, page);
                 }
             }
             pages += 1;
@@ -104,13 +118,35 @@ pub(super) fn scattered(
 mod tests {
     use super::super::split::{Geometry, check_memory, piece_bytes};
     use super::*;
+    use crate::mem::{Heap, HeapConfig, HugePages};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
-    const LIST: Iova = Iova(0xabc0_0000);
+    /// The lists of a few slots; tests use slot 2.
+    fn lists() -> SharedWords {
+        let heap = Heap::new(HeapConfig {
+            arena_bytes: 2 << 20,
+            huge_pages: HugePages::Never,
+            ..Default::default()
+        });
+        SharedWords::new(heap.alloc(4 * PAGE_BYTES, PAGE_BYTES).unwrap())
+    }
+
+    /// The entries of slot 2's list that name `bytes` bytes after the first page, where there are so many.
+    fn entries(lists: &SharedWords, prp: Prp, len_bytes: u32) -> Vec<u64> {
+        let rest = (prp.first % PAGE + u64::from(len_bytes)).saturating_sub(PAGE);
+        let pages = usize::try_from(rest.div_ceil(PAGE)).unwrap();
+        let load = |at: usize| u64::from(lists.load_u32(2 * PAGE_BYTES + at * 4));
+        match pages {
+            0 | 1 => Vec::new(),
+            _ => (0..pages)
+                .map(|n| load(2 * n) | load(2 * n + 1) << 32)
+                .collect(),
+        }
+    }
 
     /// What a device makes of the entries: ranges, checked by the rules of section 4.1.1.
-    fn walk(prp: Prp, list: &[u64], len_bytes: u32) -> Vec<(u64, u64)> {
+    fn walk(prp: Prp, at: Iova, list: &[u64], len_bytes: u32) -> Vec<(u64, u64)> {
         let mut left = u64::from(len_bytes);
         let mut out = Vec::new();
         let mut take = |address: u64| {
@@ -125,7 +161,7 @@ mod tests {
             assert_eq!(prp.second % PAGE, 0);
             take(prp.second);
         } else if left_now > 0 {
-            assert_eq!(prp.second, LIST.0);
+            assert_eq!(prp.second, at.0);
             assert!(list.len() <= PAGE_BYTES / 8, "one page of entries");
             for &address in list {
                 assert_eq!(address % PAGE, 0, "whole pages after the first");
@@ -175,6 +211,8 @@ mod tests {
     fn cut_and_named_memory_equals_the_list_of_bytes() {
         let seed = 11;
         let mut rng = StdRng::seed_from_u64(seed);
+        let lists = lists();
+        let of_slot = lists.iova().offset(2 * PAGE);
         let (mut tried, mut listed) = (0, 0);
         while tried < 4000 {
             let shift = if rng.random_bool(0.5) { 9 } else { 12 };
@@ -198,19 +236,16 @@ mod tests {
                 assert!(mdts.is_none_or(|max| bytes <= max));
                 let end = lba + blocks - 1;
                 assert!(noiob == 0 || lba / u64::from(noiob) == end / u64::from(noiob));
-                let mut page = Vec::new();
-                let (prp, next) = scattered(&list, at, bytes, LIST, |index, address| {
-                    assert_eq!(index, page.len(), "in order, without gaps");
-                    page.push(address);
-                });
+                let (prp, next) = scattered(&list, at, bytes, &List::of(&lists, 2));
+                let page = entries(&lists, prp, bytes);
                 if list.len() == 1 {
-                    let mut twin = Vec::new();
+                    lists.clear();
                     let start = list[0].iova.offset(u64::from(at.offset_bytes));
-                    let same = contiguous(start, bytes, LIST, |_, address| twin.push(address));
-                    assert_eq!((same, &twin), (prp, &page), "seed {seed}");
+                    assert_eq!(contiguous(start, bytes, &lists, 2), prp, "seed {seed}");
+                    assert_eq!(entries(&lists, prp, bytes), page, "seed {seed}");
                 }
                 listed += usize::from(!page.is_empty());
-                named.extend(walk(prp, &page, bytes));
+                named.extend(walk(prp, of_slot, &page, bytes));
                 (lba, left, at) = (lba + blocks, left - blocks, next);
             }
             let wanted = list.iter().map(|s| (s.iova.0, u64::from(s.len_bytes)));

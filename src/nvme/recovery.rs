@@ -13,17 +13,20 @@ use std::time::Duration;
 
 use super::admin::Admin;
 use super::controller::{GONE, QueueOptions};
-use super::pair::{POLLS_PER_LOOK, QueuePair};
+use super::pair::{POLLS_PER_LOOK, QueuePair, next_cid};
 use super::port::{ALL_ONES, nanoseconds};
 use super::slots::{NONE, Stage};
 use super::spec::{CSTS_CFS, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
-use crate::block::Status;
+use crate::block::{Completion, Status};
 
 /// Resets in a row before a queue that the controller does not create again is given up.
 const RESETS_IN_A_ROW: usize = 3;
 
 /// Completions of earlier uses that are only counted, in one generation. More show a confused device.
 const STALE_ALLOWED: u32 = 16;
+
+/// Polls between two looks at the clock while chains wait for trackers.
+const CALLS_PER_LOOK: u32 = 64;
 
 /// The watch looks at least this often, and at a sixteenth of the deadline where that is more often.
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
@@ -37,6 +40,8 @@ pub(super) struct Watch {
     next_look_ns: u64,
     /// How often one command is sent again.
     pub(super) retries: u8,
+    /// Polls that needed attention.
+    calls: u32,
     /// Stale completions in this generation.
     stale: u32,
     /// The device broke the protocol, or does not answer: the controller must be reset before anything of it
@@ -54,6 +59,7 @@ impl Watch {
             look_ns: (timeout_ns / 16).min(nanoseconds(LONGEST_LOOK)),
             next_look_ns: 0,
             retries: options.retries,
+            calls: 0,
             stale: 0,
             must_reset: false,
             gone: false,
@@ -84,6 +90,11 @@ impl QueuePair {
         }
         if !self.watch.must_reset {
             self.countdown = POLLS_PER_LOOK;
+            self.watch.calls = self.watch.calls.wrapping_add(1);
+            let called = self.waiting.head != NONE || self.ended.head != NONE;
+            if called && !self.watch.calls.is_multiple_of(CALLS_PER_LOOK) {
+                return true;
+            }
             let now = controller.port.device.now_ns();
             if self.outstanding == 0 || now < self.watch.next_look_ns {
                 return true;
@@ -221,32 +232,33 @@ impl QueuePair {
             return;
         }
         let at = u16::try_from(at).unwrap_or(NONE);
-        if let Some(index) = self.settle(at, status) {
-            self.ended.push(&mut self.slots, index);
+        if let Some(completion) = self.settle(at, status) {
+            self.keep(completion);
         }
     }
 
     /// Sends a command again under a new id; false when its retries are used up, or its chain has failed.
     fn retry(&mut self, at: usize) -> bool {
         let tracker = &mut self.trackers[at];
-        let slot = &self.slots[usize::from(tracker.chain)];
-        if tracker.retries >= self.watch.retries || !slot.status.is_success() {
+        let chain = self.slots.get(usize::from(tracker.chain));
+        let failed_already = chain.is_some_and(|slot| !slot.status.is_success());
+        if failed_already || tracker.retries >= self.watch.retries {
             return false;
         }
         self.controller.counters.retries.add(1);
         tracker.retries += 1;
         tracker.stage = Stage::Sent;
         tracker.seen_ns = 0;
-        tracker.cid = tracker.cid.wrapping_add(self.cid_step);
+        tracker.cid = next_cid(tracker.cid, self.cid_mask);
         let [word0, prp1, prp2, cdw10_11, cdw12] = tracker.entry;
         let word0 = word0 & !(0xffff << 16) | u64::from(tracker.cid) << 16;
         self.sq.push(&[word0, 0, 0, prp1, prp2, cdw10_11, cdw12, 0]);
         true
     }
 
-    /// A command ended with an error status. Gives the chain if that was the last of it.
+    /// A command ended with an error status. Gives the end of its chain if that was the last of it.
     #[cold]
-    pub(super) fn failed(&mut self, at: u16, field: StatusField) -> Option<u16> {
+    pub(super) fn failed(&mut self, at: u16, field: StatusField) -> Option<Completion> {
         let tracker = &self.trackers[usize::from(at)];
         let timed_out = tracker.stage != Stage::Sent
             && (field.sct(), field.sc()) == (SC_ABORT_REQUESTED.sct(), SC_ABORT_REQUESTED.sc());
@@ -268,7 +280,7 @@ impl QueuePair {
     /// one of an earlier use of a tracker, as long as they are few.
     #[cold]
     pub(super) fn stale(&mut self, cid: u16) -> bool {
-        let slot = usize::from(cid & (self.cid_step - 1));
+        let slot = usize::from(cid & self.cid_mask);
         self.watch.stale += 1;
         if slot >= self.trackers.len() || self.watch.stale > STALE_ALLOWED {
             self.distrust();
@@ -293,8 +305,8 @@ impl QueuePair {
         for at in 0..self.trackers.len() {
             if self.trackers[at].chain != NONE {
                 let at = u16::try_from(at).unwrap_or(NONE);
-                if let Some(index) = self.settle(at, Status::Gone) {
-                    self.ended.push(&mut self.slots, index);
+                if let Some(completion) = self.settle(at, Status::Gone) {
+                    self.keep(completion);
                 }
             }
         }
@@ -307,7 +319,6 @@ impl QueuePair {
             }
             self.ended.push(&mut self.slots, index);
         }
-        self.free_slot = NONE;
     }
 }
 

@@ -111,7 +111,7 @@ impl QueuePair {
             countdown: POLLS_PER_LOOK,
             free_tracker: 0,
             free_slot: 0,
-            cid_step: u16::try_from(entries).unwrap_or(2),
+            cid_mask: u16::try_from(entries - 1).unwrap_or(1),
             sq_id_word: u32::from(id) << 16,
             outstanding: 0,
             waiting: List::EMPTY,

@@ -8,12 +8,15 @@ use crate::mem::Segment;
 /// No tracker, no chain; the end of a list.
 pub(super) const NONE: u16 = u16::MAX;
 
+/// Instead of a slot's index: the command is the whole chain, and its tracker has the token.
+pub(super) const SINGLE: u16 = u16::MAX - 1;
+
 /// A command slot: 64 bytes, so that one cache line has all that its end needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tracker {
     /// Identifies this use: sequence | slot.
     pub(super) cid: u16,
-    /// The chain it belongs to; [`NONE`] when no command is outstanding here.
+    /// The slot of the chain it belongs to, or [`SINGLE`]; [`NONE`] when no command is outstanding here.
     pub(super) chain: u16,
     pub(super) next_free: u16,
     pub(super) retries: u8,
@@ -22,8 +25,10 @@ pub(super) struct Tracker {
     pub(super) seen_ns: u64,
     /// Words 0 and 3 to 6 of the entry; the others are zero. Kept for sending it again.
     pub(super) entry: [u64; 5],
+    /// Of a [`SINGLE`].
+    pub(super) token: Token,
 }
-const _: () = assert!(size_of::<Tracker>() <= 64);
+const _: () = assert!(size_of::<Tracker>() == 64);
 
 /// How far the deadline of a command has been enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +41,7 @@ pub(super) enum Stage {
     Stuck,
 }
 
-/// The caller's work.
+/// The caller's work, when it is more than one command or not yet sent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
     pub(super) token: Token,
@@ -72,7 +77,21 @@ impl Tracker {
             stage: Stage::Sent,
             seen_ns: 0,
             entry: [0; 5],
+            token: 0,
         }
+    }
+}
+
+impl Tracker {
+    /// Begins a new use.
+    #[inline]
+    pub(super) fn start(&mut self, chain: u16, entry: [u64; 5], token: Token) {
+        self.chain = chain;
+        self.retries = 0;
+        self.stage = Stage::Sent;
+        self.seen_ns = 0;
+        self.entry = entry;
+        self.token = token;
     }
 }
 

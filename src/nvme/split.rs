@@ -25,6 +25,8 @@ pub(super) struct Geometry {
     pub(super) max_blocks: u32,
     /// A command does not cross a multiple of this many blocks; 0 for no boundary.
     pub(super) boundary_blocks: u16,
+    /// The boundary less one when it is a power of two, all ones when there is none, 0 when it is odd.
+    boundary_mask: u64,
 }
 
 impl Geometry {
@@ -34,7 +36,20 @@ impl Geometry {
             block_shift,
             max_blocks: (bytes >> block_shift).clamp(1, NLB_MAX_BLOCKS),
             boundary_blocks,
+            boundary_mask: match boundary_blocks {
+                0 => u64::MAX,
+                blocks if blocks.is_power_of_two() => u64::from(blocks) - 1,
+                _ => 0,
+            },
         }
+    }
+
+    /// Whether a command for `nlb + 1` blocks from `lba` certainly crosses no boundary. With a boundary that is
+    /// not a power of two, only that of one block is certain.
+    #[inline]
+    pub(super) fn surely_holds(&self, lba: u64, nlb: u64) -> bool {
+        // No overflow: the range was found to be on the device.
+        (lba & self.boundary_mask).wrapping_add(nlb) <= self.boundary_mask
     }
 
     /// How many of `left` blocks from `lba` one read or write may cover, memory aside.
@@ -103,7 +118,7 @@ pub(super) fn check_memory(
         if segment.len_bytes == 0 {
             return Err("a memory segment is empty");
         }
-        if segment.iova.0 > u64::MAX - u64::from(u32::MAX) - PAGE_BYTES as u64 {
+        if segment.iova.0 >> 63 != 0 {
             return Err("memory lies at the end of the device's address space");
         }
         if let Some(previous) = previous
@@ -143,6 +158,10 @@ mod tests {
         assert_eq!(odd.reach(199, 50), 1);
         assert_eq!(odd.reach(200, 1000), 100);
         assert_eq!(odd.reach(u64::MAX - 20, 3), 3);
+        assert!(odd.surely_holds(99, 0) && !odd.surely_holds(0, 1));
+        let even = Geometry::new(9, None, 8);
+        assert!(even.surely_holds(8, 7) && !even.surely_holds(9, 7));
+        assert!(none.surely_holds(1 << 60, 4095));
     }
 
     #[test]
