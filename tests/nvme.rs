@@ -51,7 +51,7 @@ fn scattered(memory: &Memory, rng: &mut StdRng, len: usize, block: usize) -> Vec
         let blocks = rng.random_range(1..=left / block);
         let mut take = blocks * block;
         let to_page = (at + take).next_multiple_of(4096) - at;
-        if (left - take.min(left)) > 4096 && to_page <= left && to_page % block == 0 {
+        if (left - take.min(left)) > 4096 && to_page <= left && to_page.is_multiple_of(block) {
             take = to_page;
         }
         list.push(lent.segment(at..at + take).unwrap());

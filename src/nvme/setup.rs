@@ -61,9 +61,12 @@ impl QueuePair {
                 Ok(())
             }
             Err(failure) => {
-                if !matches!(failure, Failure::Status(_)) {
-                    // The device may know the rings now; a reset makes it forget them.
-                    let _ = controller.reset(&mut admin);
+                // Anything but a status leaves the controller in doubt (another queue's trouble, perhaps): a
+                // reset makes it forget the rings, and may mend it.
+                let in_doubt = !matches!(failure, Failure::Status(_));
+                if in_doubt && controller.reset(&mut admin).is_ok() && self.rejoin_with(&mut admin)
+                {
+                    return Ok(());
                 }
                 Err(failure.into_error("create I/O queue"))
             }
