@@ -448,3 +448,163 @@ dl{display:grid;grid-template-columns:110px 1fr;gap:12px 8px;max-width:64em;marg
 @media(max-width:520px){.charts{grid-template-columns:1fr}main{padding:24px 12px}}
 </style></head><body><main>
 "##;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::compare::{Check, Plan};
+    use crate::bench::environment::Environment;
+    use crate::bench::runner::Outcome;
+    use crate::bench::workload::{Rw, Workload};
+    use std::time::Duration;
+    use xtent::sys::LoopOptions;
+    use xtent::volume::{FilesystemInfo, TargetInfo, VolumeInfo};
+
+    fn rounds(base_ns: u64) -> Rounds {
+        let mut outcome = Outcome {
+            elapsed: Duration::from_millis(100),
+            ..Outcome::default()
+        };
+        for i in 0..2000_u64 {
+            let tail = if i % 100 == 0 { 8 } else { 1 };
+            let spread = base_ns + base_ns * (i * 7919 % 1000) / 1000;
+            outcome
+                .read
+                .record(Duration::from_nanos(spread * tail), 4096);
+        }
+        Rounds {
+            engine: "test".into(),
+            outcomes: vec![outcome; 3],
+        }
+    }
+
+    fn row(name: &str, iodepth: usize, kernel_ns: u64, xtent_ns: u64) -> Row {
+        Row {
+            workload: Workload {
+                name: name.into(),
+                rw: Rw::Randread,
+                rwmixread: 70,
+                block_bytes: 4096,
+                iodepth,
+                numjobs: 1,
+                size_bytes: 1 << 20,
+                runtime: Some(Duration::from_secs(2)),
+                ramp_time: None,
+                number_ios: None,
+                verify: false,
+                seed: 1,
+            },
+            kernel: rounds(kernel_ns),
+            xtent: rounds(xtent_ns),
+        }
+    }
+
+    fn volume() -> VolumeInfo {
+        VolumeInfo {
+            target: TargetInfo {
+                target: "image:disk.img".into(),
+                engine: "embedded controller".into(),
+                model: "model".into(),
+                serial: "1".into(),
+                firmware: "1".into(),
+                nvme_version: "1.4.0".into(),
+                nsid: 1,
+                lba_bytes: 512,
+                capacity_bytes: 1 << 30,
+                max_transfer_bytes: Some(1 << 20),
+                boundary_blocks: 0,
+                volatile_write_cache: true,
+                read_only: false,
+                max_queue_pairs: 64,
+                queue_depth: 128,
+                memory: "locked pages".into(),
+            },
+            filesystem: FilesystemInfo {
+                kind: "xfs".into(),
+                label: String::new(),
+                uuid: String::new(),
+                block_bytes: 4096,
+                sector_bytes: 512,
+                inode_bytes: 512,
+                dir_block_bytes: 4096,
+                ag_count: 4,
+                ag_blocks: 65536,
+                blocks: 262_144,
+                free_blocks: 100_000,
+                inodes: 64,
+                free_inodes: 50,
+                log_blocks: 16384,
+                features: vec!["crc".into(), "reflink".into()],
+                read_only_reason: None,
+            },
+        }
+    }
+
+    fn comparison() -> Comparison {
+        Comparison {
+            plan: Plan {
+                image: "/tmp/<image>.img".into(),
+                target_options: String::new(),
+                read_file: "/bench/read.dat".into(),
+                write_file: "/bench/write.dat".into(),
+                rounds: 3,
+                runtime: Duration::from_secs(2),
+                ramp_time: Duration::from_millis(200),
+                seed: 1,
+                loop_options: LoopOptions {
+                    sector_bytes: 512,
+                    direct_io: false,
+                },
+                leave_kernel_out: None,
+            },
+            environment: Environment::gather(),
+            volume: volume(),
+            image_bytes: 1 << 30,
+            image_cached: true,
+            read_file_bytes: 256 << 20,
+            write_file_bytes: 256 << 20,
+            rows: vec![
+                row("4k random read, depth 1", 1, 30_000, 6_000),
+                row("4k random read, depth 32", 32, 400_000, 500_000),
+            ],
+            checks: vec![Check {
+                what: "contents".into(),
+                good: true,
+                result: "agree".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn ratios_are_above_one_where_xtent_is_better() {
+        let comparison = comparison();
+        let ratio = |row: usize, figure: usize| {
+            advantage(&FIGURES[figure], &comparison.rows[row]).unwrap()
+        };
+        assert!((4.9..5.1).contains(&ratio(0, 0)), "{}", ratio(0, 0));
+        assert!((0.79..0.81).contains(&ratio(1, 0)), "{}", ratio(1, 0));
+        assert!((0.99..1.01).contains(&ratio(0, 2)), "{}", ratio(0, 2));
+        assert!(table(&comparison).contains("5.0"));
+    }
+
+    #[test]
+    fn the_page_needs_nothing_else_and_says_what_stands_behind() {
+        let mut comparison = comparison();
+        let page = html(&comparison).unwrap();
+        for word in ["://", "src=", "@import", "<script", "<image>"] {
+            assert!(!page.contains(word), "{word}");
+        }
+        for word in ["loop device", "It is not a disk", "page cache", "<svg", "5.00×"] {
+            assert!(page.contains(word), "{word}");
+        }
+        comparison.plan.leave_kernel_out = Some("needs root".into());
+        for row in &mut comparison.rows {
+            row.kernel = Rounds::default();
+        }
+        let page = html(&comparison).unwrap();
+        assert!(page.contains("left out: needs root") && !page.contains("×"));
+        let json = json(&comparison);
+        assert!(json["workloads"][0]["kernel"].is_null());
+        assert!(json["workloads"][0]["xtent"]["median"]["p50_ns"].is_number());
+    }
+}
