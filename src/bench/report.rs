@@ -536,6 +536,7 @@ mod tests {
                 log_blocks: 16384,
                 features: vec!["crc".into(), "reflink".into()],
                 read_only_reason: None,
+                log_dirty: false,
             },
         }
     }
@@ -578,9 +579,8 @@ mod tests {
     #[test]
     fn ratios_are_above_one_where_xtent_is_better() {
         let comparison = comparison();
-        let ratio = |row: usize, figure: usize| {
-            advantage(&FIGURES[figure], &comparison.rows[row]).unwrap()
-        };
+        let ratio =
+            |row: usize, figure: usize| advantage(&FIGURES[figure], &comparison.rows[row]).unwrap();
         assert!((4.9..5.1).contains(&ratio(0, 0)), "{}", ratio(0, 0));
         assert!((0.79..0.81).contains(&ratio(1, 0)), "{}", ratio(1, 0));
         assert!((0.99..1.01).contains(&ratio(0, 2)), "{}", ratio(0, 2));
@@ -594,7 +594,13 @@ mod tests {
         for word in ["://", "src=", "@import", "<script", "<image>"] {
             assert!(!page.contains(word), "{word}");
         }
-        for word in ["loop device", "It is not a disk", "page cache", "<svg", "5.00×"] {
+        for word in [
+            "loop device",
+            "It is not a disk",
+            "page cache",
+            "<svg",
+            "5.00×",
+        ] {
             assert!(page.contains(word), "{word}");
         }
         comparison.plan.leave_kernel_out = Some("needs root".into());

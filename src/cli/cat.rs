@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use clap::Args;
-use xtent::volume::{Io, Volume, VolumeOptions};
+use xtent::volume::{Io, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::{TargetArg, VolumePath};
@@ -18,10 +18,7 @@ pub(super) struct CatArgs {
 }
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
-    let volume = args.target.open(&VolumeOptions {
-        read_only: true,
-        ..VolumeOptions::default()
-    })?;
+    let volume = args.target.open(&super::reading())?;
     let mut io = volume.io()?;
     let mut out = super::output::raw_stdout()?;
     let mut chunk = vec![0; 1 << 20];

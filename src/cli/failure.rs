@@ -34,10 +34,10 @@ impl Failure {
         Self { status, text: None }
     }
 
-    /// A target that cannot be opened.
+    /// A target that cannot be opened, though it was named as one is.
     pub(super) fn target(error: Error) -> Self {
         let status = match status_of(&error) {
-            OPERATION => TARGET,
+            OPERATION | USAGE => TARGET,
             other => other,
         };
         Self::new(status, error.to_string())
@@ -153,7 +153,7 @@ mod tests {
     fn kinds_have_their_status_also_through_io_errors() {
         for (kind, in_volume, at_opening) in [
             (ErrorKind::NotFound, 1, 3),
-            (ErrorKind::InvalidInput, 2, 2),
+            (ErrorKind::InvalidInput, 2, 3),
             (ErrorKind::Busy, 3, 3),
             (ErrorKind::NeedsRecovery, 3, 3),
             (ErrorKind::Corrupt, 4, 4),

@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 use xtent::sys::{HostDir, HostTime};
-use xtent::volume::{
-    DirEntry, File, FileReader, FileType, Io, Metadata, Timestamp, Volume, VolumeOptions,
-};
+use xtent::volume::{DirEntry, File, FileReader, FileType, Io, Metadata, Timestamp, Volume};
 
 use super::failure::{Failure, Failures, OPERATION, check_interrupted, complain};
 use super::tree::Ancestors;
@@ -58,10 +56,7 @@ struct Copy<'a> {
 }
 
 pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
-    let volume = args.target.open(&VolumeOptions {
-        read_only: true,
-        ..VolumeOptions::default()
-    })?;
+    let volume = args.target.open(&super::reading())?;
     let mut io = volume.io()?;
     let path = args.path.as_encoded_bytes();
     let metadata = volume.metadata(&mut io, path)?;

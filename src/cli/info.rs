@@ -21,10 +21,10 @@ pub(super) struct InfoArgs {
 
 pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let options = VolumeOptions {
-        read_only: true,
         controller: ControllerMode::Inline,
-        ..VolumeOptions::default()
+        ..super::reading()
     };
+    args.target.check()?;
     let target = Target::open(&args.target.target, &options).map_err(Failure::target)?;
     let target_info = target.info().clone();
     // What can be said of the controller is said even when the filesystem cannot be opened.
@@ -33,11 +33,15 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     if args.json {
         let error = volume.as_ref().err().and_then(Failure::text);
-        let value = json!({
+        let mut value = json!({
             "target": target_info,
             "filesystem": filesystem,
             "filesystem_error": error,
         });
+        // It says how `info` opened it, which is of no interest.
+        if let Some(target) = value["target"].as_object_mut() {
+            target.remove("read_only");
+        }
         writeln!(out, "{value:#}")?;
     } else {
         print_target(&mut out, &target_info)?;
@@ -80,12 +84,11 @@ fn print_target(out: &mut impl Write, info: &TargetInfo) -> std::io::Result<()> 
     )?;
     writeln!(
         out,
-        "namespace   {}: {} ({} bytes), LBA of {} bytes, boundaries {boundary}, read-only {}",
+        "namespace   {}: {} ({} bytes), LBA of {} bytes, boundaries {boundary}",
         info.nsid,
         size_text(info.capacity_bytes),
         info.capacity_bytes,
         info.lba_bytes,
-        yes_no(info.read_only)
     )
 }
 
@@ -121,8 +124,14 @@ fn print_filesystem(out: &mut impl Write, info: &FilesystemInfo) -> std::io::Res
         info.inodes, info.inode_bytes, info.free_inodes, info.log_blocks
     )?;
     writeln!(out, "  features  {}", info.features.join(" "))?;
+    if info.log_dirty {
+        writeln!(out, "  log       holds changes that were not replayed")?;
+    }
     match &info.read_only_reason {
-        Some(reason) => writeln!(out, "  read-only: {reason}"),
-        None => Ok(()),
+        // `info` itself opens read-only; a reason of the filesystem's own is worth a line.
+        Some(reason) if reason != "the target is read-only" => {
+            writeln!(out, "  read-only {reason}")
+        }
+        _ => Ok(()),
     }
 }

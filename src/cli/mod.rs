@@ -24,7 +24,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use xtent::volume::{ControllerMode, Volume, VolumeOptions};
+use xtent::ErrorKind;
+use xtent::mem::HugePages;
+use xtent::volume::{ControllerMode, TargetSpec, Volume, VolumeOptions};
 
 use self::failure::Failure;
 
@@ -97,16 +99,39 @@ struct TargetArg {
 impl TargetArg {
     /// Opens it for reading, with the controller on this thread: for short work.
     fn open_to_read(&self) -> Result<Volume, Failure> {
-        let options = VolumeOptions {
-            read_only: true,
+        self.open(&VolumeOptions {
             controller: ControllerMode::Inline,
-            ..VolumeOptions::default()
-        };
-        self.open(&options)
+            ..reading()
+        })
     }
 
     fn open(&self, options: &VolumeOptions) -> Result<Volume, Failure> {
+        self.check()?;
         Volume::open(&self.target, options).map_err(Failure::target)
+    }
+
+    /// Tells a target that is written wrongly (usage) from one that cannot be opened.
+    fn check(&self) -> Result<(), Failure> {
+        match TargetSpec::parse(&self.target) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::target(error)),
+            other => Ok(drop(other?)),
+        }
+    }
+}
+
+/// To read or copy files hugepages are not worth a word: ordinary memory, silently.
+fn copying() -> VolumeOptions {
+    VolumeOptions {
+        huge_pages: HugePages::Never,
+        ..VolumeOptions::default()
+    }
+}
+
+/// The same, and nothing is ever written.
+fn reading() -> VolumeOptions {
+    VolumeOptions {
+        read_only: true,
+        ..copying()
     }
 }
 

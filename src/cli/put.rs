@@ -4,9 +4,7 @@ use std::fs::File as HostFile;
 use std::io::Read;
 
 use clap::Args;
-use xtent::volume::{
-    Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Volume, VolumeOptions,
-};
+use xtent::volume::{Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Volume};
 use xtent::{Error, ErrorKind};
 
 use super::failure::{CORRUPT, Failure, OPERATION, check_interrupted, complain};
@@ -48,7 +46,7 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
         return Err(Failure::new(OPERATION, text));
     }
     let len_bytes = about.len();
-    let volume = args.target.open(&VolumeOptions::default())?;
+    let volume = args.target.open(&super::copying())?;
     let mut io = volume.io()?;
     let options = OpenOptions::new().read(true).write(true);
     let file = options.open(&volume, &mut io, &args.path)?;

@@ -217,10 +217,18 @@ impl XfsMount {
             return Ok(());
         }
         let target = CString::new(self.dir.as_os_str().as_bytes())?;
-        // SAFETY: a C string that outlives the call.
-        let mut result = match unsafe { libc::umount2(target.as_ptr(), 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        // What the kernel releases on its own time (a ring just closed) keeps it busy for a moment.
+        let give_up = Instant::now() + Duration::from_secs(5);
+        let mut result = loop {
+            // SAFETY: a C string that outlives the call.
+            if unsafe { libc::umount2(target.as_ptr(), 0) } == 0 {
+                break Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= give_up {
+                break Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(10));
         };
         if result.is_err() {
             // SAFETY: a C string that outlives the call.

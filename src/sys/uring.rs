@@ -253,6 +253,10 @@ impl Drop for Uring {
                 Err(_) => return,
             }
         }
+        // The kernel tears a ring down later, on a worker of its own; until then a registered file would
+        // keep its filesystem busy.
+        let _ = self.ring.submitter().unregister_files();
+        let _ = self.ring.submitter().unregister_buffers();
         // SAFETY: nothing is in flight, and `slots` is not used after this.
         unsafe { ManuallyDrop::drop(&mut self.slots) };
     }
