@@ -90,7 +90,8 @@ fill_by_kernel() {
 
 # The same by mkfs.xfs alone, for those who may not mount. It copies files from the host as it makes them.
 fill_by_mkfs() {
-    random_file "$data" 256
+    # It writes each as if it were one extent: both must fit into one allocation group, beside the log.
+    random_file "$data" 192
     cat >"$proto" <<END
 /dev/null
 0 0
@@ -107,7 +108,8 @@ $
 README.md l--777 0 0 docs/README.md
 $
 END
-    mkfs.xfs -q -L demo -p "$proto" "$half"
+    mkfs.xfs -q -L demo -d agcount=2 -p "$proto" "$half"
+    xfs_repair -n -f "$half" >/dev/null 2>&1 || die "mkfs.xfs made an image that xfs_repair does not like"
 }
 
 if $fresh || [ ! -f "$image" ]; then

@@ -1,4 +1,9 @@
 //! The built command, as a user runs it: help, exit codes, and results beside the kernel's.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "test code: a failure panics"
+)]
 
 mod common;
 
@@ -242,6 +247,83 @@ fn get_copies_files_and_trees_and_replaces_only_by_force() {
             .all(|path| !path.to_string_lossy().contains("part")),
         "{left:?}"
     );
+}
+
+/// Every name in the image that is `from` becomes `to`, with the checksum of its inode made right again.
+fn rename_on_disk(image: &Path, from: &[u8], to: &[u8]) {
+    const INODE_BYTES: usize = 512;
+    let mut disk = fs::read(image).unwrap();
+    let first = disk[..64 << 20]
+        .windows(from.len())
+        .position(|window| window == from)
+        .expect("the name is in a directory inside its inode");
+    disk[first..first + to.len()].copy_from_slice(to);
+    let start = first / INODE_BYTES * INODE_BYTES;
+    let inode = &mut disk[start..start + INODE_BYTES];
+    assert_eq!(&inode[..2], b"IN");
+    inode[100..104].fill(0);
+    let crc = crc32c::crc32c(inode);
+    inode[100..104].copy_from_slice(&crc.to_le_bytes());
+    fs::write(image, &disk).unwrap();
+}
+
+#[test]
+fn names_that_lead_elsewhere_lead_nowhere() {
+    if !common::has_tool("mkfs.xfs") {
+        common::skipped("mkfs.xfs is not installed");
+        return;
+    }
+    for hostile in [
+        &b"../../../oops"[..],
+        b"/tmp/xt-oops1",
+        b"a/b/c/d/e/f/g",
+        b"a\0b\0c\0d\0e\0f\0g",
+    ] {
+        let image = Image::empty(320 << 20, 512);
+        let dir = image.path().parent().unwrap().to_owned();
+        fs::write(dir.join("data"), "x").unwrap();
+        let proto = format!(
+            "/dev/null\n0 0\nd--755 0 0\nhostile-name1 ---644 0 0 {0}\nzz ---644 0 0 {0}\n$\n",
+            dir.join("data").display()
+        );
+        fs::write(dir.join("proto"), proto).unwrap();
+        let (proto, path) = (dir.join("proto"), image.path());
+        common::run(
+            "mkfs.xfs",
+            &[
+                "-q",
+                "-f",
+                "-p",
+                proto.to_str().unwrap(),
+                path.to_str().unwrap(),
+            ],
+        );
+        rename_on_disk(&path, b"hostile-name1", hostile);
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("a/b/c/out");
+        fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let args = [
+            OsStr::new("get"),
+            OsStr::new("-r"),
+            path.as_os_str(),
+            OsStr::new("/"),
+            out.as_os_str(),
+        ];
+        let (_, stderr) = run(4, &args);
+        let inside = |dir: &Path| -> Vec<OsString> {
+            fs::read_dir(dir)
+                .map(|entries| entries.map(|e| e.unwrap().file_name()).collect())
+                .unwrap_or_default()
+        };
+        assert_eq!(inside(place.path()), ["a"], "{stderr}");
+        assert_eq!(inside(&place.path().join("a/b/c")), ["out"], "{stderr}");
+        assert!(!Path::new("/tmp/xt-oops1").exists());
+        assert!(
+            inside(&out).iter().all(|name| name == "zz"),
+            "{:?}",
+            inside(&out)
+        );
+    }
 }
 
 #[test]

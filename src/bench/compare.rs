@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use xtent::sys::{LoopDevice, LoopOptions, XfsMount};
-use xtent::volume::{Volume, VolumeInfo, VolumeOptions};
+use xtent::volume::{ControllerMode, Volume, VolumeInfo, VolumeOptions};
 use xtent::{Error, ErrorKind, Result};
 
 use super::environment::Environment;
@@ -30,6 +30,7 @@ pub(crate) struct Plan {
     pub(crate) ramp_time: Duration,
     pub(crate) seed: u64,
     pub(crate) loop_options: LoopOptions,
+    pub(crate) controller: ControllerMode,
     pub(crate) leave_kernel_out: Option<String>,
 }
 
@@ -225,7 +226,13 @@ fn open(plan: &Plan) -> Result<Volume> {
         )
     })?;
     let target = format!("image:{}{}", path.replace(',', ",,"), plan.target_options);
-    Volume::open(&target, &VolumeOptions::default())
+    Volume::open(
+        &target,
+        &VolumeOptions {
+            controller: plan.controller,
+            ..VolumeOptions::default()
+        },
+    )
 }
 
 fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {

@@ -11,6 +11,8 @@ pub(crate) struct Environment {
     pub(crate) cpu: String,
     pub(crate) cpus: usize,
     pub(crate) virtual_machine: bool,
+    /// Over one minute, when the bench began.
+    pub(crate) load_average: f64,
     pub(crate) governor: Option<String>,
     pub(crate) kernel: String,
     pub(crate) memory_bytes: u64,
@@ -56,6 +58,9 @@ impl Environment {
             cpu: field(&cpuinfo, "model name").unwrap_or("unknown").into(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             virtual_machine: flags.split(' ').any(|flag| flag == "hypervisor"),
+            load_average: read("/proc/loadavg")
+                .and_then(|text| text.split(' ').next()?.parse().ok())
+                .unwrap_or(0.0),
             governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
             memory_bytes: kib * 1024,
@@ -69,10 +74,18 @@ impl Environment {
 
     /// Why the figures should not be believed, if there is a reason at hand.
     pub(crate) fn warning(&self) -> Option<String> {
-        (self.profile != "release").then(|| {
-            format!(
+        if self.profile != "release" {
+            return Some(format!(
                 "this is a {} build: figures mean nothing (build with --release)",
                 self.profile
+            ));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a number of CPUs")]
+        let busy = self.load_average > self.cpus as f64 * 0.75;
+        busy.then(|| {
+            format!(
+                "others keep this machine busy (load {:.1} on {} CPUs): do not trust the figures",
+                self.load_average, self.cpus
             )
         })
     }

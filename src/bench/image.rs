@@ -15,8 +15,9 @@ pub(crate) const READ_FILE: &str = "/bench/read.dat";
 /// See [`READ_FILE`].
 pub(crate) const WRITE_FILE: &str = "/bench/write.dat";
 
-/// Small enough to be made in a moment, large enough for mkfs.xfs (300 MiB).
-const IMAGE_BYTES: u64 = 768 << 20;
+const IMAGE_BYTES: u64 = 1 << 30;
+/// mkfs.xfs writes a file of a prototype as if it were one extent, over whatever comes after the first: both
+/// files must fit into one allocation group of the two, beside the log.
 const FILE_BYTES: u64 = 192 << 20;
 
 /// A directory that goes with everything in it.
@@ -47,7 +48,7 @@ pub(crate) fn make() -> Result<(Scratch, PathBuf)> {
     std::fs::write(&proto, text)
         .map_err(|e| Error::system("cannot write a file", e).at_path(bytes(&proto)))?;
     let image = at.join("image.xfs");
-    let device = format!("file,name={},size={IMAGE_BYTES}", image.display());
+    let device = format!("file,name={},size={IMAGE_BYTES},agcount=2", image.display());
     let mut mkfs = Command::new("mkfs.xfs");
     mkfs.args(["-q", "-d", &device, "-p"]).arg(&proto);
     let output = run(&mut mkfs).map_err(|e| {

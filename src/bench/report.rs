@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use xtent::Result;
+use xtent::volume::ControllerMode;
 
 use super::chart::{Curve, KERNEL_COLOR, XTENT_COLOR, cdf_svg};
 use super::compare::{Comparison, Rounds, Row, Side};
@@ -31,19 +32,31 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
         ),
         Side::Xtent => format!(
             "xtent's own XFS and polled NVMe driver, in this process, in front of an embedded NVMe \
-             controller: a thread of this same process that carries out the commands by pread() and pwrite() \
-             on the image file, through the page cache. It is not a disk. Memory: {}.",
+             controller: {} carries out the commands by pread() and pwrite() on the image file, through the \
+             page cache. It is not a disk. Memory: {}.",
+            match plan.controller {
+                ControllerMode::Inline => "the thread that waits for a command",
+                ControllerMode::Threaded => "another thread of this process",
+            },
             comparison.volume.target.memory
         ),
     }
 }
 
 /// What the figures say and what they do not.
-pub(crate) const MEANING: &str = "No disk is measured: both sides end in copies from and to the page cache \
-    of this machine. What differs, and is compared, is the software between a program and its data: system \
-    calls, filesystem, block layer and loop driver on one side; xtent, its queue pair and the embedded \
-    controller on the other. xtent polls: it and the controller keep two CPUs busy all the time, where the \
-    kernel sleeps while it waits.";
+pub(crate) fn meaning(comparison: &Comparison) -> String {
+    format!(
+        "No disk is measured: both sides end in copies from and to the page cache of this machine. What \
+         differs, and is compared, is the software between a program and its data: system calls, \
+         filesystem, block layer and loop driver on one side; xtent, its queue pair and the embedded \
+         controller on the other. xtent polls: it keeps {} busy all the time, where the kernel sleeps while \
+         it waits.",
+        match comparison.plan.controller {
+            ControllerMode::Inline => "a CPU",
+            ControllerMode::Threaded => "two CPUs",
+        }
+    )
+}
 
 struct Figure {
     name: &'static str,
@@ -153,7 +166,7 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
         "behind": {
             "kernel": behind(comparison, Side::Kernel),
             "xtent": behind(comparison, Side::Xtent),
-            "meaning": MEANING,
+            "meaning": meaning(comparison),
         },
         "workloads": rows,
         "checks": comparison.checks,
@@ -257,15 +270,16 @@ fn summary_html(comparison: &Comparison) -> String {
             let Some(ratio) = advantage(figure, row) else {
                 continue;
             };
-            let what = if figure.more_is_better {
-                "the operations per second"
-            } else {
-                "shorter median latency"
+            let (class, times_text, what) = match (ratio >= 1.0, figure.more_is_better) {
+                (true, true) => ("", times(ratio), "more operations per second"),
+                (true, false) => ("", times(ratio), "shorter median latency"),
+                (false, true) => ("worse", times(1.0 / ratio), "fewer operations per second"),
+                (false, false) => ("worse", times(1.0 / ratio), "longer median latency"),
             };
             let _ = write!(
                 text,
-                "<div><b>{}</b><span>{what}</span><small>{}</small></div>",
-                times(ratio).replace('x', "×"),
+                "<div><b class=\"{class}\">{}</b><span>{what}</span><small>{}</small></div>",
+                times_text.replace('x', "×"),
                 escape(&row.workload.name)
             );
         }
@@ -283,7 +297,11 @@ fn summary_html(comparison: &Comparison) -> String {
     if !comparison.good() {
         text.push_str("<p class=\"warn\">A check of the contents FAILED: see below.</p>");
     }
-    let _ = write!(text, "<p class=\"note\">{MEANING}</p>");
+    let _ = write!(
+        text,
+        "<p class=\"note\">{}</p>",
+        escape(&meaning(comparison))
+    );
     text
 }
 
@@ -392,6 +410,7 @@ fn conditions_html(comparison: &Comparison) -> String {
         .map_or("no limit".into(), |bytes| bytes_text(f64::from(bytes)));
     let rows = [
         ("Processor", format!("{} ({} CPUs{})", env.cpu, env.cpus, if env.virtual_machine { ", a virtual machine" } else { "" })),
+        ("Load", format!("{:.2} running or waiting on average in the minute before", env.load_average)),
         ("Frequency governor", env.governor.clone().unwrap_or_else(|| "not readable".into())),
         ("Memory", format!("{}; hugepages of 2 MiB: {} free of {}", size(env.memory_bytes), env.hugepages_2m_free, env.hugepages_2m_total)),
         ("Kernel", format!("Linux {}", env.kernel)),
@@ -434,7 +453,7 @@ h2{font-size:19px;margin:40px 0 10px}.lead{font-size:17px;margin:0 0 20px;max-wi
 .warn{background:#fef3c7;border-left:4px solid #d97706;padding:10px 14px;border-radius:4px;max-width:64em}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:14px;margin:22px 0}
 .cards div{background:#fff;border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-.cards b{display:block;font-size:32px;line-height:1.1;color:var(--x);font-variant-numeric:tabular-nums}.cards span,.cards small{display:block}.cards small{color:var(--soft)}
+.cards b{display:block;font-size:32px;line-height:1.1;color:var(--x);font-variant-numeric:tabular-nums}.cards b.worse{color:#b45309}.cards span,.cards small{display:block}.cards small{color:var(--soft)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;background:#fff;border:1px solid var(--line);border-radius:10px;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:8px 12px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}thead th{color:var(--soft);font-weight:500;border-top:0}
 tbody th{text-align:left;font-weight:500}.g{border-left:1px solid var(--line)}thead th[colspan]{text-align:center;color:var(--ink)}
@@ -556,6 +575,7 @@ mod tests {
                     sector_bytes: 512,
                     direct_io: false,
                 },
+                controller: ControllerMode::Inline,
                 leave_kernel_out: None,
             },
             environment: Environment::gather(),

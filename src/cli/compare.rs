@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use xtent::sys::{LoopOptions, is_root, private_mounts};
+use xtent::volume::ControllerMode;
 
 use super::LocalPath;
 use super::failure::{CORRUPT, Failure, check_interrupted, complain};
@@ -62,9 +63,19 @@ pub(super) struct CompareArgs {
     /// The loop device's sector size in bytes
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(512..=4096))]
     loop_sector_size: u32,
-    /// Options for xtent's target, such as lba=4096,mdts=5
+    /// Who does the embedded controller's work: the thread that waits (inline), as the kernel's loop device
+    /// does where it can, or a thread of its own (threaded), which needs a CPU more
+    #[arg(long, value_enum, default_value = "inline")]
+    controller: Controller,
+    /// Options for xtent's target, such as lba=4096,mdts=5 (`inline` and `threaded` by --controller)
     #[arg(long, value_name = "OPTIONS")]
     target_options: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Controller {
+    Inline,
+    Threaded,
 }
 
 pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
@@ -80,26 +91,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
             (Some(scratch), path)
         }
     };
-    let options = args.target_options.as_deref().unwrap_or_default();
-    let plan = Plan {
-        image: path,
-        target_options: if options.is_empty() {
-            String::new()
-        } else {
-            format!(",{options}")
-        },
-        read_file: args.read_file.clone(),
-        write_file: args.write_file.clone(),
-        rounds: usize::from(args.rounds),
-        runtime: args.runtime,
-        ramp_time: args.ramp_time,
-        seed: args.seed,
-        loop_options: LoopOptions {
-            sector_bytes: args.loop_sector_size,
-            direct_io: args.loop_direct_io,
-        },
-        leave_kernel_out,
-    };
+    let plan = plan(args, path, leave_kernel_out);
     let progress = Progress::steps(u64::from(args.rounds) * 14);
     let comparison = compare(plan, &progress);
     drop(progress);
@@ -137,6 +129,33 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
 }
 
+fn plan(args: &CompareArgs, image: LocalPath, leave_kernel_out: Option<String>) -> Plan {
+    let options = args.target_options.as_deref().unwrap_or_default();
+    Plan {
+        image,
+        target_options: if options.is_empty() {
+            String::new()
+        } else {
+            format!(",{options}")
+        },
+        read_file: args.read_file.clone(),
+        write_file: args.write_file.clone(),
+        rounds: usize::from(args.rounds),
+        runtime: args.runtime,
+        ramp_time: args.ramp_time,
+        seed: args.seed,
+        loop_options: LoopOptions {
+            sector_bytes: args.loop_sector_size,
+            direct_io: args.loop_direct_io,
+        },
+        controller: match args.controller {
+            Controller::Inline => ControllerMode::Inline,
+            Controller::Threaded => ControllerMode::Threaded,
+        },
+        leave_kernel_out,
+    }
+}
+
 fn why_not_kernel(args: &CompareArgs) -> Option<String> {
     if args.no_kernel {
         return Some("--no-kernel was given".into());
@@ -164,7 +183,7 @@ fn print(
         )?;
     }
     writeln!(out, "xtent:  {}", report::behind(comparison, Side::Xtent))?;
-    writeln!(out, "{}", report::MEANING)?;
+    writeln!(out, "{}", report::meaning(comparison))?;
     for check in &comparison.checks {
         let word = if check.good { "ok" } else { "FAILED" };
         writeln!(out, "{word}: {} ({})", check.what, check.result)?;

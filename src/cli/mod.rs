@@ -114,7 +114,8 @@ impl TargetArg {
     fn check(&self) -> Result<(), Failure> {
         match TargetSpec::parse(&self.target) {
             Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::target(error)),
-            other => Ok(drop(other?)),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(()),
         }
     }
 }
