@@ -8,12 +8,14 @@ use std::time::Duration;
 use zerocopy::FromBytes;
 
 use super::admin::{Admin, Failure};
-use super::info::{ControllerInfo, parse_controller, parse_namespace};
+use super::info::{
+    ControllerInfo, other_command_set, parse_command_set, parse_controller, parse_namespace,
+};
 use super::pair::QueuePair;
 use super::port::Port;
 use super::spec::{
-    CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_NAMESPACE, FEAT_VOLATILE_WRITE_CACHE,
-    IdentifyController, IdentifyNamespace,
+    CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE, CSI_NVM,
+    FEAT_VOLATILE_WRITE_CACHE, IdentifyController, IdentifyNamespace,
 };
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -112,6 +114,9 @@ pub(super) struct Counters {
 
 /// The generation of a controller that is gone for good.
 pub(super) const GONE: u64 = u64::MAX;
+
+/// The register value of NVMe 1.3.
+const VERSION_1_3: u32 = 0x0001_0300;
 
 /// Most namespaces that are looked at.
 const MAX_NAMESPACES: usize = 256;
@@ -245,9 +250,26 @@ impl Controller {
                 .map_err(|failure| failure.into_error("identify namespace"))?;
             let data = IdentifyNamespace::read_from_bytes(&bytes[..])
                 .map_err(|_| Error::new(ErrorKind::Corrupt, "identify namespace is too short"))?;
-            namespaces.push(parse_namespace(nsid, &data));
+            let mut namespace = parse_namespace(nsid, &data);
+            let set = self.command_set(admin, nsid)?;
+            if set != CSI_NVM {
+                namespace.unusable = Some(other_command_set(set));
+            }
+            namespaces.push(namespace);
         }
         Ok(namespaces)
+    }
+
+    /// The command set of a namespace. Controllers before NVMe 1.3 do not say; they know one only.
+    fn command_set(&self, admin: &mut Admin, nsid: u32) -> Result<u8> {
+        if self.port.version() < VERSION_1_3 {
+            return Ok(CSI_NVM);
+        }
+        match admin.identify(&self.port, &self.counters, CNS_DESCRIPTORS, nsid) {
+            Ok(bytes) => Ok(parse_command_set(&bytes[..])),
+            Err(Failure::Status(_)) => Ok(CSI_NVM),
+            Err(failure) => Err(failure.into_error("identify namespace descriptors")),
+        }
     }
 
     /// What the controller says of itself.

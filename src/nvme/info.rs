@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::spec::{
-    Capabilities, IdentifyController, IdentifyNamespace, ONCS_DATASET_MANAGEMENT,
-    ONCS_WRITE_ZEROES, VWC_PRESENT,
+    CSI_NVM, Capabilities, IdentifyController, IdentifyNamespace, NIDT_COMMAND_SET,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -214,6 +214,34 @@ fn reason_against(info: &NamespaceInfo, data: &IdentifyNamespace) -> Option<Stri
     None
 }
 
+/// The command set in a namespace's list of identification descriptors; the NVM command set when none is
+/// named. A descriptor is its type, its length, two reserved bytes, and as many bytes as the length says; a
+/// length of 0 ends the list.
+pub(super) fn parse_command_set(list: &[u8]) -> u8 {
+    let mut rest = list;
+    while let [kind, len, _, _, behind @ ..] = rest
+        && *len > 0
+    {
+        let Some((id, next)) = behind.split_at_checked(usize::from(*len)) else {
+            break;
+        };
+        if *kind == NIDT_COMMAND_SET {
+            return id[0];
+        }
+        rest = next;
+    }
+    CSI_NVM
+}
+
+/// Why a namespace of a command set that is not the NVM command set cannot be used.
+pub(super) fn other_command_set(set: u8) -> String {
+    match set {
+        1 => "it is a key value namespace, which has no blocks".into(),
+        2 => "it is a zoned namespace, which is not supported".into(),
+        other => format!("its command set {other:#04x} is not supported"),
+    }
+}
+
 /// An ASCII field, space padded; whatever is not printable becomes a question mark.
 fn text(field: &[u8]) -> String {
     let text: String = field
@@ -250,6 +278,19 @@ mod tests {
         data.nsze.set(1000);
         data.lbaf[0].data_shift = shift;
         data
+    }
+
+    #[test]
+    fn the_command_set_is_found_among_descriptors() {
+        let uuid = [&[3, 16, 0, 0][..], &[7; 16]].concat();
+        let list = [&uuid[..], &[4, 1, 0, 0, 2], &[0; 32]].concat();
+        assert_eq!(parse_command_set(&list), 2);
+        // None named, a list that ends in a descriptor, a length that goes beyond the end.
+        assert_eq!(parse_command_set(&uuid), CSI_NVM);
+        assert_eq!(parse_command_set(&uuid[..12]), CSI_NVM);
+        assert_eq!(parse_command_set(&[3, 255, 0, 0, 4, 1, 0, 0, 2]), CSI_NVM);
+        assert_eq!(parse_command_set(&[0, 0, 0, 0, 4, 1, 0, 0, 2]), CSI_NVM);
+        assert_eq!(parse_command_set(&[]), CSI_NVM);
     }
 
     #[test]

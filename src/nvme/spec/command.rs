@@ -87,6 +87,12 @@ pub const CNS_NAMESPACE: u32 = 0;
 pub const CNS_CONTROLLER: u32 = 1;
 /// List the active namespaces (CNS).
 pub const CNS_ACTIVE_NAMESPACES: u32 = 2;
+/// List the identification descriptors of a namespace (CNS), since version 1.3.
+pub const CNS_DESCRIPTORS: u32 = 3;
+/// Type of the identification descriptor that names the namespace's command set (5.17.2.3).
+pub const NIDT_COMMAND_SET: u8 = 4;
+/// The NVM command set, by its identifier.
+pub const CSI_NVM: u8 = 0;
 
 /// Feature: volatile write cache (5.27.1.4).
 pub const FEAT_VOLATILE_WRITE_CACHE: u32 = 0x06;

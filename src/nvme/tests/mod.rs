@@ -163,7 +163,7 @@ fn wrong_chains_are_refused_by_reason() {
     let fua = |c: &mut Chain<'_>| (c.op, c.flags) = (Op::Deallocate, ChainFlags::FUA);
     refuse(fua, &[], "FUA");
     assert_eq!(pair.outstanding(), 0);
-    assert_eq!(rig.fake.state().commands, 7, "bring-up alone was sent");
+    assert_eq!(rig.fake.state().commands, 8, "bring-up alone was sent");
     assert!(
         read_many(&mut pair, &memory, 4)
             .values()
