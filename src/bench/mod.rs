@@ -10,6 +10,7 @@ pub(crate) mod environment;
 pub(crate) mod hist;
 pub(crate) mod image;
 pub(crate) mod kernel;
+pub(crate) mod page;
 pub(crate) mod pattern;
 pub(crate) mod progress;
 pub(crate) mod report;

@@ -13,7 +13,7 @@ use super::values::time;
 use crate::bench::compare::{Plan, Side, run as compare};
 use crate::bench::environment::Environment;
 use crate::bench::progress::Progress;
-use crate::bench::{image, report};
+use crate::bench::{image, page, report};
 
 #[derive(Debug, Args)]
 #[command(
@@ -116,7 +116,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
         write(path, &format!("{:#}\n", report::json(&comparison)))?;
     }
     if let Some(path) = &args.report {
-        write(path, &report::html(&comparison)?)?;
+        write(path, &page::html(&comparison)?)?;
         complain(&format!("the report is in {}", path.display()));
     }
     if comparison.good() {
