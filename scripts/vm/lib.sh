@@ -108,7 +108,7 @@ vm_standard_files() {
     local newest target=${CARGO_TARGET_DIR:-$repo_dir/target}
     standard_files=(--file "$repo_dir/vfio-setup.sh" --file "$vm_dir/jobs/lib")
     # shellcheck disable=SC2012 # two known names, by age
-    newest=$(ls -t "$target"/{release,debug}/xtent 2>/dev/null | head -n1)
+    newest=$({ ls -t "$target"/{release,debug}/xtent 2>/dev/null || true; } | head -n1)
     [ -z "$newest" ] || standard_files+=(--file "$newest:xtent")
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # vfio-setup.sh on a machine without an IOMMU: refuses, and says what to switch on.
-# vm: --no-iommu --nvme size=64M,slot=4,serial=FREE
+# vm: --smp 1 --no-iommu --nvme size=64M,slot=4,serial=FREE
 set -u
 disk=0000:00:04.0
 answer=$(sh ./vfio-setup.sh bind $disk 2>&1)
