@@ -33,7 +33,14 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 
 step "tests"
-cargo test --locked
+# The harness hides what passing tests print, and with it why one was skipped: so it is asked for, and shown.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --locked -- --show-output >"$log" 2>&1 || {
+    cat "$log"
+    die "tests failed"
+}
+grep -E '^(test |test result|[[:space:]]+(Running|Doc-tests))|SKIPPED' "$log"
 
 if ! $quick; then
     step "AddressSanitizer on the unsafe islands"
