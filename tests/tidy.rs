@@ -1,4 +1,5 @@
 //! Style and architecture as ordinary tests: layers, unsafe islands, file sizes, licences. One rule a test.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
