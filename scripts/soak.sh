@@ -44,6 +44,7 @@ overwrite) campaign overwrite 100000 ;;
 fuzz)
     need_packages clang:clang
     cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+    [ -e fuzz/corpus/disk.img ] || fuzz/seed.sh
     for target in $(cargo +nightly fuzz list); do
         step "fuzz $target for ${runs:-900} s"
         cargo +nightly fuzz run "$target" -- -max_total_time="${runs:-900}" -seed="$seed" -rss_limit_mb=2048 -timeout=2 \

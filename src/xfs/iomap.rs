@@ -356,3 +356,112 @@ impl FileOps<'_> {
         .at_offset(at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u64 = 4096;
+
+    fn run(offset: u64, blocks: u64, addr: u64, kind: Kind, flags: MapFlags) -> Run {
+        Run {
+            offset: offset * BLOCK,
+            end: (offset + blocks) * BLOCK,
+            addr: addr * BLOCK,
+            kind,
+            flags,
+        }
+    }
+
+    /// Blocks 0-3 written, 4-5 hole, 6-7 unwritten, 8 written, 9-10 shared, then a hole; size 10.5 blocks.
+    fn map() -> FileMap {
+        let plain = MapFlags::empty();
+        let whole = [
+            run(0, 4, 100, Kind::Mapped, plain),
+            run(6, 2, 200, Kind::Unwritten, plain),
+            run(8, 3, 300, Kind::Mapped, plain),
+        ];
+        let cut = [
+            whole[0],
+            whole[1],
+            run(8, 1, 300, Kind::Mapped, plain),
+            run(9, 2, 301, Kind::Mapped, MapFlags::SHARED),
+        ];
+        FileMap {
+            size_bytes: 10 * BLOCK + BLOCK / 2,
+            runs: Box::new(whole),
+            may_share: true,
+            cut: OnceLock::from(Box::from(cut)),
+        }
+    }
+
+    #[test]
+    fn every_position_from_every_hint() {
+        let map = map();
+        let expected = |block: u64| match block {
+            0..4 => (Kind::Mapped, 0, 4, 100),
+            4..6 => (Kind::Hole, 4, 2, 0),
+            6..8 => (Kind::Unwritten, 6, 2, 200),
+            8..11 => (Kind::Mapped, 8, 3, 300),
+            _ => (Kind::Hole, 11, 0, 0),
+        };
+        for hint in 0..5 {
+            for block in 0..13 {
+                let mut ops = FileOps::with_hint(&map, Hint(hint));
+                let pos = block * BLOCK + 17;
+                let (found, source) = ops.begin(pos, 1, IterFlags::DIRECT).unwrap();
+                let (kind, offset, blocks, addr) = expected(block);
+                assert_eq!((found.kind, found.offset), (kind, offset * BLOCK));
+                assert!(found.end() > pos && source.is_none());
+                if kind != Kind::Hole {
+                    assert_eq!((found.length, found.addr), (blocks * BLOCK, addr * BLOCK));
+                }
+                // The hint that is left gives the same answer.
+                let again = FileOps::with_hint(&map, ops.hint()).begin(pos, 1, IterFlags::DIRECT);
+                assert_eq!(again.unwrap().0, found);
+            }
+        }
+    }
+
+    #[test]
+    fn only_overwrites_are_written_and_the_reason_is_given() {
+        let map = map();
+        let flags = IterFlags::WRITE | IterFlags::OVERWRITE_ONLY | IterFlags::DIRECT;
+        let write = |block: u64| FileOps::new(&map).begin(block * BLOCK, BLOCK, flags);
+        for block in [0, 3, 8] {
+            let (found, _) = write(block).unwrap();
+            assert_eq!((found.kind, found.flags), (Kind::Mapped, MapFlags::empty()));
+        }
+        for (block, why) in [
+            (4, "hole"),
+            (7, "never written"),
+            (9, "shared"),
+            (11, "beyond the end"),
+        ] {
+            let error = write(block).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotOverwrite);
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let error = FileOps::new(&map).begin(u64::MAX, 4096, flags).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotOverwrite);
+    }
+
+    #[test]
+    fn reports_are_cut_to_what_was_asked_and_at_shared_blocks() {
+        let map = map();
+        let mut ops = FileOps::new(&map);
+        let (found, _) = ops.begin(BLOCK, BLOCK, IterFlags::REPORT).unwrap();
+        let cut = (found.addr, found.offset, found.length);
+        assert_eq!(cut, (101 * BLOCK, BLOCK, BLOCK));
+        let (found, _) = ops.begin(8 * BLOCK, 1 << 40, IterFlags::REPORT).unwrap();
+        assert_eq!((found.length, found.flags), (BLOCK, MapFlags::empty()));
+        let (found, _) = ops.begin(9 * BLOCK, 1 << 40, IterFlags::REPORT).unwrap();
+        assert_eq!((found.length, found.flags), (2 * BLOCK, MapFlags::SHARED));
+        let unknown = FileMap {
+            cut: OnceLock::new(),
+            ..map
+        };
+        let refused = FileOps::new(&unknown).begin(0, 1, IterFlags::REPORT);
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+}
