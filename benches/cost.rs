@@ -8,6 +8,9 @@
 //! To add a case, write a function that does `operations` of them, and name it in [`CASES`]. Callbacks that
 //! are passed into `host_side_*` come from a function of another name ([`count_ends`]): callgrind would take
 //! a closure's name for its function's, and stop counting there.
+#[path = "cost/file.rs"]
+mod file;
+
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -24,6 +27,12 @@ const CASES: &[(&str, Case)] = &[
     ("raw_read_4k_qd1", |n| raw(Op::Read, 1, n)),
     ("raw_read_4k_qd32", |n| raw(Op::Read, 32, n)),
     ("raw_write_4k_qd32", |n| raw(Op::Write, 32, n)),
+    ("file_read_4k_qd1", |n| file::file(file::Way::Read, 1, n)),
+    ("file_read_4k_qd32", |n| file::file(file::Way::Read, 32, n)),
+    ("file_write_4k_qd1", |n| file::file(file::Way::Write, 1, n)),
+    ("file_write_4k_qd32", |n| {
+        file::file(file::Way::Write, 32, n)
+    }),
 ];
 
 /// N: a multiple of every depth above.
@@ -53,6 +62,10 @@ fn main() -> ExitCode {
     }
     for (name, _) in CASES {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        if name.starts_with("file_") && !file::is_possible() {
+            println!("SKIPPED: {name} needs mkfs.xfs (apt install xfsprogs, dnf install xfsprogs)");
             continue;
         }
         match measure(name) {

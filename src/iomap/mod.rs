@@ -6,9 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod direct;
-mod direct_slot;
-#[cfg(test)]
-mod direct_tests;
 mod fiemap;
 mod iter;
 mod seek;
@@ -120,6 +117,16 @@ pub trait Ops {
     /// Whatever keeps the filesystem from answering; the operation ends with it.
     fn begin(&mut self, pos: u64, len: u64, flags: IterFlags)
     -> Result<(Mapping, Option<Mapping>)>;
+
+    /// The device byte address of `pos`, when one plain written mapping covers all of `len` bytes and nothing
+    /// about the operation needs [`Ops::end`]: the usual case, for which neither `begin` nor `end` is called
+    /// then. `None` says nothing: `begin` is asked. With [`IterFlags::OVERWRITE_ONLY`] only for what may be
+    /// overwritten.
+    #[inline]
+    fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
+        let _ = (pos, len, flags);
+        None
+    }
 
     /// The bytes behind a mapping of [`Kind::Inline`], from its first; fewer than its length when the file
     /// ends inside it.

@@ -38,6 +38,19 @@ impl Layout {
 }
 
 impl Ops for Layout {
+    /// For every other file, so that both ways are gone.
+    fn whole(&self, pos: u64, len: u64, _: IterFlags) -> Option<u64> {
+        let mapping = self
+            .mappings
+            .iter()
+            .find(|m| m.offset <= pos && pos < m.end())?;
+        let plain = mapping.kind == Kind::Mapped && mapping.flags.is_empty();
+        let covered = len <= mapping.end() - pos;
+        let taken = self.mappings.len() % 2 == 1;
+        (taken && plain && covered && mapping.addr.checked_add(mapping.length).is_some())
+            .then(|| mapping.addr_at(pos))
+    }
+
     fn begin(&mut self, pos: u64, _: u64, _: IterFlags) -> Result<(Mapping, Option<Mapping>)> {
         let found = self
             .mappings

@@ -18,9 +18,10 @@ pub struct Segment {
     pub len_bytes: u32,
 }
 
-/// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address.
+/// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer wide: it
+/// is handed through every layer with each operation.
 #[derive(Default)]
-pub struct DmaBuf(Option<Cut>);
+pub struct DmaBuf(Option<Box<Cut>>);
 
 struct Cut {
     base: NonNull<u8>,
@@ -53,7 +54,7 @@ impl DmaBuf {
         // SAFETY: len_bytes bytes from base lie inside the mapping (asserted), and belong to this cut alone.
         unsafe { base.write_bytes(0, len_bytes) };
         let iova = arena.iova().offset(offset as u64);
-        Self(Some(Cut {
+        Self(Some(Box::new(Cut {
             base,
             len_bytes,
             iova,
@@ -61,7 +62,7 @@ impl DmaBuf {
             reserved_bytes,
             arena,
             heap,
-        }))
+        })))
     }
 
     /// The device address of the first byte; 0 for an empty buffer.
@@ -139,6 +140,12 @@ impl Lent {
     #[inline]
     pub fn len_bytes(&self) -> usize {
         self.0.0.as_ref().map_or(0, |cut| cut.len_bytes)
+    }
+
+    /// The device address of the first byte; 0 for an empty buffer.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        self.0.iova()
     }
 
     /// The device's name for a range of the buffer; `None` when the range is not inside it.

@@ -238,7 +238,7 @@ impl Io {
         self.submit(file, What::Flush, 0, none, user_data)
     }
 
-    #[inline]
+    #[inline(always)]
     fn submit(
         &mut self,
         file: &File,

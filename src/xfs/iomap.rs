@@ -259,6 +259,25 @@ impl<'a> FileOps<'a> {
 
 impl Ops for FileOps<'_> {
     #[inline]
+    fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
+        let runs = if flags.contains(IterFlags::WRITE) {
+            if pos.checked_add(len)? > self.map.size_bytes {
+                return None;
+            }
+            self.map.cut_runs().ok()?
+        } else {
+            &self.map.runs
+        };
+        let run = match runs.first()? {
+            first if pos < first.end => first,
+            _ => runs.get(runs.partition_point(|run| run.end <= pos))?,
+        };
+        let plain = run.kind == Kind::Mapped && run.flags.is_empty();
+        let covered = run.offset <= pos && run.end.checked_sub(pos)? >= len;
+        (plain && covered).then(|| run.addr + (pos - run.offset))
+    }
+
+    #[inline]
     fn begin(
         &mut self,
         pos: u64,

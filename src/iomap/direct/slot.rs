@@ -1,6 +1,8 @@
 //! The state of one direct operation, and what goes in and out.
 
-use super::Ops;
+use super::super::Ops;
+use super::{FLUSH_BLOCK, SLOT_BITS};
+use crate::block::Completion;
 use crate::error::{Error, Result};
 use crate::mem::{DmaBuf, Lent};
 
@@ -171,6 +173,49 @@ impl<S> Default for Slot<S> {
 }
 
 impl<S> Slot<S> {
+    /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to set.
+    #[inline]
+    pub(super) fn begin(&mut self, kept: bool, offset: u64, user_data: u64) {
+        self.stage = Stage::Running;
+        self.kept = kept;
+        self.dsync = false;
+        self.flush_after = false;
+        self.in_flight = 0;
+        self.start = offset;
+        self.pos = offset;
+        self.end = offset;
+        self.report = 0;
+        self.failed_at = u64::MAX;
+        self.user_data = user_data;
+    }
+
+    /// Turns a durable write whose chains have all ended into its flush, unless it is that already or wrote
+    /// nothing that counts.
+    #[cold]
+    pub(super) fn needs_flush(&mut self) -> bool {
+        if self.kind != Kind::Write || self.failed_at == 0 || self.report == 0 {
+            return false;
+        }
+        self.kind = Kind::Flush;
+        self.flush_after = true;
+        self.stage = Stage::Running;
+        true
+    }
+
+    /// Notes a chain's failure.
+    #[cold]
+    pub(super) fn fail_chain(&mut self, completion: Completion, block_shift: u32) {
+        let block = completion.token >> SLOT_BITS;
+        let at = if block == FLUSH_BLOCK {
+            0
+        } else {
+            block << block_shift
+        };
+        if let Some(error) = completion.status.error() {
+            self.fail(at, error);
+        }
+    }
+
     /// Notes a failure; the one that is first in the file counts.
     #[cold]
     pub(super) fn fail(&mut self, at: u64, error: Error) {

@@ -9,9 +9,9 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::direct::{Direct, Ended, Rejected, Request, Source, What};
-use super::testing::Layout;
-use super::{Kind, MapFlags};
+use super::super::testing::Layout;
+use super::super::{Kind, MapFlags};
+use super::{Direct, Ended, Rejected, Request, Source, What};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
 use crate::error::ErrorKind;
 use crate::mem::{DmaBuf, DmaSpace, Heap, HeapConfig, HugePages};

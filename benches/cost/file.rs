@@ -1,0 +1,114 @@
+//! The cases that go through a file of an XFS: `File` and `Io`, lookup of the mapping included.
+
+use std::path::Path;
+use std::process::Command;
+
+use xtent::volume::{Done, File, Io, OpenOptions, Volume, VolumeOptions};
+
+use crate::BLOCK_BYTES;
+
+/// Blocks of the file that is read and written.
+const FILE_BLOCKS: u64 = 2048;
+
+/// What the operations do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Read,
+    Write,
+}
+
+/// Whether an image can be made here.
+pub(crate) fn is_possible() -> bool {
+    Command::new("mkfs.xfs").arg("-V").output().is_ok()
+}
+
+/// Reads or overwrites of 4 KiB through `Io`, in batches of `depth`.
+pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<()> {
+    let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
+    let image = make_image(dir.path())?;
+    let options = VolumeOptions {
+        huge_pages: xtent::mem::HugePages::Never,
+        ..VolumeOptions::default()
+    };
+    let target = format!("image:{image},inline,depth={}", depth.max(2));
+    let volume = Volume::open(&target, &options)?;
+    let mut io = volume.io()?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&volume, &mut io, "/file")?;
+    let mut bufs = Vec::new();
+    for _ in 0..depth {
+        bufs.push(io.alloc(BLOCK_BYTES)?);
+    }
+    let mut ended = 0;
+    for batch in 0..operations / depth {
+        let first = (batch * depth) as u64;
+        for n in 0..depth as u64 {
+            let block = (first + n) * 7 % FILE_BLOCKS;
+            let buf = bufs.pop().unwrap_or_default();
+            let offset = block * BLOCK_BYTES as u64;
+            assert!(host_side_file(&mut io, &file, way, offset, buf));
+        }
+        host_side_io_poll(&mut io, take_back(&mut bufs, &mut ended));
+        while bufs.len() < depth {
+            io.relax();
+            host_side_io_poll(&mut io, take_back(&mut bufs, &mut ended));
+        }
+    }
+    assert_eq!(ended, operations, "every operation ended well");
+    Ok(())
+}
+
+fn take_back(bufs: &mut Vec<xtent::volume::DmaBuf>, ended: &mut usize) -> impl FnMut(Done) {
+    |done| {
+        *ended += usize::from(matches!(done.result, Ok(BLOCK_BYTES)));
+        bufs.push(done.buf);
+    }
+}
+
+#[inline(never)]
+fn host_side_file(
+    io: &mut Io,
+    file: &File,
+    way: Way,
+    offset: u64,
+    buf: xtent::volume::DmaBuf,
+) -> bool {
+    match way {
+        Way::Read => io.submit_read(file, offset, buf, offset).is_ok(),
+        Way::Write => io.submit_write(file, offset, buf, offset).is_ok(),
+    }
+}
+
+#[inline(never)]
+fn host_side_io_poll(io: &mut Io, done: impl FnMut(Done)) {
+    io.poll(usize::MAX, done);
+}
+
+/// An XFS with one file in it, made without mounting: mkfs.xfs copies it in.
+fn make_image(dir: &Path) -> xtent::Result<String> {
+    let io_error = |e| xtent::Error::system("cannot make the image", e);
+    let content = dir.join("content");
+    let image = dir.join("disk.img");
+    let proto = dir.join("proto");
+    let bytes = vec![1; BLOCK_BYTES * usize::try_from(FILE_BLOCKS).unwrap_or(0)];
+    std::fs::write(&content, bytes).map_err(io_error)?;
+    let text = format!(
+        "/\n0 0\nd--755 0 0\nfile ---644 0 0 {}\n$\n",
+        content.display()
+    );
+    std::fs::write(&proto, text).map_err(io_error)?;
+    let file = std::fs::File::create(&image).map_err(io_error)?;
+    file.set_len(320 << 20).map_err(io_error)?;
+    let output = Command::new("mkfs.xfs")
+        .args(["-q", "-f", "-p"])
+        .args([&proto, &image])
+        .output()
+        .map_err(io_error)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(xtent::Error::new(xtent::ErrorKind::System, said).during("mkfs.xfs"));
+    }
+    Ok(image.display().to_string())
+}

@@ -1,0 +1,274 @@
+//! Submitting an operation: mapping by mapping, as far as the queue takes it.
+
+use super::super::{Iter, IterFlags, Kind, MapFlags, Ops, Span};
+use super::slot::{Kind as SlotKind, Slot, Source};
+use super::{Durability, FLUSH_BLOCK, Issued, MAX_CHAIN_BYTES, SLOT_BITS, internal};
+use crate::block::{Chain, ChainFlags, Op, Queue, Refused, Token};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Lent, Segment};
+use crate::units::Lba;
+
+/// Looks at every mapping of a write before any of it is submitted. For a write inside one mapping, the
+/// usual case, that is one look.
+///
+/// # Errors
+/// [`ErrorKind::NotOverwrite`] with the first byte that cannot be overwritten; the filesystem's.
+#[inline]
+pub fn check_overwrite<S: Source>(source: &S, offset: u64, len: u64) -> Result<()> {
+    let mut ops = source.ops();
+    Iter::new(offset, len, WRITE_FLAGS).run(&mut ops, |_, span| {
+        overwritable(&span)?;
+        Ok(span.len)
+    })?;
+    Ok(())
+}
+
+pub(super) const WRITE_FLAGS: IterFlags = IterFlags::WRITE
+    .union(IterFlags::DIRECT)
+    .union(IterFlags::OVERWRITE_ONLY);
+
+#[inline]
+pub(super) fn token(index: u16, block: u64) -> Token {
+    u64::from(index) | block << SLOT_BITS
+}
+
+/// Mappings one after the other, until the range's end, an error or a full queue. With `first`, a write is
+/// looked at as a whole before anything of it is submitted; inside one mapping that is the same look.
+#[inline(never)]
+pub(super) fn file<S: Source, Q: Queue>(
+    slot: &mut Slot<S>,
+    queue: &mut Q,
+    index: u16,
+    shift: u32,
+    durability: Durability,
+    first: bool,
+) -> Result<Issued> {
+    // A failure met earlier keeps what is left from being tried.
+    if slot.failed_at != u64::MAX || slot.pos >= slot.end {
+        return Ok(Issued::All);
+    }
+    let (Some(source), Some(lent)) = (slot.source.as_ref(), slot.lent.as_mut()) else {
+        return Err(internal("the operation has no file or no memory"));
+    };
+    let write = slot.kind == SlotKind::Write;
+    let (op, iter_flags) = if write {
+        (Op::Write, WRITE_FLAGS)
+    } else {
+        (Op::Read, IterFlags::DIRECT)
+    };
+    let flags = if write && slot.dsync && durability == Durability::Fua {
+        ChainFlags::FUA
+    } else {
+        ChainFlags::empty()
+    };
+    let start = slot.start;
+    let in_flight = &mut slot.in_flight;
+    let mut unchecked = write && first;
+    let mut blocked = false;
+    let mut ops = source.ops();
+    let mut iter = Iter::new(slot.pos, slot.end - slot.pos, iter_flags);
+    loop {
+        let left = iter.remaining;
+        let step = iter.step(&mut ops, |ops, span| {
+            let from = span.pos - start;
+            if write {
+                overwritable(&span)?;
+                if unchecked && span.len < left {
+                    check_overwrite(source, span.pos + span.len, left - span.len)?;
+                }
+                unchecked = false;
+            } else if span.mapping.kind != Kind::Mapped {
+                fill(ops, lent, from, &span)?;
+                return Ok(span.len);
+            }
+            let (lba, blocks, len) = blocks_of(&span, shift)?;
+            let segment = segment_of(lent, from, len)?;
+            let token = token(index, from >> shift);
+            if !submit_one(queue, op, flags, lba, blocks, &[segment], token)? {
+                blocked = true;
+                return Ok(0);
+            }
+            *in_flight += 1;
+            Ok(len.min(span.len))
+        });
+        slot.pos = iter.pos;
+        match step {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    if blocked {
+        return Ok(Issued::Blocked);
+    }
+    if iter.remaining > 0 {
+        return Err(internal("the mapping allows no progress"));
+    }
+    Ok(Issued::All)
+}
+
+#[inline]
+fn segment_of(lent: &Lent, from: u64, len: u64) -> Result<Segment> {
+    let range = usize::try_from(from).ok().zip(usize::try_from(len).ok());
+    range
+        .and_then(|(from, len)| lent.segment(from..from.checked_add(len)?))
+        .ok_or_else(|| internal("the range is outside the operation's memory"))
+}
+
+/// `false` when the queue is full.
+#[inline]
+fn submit_one<Q: Queue>(
+    queue: &mut Q,
+    op: Op,
+    flags: ChainFlags,
+    lba: Lba,
+    blocks: u64,
+    segments: &[Segment],
+    token: Token,
+) -> Result<bool> {
+    let chain = Chain {
+        op,
+        flags,
+        lba,
+        blocks,
+        segments,
+        token,
+    };
+    match queue.submit(&chain) {
+        Ok(()) => Ok(true),
+        Err(Refused::Full) => Ok(false),
+        Err(refused) => Err(refusal(refused)),
+    }
+}
+
+#[cold]
+fn refusal(refused: Refused) -> Error {
+    match refused {
+        // The range came from the disk's content: it points outside the device or into the middle of a block.
+        Refused::Invalid(why) => Error::new(
+            ErrorKind::Corrupt,
+            format!("the mapping makes a command that the device cannot do: {why}"),
+        ),
+        Refused::Full | Refused::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
+    }
+}
+
+/// A read of what has no blocks: zeroes, or the inode's own bytes.
+fn fill<O: Ops>(ops: &mut O, lent: &mut Lent, from: u64, span: &Span<'_>) -> Result<()> {
+    let start = usize::try_from(from).unwrap_or(usize::MAX);
+    let len = usize::try_from(span.len).unwrap_or(usize::MAX);
+    let range = start..start.saturating_add(len);
+    match span.mapping.kind {
+        Kind::Hole | Kind::Unwritten | Kind::Mapped => lent.zero(range),
+        Kind::Inline => {
+            let data = ops.inline_data(span.mapping);
+            let skip = usize::try_from(span.pos - span.mapping.offset).unwrap_or(usize::MAX);
+            let bytes = data.get(skip..).unwrap_or_default();
+            let bytes = &bytes[..bytes.len().min(len)];
+            // What the inode does not have of it is beyond the end of the file.
+            lent.zero(range);
+            lent.fill(start, bytes);
+        }
+        Kind::Delalloc => {
+            return Err(Error::new(
+                ErrorKind::Io,
+                "direct I/O met space that is promised but not allocated",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[inline]
+fn overwritable(span: &Span<'_>) -> Result<()> {
+    let mapping = span.mapping;
+    let special = MapFlags::SHARED.union(MapFlags::NEW);
+    if mapping.kind == Kind::Mapped && !mapping.flags.intersects(special) && span.source.is_none() {
+        return Ok(());
+    }
+    Err(not_overwrite(span))
+}
+
+#[cold]
+fn not_overwrite(span: &Span<'_>) -> Error {
+    let (kind, what) = match span.mapping.kind {
+        Kind::Hole => (ErrorKind::NotOverwrite, "a hole: it needs allocation"),
+        Kind::Unwritten => (
+            ErrorKind::NotOverwrite,
+            "preallocated space: it needs conversion",
+        ),
+        Kind::Inline => (
+            ErrorKind::NotOverwrite,
+            "data inside the inode: it needs the log",
+        ),
+        Kind::Delalloc => (ErrorKind::Io, "space that is promised but not allocated"),
+        Kind::Mapped => (
+            ErrorKind::NotOverwrite,
+            "shared blocks: it needs copy-on-write",
+        ),
+    };
+    Error::new(
+        kind,
+        format!("the write meets {what}, which is not supported yet"),
+    )
+    .at_offset(span.pos)
+}
+
+/// The blocks of a span for one chain, and their bytes: whole blocks inside the mapping. A write that ends
+/// in the file's last block writes that block whole.
+#[inline]
+fn blocks_of(span: &Span<'_>, shift: u32) -> Result<(Lba, u64, u64)> {
+    let mask = (1 << shift) - 1;
+    let addr = span.mapping.addr_at(span.pos);
+    let len = (span.len.min(MAX_CHAIN_BYTES) + mask) & !mask;
+    let behind = span.mapping.end() - span.pos;
+    if len > behind || addr & mask != 0 {
+        return Err(split_block(addr, behind));
+    }
+    Ok((Lba(addr >> shift), len >> shift, len))
+}
+
+#[cold]
+fn split_block(addr: u64, len: u64) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("the mapping of {len} bytes at device byte {addr} splits a block of the device"),
+    )
+}
+
+/// A read of the device itself.
+pub(super) fn device<S, Q: Queue>(
+    slot: &mut Slot<S>,
+    queue: &mut Q,
+    index: u16,
+    shift: u32,
+) -> Result<Issued> {
+    while slot.failed_at == u64::MAX && slot.pos < slot.end {
+        let len = (slot.end - slot.pos).min(MAX_CHAIN_BYTES);
+        let from = slot.pos - slot.start;
+        let Some(lent) = &slot.lent else {
+            return Err(internal("the operation has no memory"));
+        };
+        let segment = segment_of(lent, from, len)?;
+        let (lba, blocks) = (Lba(slot.pos >> shift), len >> shift);
+        let token = token(index, from >> shift);
+        let none = ChainFlags::empty();
+        if !submit_one(queue, Op::Read, none, lba, blocks, &[segment], token)? {
+            return Ok(Issued::Blocked);
+        }
+        slot.in_flight += 1;
+        slot.pos += len;
+    }
+    Ok(Issued::All)
+}
+
+/// A flush.
+pub(super) fn flush<S, Q: Queue>(slot: &mut Slot<S>, queue: &mut Q, index: u16) -> Result<Issued> {
+    let token = token(index, FLUSH_BLOCK);
+    let none = ChainFlags::empty();
+    if !submit_one(queue, Op::Flush, none, Lba(0), 0, &[], token)? {
+        return Ok(Issued::Blocked);
+    }
+    slot.in_flight += 1;
+    Ok(Issued::All)
+}
