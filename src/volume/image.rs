@@ -65,8 +65,8 @@ fn check_type(meta: &fs::Metadata) -> Result<()> {
     if file_type.is_block_device() {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            "this is a block device, and an image is an ordinary file; disks are for `pci:` (the driver \
-             itself) and `uring:` (the kernel's block layer), which this version does not have yet",
+            "this is a block device, and an image is an ordinary file: give a disk by its PCI address \
+             (pci:ADDRESS, after vfio-setup.sh bind)",
         ));
     }
     Err(Error::new(
