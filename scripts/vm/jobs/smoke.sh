@@ -15,7 +15,6 @@ if [ -x ./xtent ]; then
     answer=$(./xtent info "pci:$disk" 2>&1) && result=0 || result=$?
     echo "$answer"
     case $answer in
-    *"cannot open pci:"*) echo "SKIPPED: this xtent has no pci: targets" ;;
     *SMOKE*) [ "$result" = 0 ] ;;
     *) exit 1 ;;
     esac

@@ -5,7 +5,7 @@
 //! stays where it is and goes on at a later [`Direct::poll`]. It ends when the last of its chains has.
 //! Where the kernel polls single-request I/O only, all of this is polled.
 //!
-//! An operation owns its buffer while it runs, as [`Lent`]. Nothing here allocates but [`Direct::new`].
+//! An operation owns its buffer while it runs, as [`crate::mem::Lent`]. Nothing here allocates but [`Direct::new`].
 
 use std::collections::VecDeque;
 

@@ -6,7 +6,7 @@
 //! device: magic, checksum, uuid, owner and address; what it says of itself is checked at each use.
 //!
 //! Nothing walks further than the directory's mapped blocks reach, and a tree only downwards, so that a
-//! directory that points in circles ends in [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt).
+//! directory that points in circles ends in [`ErrorKind::Corrupt`].
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod block;
