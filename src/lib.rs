@@ -16,3 +16,8 @@ pub mod volume;
 pub mod xfs;
 
 pub use error::{Error, ErrorKind, Result};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
