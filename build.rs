@@ -9,8 +9,14 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/refs/heads");
+    // Only what exists: Cargo takes a missing file for a changed one, and in a linked worktree `.git` is a file.
+    for name in ["HEAD", "refs/heads"] {
+        if let Some(path) = output("git", &["rev-parse", "--git-path", name])
+            && std::path::Path::new(&path).exists()
+        {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
     let commit = output("git", &["rev-parse", "--short=12", "HEAD"]).unwrap_or("unknown".into());
     let rustc = std::env::var("RUSTC").unwrap_or("rustc".into());
     let compiler = output(&rustc, &["--version"]).unwrap_or("unknown".into());
