@@ -10,8 +10,9 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     // Only what exists: Cargo takes a missing file for a changed one, and in a linked worktree `.git` is a file.
-    for name in ["HEAD", "refs/heads"] {
-        if let Some(path) = output("git", &["rev-parse", "--git-path", name])
+    let branch = output("git", &["symbolic-ref", "-q", "HEAD"]);
+    for name in ["HEAD".to_owned()].into_iter().chain(branch) {
+        if let Some(path) = output("git", &["rev-parse", "--git-path", &name])
             && std::path::Path::new(&path).exists()
         {
             println!("cargo:rerun-if-changed={path}");
