@@ -1,5 +1,6 @@
 //! One mapping of memory with its range of device addresses.
 
+use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
@@ -51,6 +52,27 @@ impl Arena {
         Self::of(pages)
     }
 
+    /// As [`Arena::huge`] or [`Arena::ordinary`], of memory that can be handed to another process as a file:
+    /// see [`Arena::file`].
+    ///
+    /// # Errors
+    /// As theirs.
+    pub fn shared(len_bytes: usize, huge: bool) -> Result<Self> {
+        let pages = Pages::shared(len_bytes, huge).map_err(|e| {
+            let what = if huge {
+                "hugepages"
+            } else {
+                "memory to be shared"
+            };
+            Error::new(
+                ErrorKind::OutOfMemory,
+                format!("cannot reserve {len_bytes} bytes of {what}"),
+            )
+            .because(e)
+        })?;
+        Self::of(pages)
+    }
+
     fn of(pages: Pages) -> Result<Self> {
         let iova = IOVAS
             .lock()
@@ -76,6 +98,11 @@ impl Arena {
     /// The length in bytes, a multiple of 2 MiB.
     pub fn len_bytes(&self) -> usize {
         self.pages.len_bytes()
+    }
+
+    /// The file behind it, from its first byte on, if it was made to be shared.
+    pub fn file(&self) -> Option<&File> {
+        self.pages.file()
     }
 
     /// What memory stands behind it.

@@ -33,6 +33,8 @@ pub struct HeapConfig {
     pub limit_bytes: usize,
     /// Whether arenas come from hugepages.
     pub huge_pages: HugePages,
+    /// Arenas are files in memory, which a device in another process can map ([`Arena::file`]).
+    pub shareable: bool,
 }
 
 impl Default for HeapConfig {
@@ -41,6 +43,7 @@ impl Default for HeapConfig {
             arena_bytes: 32 << 20,
             limit_bytes: usize::MAX,
             huge_pages: HugePages::Prefer,
+            shareable: false,
         }
     }
 }
@@ -247,12 +250,21 @@ impl HeapInner {
 
     /// An arena of `want` bytes, or of fewer hugepages down to `need` before ordinary memory is used.
     fn new_arena(&self, want: usize, need: usize) -> Result<Arena> {
+        let shareable = self.config.shareable;
+        let huge = |len| match shareable {
+            true => Arena::shared(len, true),
+            false => Arena::huge(len),
+        };
+        let ordinary = |len| match shareable {
+            true => Arena::shared(len, false),
+            false => Arena::ordinary(len),
+        };
         if self.config.huge_pages == HugePages::Never {
-            return Arena::ordinary(want);
+            return ordinary(want);
         }
         let mut len = want;
         loop {
-            match Arena::huge(len) {
+            match huge(len) {
                 Ok(arena) => return Ok(arena),
                 Err(_) if len > need => {
                     len = (len / 2).next_multiple_of(HUGE_PAGE_BYTES).max(need);
@@ -262,7 +274,7 @@ impl HeapInner {
             }
         }
         say_once_that_hugepages_are_missing(want);
-        Arena::ordinary(want)
+        ordinary(want)
     }
 }
 
@@ -377,6 +389,7 @@ mod tests {
             arena_bytes: 2 << 20,
             limit_bytes,
             huge_pages: HugePages::Never,
+            ..HeapConfig::default()
         })
     }
 

@@ -1,10 +1,17 @@
-//! The doorbell: one 32-bit register that the hot path writes.
+//! Doorbells: 32-bit registers that the hot path writes.
 
 use std::any::Any;
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::memory_file;
 
 /// One 32-bit doorbell register, in a device's BAR or in the embedded controller's memory. Ringing it is
 /// a store: no call, no dispatch.
@@ -29,6 +36,15 @@ impl Doorbell {
         })
     }
 
+    /// The doorbell at `index` of an array that can be shared; `None` past its end.
+    pub fn in_array(array: &Arc<DoorbellArray>, index: usize) -> Option<Self> {
+        let register = NonNull::from(array.get(index)?);
+        Some(Self {
+            register,
+            _keep: Arc::<DoorbellArray>::clone(array),
+        })
+    }
+
     /// The doorbell at an address of mapped device memory.
     ///
     /// # Safety
@@ -46,6 +62,91 @@ impl Doorbell {
         // SAFETY: the register is valid while `_keep` lives (both constructors).
         let register = unsafe { self.register.as_ref() };
         register.store(value.to_le(), Ordering::Release);
+    }
+}
+
+/// The doorbells of a controller that is no hardware: 32-bit words in a file in memory, which the driver of
+/// another process can map.
+pub struct DoorbellArray {
+    base: NonNull<AtomicU32>,
+    words: usize,
+    mapped_bytes: usize,
+    file: File,
+}
+
+// SAFETY: the mapping is owned, and its words are atomics.
+unsafe impl Send for DoorbellArray {}
+// SAFETY: as above.
+unsafe impl Sync for DoorbellArray {}
+
+impl DoorbellArray {
+    /// `words` doorbells at zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    pub fn new(words: usize) -> Result<Arc<Self>> {
+        Self::map(words)
+            .map(Arc::new)
+            .map_err(|e| Error::new(ErrorKind::OutOfMemory, "no memory for doorbells").because(e))
+    }
+
+    fn map(words: usize) -> io::Result<Self> {
+        let mapped_bytes = words
+            .max(1)
+            .checked_mul(4)
+            .and_then(|bytes| bytes.checked_next_multiple_of(4096))
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let file = memory_file(mapped_bytes, false)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                mapped_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            words,
+            mapped_bytes,
+            file,
+        })
+    }
+
+    /// The file behind it, from the first word on, in whole pages.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Deref for DoorbellArray {
+    type Target = [AtomicU32];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU32] {
+        // SAFETY: as many words are mapped while `self` lives, zeroed and aligned to a page; the file's length is
+        // sealed, so they stay. Whoever maps it too can store any value, which is one of an AtomicU32; here
+        // they are only touched as atomics.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for DoorbellArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made; a `Doorbell` keeps the array.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped_bytes) };
+    }
+}
+
+impl fmt::Debug for DoorbellArray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DoorbellArray({} words)", self.words)
     }
 }
 

@@ -14,12 +14,14 @@ mod arena;
 mod buf;
 mod heap;
 mod mmio;
+mod peer;
 mod space;
 mod words;
 
 pub use arena::{Arena, Backing};
 pub use buf::{DmaBuf, Lent, Segment};
 pub use heap::{Heap, HeapConfig, HugePages, Mapper};
-pub use mmio::Doorbell;
+pub use mmio::{Doorbell, DoorbellArray};
+pub use peer::PeerMemory;
 pub use space::{DmaFault, DmaRange, DmaSpace};
 pub use words::SharedWords;

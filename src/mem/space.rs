@@ -1,21 +1,22 @@
 //! The device's view of host memory: what an IOMMU is to real hardware.
 //!
-//! The embedded controller reaches host memory only through a [`DmaSpace`]. A device address outside the
-//! mapped arenas is a [`DmaFault`], never an access.
+//! The embedded controller reaches host memory only through a [`DmaSpace`]: arenas of this process, or what
+//! another process shared ([`PeerMemory`]). A device address outside is a [`DmaFault`], never an access.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::arena::Arena;
 use super::heap::Mapper;
+use super::peer::PeerMemory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Iova;
 
-/// A device address that is not mapped, or a range that runs out of its arena.
+/// A device address that is not mapped, or a range that runs out of its arena or mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DmaFault {
     /// The first address of the refused range.
@@ -24,57 +25,150 @@ pub struct DmaFault {
     pub len_bytes: usize,
 }
 
-/// The arenas mapped in one device, sorted by device address.
+/// The memory that one device reaches, sorted by device address.
 #[derive(Debug, Default)]
 pub struct DmaSpace {
-    arenas: RwLock<Vec<Arc<Arena>>>,
+    regions: RwLock<Vec<Region>>,
+    /// Whether a peer's memory is among them; a hint for [`DmaSpace::is_edge`].
+    foreign: AtomicBool,
 }
 
+/// One range of device addresses and the memory behind it.
+#[derive(Debug, Clone)]
+struct Region {
+    iova: Iova,
+    len_bytes: usize,
+    base: NonNull<u8>,
+    keep: Keep,
+}
+
+/// What keeps a region's memory mapped.
+#[derive(Debug, Clone)]
+enum Keep {
+    Arena(Arc<Arena>),
+    Peer(Arc<PeerMemory>),
+}
+
+// SAFETY: raw memory kept alive by the `Keep`; access is by copies and atomics, as a device does them.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
 impl DmaSpace {
-    /// The host memory behind a device range, which must lie in one arena.
+    /// The host memory behind a device range, which must lie in one arena (or one mapping of a peer's).
     ///
     /// # Errors
     /// [`DmaFault`] for anything that is not mapped.
     pub fn translate(&self, iova: Iova, len_bytes: usize) -> Result<DmaRange, DmaFault> {
         let fault = DmaFault { iova, len_bytes };
-        let arenas = self.arenas.read().unwrap_or_else(PoisonError::into_inner);
-        let at = arenas.partition_point(|arena| arena.iova() <= iova);
-        let arena = at
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let at = regions.partition_point(|region| region.iova <= iova);
+        let region = at
             .checked_sub(1)
-            .and_then(|at| arenas.get(at))
+            .and_then(|at| regions.get(at))
             .ok_or(fault)?;
-        let offset = usize::try_from(iova.0 - arena.iova().0).map_err(|_| fault)?;
+        let offset = usize::try_from(iova.0 - region.iova.0).map_err(|_| fault)?;
         let end = offset.checked_add(len_bytes).ok_or(fault)?;
-        if end > arena.len_bytes() {
+        if end > region.len_bytes {
             return Err(fault);
         }
-        // SAFETY: offset <= end <= the arena's length.
-        let base = unsafe { arena.base().add(offset) };
+        // SAFETY: offset <= end <= the region's length.
+        let base = unsafe { region.base.add(offset) };
         Ok(DmaRange {
             base,
             len_bytes,
-            _arena: Arc::clone(arena),
+            _keep: region.keep.clone(),
         })
+    }
+
+    /// Makes a peer's memory reachable, where it says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when it overlaps what is mapped already.
+    pub fn map_peer(&self, memory: PeerMemory) -> Result<()> {
+        let memory = Arc::new(memory);
+        self.insert(Region {
+            iova: memory.iova(),
+            len_bytes: memory.len_bytes(),
+            base: memory.base(),
+            keep: Keep::Peer(memory),
+        })?;
+        self.foreign.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A peer has taken memory away, and an access has met that: it is not to be trusted any more.
+    pub fn lost_peer_memory(&self) -> bool {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        regions
+            .iter()
+            .any(|region| matches!(&region.keep, Keep::Peer(memory) if memory.is_lost()))
+    }
+
+    /// Makes a peer's memory unreachable, which was mapped with this very address and length; false when
+    /// there is none such.
+    pub fn unmap_peer(&self, iova: Iova, len_bytes: usize) -> bool {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let before = regions.len();
+        regions.retain(|region| {
+            let this = region.iova == iova && region.len_bytes == len_bytes;
+            !(this && matches!(region.keep, Keep::Peer(_)))
+        });
+        regions.len() < before
+    }
+
+    /// Makes all peers' memory unreachable.
+    pub fn unmap_peers(&self) {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        regions.retain(|region| !matches!(region.keep, Keep::Peer(_)));
+        self.foreign.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether one mapping of a peer's ends and another may begin at an address: ranges on both sides of it
+    /// are not one. Arenas never touch each other.
+    pub fn is_edge(&self, iova: Iova) -> bool {
+        if !self.foreign.load(Ordering::Relaxed) {
+            return false;
+        }
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        regions
+            .binary_search_by_key(&iova, |region| region.iova)
+            .is_ok()
+    }
+
+    fn insert(&self, region: Region) -> Result<()> {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let at = regions.partition_point(|r| r.iova < region.iova);
+        let end = |r: &Region| r.iova.0.saturating_add(r.len_bytes as u64);
+        let before = at.checked_sub(1).and_then(|at| regions.get(at));
+        if before.is_some_and(|r| end(r) > region.iova.0)
+            || regions.get(at).is_some_and(|r| end(&region) > r.iova.0)
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the device addresses are mapped already",
+            ));
+        }
+        regions.insert(at, region);
+        Ok(())
     }
 }
 
 impl Mapper for DmaSpace {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
-        let mut arenas = self.arenas.write().unwrap_or_else(PoisonError::into_inner);
-        let at = arenas.partition_point(|a| a.iova() < arena.iova());
-        if arenas.get(at).is_some_and(|a| Arc::ptr_eq(a, arena)) {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                "the arena is mapped already",
-            ));
-        }
-        arenas.insert(at, Arc::clone(arena));
-        Ok(())
+        self.insert(Region {
+            iova: arena.iova(),
+            len_bytes: arena.len_bytes(),
+            base: arena.base(),
+            keep: Keep::Arena(Arc::clone(arena)),
+        })
     }
 
     fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
-        let mut arenas = self.arenas.write().unwrap_or_else(PoisonError::into_inner);
-        arenas.retain(|a| !Arc::ptr_eq(a, arena));
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        regions.retain(
+            |region| !matches!(&region.keep, Keep::Arena(mapped) if Arc::ptr_eq(mapped, arena)),
+        );
         Ok(())
     }
 }
@@ -87,10 +181,10 @@ impl Mapper for DmaSpace {
 pub struct DmaRange {
     base: NonNull<u8>,
     len_bytes: usize,
-    _arena: Arc<Arena>,
+    _keep: Keep,
 }
 
-// SAFETY: raw memory of an arena kept alive by the `Arc`; access is by copies, as a device does them.
+// SAFETY: raw memory kept alive by the `Keep`; access is by copies, as a device does them.
 unsafe impl Send for DmaRange {}
 
 impl DmaRange {

@@ -1,8 +1,12 @@
-//! Anonymous memory for DMA: hugepages of 2 MiB, or ordinary locked pages.
+//! Memory for DMA: hugepages of 2 MiB, or ordinary locked pages; anonymous, or a file that can be shared.
 
 use std::alloc::Layout;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+
+use super::memory_file;
 
 /// The hugepage size that arenas are made of, in bytes.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -18,7 +22,7 @@ pub enum PageKind {
     Pageable,
 }
 
-/// A zeroed, private, anonymous memory mapping, aligned to 2 MiB; unmapped on drop.
+/// A zeroed memory mapping of this process's own, aligned to 2 MiB; unmapped on drop.
 #[derive(Debug)]
 pub struct Pages {
     base: NonNull<u8>,
@@ -36,6 +40,12 @@ enum Mapping {
     Own {
         start: NonNull<u8>,
         len_bytes: usize,
+    },
+    /// The same, of which `base` is a mapping of this file.
+    Shared {
+        start: NonNull<u8>,
+        len_bytes: usize,
+        file: File,
     },
 }
 
@@ -91,6 +101,75 @@ impl Pages {
         if unsafe { libc::mlock(pages.base.as_ptr().cast(), pages.len_bytes) } == 0 {
             pages.kind = PageKind::Locked;
         }
+        Ok(pages)
+    }
+
+    /// As [`Pages::huge`] or [`Pages::ordinary`], of a file that another process can map: see [`Pages::file`].
+    ///
+    /// # Errors
+    /// The errno of `memfd_create`, `ftruncate` or `mmap`.
+    pub fn shared(len_bytes: usize, huge: bool) -> io::Result<Self> {
+        let impossible = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        let file = memory_file(len_bytes, huge)?;
+        let reserved = len_bytes
+            .checked_add(HUGE_PAGE_BYTES)
+            .ok_or_else(impossible)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. It only
+        // reserves the addresses.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start: NonNull<u8> = NonNull::new(start.cast()).ok_or_else(impossible)?;
+        let skip = start.as_ptr().align_offset(HUGE_PAGE_BYTES);
+        // SAFETY: skip < 2 MiB, the slack of the reservation.
+        let base = unsafe { start.add(skip) };
+        let mut pages = Self {
+            base,
+            len_bytes,
+            kind: if huge {
+                PageKind::Huge
+            } else {
+                PageKind::Pageable
+            },
+            mapping: Mapping::Shared {
+                start,
+                len_bytes: reserved,
+                file,
+            },
+        };
+        let Mapping::Shared { file, .. } = &pages.mapping else {
+            return Err(impossible());
+        };
+        // SAFETY: replaces a part of the reservation above, which nobody uses yet.
+        let mapped = unsafe {
+            libc::mmap(
+                base.as_ptr().cast(),
+                len_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is a mapping of ours, of exactly this length.
+        if !huge && unsafe { libc::mlock(base.as_ptr().cast(), len_bytes) } == 0 {
+            pages.kind = PageKind::Locked;
+        }
+        pages.keep_from_children();
         Ok(pages)
     }
 
@@ -158,18 +237,30 @@ impl Pages {
     pub fn kind(&self) -> PageKind {
         self.kind
     }
+
+    /// The file behind the memory, from its first byte on, when it was made to be shared. It cannot be cut
+    /// short.
+    pub fn file(&self) -> Option<&File> {
+        match &self.mapping {
+            Mapping::Shared { file, .. } => Some(file),
+            Mapping::HugepageRs(_) | Mapping::Own { .. } => None,
+        }
+    }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        match self.mapping {
+        match &self.mapping {
             Mapping::HugepageRs(layout) => {
                 // SAFETY: allocated by `hugepage_rs::alloc` with this very layout, and given back once.
-                unsafe { hugepage_rs::dealloc(self.base.as_ptr(), layout) };
+                unsafe { hugepage_rs::dealloc(self.base.as_ptr(), *layout) };
             }
-            Mapping::Own { start, len_bytes } => {
-                // SAFETY: the whole reservation that `map` made; nothing refers to it once its owner drops.
-                unsafe { libc::munmap(start.as_ptr().cast(), len_bytes) };
+            Mapping::Own { start, len_bytes }
+            | Mapping::Shared {
+                start, len_bytes, ..
+            } => {
+                // SAFETY: the whole reservation that was made; nothing refers to it once its owner drops.
+                unsafe { libc::munmap(start.as_ptr().cast(), *len_bytes) };
             }
         }
     }
@@ -195,6 +286,20 @@ mod tests {
         assert_eq!(pages.len_bytes(), HUGE_PAGE_BYTES);
         assert_eq!(pages.base().as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
         assert_ne!(pages.kind(), PageKind::Huge);
+    }
+
+    #[test]
+    fn shared_pages_are_seen_through_their_file() {
+        use std::os::unix::fs::FileExt;
+        let pages = Pages::shared(1, false).unwrap();
+        assert_eq!(pages.base().as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
+        let file = pages.file().unwrap();
+        file.write_all_at(&[7], 4097).unwrap();
+        // SAFETY: inside of the mapping, which nobody else reads or writes.
+        let at = unsafe { pages.base().add(4097) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { at.read_volatile() }, 7);
+        file.set_len(0).expect_err("the file must not be cut short");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The controller at work: looks at doorbells, fetches commands, has them done, posts completions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use rand::Rng;
 
@@ -13,7 +13,7 @@ use super::namespace::Namespace;
 use super::queue::{Cq, Entry, Seen, Sq};
 use super::registers::Registers;
 use super::stats::EmuStats;
-use crate::mem::{DmaSpace, Segment};
+use crate::mem::{DmaSpace, DoorbellArray, Segment};
 use crate::nvme::spec::{
     ADM_ABORT, CSTS_CFS, Command, SC_CID_CONFLICT, SC_WRITE_FAULT, StatusField,
 };
@@ -97,7 +97,7 @@ pub(super) struct Offer {
 pub(super) struct Controller {
     pub(super) registers: Arc<Registers>,
     pub(super) space: Arc<DmaSpace>,
-    pub(super) doorbells: Arc<[AtomicU32]>,
+    pub(super) doorbells: Arc<DoorbellArray>,
     pub(super) clock: Arc<Clock>,
     pub(super) offer: Offer,
     pub(super) namespaces: Vec<Namespace>,
@@ -129,7 +129,7 @@ impl Controller {
         config: EmuConfig,
         registers: Arc<Registers>,
         space: Arc<DmaSpace>,
-        doorbells: Arc<[AtomicU32]>,
+        doorbells: Arc<DoorbellArray>,
         clock: Arc<Clock>,
     ) -> Self {
         let queues = usize::from(config.max_io_queues) + 1;

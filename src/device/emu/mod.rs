@@ -20,7 +20,7 @@ use rand::rngs::SmallRng;
 
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mem::{Arena, DmaSpace, Doorbell, Mapper};
+use crate::mem::{Arena, DmaSpace, Doorbell, DoorbellArray, Mapper};
 use crate::nvme::spec::{REG_DOORBELLS, StatusField, status_name};
 
 mod admin;
@@ -71,7 +71,7 @@ pub struct EmuDevice {
 #[derive(Debug)]
 struct Shared {
     registers: Arc<Registers>,
-    doorbells: Arc<[AtomicU32]>,
+    doorbells: Arc<DoorbellArray>,
     clock: Arc<Clock>,
     controller: Mutex<Controller>,
     /// Host threads that want the lock: the worker lets them in.
@@ -142,7 +142,7 @@ impl EmuDevice {
     pub fn start(config: EmuConfig) -> Result<Arc<Self>> {
         config.check()?;
         let words = (2 * (usize::from(config.max_io_queues) + 1)) << config.doorbell_stride_shift;
-        let doorbells: Arc<[AtomicU32]> = (0..words).map(|_| AtomicU32::new(0)).collect();
+        let doorbells = DoorbellArray::new(words)?;
         let registers = Arc::new(Registers::new(&config));
         let space = Arc::new(DmaSpace::default());
         let clock = Arc::new(match config.mode {
@@ -324,7 +324,7 @@ impl Device for EmuDevice {
             .checked_sub(REG_DOORBELLS)
             .filter(|from| from.is_multiple_of(stride))
             .and_then(|from| usize::try_from(from / 4).ok())
-            .and_then(|index| Doorbell::in_memory(&self.shared.doorbells, index))
+            .and_then(|index| Doorbell::in_array(&self.shared.doorbells, index))
             .ok_or_else(|| {
                 Error::new(
                     ErrorKind::InvalidInput,

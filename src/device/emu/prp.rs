@@ -25,13 +25,13 @@ pub(super) fn walk(
         return Err(SC_INVALID_PRP_OFFSET.do_not_retry());
     }
     let first = (PAGE - prp1 % PAGE).min(len_bytes);
-    push(segments, prp1, first);
+    push(space, segments, prp1, first);
     let rest = len_bytes - first;
     if rest == 0 {
         return Ok(());
     }
     if rest <= PAGE {
-        return push_page(segments, prp2, rest);
+        return push_page(space, segments, prp2, rest);
     }
     walk_list(space, prp2, rest, segments)
 }
@@ -59,7 +59,7 @@ fn walk_list(
         let pages = if needed > slots { entries - 1 } else { entries };
         for n in 0..pages {
             let len = rest.min(PAGE);
-            push_page(segments, entry(n)?, len)?;
+            push_page(space, segments, entry(n)?, len)?;
             rest -= len;
         }
         if rest == 0 {
@@ -72,20 +72,26 @@ fn walk_list(
     }
 }
 
-fn push_page(segments: &mut Vec<Segment>, page: u64, len: u64) -> Result<(), StatusField> {
+fn push_page(
+    space: &DmaSpace,
+    segments: &mut Vec<Segment>,
+    page: u64,
+    len: u64,
+) -> Result<(), StatusField> {
     if !page.is_multiple_of(PAGE) {
         return Err(SC_INVALID_PRP_OFFSET.do_not_retry());
     }
-    push(segments, page, len);
+    push(space, segments, page, len);
     Ok(())
 }
 
 /// Adds `len` bytes (at most a page), to the last segment where it goes on.
-fn push(segments: &mut Vec<Segment>, iova: u64, len: u64) {
+fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     if let Some(last) = segments.last_mut()
         && last.iova.0.checked_add(u64::from(last.len_bytes)) == Some(iova)
         && let Some(sum) = last.len_bytes.checked_add(len)
+        && !space.is_edge(Iova(iova))
     {
         last.len_bytes = sum;
         return;

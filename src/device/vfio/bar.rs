@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicU32;
 use vfio_bindings::bindings::vfio::VFIO_REGION_INFO_FLAG_MMAP;
 
 use super::caps::Region;
-use super::sigbus::Guard;
 use crate::mem::Doorbell;
+use crate::sys::{Cover, Guard};
 
 /// The most of the BAR that is mapped: all registers, and the doorbells of all 65,536 queue pairs at the
 /// usual strides. A controller memory buffer may lie behind it.
@@ -19,7 +19,7 @@ const LIMIT_BYTES: u64 = 4 << 20;
 
 /// The mapped parts of BAR 0. Doorbells keep it alive.
 #[derive(Debug)]
-pub(super) struct Bar {
+pub(in crate::device) struct Bar {
     areas: Vec<Area>,
 }
 
@@ -45,7 +45,7 @@ impl Bar {
     ///
     /// # Errors
     /// The errno of `mmap`; [`io::ErrorKind::Unsupported`] when nothing may be mapped.
-    pub(super) fn map(device: &File, region: &Region) -> io::Result<Self> {
+    pub(in crate::device) fn map(device: &File, region: &Region) -> io::Result<Self> {
         let areas = mappable(region, page_bytes())
             .into_iter()
             .map(|(offset, len_bytes)| Area::map(device, region, offset, len_bytes))
@@ -70,7 +70,7 @@ impl Bar {
     }
 
     /// Reads a register; `None` when it is not mapped.
-    pub(super) fn read32(&self, offset: u32) -> Option<u32> {
+    pub(in crate::device) fn read32(&self, offset: u32) -> Option<u32> {
         let register = self.register(offset)?;
         // SAFETY: aligned and mapped while `self` lives; device memory changes at any time, hence volatile.
         Some(u32::from_le(unsafe {
@@ -80,7 +80,7 @@ impl Bar {
 
     /// Writes a register; `None` when it is not mapped. What was stored to memory before is visible to the
     /// device when it sees the value.
-    pub(super) fn write32(&self, offset: u32, value: u32) -> Option<()> {
+    pub(in crate::device) fn write32(&self, offset: u32, value: u32) -> Option<()> {
         let register = self.register(offset)?;
         // SAFETY: aligned and mapped while `self` lives, and only accessed as a register.
         let register = unsafe { register.as_ref() };
@@ -89,14 +89,14 @@ impl Bar {
     }
 
     /// The doorbell at `offset`; `None` when it is not mapped.
-    pub(super) fn doorbell(self: &Arc<Self>, offset: u32) -> Option<Doorbell> {
+    pub(in crate::device) fn doorbell(self: &Arc<Self>, offset: u32) -> Option<Doorbell> {
         let register = self.register(offset)?;
         // SAFETY: aligned, and mapped while the `Arc` that the doorbell keeps lives.
         Some(unsafe { Doorbell::at(register, Arc::<Self>::clone(self)) })
     }
 
     /// Whether an access has found the BAR absent.
-    pub(super) fn vanished(&self) -> bool {
+    pub(in crate::device) fn vanished(&self) -> bool {
         self.areas.iter().any(Area::vanished)
     }
 
@@ -104,7 +104,7 @@ impl Bar {
     ///
     /// # Errors
     /// The errno of `mmap`; parts of the BAR may then still be mapped.
-    pub(super) fn let_go(&self) -> io::Result<()> {
+    pub(in crate::device) fn let_go(&self) -> io::Result<()> {
         self.areas
             .iter()
             .filter_map(|area| area.guard.as_ref())
@@ -136,8 +136,6 @@ impl Area {
         // A forked child shall not keep the device open. Should this fail, it does; nothing worse.
         // SAFETY: the mapping made above, of this length.
         unsafe { libc::madvise(start, len_bytes, libc::MADV_DONTFORK) };
-        // The guard finds the mapping by its address.
-        start.expose_provenance();
         let start: NonNull<u8> = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut area = Self {
             offset,
@@ -147,7 +145,7 @@ impl Area {
         };
         // SAFETY: whole pages that `area` owns; it drops its guard before it unmaps, and is accessed only
         // by volatile and atomic accesses.
-        area.guard = Some(unsafe { Guard::new(start, len_bytes) }?);
+        area.guard = Some(unsafe { Guard::new(start, len_bytes, Cover::Ones) }?);
         Ok(area)
     }
 

@@ -82,18 +82,18 @@ impl<'a> Answer<'a> {
 
 /// A region of a device: a BAR, or the configuration space.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Region {
-    pub(super) flags: u32,
+pub(in crate::device) struct Region {
+    pub(in crate::device) flags: u32,
     /// Where it lies in the device's descriptor, in bytes.
-    pub(super) offset: u64,
-    pub(super) len_bytes: u64,
+    pub(in crate::device) offset: u64,
+    pub(in crate::device) len_bytes: u64,
     /// The parts that may be mapped, `(offset in the region, length)`; all of it when absent.
-    pub(super) sparse: Option<Vec<(u64, u64)>>,
+    pub(in crate::device) sparse: Option<Vec<(u64, u64)>>,
 }
 
 impl Region {
     /// Reads the answer to `VFIO_DEVICE_GET_REGION_INFO`; `None` when it makes no sense.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(in crate::device) fn parse(bytes: &[u8]) -> Option<Self> {
         let answer = Answer(bytes);
         let flags = answer.u32(offset_of!(vfio_region_info, flags))?;
         let first = answer.u32(offset_of!(vfio_region_info, cap_offset))?;

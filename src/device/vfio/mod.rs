@@ -18,7 +18,6 @@ mod caps;
 mod iommu;
 mod iova;
 mod irq;
-mod sigbus;
 mod state;
 mod uapi;
 

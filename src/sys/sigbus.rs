@@ -1,22 +1,48 @@
-//! What becomes of an access to a BAR that is no longer there.
+//! What becomes of an access to mapped memory that is no longer there.
 //!
-//! When the memory behind a mapped BAR goes away (the device is unplugged, or its memory decoding is
-//! switched off), the kernel sends SIGBUS to whoever touches it. The handler here puts memory of all ones in
-//! the BAR's place, as reads of an absent PCI device give, notes that, and lets the access go on: the driver then
-//! sees the device gone and ends its operations. All other faults go to the handler that was there before.
+//! When what is behind a mapping goes away (a BAR's device is unplugged, or its memory decoding is switched
+//! off; a peer truncates the file that it shares), the kernel sends SIGBUS to whoever touches it. The handler
+//! here puts other memory in its place, notes that, and lets the access go on: all ones for a BAR, as reads of
+//! an absent PCI device give, and zeroes for shared memory. Whoever owns the mapping then sees that its peer is
+//! gone. All other faults go to the handler that was there before.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 
 /// Mappings that can be guarded at once, in the whole process.
-const SLOTS: usize = 256;
+const SLOTS: usize = 1024;
 
 /// Bytes of all ones in the file that replaces a BAR: a multiple of any page size in use.
 const ONES_BYTES: usize = 64 << 10;
+
+/// What takes the place of memory that went away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cover {
+    /// All ones: an absent PCI device.
+    Ones,
+    /// Private memory, all zeroes.
+    Zeroes,
+}
+
+impl Cover {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Ones => 0,
+            Self::Zeroes => 1,
+        }
+    }
+
+    const fn of_code(code: u8) -> Self {
+        match code {
+            0 => Self::Ones,
+            _ => Self::Zeroes,
+        }
+    }
+}
 
 /// One guarded mapping. The handler reads it while other threads change it, so it is a sequence lock: an odd
 /// `sequence` says that it is being changed.
@@ -25,7 +51,9 @@ struct Slot {
     sequence: AtomicU32,
     start: AtomicUsize,
     len_bytes: AtomicUsize,
-    /// The mapping was replaced by all ones after a fault.
+    /// A [`Cover`]'s code; set while the range is empty.
+    cover: AtomicU8,
+    /// The mapping was replaced after a fault.
     tripped: AtomicBool,
 }
 
@@ -36,6 +64,7 @@ impl Slot {
             sequence: AtomicU32::new(0),
             start: AtomicUsize::new(0),
             len_bytes: AtomicUsize::new(0),
+            cover: AtomicU8::new(0),
             tripped: AtomicBool::new(false),
         }
     }
@@ -78,10 +107,11 @@ static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// A guarded mapping, until dropped.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub struct Guard {
     slot: usize,
     start: NonNull<u8>,
     len_bytes: usize,
+    with: Cover,
 }
 
 // SAFETY: the address is only used for mmap, which any thread may call; the rest are numbers.
@@ -94,11 +124,11 @@ impl Guard {
     ///
     /// # Safety
     /// `start` and `len_bytes` are whole pages of one mapping of the caller's, which stays mapped while the
-    /// guard lives and is accessed only by volatile or atomic accesses.
+    /// guard lives and is accessed only through raw pointers or atomics: its content may change at any time.
     ///
     /// # Errors
     /// When the handler cannot be installed, or too many mappings are guarded.
-    pub(super) unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> io::Result<Self> {
+    pub unsafe fn new(start: NonNull<u8>, len_bytes: usize, with: Cover) -> io::Result<Self> {
         install()?;
         let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
         let slot = TABLE
@@ -106,28 +136,32 @@ impl Guard {
             .position(free)
             .ok_or_else(|| io::Error::other("too many device mappings in this process"))?;
         TABLE[slot].tripped.store(false, Ordering::Relaxed);
-        TABLE[slot].set(start.addr().get(), len_bytes);
+        TABLE[slot].cover.store(with.code(), Ordering::Relaxed);
+        // The handler makes a pointer of the address.
+        let address = start.as_ptr().expose_provenance();
+        TABLE[slot].set(address, len_bytes);
         Ok(Self {
             slot,
             start,
             len_bytes,
+            with,
         })
     }
 
     /// Whether a fault has replaced the mapping.
     #[inline]
-    pub(super) fn tripped(&self) -> bool {
+    pub fn tripped(&self) -> bool {
         TABLE[self.slot].tripped.load(Ordering::Acquire)
     }
 
-    /// Puts all ones in the mapping's place, before any fault. What was mapped there is let go.
+    /// Puts the cover in the mapping's place, before any fault. What was mapped there is let go.
     ///
     /// # Errors
     /// The errno of `mmap`.
-    pub(super) fn cover(&self) -> io::Result<()> {
+    pub fn cover(&self) -> io::Result<()> {
         let handler = HANDLER.get().ok_or(io::ErrorKind::NotFound)?;
         // SAFETY: whole pages of a mapping that is ours while the guard lives (`new`).
-        if unsafe { cover(handler, self.start.addr().get(), self.len_bytes) } {
+        if unsafe { cover(handler, self.start.addr().get(), self.len_bytes, self.with) } {
             Ok(())
         } else {
             Err(io::Error::last_os_error())
@@ -142,11 +176,25 @@ impl Drop for Guard {
     }
 }
 
-/// Maps all ones over whole pages. Async-signal-safe: system calls only.
+/// Maps the cover over whole pages. Async-signal-safe: system calls only.
 ///
 /// # Safety
 /// The range is the caller's, in whole pages, and its content may change.
-unsafe fn cover(handler: &Handler, start: usize, len_bytes: usize) -> bool {
+unsafe fn cover(handler: &Handler, start: usize, len_bytes: usize, with: Cover) -> bool {
+    if with == Cover::Zeroes {
+        // SAFETY: replaces pages that are the caller's by private memory, all at once.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::with_exposed_provenance_mut::<c_void>(start),
+                len_bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        return mapped != libc::MAP_FAILED;
+    }
     let mut at = 0;
     while at < len_bytes {
         // SAFETY: replaces pages that are the caller's by private pages of a file; the length stays inside of
@@ -230,13 +278,14 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     let Some((slot, (start, len_bytes))) = found else {
         return pass_on(&handler.previous, signal, info, context);
     };
+    let with = Cover::of_code(slot.cover.load(Ordering::Relaxed));
     // SAFETY: the location of this thread's errno is valid while the thread runs.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let kept = unsafe { errno.read() };
     // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in use by
     // the faulting access, so that it is not unmapped meanwhile.
-    let covered = unsafe { cover(handler, start, len_bytes) };
+    let covered = unsafe { cover(handler, start, len_bytes, with) };
     // SAFETY: as above.
     unsafe { errno.write(kept) };
     if covered {
@@ -347,7 +396,7 @@ mod tests {
         // More than one piece of ones, and not a whole number of them.
         let memory = Vanished::new(37);
         // SAFETY: whole pages of a mapping that outlives the guard; volatile accesses only.
-        let guard = unsafe { Guard::new(memory.start, memory.len_bytes) }.unwrap();
+        let guard = unsafe { Guard::new(memory.start, memory.len_bytes, Cover::Ones) }.unwrap();
         assert!(!guard.tripped());
         memory.write(0x1000, 7);
         assert!(guard.tripped());
@@ -365,7 +414,7 @@ mod tests {
                     for _ in 0..50 {
                         let memory = Vanished::new(1);
                         // SAFETY: as above.
-                        let guard = unsafe { Guard::new(memory.start, PAGE) }.unwrap();
+                        let guard = unsafe { Guard::new(memory.start, PAGE, Cover::Ones) }.unwrap();
                         assert_eq!(memory.read(8), u32::MAX);
                         assert!(guard.tripped());
                     }
@@ -378,17 +427,27 @@ mod tests {
     fn covering_works_without_a_fault() {
         let memory = Vanished::new(2);
         // SAFETY: as above.
-        let guard = unsafe { Guard::new(memory.start, memory.len_bytes) }.unwrap();
+        let guard = unsafe { Guard::new(memory.start, memory.len_bytes, Cover::Ones) }.unwrap();
         guard.cover().unwrap();
         assert_eq!(memory.read(PAGE), u32::MAX);
         assert!(!guard.tripped());
     }
 
     #[test]
+    fn shared_memory_is_covered_with_zeroes() {
+        let memory = Vanished::new(3);
+        // SAFETY: as above.
+        let guard = unsafe { Guard::new(memory.start, memory.len_bytes, Cover::Zeroes) }.unwrap();
+        assert_eq!(memory.read(2 * PAGE), 0);
+        assert!(guard.tripped());
+        assert_eq!(memory.read(0), 0);
+    }
+
+    #[test]
     fn other_faults_still_end_the_process() {
         let guarded = Vanished::new(1);
         // SAFETY: as above. It installs the handler.
-        let guard = unsafe { Guard::new(guarded.start, PAGE) }.unwrap();
+        let guard = unsafe { Guard::new(guarded.start, PAGE, Cover::Ones) }.unwrap();
         let other = Vanished::new(1);
         // SAFETY: the child only reads memory and ends; it takes no lock and allocates nothing.
         let child = unsafe { libc::fork() };

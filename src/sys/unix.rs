@@ -1,0 +1,176 @@
+//! Messages with file descriptors over a Unix stream socket (`SCM_RIGHTS`).
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// The most descriptors that are sent or received at once.
+pub const MOST_FDS: usize = 64;
+
+/// Bytes of one descriptor in a control message.
+const FD_BYTES: usize = size_of::<RawFd>();
+
+/// Room for a control message with [`MOST_FDS`] descriptors, aligned as its header.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+// SAFETY: arithmetic on a constant; no memory is involved.
+const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(64 * 4) } as usize;
+const _: () = assert!(MOST_FDS * FD_BYTES == 64 * 4);
+
+/// Sends bytes, and descriptors with the first of them; how many bytes went out. The socket's own time-out
+/// holds; a closed peer is an error, not a signal.
+///
+/// # Errors
+/// The errno of `sendmsg`; [`io::ErrorKind::InvalidInput`] for more than [`MOST_FDS`] descriptors, or for
+/// descriptors without a byte to go with.
+pub fn send_with_fds(
+    socket: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    if fds.len() > MOST_FDS || bytes.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut slice = [IoSlice::new(bytes)];
+    let mut control = Control([0; CONTROL_BYTES]);
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    // An `IoSlice` has the layout of an `iovec`.
+    message.msg_iov = slice.as_mut_ptr().cast();
+    message.msg_iovlen = 1;
+    if !fds.is_empty() {
+        let payload = u32::try_from(fds.len() * FD_BYTES).map_err(io::Error::other)?;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        // SAFETY: arithmetic; at most MOST_FDS descriptors, so it fits `control`.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(payload) } as usize;
+        // SAFETY: the control buffer is aligned and long enough for one header.
+        let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        // SAFETY: not null, since the buffer holds a header; it is ours alone.
+        let header = unsafe { header.as_mut() }.ok_or(io::ErrorKind::InvalidInput)?;
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        // SAFETY: arithmetic.
+        header.cmsg_len = unsafe { libc::CMSG_LEN(payload) } as usize;
+        // SAFETY: the header lies in `control`, with room for the descriptors behind it.
+        let data = unsafe { libc::CMSG_DATA(header) };
+        for (at, fd) in fds.iter().enumerate() {
+            // SAFETY: inside of the room computed above.
+            let place = unsafe { data.add(at * FD_BYTES) };
+            // SAFETY: as above; a control message promises no alignment for its data.
+            unsafe { place.cast::<RawFd>().write_unaligned(fd.as_raw_fd()) };
+        }
+    }
+    loop {
+        // SAFETY: the message points to the slice and the control buffer, both alive and initialised.
+        let sent =
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+        match usize::try_from(sent) {
+            Ok(sent) => return Ok(sent),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Receives bytes, 0 at the stream's end, and adds the descriptors that came with them to `fds`, closed on
+/// exec. The socket's own time-out holds; a signal is [`io::ErrorKind::Interrupted`].
+///
+/// # Errors
+/// The errno of `recvmsg`; [`io::ErrorKind::InvalidData`] when there were more descriptors than
+/// [`MOST_FDS`] (all of this message are closed then).
+pub fn receive_with_fds(
+    socket: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut slice = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut control = Control([0; CONTROL_BYTES]);
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_BYTES;
+    // SAFETY: the message points to the slice over `bytes` and to the control buffer, both writable.
+    let got =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let mut received = Vec::new();
+    // SAFETY: the kernel has filled the message in.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: null, or a header that lies in the control buffer.
+    while let Some(header) = unsafe { next.as_ref() } {
+        if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: arithmetic.
+            let before = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = header.cmsg_len.saturating_sub(before) / FD_BYTES;
+            // SAFETY: the header is one of the kernel's, with its data behind it.
+            let data = unsafe { libc::CMSG_DATA(header) };
+            for at in 0..count {
+                // SAFETY: `cmsg_len` counts the bytes that the kernel wrote.
+                let place = unsafe { data.add(at * FD_BYTES) };
+                // SAFETY: as above.
+                let fd = unsafe { place.cast::<RawFd>().read_unaligned() };
+                // SAFETY: the kernel has installed this descriptor for us alone.
+                received.push(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        // SAFETY: the message is unchanged, and the header one of its own.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "more file descriptors came with a message than can be taken",
+        ));
+    }
+    fds.append(&mut received);
+    Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_travel_with_bytes() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let sent = send_with_fds(&here, b"abcd", &[file.as_fd(), file.as_fd()]).unwrap();
+        assert_eq!(sent, 4);
+        let (mut bytes, mut fds) = ([0; 16], Vec::new());
+        assert_eq!(receive_with_fds(&there, &mut bytes, &mut fds).unwrap(), 4);
+        assert_eq!((&bytes[..4], fds.len()), (&b"abcd"[..], 2));
+        File::from(fds.remove(0)).write_all(b"x").unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1);
+        assert_eq!(send_with_fds(&here, b"z", &[]).unwrap(), 1);
+        assert_eq!(receive_with_fds(&there, &mut bytes, &mut fds).unwrap(), 1);
+        assert_eq!(fds.len(), 1);
+        drop(here);
+        assert_eq!(receive_with_fds(&there, &mut bytes, &mut fds).unwrap(), 0);
+        assert!(send_with_fds(&there, b"z", &[]).is_err());
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_closed() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let many = vec![file.as_fd(); MOST_FDS + 1];
+        assert!(send_with_fds(&here, b"a", &many).is_err());
+        send_with_fds(&here, b"a", &many[..MOST_FDS]).unwrap();
+        let (mut bytes, mut fds) = ([0; 1], Vec::new());
+        assert_eq!(receive_with_fds(&there, &mut bytes, &mut fds).unwrap(), 1);
+        assert_eq!(fds.len(), MOST_FDS);
+    }
+}
