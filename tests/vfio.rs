@@ -15,7 +15,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::block::{Chain, ChainFlags, Op, Queue, Status};
+use xtent::block::{Chain, ChainFlags, Op, Queue, Status, Wait};
 use xtent::device::Device;
 use xtent::device::vfio::{VfioDevice, VfioOptions};
 use xtent::mem::{Heap, HeapConfig};
@@ -194,6 +194,47 @@ fn interrupts_arrive_as_events() {
     assert!(Arc::ptr_eq(&event, &device.interrupt(0).unwrap()));
     let error = device.interrupt(device.interrupt_vectors()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn sleepers_are_woken_by_the_device() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    const READS: u32 = 200;
+    for address in &addresses {
+        let device = open(address);
+        let heap = Heap::new(HeapConfig::default());
+        for wait in [Wait::Interrupt, Wait::ADAPTIVE] {
+            let options = ControllerOptions {
+                admin_timeout: Duration::from_secs(2),
+                ..ControllerOptions::default()
+            };
+            let shared: Arc<dyn Device> = Arc::<VfioDevice>::clone(&device);
+            let controller = Controller::open(shared, &heap, options).unwrap();
+            let options = QueueOptions {
+                timeout: Duration::from_secs(2),
+                wait,
+                ..QueueOptions::default()
+            };
+            let mut pair = controller.queue(1, options).unwrap();
+            for round in 0..2 {
+                for _ in 0..READS {
+                    assert_eq!(read_once(&mut pair, &heap), Status::Success);
+                }
+                let stats = controller.stats();
+                assert!(stats.lost_interrupts < 5, "{wait:?} {round}: {stats:?}");
+                if round == 0 {
+                    // What cuts the device off does not cost its interrupts.
+                    device.stop_dma().unwrap();
+                }
+            }
+        }
+    }
+    for wait in ["interrupt", "adaptive"] {
+        read_and_overwrite(&format!("{},wait={wait}", addresses[0]), 3, 200);
+    }
 }
 
 /// What this process and the host have in use, by name.

@@ -281,6 +281,7 @@ mod tests {
                 read_only: false,
                 max_queue_pairs: 64,
                 queue_depth: 128,
+                wait: "poll".into(),
                 memory: "locked pages".into(),
             },
             filesystem: FilesystemInfo {

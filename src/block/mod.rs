@@ -2,7 +2,8 @@
 //!
 //! Layer 2. A [`Chain`] is the work of one mapping: a contiguous run of blocks and the memory for it. An
 //! engine splits it at whatever its device demands and reports it once, when the last piece has ended, with
-//! the first error. A [`Queue`] belongs to one thread; nothing here locks, sleeps or allocates.
+//! the first error. A [`Queue`] belongs to one thread; nothing here locks or allocates,
+//! and only [`Queue::relax`] may sleep.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -164,6 +165,35 @@ pub enum Refused {
     Gone,
 }
 
+/// How a thread waits for a queue, in [`Queue::relax`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Wait {
+    /// It polls: the shortest latency, for a processor that does nothing else.
+    #[default]
+    Poll,
+    /// It sleeps until the device interrupts: no processor time while it waits, and the latency of being woken.
+    Interrupt,
+    /// It polls, and sleeps when that brought nothing for long enough.
+    Adaptive {
+        /// Calls of [`Queue::relax`] in a row, with nothing found in between, before it sleeps.
+        spins: u32,
+    },
+}
+
+impl Wait {
+    /// Adaptive waiting that polls about as long as a fast disk takes for a read: tens of microseconds.
+    pub const ADAPTIVE: Self = Self::Adaptive { spins: 1000 };
+
+    /// Its name, as a target's option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Interrupt => "interrupt",
+            Self::Adaptive { .. } => "adaptive",
+        }
+    }
+}
+
 /// One thread's way to a device.
 pub trait Queue {
     /// What the engine and device can do.
@@ -184,6 +214,8 @@ pub trait Queue {
     /// Chains taken and not yet handed over.
     fn outstanding(&self) -> usize;
 
-    /// To be called between polls that found nothing, by a caller that has nothing else to do.
+    /// To be called between polls that found nothing, by a caller that has nothing else to do. Where the queue
+    /// waits by interrupts ([`Wait`]) it may sleep here, while chains are outstanding: until one may have ended, or
+    /// it is time to look after deadlines.
     fn relax(&mut self);
 }

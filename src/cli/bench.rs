@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use xtent::volume::{TargetInfo, VolumeOptions};
+use xtent::volume::{TargetInfo, VolumeOptions, Wait};
 
 use super::failure::{Failure, USAGE, check_interrupted, complain};
 use super::output::size_text;
-use super::values::{size, time};
+use super::values::{size, time, wait};
 use super::{TargetArg, VolumePath};
 use crate::bench::environment::Environment;
 use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
@@ -59,6 +59,10 @@ pub(super) struct BenchArgs {
     /// The most operations of each job
     #[arg(long = "number-ios", alias = "number_ios")]
     number_ios: Option<u64>,
+    /// How threads wait: they poll, sleep until the device interrupts, or poll for a while and then sleep; the
+    /// target's own option `wait=` goes before this one
+    #[arg(long, value_parser = wait, value_name = "poll|interrupt|adaptive", default_value = "poll")]
+    wait: Wait,
     /// Writes a pattern and reads it back; a workload that only reads checks a pattern written before with
     /// the same seed and block size
     #[arg(long)]
@@ -79,6 +83,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let volume = args.target.open(&VolumeOptions {
         read_only: !args.rw.writes(),
         queue_depth: args.iodepth.max(2),
+        wait: args.wait,
         ..VolumeOptions::default()
     })?;
     let path = args.path.as_encoded_bytes();
@@ -183,6 +188,7 @@ fn json_of(
         "environment": environment,
         "target": target,
         "memory": target.memory,
+        "wait": target.wait,
         "copies": "none: direct I/O from DMA memory",
         "jobs": [{
             "jobname": workload.name,
@@ -215,8 +221,9 @@ fn print(
     writeln!(out, "  on {}: {}", target.target, target.engine)?;
     writeln!(
         out,
-        "  direct I/O from DMA memory of {}, nothing copied",
-        target.memory
+        "  direct I/O from DMA memory of {}, nothing copied; waiting by {}",
+        target.memory,
+        super::output::waiting(&target.wait)
     )?;
     if workload.rw.reads() {
         direction(out, "read", &outcome.read, outcome.elapsed)?;

@@ -74,8 +74,10 @@ fn print_target(out: &mut impl Write, info: &TargetInfo) -> std::io::Result<()> 
     writeln!(out, "  transfer  {transfer}")?;
     writeln!(
         out,
-        "  queues    {} pairs, {} operations each",
-        info.max_queue_pairs, info.queue_depth
+        "  queues    {} pairs, {} operations each, waited for by {}",
+        info.max_queue_pairs,
+        info.queue_depth,
+        super::output::waiting(&info.wait)
     )?;
     writeln!(
         out,

@@ -158,6 +158,16 @@ pub(super) fn metadata_json(metadata: &Metadata) -> Map<String, Value> {
     }
 }
 
+/// How threads wait for the device, from the name that a target's information has for it.
+pub(super) fn waiting(name: &str) -> &str {
+    match name {
+        "poll" => "polling",
+        "interrupt" => "interrupts",
+        "adaptive" => "polling, then interrupts",
+        other => other,
+    }
+}
+
 /// Bytes for people.
 pub(super) fn size_text(bytes: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use xtent::volume::Wait;
+
 /// `4096`, `4k`, `128k`, `1g`: powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -36,6 +38,16 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         .and_then(|(unit, number)| Duration::try_from_secs_f64(unit * number).ok())
         .filter(|time| *time <= Duration::from_secs(365 * 86_400))
         .ok_or_else(|| "give seconds, or a number with ms, s, m or h".into())
+}
+
+/// How threads wait.
+pub(super) fn wait(text: &str) -> Result<Wait, String> {
+    match text {
+        "poll" => Ok(Wait::Poll),
+        "interrupt" => Ok(Wait::Interrupt),
+        "adaptive" => Ok(Wait::ADAPTIVE),
+        _ => Err("give poll, interrupt or adaptive".into()),
+    }
 }
 
 #[cfg(test)]

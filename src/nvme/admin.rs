@@ -11,8 +11,8 @@ use super::queue::{CompletionRing, SubmissionRing, leak};
 use super::spec::{
     ADM_ABORT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ, ADM_GET_FEATURES,
     ADM_IDENTIFY, ADM_SET_FEATURES, CQE_BYTES, CSTS_CFS, Command, FEAT_NUMBER_OF_QUEUES,
-    IDENTIFY_BYTES, QUEUE_CONTIGUOUS, REG_CSTS, SQE_BYTES, StatusField, cq_doorbell_offset,
-    sq_doorbell_offset, status_name,
+    IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES,
+    StatusField, cq_doorbell_offset, sq_doorbell_offset, status_name,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, SharedWords};
@@ -76,6 +76,8 @@ pub(super) struct Admin {
     next_cid: u16,
     /// Free I/O queue ids, the next one last.
     pub(super) free_ids: Vec<u16>,
+    /// Interrupt vectors that no queue has, the next one last.
+    pub(super) free_vectors: Vec<u16>,
     pub(super) timeout: Duration,
 }
 
@@ -93,6 +95,7 @@ impl Admin {
             data: SharedWords::new(heap.alloc(IDENTIFY_BYTES, 4096)?),
             next_cid: 0,
             free_ids: Vec::new(),
+            free_vectors: Vec::new(),
             timeout,
         })
     }
@@ -216,7 +219,7 @@ impl Admin {
         self.run(port, counters, command(ADM_GET_FEATURES, [feature, 0]))
     }
 
-    /// Creates a completion and a submission queue of the same id (5.3, 5.4).
+    /// Creates a completion and a submission queue of the same id (5.3, 5.4); completions interrupt by `vector`.
     pub(super) fn create_pair(
         &mut self,
         port: &Port,
@@ -224,10 +227,14 @@ impl Admin {
         id: u16,
         rings: (Iova, Iova),
         entries: u32,
+        vector: Option<u16>,
     ) -> Result<(), Failure> {
         let (sq, cq) = rings;
         let size_and_id = (entries - 1) << 16 | u32::from(id);
-        let mut create = command(ADM_CREATE_CQ, [size_and_id, QUEUE_CONTIGUOUS]);
+        let interrupt = vector.map_or(0, |vector| {
+            QUEUE_INTERRUPTS | u32::from(vector) << QUEUE_VECTOR_SHIFT
+        });
+        let mut create = command(ADM_CREATE_CQ, [size_and_id, QUEUE_CONTIGUOUS | interrupt]);
         create.prp1.set(cq.0);
         self.run(port, counters, create)?;
         let with_cq = u32::from(id) << 16 | QUEUE_CONTIGUOUS;

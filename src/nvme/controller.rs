@@ -17,6 +17,8 @@ use super::spec::{
     CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE, CSI_NVM,
     FEAT_VOLATILE_WRITE_CACHE, IdentifyController, IdentifyNamespace,
 };
+use super::wait;
+use crate::block::Wait;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Mapper};
@@ -56,6 +58,8 @@ pub struct QueueOptions {
     pub retries: u8,
     /// Refuse whatever would change the namespace.
     pub read_only: bool,
+    /// How [`crate::block::Queue::relax`] waits. Anything but polling takes an interrupt vector of the device.
+    pub wait: Wait,
 }
 
 impl Default for QueueOptions {
@@ -66,6 +70,7 @@ impl Default for QueueOptions {
             timeout: Duration::from_secs(30),
             retries: 4,
             read_only: false,
+            wait: Wait::Poll,
         }
     }
 }
@@ -83,6 +88,8 @@ pub struct Stats {
     pub stale_completions: u64,
     /// Commands that missed their deadline, admin commands included.
     pub timeouts: u64,
+    /// Sleeps that ended by the clock although a completion was there: its interrupt was lost, or very late.
+    pub lost_interrupts: u64,
     /// Bytes of rings never given back, because the device could not be kept from using them.
     pub leaked_bytes: u64,
 }
@@ -109,6 +116,7 @@ pub(super) struct Counters {
     pub(super) retries: Counter,
     pub(super) stale: Counter,
     pub(super) timeouts: Counter,
+    pub(super) lost_interrupts: Counter,
     pub(super) leaked_bytes: Counter,
 }
 
@@ -197,6 +205,7 @@ impl Controller {
         info.namespaces = self.identify_namespaces(&mut admin, data.nn.get())?;
         info.queues = self.negotiate(&mut admin)?;
         admin.free_ids = (1..=info.queues).rev().collect();
+        admin.free_vectors = wait::free_vectors(&*self.port.device);
         if info.volatile_write_cache {
             info.volatile_write_cache =
                 match admin.feature(&self.port, &self.counters, FEAT_VOLATILE_WRITE_CACHE) {
@@ -285,6 +294,7 @@ impl Controller {
             retries: self.counters.retries.get(),
             stale_completions: self.counters.stale.get(),
             timeouts: self.counters.timeouts.get(),
+            lost_interrupts: self.counters.lost_interrupts.get(),
             leaked_bytes: self.counters.leaked_bytes.get(),
         }
     }

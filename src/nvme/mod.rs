@@ -23,7 +23,9 @@ pub mod spec;
 mod split;
 #[cfg(test)]
 mod tests;
+mod wait;
 
+pub use crate::block::Wait;
 pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
 pub use info::{ControllerInfo, NamespaceInfo, Version};
 pub use pair::QueuePair;

@@ -20,6 +20,7 @@ use super::split::{
     DWORD_BYTES, Geometry, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks,
     piece_bytes,
 };
+use super::wait::Sleeper;
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token};
 use crate::mem::{Segment, SharedWords};
 use crate::units::Iova;
@@ -64,6 +65,8 @@ pub struct QueuePair {
     pub(super) segments: Box<[Segment]>,
     pub(super) id: u16,
     pub(super) watch: Watch,
+    /// Of a queue that waits by interrupts.
+    pub(super) sleeper: Option<Sleeper>,
 }
 
 impl Queue for QueuePair {
@@ -146,6 +149,9 @@ impl Queue for QueuePair {
     fn relax(&mut self) {
         self.controller.port.device.relax();
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
+        if self.sleeper.is_some() {
+            self.doze();
+        }
     }
 }
 

@@ -145,6 +145,11 @@ impl CompletionRing {
         }
     }
 
+    /// Where the next entry is expected.
+    pub(super) fn head(&self) -> u32 {
+        self.head
+    }
+
     /// Gives the device back all entries that were popped since it was told last.
     #[inline]
     pub(super) fn ring(&mut self) {

@@ -66,6 +66,16 @@ impl Watch {
         }
     }
 
+    /// Whether a reset is due, or everything is over: nobody is to wait for the device then.
+    pub(super) fn is_busy(&self) -> bool {
+        self.must_reset || self.gone
+    }
+
+    /// The time between two looks.
+    pub(super) fn look(&self) -> Duration {
+        Duration::from_nanos(self.look_ns)
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns)
     }

@@ -13,6 +13,7 @@ use super::recovery::Watch;
 use super::slots::{List, NONE, Slot, Tracker};
 use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
 use super::split::{DWORD_BYTES, Geometry};
+use super::wait::Sleeper;
 use crate::block::{Limits, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Segment, SharedWords};
@@ -40,7 +41,8 @@ impl QueuePair {
                 ),
             ));
         };
-        let mut pair = Self::build(controller, namespace, options, id)
+        let mut pair = Sleeper::new(controller, options.wait)
+            .and_then(|sleeper| Self::build(controller, namespace, options, id, sleeper))
             .inspect_err(|_| controller.admin().free_ids.push(id))?;
         // From here on dropping the pair gives the id back.
         pair.introduce()?;
@@ -83,6 +85,7 @@ impl QueuePair {
             self.id,
             (self.sq.iova(), self.cq.iova()),
             self.sq.entries(),
+            self.sleeper.as_ref().map(|sleeper| sleeper.vector),
         )
     }
 
@@ -92,6 +95,7 @@ impl QueuePair {
         namespace: &NamespaceInfo,
         options: &QueueOptions,
         id: u16,
+        sleeper: Option<Sleeper>,
     ) -> Result<Self> {
         let most = 1usize << controller.info().max_queue_entries.ilog2();
         let entries = (options.depth + 1).next_power_of_two().min(most);
@@ -132,6 +136,7 @@ impl QueuePair {
             segments: vec![Segment::default(); depth * options.max_segments].into_boxed_slice(),
             id,
             watch: Watch::new(options),
+            sleeper,
         })
     }
 }

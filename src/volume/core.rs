@@ -43,6 +43,7 @@ impl IoCore {
                 depth: target.queue_depth,
                 timeout: target.command_timeout,
                 read_only: target.info.read_only,
+                wait: target.wait,
             })
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         let limits = *queue.limits();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::TargetInfo;
-use crate::block::{Chain, Completion, Limits, Queue, Refused};
+use crate::block::{Chain, Completion, Limits, Queue, Refused, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
 
@@ -24,6 +24,7 @@ pub(super) struct EngineOptions {
     pub(super) depth: usize,
     pub(super) timeout: Duration,
     pub(super) read_only: bool,
+    pub(super) wait: Wait,
 }
 
 impl Engine {
@@ -36,6 +37,7 @@ impl Engine {
                     max_segments: 1,
                     timeout: options.timeout,
                     read_only: options.read_only,
+                    wait: options.wait,
                     ..QueueOptions::default()
                 };
                 controller.queue(*nsid, options).map(EngineQueue::Nvme)
@@ -65,6 +67,7 @@ impl Engine {
                     read_only: namespace.read_only,
                     max_queue_pairs: info.queues.into(),
                     queue_depth: 0,
+                    wait: String::new(),
                     memory: String::new(),
                 })
             }

@@ -37,6 +37,8 @@ pub struct TargetInfo {
     pub max_queue_pairs: u32,
     /// Operations in flight per queue pair, as opened.
     pub queue_depth: u32,
+    /// How threads wait for the device: `poll`, `interrupt` or `adaptive`.
+    pub wait: String,
     /// What the DMA memory is made of: `hugepages`, `locked pages` or `pageable memory`.
     pub memory: String,
 }

@@ -281,7 +281,9 @@ impl Io {
         self.in_flight
     }
 
-    /// To be called between polls that found nothing, by a caller with nothing else to do.
+    /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was
+    /// opened for polling ([`super::VolumeOptions::wait`]) it may sleep here, while operations are in flight, until
+    /// one may have ended.
     #[inline]
     pub fn relax(&mut self) {
         self.core.queue.relax();

@@ -38,6 +38,7 @@ mod reader;
 mod target;
 mod walk;
 
+pub use crate::block::Wait;
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::DmaBuf;
 pub use dir::{DirEntries, DirEntry, ReadDir};

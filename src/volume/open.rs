@@ -11,6 +11,7 @@ use super::{
     ControllerMode, File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir,
     TargetInfo, TargetKind, TargetSpec, VolumeInfo, VolumeOptions, walk,
 };
+use crate::block::Wait;
 use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::device::vfio::{VfioDevice, VfioOptions};
@@ -33,6 +34,7 @@ pub(super) struct TargetShared {
     pub(super) info: TargetInfo,
     pub(super) queue_depth: usize,
     pub(super) command_timeout: Duration,
+    pub(super) wait: Wait,
     no_recovery: bool,
 }
 
@@ -92,6 +94,7 @@ impl Target {
             engine: format!("xtent's own NVMe driver over {words}"),
             read_only: info.read_only || access.read_only,
             queue_depth,
+            wait: wait_of(spec, options).name().to_owned(),
             memory: memory.to_owned(),
             ..info
         };
@@ -103,6 +106,7 @@ impl Target {
                 info,
                 queue_depth: queue_depth as usize,
                 command_timeout: options.command_timeout,
+                wait: wait_of(spec, options),
                 no_recovery,
             }),
         })
@@ -112,6 +116,11 @@ impl Target {
     pub fn info(&self) -> &TargetInfo {
         &self.shared.info
     }
+}
+
+/// How its threads wait.
+fn wait_of(spec: &TargetSpec, options: &VolumeOptions) -> Wait {
+    spec.wait.unwrap_or(options.wait)
 }
 
 /// The controller of a target, and in words what it is.
@@ -248,9 +257,11 @@ fn emu_config(
         read_only: access.read_only,
         max_queue_entries: 4096,
         max_io_queues: 128,
-        mode: match spec.controller.unwrap_or(options.controller) {
-            ControllerMode::Threaded => Mode::Threaded,
-            ControllerMode::Inline => Mode::Inline,
+        mode: match (spec.controller, options.controller) {
+            (Some(ControllerMode::Inline), _) => Mode::Inline,
+            // Whoever sleeps does not do the controller's work.
+            (None, ControllerMode::Inline) if wait_of(spec, options) == Wait::Poll => Mode::Inline,
+            _ => Mode::Threaded,
         },
         ..defaults
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::block::Wait;
 use crate::device::vfio::PciAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::HugePages;
@@ -45,6 +46,9 @@ pub struct VolumeOptions {
     pub memory_limit_bytes: usize,
     /// Time after which a command counts as lost.
     pub command_timeout: Duration,
+    /// How threads wait for the device. An embedded controller that is not told otherwise runs on a thread of its
+    /// own where they do not poll.
+    pub wait: Wait,
 }
 
 impl Default for VolumeOptions {
@@ -58,6 +62,7 @@ impl Default for VolumeOptions {
             huge_pages: HugePages::default(),
             memory_limit_bytes: usize::MAX,
             command_timeout: Duration::from_secs(30),
+            wait: Wait::Poll,
         }
     }
 }
@@ -113,6 +118,8 @@ pub struct TargetSpec {
     pub queue_depth: Option<u32>,
     /// `vwc=on|off`: whether the embedded controller has a volatile write cache.
     pub volatile_write_cache: Option<bool>,
+    /// `wait=poll|interrupt|adaptive`: how threads wait for the device.
+    pub wait: Option<Wait>,
     /// `threaded`, `inline`: how the embedded controller runs.
     pub controller: Option<ControllerMode>,
     /// `readonly`: nothing is ever written.
@@ -124,8 +131,8 @@ pub struct TargetSpec {
 }
 
 const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], spdk:TRANSPORT or uring:DEVICE";
-const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, threaded, inline, \
-                       readonly, norecovery, inuse, and for ram: load=FILE";
+const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
+                       wait=poll|interrupt|adaptive, threaded, inline, readonly, norecovery, inuse, and for ram: load=FILE";
 
 impl TargetSpec {
     /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
@@ -185,6 +192,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
         noiob_blocks: None,
         queue_depth: None,
         volatile_write_cache: None,
+        wait: None,
         controller: None,
         read_only: false,
         no_recovery: false,
@@ -226,6 +234,13 @@ fn parse(text: &str) -> Result<TargetSpec> {
 
 /// A disk is what it is: the options that shape an embedded controller say nothing about one.
 fn check_options(spec: &TargetSpec) -> Result<()> {
+    let sleeps = spec.wait.is_some_and(|wait| wait != Wait::Poll);
+    if sleeps && spec.controller == Some(ControllerMode::Inline) {
+        return Err(invalid(
+            "an `inline` controller works on the thread that waits, which cannot sleep then: leave out `inline` \
+             or `wait`",
+        ));
+    }
     let given = [
         ("lba", spec.lba_bytes.is_some()),
         ("mdts", spec.mdts.is_some()),
@@ -301,16 +316,19 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
         ("depth", Some(value)) => spec.queue_depth = Some(number(name, value, 2, 4096)?),
         ("vwc", Some("on")) => spec.volatile_write_cache = Some(true),
         ("vwc", Some("off")) => spec.volatile_write_cache = Some(false),
+        ("wait", Some("poll")) => spec.wait = Some(Wait::Poll),
+        ("wait", Some("interrupt")) => spec.wait = Some(Wait::Interrupt),
+        ("wait", Some("adaptive")) => spec.wait = Some(Wait::ADAPTIVE),
         ("load", Some(file)) => match &mut spec.kind {
             TargetKind::Ram { load, .. } => *load = Some(PathBuf::from(file)),
             _ => return Err(invalid("the option `load` is for ram: targets only")),
         },
-        ("lba" | "vwc", Some(value)) => {
+        ("lba" | "vwc" | "wait", Some(value)) => {
             return Err(invalid(format!(
                 "`{value}` is not a value of `{name}`: the options are {OPTIONS}"
             )));
         }
-        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "load", None) => {
+        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "load", None) => {
             return Err(invalid(format!(
                 "the option `{name}` needs a value: the options are {OPTIONS}"
             )));
@@ -387,7 +405,7 @@ mod tests {
     #[test]
     fn options_are_taken() {
         let spec = TargetSpec::parse(
-            "image:a,,b.img,lba=4096,mdts=5,noiob=256,depth=64,vwc=off,inline,readonly,norecovery,inuse",
+            "image:a,,b.img,lba=4096,mdts=5,noiob=256,depth=64,vwc=off,wait=poll,inline,readonly,norecovery,inuse",
         )
         .unwrap();
         assert_eq!(spec.kind, TargetKind::Image("a,b.img".into()));
@@ -396,8 +414,13 @@ mod tests {
         assert_eq!(spec.noiob_blocks, Some(256));
         assert_eq!(spec.queue_depth, Some(64));
         assert_eq!(spec.volatile_write_cache, Some(false));
+        assert_eq!(spec.wait, Some(Wait::Poll));
         assert_eq!(spec.controller, Some(ControllerMode::Inline));
         assert!(spec.read_only && spec.no_recovery && spec.allow_in_use);
+        let spec = TargetSpec::parse("ram:1M,wait=adaptive").unwrap();
+        assert_eq!(spec.wait, Some(Wait::ADAPTIVE));
+        let spec = TargetSpec::parse("pci:01:00.0,wait=interrupt").unwrap();
+        assert_eq!(spec.wait, Some(Wait::Interrupt));
     }
 
     #[test]
@@ -421,6 +444,8 @@ mod tests {
         for (bad, words) in [
             ("image:x,lbs=512", "lba=512|4096"),
             ("image:x,lba=1024", "lba=512|4096"),
+            ("image:x,wait=now", "wait=poll|interrupt|adaptive"),
+            ("ram:1M,inline,wait=interrupt", "cannot sleep"),
             ("image:x,mdts=99", "from 0 to 16"),
             ("image:x,depth", "needs a value"),
             ("image:x,readonly=1", "takes no value"),

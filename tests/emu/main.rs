@@ -8,6 +8,7 @@ mod data;
 mod faults;
 mod host;
 mod hostile;
+mod interrupts;
 mod modes;
 mod power;
 mod protocol;

@@ -13,11 +13,11 @@ use crate::nvme::spec::{
     ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES, CC_IOCQES_SHIFT,
     CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE,
     Command, FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES, PAGE_BYTES,
-    QUEUE_CONTIGUOUS, SC_ABORT_REQUESTED, SC_ASYNC_EVENT_LIMIT, SC_COMMAND_SEQUENCE,
-    SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE, SC_INVALID_CQ, SC_INVALID_FIELD,
-    SC_INVALID_LOG_PAGE, SC_INVALID_NAMESPACE, SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET,
-    SC_INVALID_QUEUE_DELETION, SC_INVALID_QUEUE_ID, SC_INVALID_QUEUE_SIZE, SC_SQ_DELETED,
-    StatusField,
+    QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, SC_ABORT_REQUESTED,
+    SC_ASYNC_EVENT_LIMIT, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE,
+    SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_INTERRUPT_VECTOR, SC_INVALID_LOG_PAGE,
+    SC_INVALID_NAMESPACE, SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET, SC_INVALID_QUEUE_DELETION,
+    SC_INVALID_QUEUE_ID, SC_INVALID_QUEUE_SIZE, SC_SQ_DELETED, StatusField,
 };
 use crate::units::Iova;
 
@@ -186,8 +186,14 @@ impl Controller {
             |this, id| this.cqs[id].is_some(),
             self.entry_shift_is(CC_IOCQES_SHIFT, 4),
         )?;
+        let dw11 = command.cdw10_15[1].get();
+        let vector = (dw11 & QUEUE_INTERRUPTS != 0).then(|| low16(dw11 >> QUEUE_VECTOR_SHIFT));
+        if vector.is_some_and(|vector| vector >= self.vectors.count()) {
+            return Err(SC_INVALID_INTERRUPT_VECTOR.do_not_retry());
+        }
         let cq = Cq::new(size, Iova(command.prp1.get()), &self.space);
-        let cq = self.reachable(cq)?;
+        let mut cq = self.reachable(cq)?;
+        cq.vector = vector;
         self.clear_doorbell(id, true);
         self.cqs[usize::from(id)] = Some(cq);
         Ok(())

@@ -55,6 +55,9 @@ pub struct EmuConfig {
     pub max_io_queues: u16,
     /// Most entries of a queue, 2 to 65536.
     pub max_queue_entries: u32,
+    /// Interrupt vectors, 0 to 2048; vector 0 is the admin queue's. An [inline](Mode::Inline) controller has none:
+    /// whoever slept there would not do its work.
+    pub interrupt_vectors: u16,
     /// CAP.DSTRD: doorbells are `4 << shift` bytes apart, 0 to 10. The default, 3, gives each queue pair a
     /// cache line of its own.
     pub doorbell_stride_shift: u8,
@@ -99,6 +102,7 @@ impl Default for EmuConfig {
             read_only: false,
             max_io_queues: 64,
             max_queue_entries: 1024,
+            interrupt_vectors: 129,
             doorbell_stride_shift: 3,
             cap_to: 4,
             ready_delay_ns: 0,
@@ -140,6 +144,7 @@ impl EmuConfig {
         within("mdts", self.mdts.into(), 0, 16)?;
         within("max_io_queues", self.max_io_queues.into(), 1, 4095)?;
         within("max_queue_entries", self.max_queue_entries.into(), 2, 65536)?;
+        within("interrupt_vectors", self.interrupt_vectors.into(), 0, 2048)?;
         let shift = self.doorbell_stride_shift.into();
         within("doorbell_stride_shift", shift, 0, 10)?;
         within("abort_limit", self.abort_limit.into(), 1, 256)?;

@@ -106,6 +106,7 @@ impl Controller {
             return self.fail();
         };
         cq.sqs = 1;
+        cq.vector = (self.vectors.count() > 0).then_some(0);
         self.sqs[0] = Some(sq);
         self.cqs[0] = Some(cq);
         self.active.push(0);

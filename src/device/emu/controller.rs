@@ -9,6 +9,7 @@ use super::admin::{Events, Features};
 use super::clock::Clock;
 use super::config::EmuConfig;
 use super::fault::{Event, Fault, Faults, Target};
+use super::irq::Vectors;
 use super::namespace::Namespace;
 use super::queue::{Cq, Entry, Seen, Sq};
 use super::registers::Registers;
@@ -99,6 +100,7 @@ pub(super) struct Controller {
     pub(super) space: Arc<DmaSpace>,
     pub(super) doorbells: Arc<DoorbellArray>,
     pub(super) clock: Arc<Clock>,
+    pub(super) vectors: Arc<Vectors>,
     pub(super) offer: Offer,
     pub(super) namespaces: Vec<Namespace>,
     /// By queue id; 0 is the admin queue.
@@ -118,6 +120,10 @@ pub(super) struct Controller {
     pub(super) running: bool,
     /// Some completion waits for room in its queue.
     backlog: bool,
+    /// Interrupt vectors to raise when the pass is over.
+    due: Vec<u16>,
+    /// The completion at work interrupts nobody.
+    mute: bool,
     /// The identify command at work is to deliver garbage.
     pub(super) garbage: bool,
     /// The host memory of the command at work.
@@ -131,6 +137,7 @@ impl Controller {
         space: Arc<DmaSpace>,
         doorbells: Arc<DoorbellArray>,
         clock: Arc<Clock>,
+        vectors: Arc<Vectors>,
     ) -> Self {
         let queues = usize::from(config.max_io_queues) + 1;
         let cached = config.cache_model && config.volatile_write_cache;
@@ -140,6 +147,7 @@ impl Controller {
             space,
             doorbells,
             clock,
+            vectors,
             features: Features::new(config.max_io_queues, config.volatile_write_cache),
             events: Events::default(),
             offer: Offer {
@@ -168,6 +176,8 @@ impl Controller {
             ready_at: None,
             running: false,
             backlog: false,
+            due: Vec::new(),
+            mute: false,
             garbage: false,
             segments: Vec::new(),
         }
@@ -175,6 +185,15 @@ impl Controller {
 
     /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.
     pub(super) fn pass(&mut self, budget: usize) -> usize {
+        let done = self.work(budget);
+        // Together, and last: all of their entries are posted.
+        for vector in self.due.drain(..) {
+            self.vectors.raise(vector);
+        }
+        done
+    }
+
+    fn work(&mut self, budget: usize) -> usize {
         if let Some(at) = self.ready_at
             && self.clock.now_ns() >= at
         {
@@ -229,6 +248,7 @@ impl Controller {
             let seen = cq.observe(value);
             let mapped = cq.drain();
             self.backlog |= !cq.pending.is_empty();
+            self.due.extend(cq.vector);
             self.note(seen);
             if !mapped {
                 return self.fail();
@@ -366,6 +386,11 @@ impl Controller {
                 self.run(sq, command);
                 self.garbage = false;
             }
+            Fault::LostInterrupt => {
+                self.mute = true;
+                self.run(sq, command);
+                self.mute = false;
+            }
             Fault::AbortFails if command.opcode == ADM_ABORT => {
                 self.stats.aborts_refused += 1;
                 self.complete(sq, cid, Done::value(1));
@@ -486,6 +511,12 @@ impl Controller {
         self.stats.completions += 1;
         let mapped = cq.post(entry);
         self.backlog |= !cq.pending.is_empty();
+        if !self.mute
+            && let Some(vector) = cq.vector
+            && !self.due.contains(&vector)
+        {
+            self.due.push(vector);
+        }
         if !mapped {
             self.fail();
         }
@@ -504,6 +535,7 @@ impl Controller {
         self.ready_at = None;
         self.drop_queues();
         self.registers.gone.store(true, Ordering::Release);
+        self.vectors.raise_all();
     }
 
     /// Forgets all queues and every outstanding command.

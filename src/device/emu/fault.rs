@@ -42,6 +42,8 @@ pub enum Fault {
     WrongCid,
     /// The completion bears the id of the command that completed before; the command itself never ends.
     StaleCid,
+    /// The completion is posted, and nobody is interrupted.
+    LostInterrupt,
     /// The completion's phase bit is wrong; the entry is skipped, and so never seen.
     WrongPhase,
     /// The completion's submission queue head is a random number.
@@ -75,6 +77,7 @@ impl Fault {
             Self::Duplicate => "duplicate",
             Self::WrongCid => "wrong-cid",
             Self::StaleCid => "stale-cid",
+            Self::LostInterrupt => "lost-interrupt",
             Self::WrongPhase => "wrong-phase",
             Self::GarbageSqHead => "garbage-sq-head",
             Self::GarbageIdentify => "garbage-identify",

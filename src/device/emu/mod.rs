@@ -10,7 +10,7 @@
 //! error and never an access. Everything that a host can write is hostile input here.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
@@ -22,6 +22,7 @@ use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, DmaSpace, Doorbell, DoorbellArray, Mapper};
 use crate::nvme::spec::{REG_DOORBELLS, StatusField, status_name};
+use crate::sys::EventFd;
 
 mod admin;
 mod cache;
@@ -32,6 +33,7 @@ mod controller;
 mod fault;
 mod identify;
 mod io;
+mod irq;
 mod medium;
 mod namespace;
 mod prp;
@@ -47,6 +49,7 @@ pub use stats::EmuStats;
 
 use clock::Clock;
 use controller::Controller;
+use irq::Vectors;
 use registers::Registers;
 
 /// Commands of one `relax()` of an inline controller.
@@ -73,6 +76,7 @@ struct Shared {
     registers: Arc<Registers>,
     doorbells: Arc<DoorbellArray>,
     clock: Arc<Clock>,
+    vectors: Arc<Vectors>,
     controller: Mutex<Controller>,
     /// Host threads that want the lock: the worker lets them in.
     waiting: AtomicU32,
@@ -152,17 +156,24 @@ impl EmuDevice {
         let (name, mode, tick_ns) = (config.name.clone(), config.mode, config.tick_ns);
         let (auto_relax, spin_ns) = (config.auto_relax, config.spin_ns);
         let stride_shift = config.doorbell_stride_shift;
+        let vectors = Arc::new(Vectors::new(match config.mode {
+            Mode::Threaded | Mode::Stepped => config.interrupt_vectors,
+            // Whoever sleeps there does not do the controller's work.
+            Mode::Inline => 0,
+        }));
         let controller = Controller::new(
             config,
             Arc::clone(&registers),
             Arc::clone(&space),
             Arc::clone(&doorbells),
             Arc::clone(&clock),
+            Arc::clone(&vectors),
         );
         let shared = Arc::new(Shared {
             registers,
             doorbells,
             clock,
+            vectors,
             controller: Mutex::new(controller),
             waiting: AtomicU32::new(0),
             stop: AtomicBool::new(false),
@@ -278,6 +289,8 @@ impl EmuDevice {
     }
 
     fn unpark(&self, thread: &Thread) {
+        // A doorbell that was rung before is seen by the thread, or its sleep is seen here (see `worker`).
+        fence(Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::SeqCst) {
             thread.unpark();
         }
@@ -381,6 +394,27 @@ impl Device for EmuDevice {
                 self.shared.clock.advance(self.tick_ns);
             }
         }
+    }
+
+    fn interrupt_vectors(&self) -> u16 {
+        self.shared.vectors.count()
+    }
+
+    fn interrupt(&self, vector: u16) -> Result<Arc<EventFd>> {
+        let count = self.interrupt_vectors();
+        let error = match self.shared.vectors.connect(vector) {
+            Some(Ok(event)) => return Ok(event),
+            Some(Err(error)) => Error::system("cannot make an eventfd", error),
+            None if count == 0 => Error::new(
+                ErrorKind::Unsupported,
+                "this embedded controller has no interrupts; it can only be polled",
+            ),
+            None => Error::new(
+                ErrorKind::InvalidInput,
+                format!("there is no interrupt vector {vector}: there are {count}"),
+            ),
+        };
+        Err(error.on_device(self.name.as_str()))
     }
 }
 

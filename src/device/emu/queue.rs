@@ -138,6 +138,8 @@ pub(super) struct Cq {
     /// Entries posted since its creation.
     pub(super) posts: u64,
     pub(super) pending: VecDeque<Entry>,
+    /// What its entries interrupt by.
+    pub(super) vector: Option<u16>,
     head: u32,
     tail: u32,
     phase: bool,
@@ -152,6 +154,7 @@ impl Cq {
             sqs: 0,
             posts: 0,
             pending: VecDeque::new(),
+            vector: None,
             head: 0,
             tail: 0,
             phase: true,

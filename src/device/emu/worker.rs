@@ -1,7 +1,7 @@
 //! The thread that does the controller's work in threaded mode.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,7 @@ pub(super) fn run(shared: &Arc<Shared>, spin: Duration) {
             thread::yield_now();
         } else {
             shared.sleeping.store(true, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             // What came in between is seen now, or by the host that waits for it and wakes us.
             if shared.worker_pass(PASS) == 0 && !shared.stop.load(Ordering::Acquire) {
                 thread::park_timeout(sleep);

@@ -101,6 +101,10 @@ pub const FEAT_NUMBER_OF_QUEUES: u32 = 0x07;
 
 /// Create queue, CDW11: the queue is physically contiguous.
 pub const QUEUE_CONTIGUOUS: u32 = 1;
+/// Create completion queue, CDW11: completions interrupt.
+pub const QUEUE_INTERRUPTS: u32 = 1 << 1;
+/// Create completion queue, CDW11: where the interrupt vector is.
+pub const QUEUE_VECTOR_SHIFT: u32 = 16;
 
 /// One range of a dataset management command, 16 bytes (NVM, figure 40).
 #[derive(

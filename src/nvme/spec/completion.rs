@@ -98,6 +98,8 @@ pub const SC_INVALID_QUEUE_SIZE: StatusField = StatusField::of(1, 0x02);
 pub const SC_ABORT_LIMIT: StatusField = StatusField::of(1, 0x03);
 /// Command specific: asynchronous event request limit exceeded.
 pub const SC_ASYNC_EVENT_LIMIT: StatusField = StatusField::of(1, 0x05);
+/// Command specific: invalid interrupt vector.
+pub const SC_INVALID_INTERRUPT_VECTOR: StatusField = StatusField::of(1, 0x08);
 /// Command specific: invalid log page.
 pub const SC_INVALID_LOG_PAGE: StatusField = StatusField::of(1, 0x09);
 /// Command specific: feature identifier not saveable.
@@ -137,6 +139,7 @@ pub fn status_name(sct: u8, sc: u8) -> &'static str {
         (1, 0x02) => "an invalid queue size",
         (1, 0x03) => "that its limit of aborts is exceeded",
         (1, 0x05) => "that its limit of event requests is exceeded",
+        (1, 0x08) => "an invalid interrupt vector",
         (1, 0x09) => "an invalid log page",
         (1, 0x0c) => "an invalid queue deletion",
         (1, 0x82) => "a write to a read-only range",

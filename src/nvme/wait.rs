@@ -1,0 +1,128 @@
+//! Waiting with closed eyes: a queue whose owner sleeps until the device interrupts.
+//!
+//! No wakeup is missed. The device posts an entry and then raises the vector's counter; the owner looks at the
+//! queue and then sleeps on the counter. An entry posted after the look raises the counter after the look, and a
+//! counter above zero ends the sleep, or does not let it begin. The counter is set back only by the sleeper as it
+//! wakes, and the queue is looked at after that. A device may hold the next interrupt back until the entries of the
+//! last one are given back: that is why the doorbell of the completion queue is rung before every sleep. And an
+//! interrupt that never comes, or a device that is silent altogether, costs no more than one look of the watch: no
+//! sleep is longer.
+
+use std::sync::Arc;
+
+use super::controller::Controller;
+use super::pair::QueuePair;
+use super::slots::NONE;
+use crate::block::Wait;
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::EventFd;
+
+/// What a queue pair needs to sleep. Gives its vector back when it is dropped.
+pub(super) struct Sleeper {
+    controller: Arc<Controller>,
+    pub(super) vector: u16,
+    event: Arc<EventFd>,
+    /// Rounds that find nothing before it sleeps.
+    spins: u32,
+    /// Rounds that found nothing so far, and where the completion queue stood.
+    idle: (u32, u32),
+}
+
+/// The vectors for I/O queues, the next one last. Vector 0 is the admin queue's: it comes when all others are in
+/// use, and its queue is woken by admin commands for nothing.
+pub(super) fn free_vectors(device: &dyn Device) -> Vec<u16> {
+    let all = device.interrupt_vectors();
+    let mut free: Vec<_> = (1..all).rev().collect();
+    if all > 0 {
+        free.insert(0, 0);
+    }
+    free
+}
+
+impl Sleeper {
+    /// Takes a vector and connects it; `None` for a queue that only polls.
+    pub(super) fn new(controller: &Arc<Controller>, wait: Wait) -> Result<Option<Self>> {
+        let spins = match wait {
+            Wait::Poll => return Ok(None),
+            Wait::Interrupt => 0,
+            Wait::Adaptive { spins } => spins,
+        };
+        let device = &*controller.port.device;
+        if device.interrupt_vectors() == 0 {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the device has no interrupts to wait for; it can only be polled",
+            ));
+        }
+        let Some(vector) = controller.admin().free_vectors.pop() else {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                format!(
+                    "all {} interrupt vectors of the device are in use; wait by polling",
+                    device.interrupt_vectors()
+                ),
+            ));
+        };
+        match device.interrupt(vector) {
+            Ok(event) => Ok(Some(Self {
+                controller: Arc::clone(controller),
+                vector,
+                event,
+                spins,
+                idle: (0, 0),
+            })),
+            Err(error) => {
+                controller.admin().free_vectors.push(vector);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts a round that found nothing; whether there were enough of them.
+    fn is_tired(&mut self, head: u32) -> bool {
+        let (rounds, at) = &mut self.idle;
+        if *at != head {
+            (*rounds, *at) = (0, head);
+        }
+        *rounds = rounds.saturating_add(1);
+        *rounds > self.spins
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.controller.admin().free_vectors.push(self.vector);
+    }
+}
+
+impl QueuePair {
+    /// Sleeps, where polling has brought nothing for long enough and only the device can bring anything.
+    #[cold]
+    pub(super) fn doze(&mut self) {
+        let head = self.cq.head();
+        let nothing_to_come = self.outstanding == 0
+            || self.ended.head != NONE
+            || self.watch.is_busy()
+            || self.controller.generation() != self.generation;
+        let Some(sleeper) = &mut self.sleeper else {
+            return;
+        };
+        if nothing_to_come || !sleeper.is_tired(head) {
+            return;
+        }
+        // What the device was not told of, it will not end.
+        self.sq.ring();
+        self.cq.ring();
+        if self.cq.peek().is_some() {
+            return;
+        }
+        // A sleep that fails is none: the caller goes on as if it polled.
+        let woken = sleeper.event.wait(Some(self.watch.look()));
+        if matches!(woken, Ok(false)) && self.cq.peek().is_some() {
+            self.controller.counters.lost_interrupts.add(1);
+        }
+        // The watch goes by the clock, and this took long.
+        self.countdown = 0;
+    }
+}
