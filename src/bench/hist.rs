@@ -33,10 +33,14 @@ impl Default for Direction {
 }
 
 impl Direction {
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn record(&mut self, latency: Duration, bytes: usize) {
-        let ns = u64::try_from(latency.as_nanos()).unwrap_or(LONGEST_NS);
-        self.latency_ns.saturating_record(ns.max(1));
+        self.record_ns(u64::try_from(latency.as_nanos()).unwrap(), bytes);
+    }
+
+    #[inline]
+    pub(crate) fn record_ns(&mut self, latency_ns: u64, bytes: usize) {
+        self.latency_ns.saturating_record(latency_ns.max(1));
         self.bytes += bytes as u64;
     }
 

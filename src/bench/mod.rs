@@ -13,6 +13,7 @@ pub(crate) mod kernel;
 pub(crate) mod page;
 pub(crate) mod pattern;
 pub(crate) mod progress;
+pub(crate) mod raw_engine;
 pub(crate) mod report;
 pub(crate) mod runner;
 pub(crate) mod workload;

@@ -5,8 +5,9 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use xtent::sys::Ticks;
 use xtent::{Error, ErrorKind, Result};
 
 use super::hist::Direction;
@@ -102,7 +103,7 @@ pub(crate) fn check_interrupted() -> Result<()> {
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    started: Instant,
+    started: Ticks,
     op: Op,
     offset_bytes: u64,
 }
@@ -136,7 +137,7 @@ impl<'a, E: Engine> Job<'a, E> {
             0
         };
         let idle = Slot {
-            started: Instant::now(),
+            started: Ticks::now(),
             op: Op::Read,
             offset_bytes: 0,
         };
@@ -177,8 +178,8 @@ impl<'a, E: Engine> Job<'a, E> {
     /// The measured part.
     fn load(&mut self) {
         let workload = self.workload;
-        let measure_from = Instant::now() + workload.ramp_time.unwrap_or_default();
-        let end = workload.runtime.map(|runtime| measure_from + runtime);
+        let measure_from = Ticks::now().after(workload.ramp_time.unwrap_or_default());
+        let end = workload.runtime.map(|runtime| measure_from.after(runtime));
         let once = workload.runtime.is_none();
         let mut left = match (workload.number_ios, once) {
             (Some(n), true) => n.min(workload.blocks_per_job()),
@@ -205,7 +206,7 @@ impl<'a, E: Engine> Job<'a, E> {
                 self.finish(slot, result, now, measure_from);
             }
             self.ios.store(count, Ordering::Relaxed);
-            self.outcome.elapsed = now.saturating_duration_since(measure_from);
+            self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(measure_from));
             let stop = end.is_some_and(|end| now >= end) || self.failure.is_some();
             if stop || xtent::sys::interrupted().is_some() {
                 left = 0;
@@ -219,7 +220,7 @@ impl<'a, E: Engine> Job<'a, E> {
             pattern::fill(self.engine.slot_mut(slot), offset_bytes, self.workload.seed);
         }
         self.slots[slot] = Slot {
-            started: Instant::now(),
+            started: Ticks::now(),
             op,
             offset_bytes,
         };
@@ -231,7 +232,7 @@ impl<'a, E: Engine> Job<'a, E> {
 
     /// Polls; the time, when something has ended.
     #[inline]
-    fn reap(&mut self) -> Option<Instant> {
+    fn reap(&mut self) -> Option<Ticks> {
         let ended = &mut self.ended;
         let polled = self
             .engine
@@ -242,11 +243,11 @@ impl<'a, E: Engine> Job<'a, E> {
             self.free = (0..self.slots.len()).collect();
             return None;
         }
-        (!self.ended.is_empty()).then(Instant::now)
+        (!self.ended.is_empty()).then(Ticks::now)
     }
 
     #[inline]
-    fn finish(&mut self, slot: usize, result: Result<usize>, now: Instant, measure_from: Instant) {
+    fn finish(&mut self, slot: usize, result: Result<usize>, now: Ticks, measure_from: Ticks) {
         let Slot {
             started,
             op,
@@ -260,7 +261,7 @@ impl<'a, E: Engine> Job<'a, E> {
                         Op::Read => &mut self.outcome.read,
                         Op::Write => &mut self.outcome.write,
                     };
-                    direction.record(now - started, bytes);
+                    direction.record_ns(now.nanoseconds_since(started), bytes);
                 }
                 if self.workload.verify {
                     self.verify(slot, op, offset_bytes);

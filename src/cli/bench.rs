@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use xtent::volume::{TargetInfo, VolumeOptions, Wait};
+use xtent::volume::{Target, TargetInfo, Volume, VolumeOptions, Wait};
 
 use super::failure::{Failure, USAGE, check_interrupted, complain};
 use super::output::size_text;
@@ -14,6 +14,7 @@ use super::{TargetArg, VolumePath};
 use crate::bench::environment::Environment;
 use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
 use crate::bench::progress::Progress;
+use crate::bench::raw_engine::RawEngine;
 use crate::bench::runner::{self, Outcome};
 use crate::bench::workload::{Rw, Workload};
 use crate::bench::xtent_engine::XtentEngine;
@@ -24,14 +25,27 @@ use crate::bench::xtent_engine::XtentEngine;
     evenly; random workloads touch every block once before any twice; clat is measured from just before an \
     operation is handed to xtent until it is reaped. All I/O is direct, from DMA memory, nothing is copied. \
     A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
-    Example: xtent bench image:disk.img /data --rw randread --bs 4k --iodepth 32 --runtime 10"
+    With --raw the load goes to the blocks of the target, whatever is on it; one that writes DESTROYS THAT.\n\n\
+    Examples: xtent bench image:disk.img /data --rw randread --bs 4k --iodepth 32 --runtime 10\n\
+    \x20         xtent bench --raw pci:0000:01:00.0 --rw randread --bs 512 --iodepth 128 --runtime 10"
 )]
 pub(super) struct BenchArgs {
     #[command(flatten)]
     target: TargetArg,
     /// The file; workloads that write overwrite it
-    #[arg(value_name = "PATH")]
-    path: VolumePath,
+    #[arg(
+        value_name = "PATH",
+        required_unless_present = "raw",
+        conflicts_with = "raw"
+    )]
+    path: Option<VolumePath>,
+    /// The target's own blocks instead of a file: no filesystem is looked for
+    #[arg(long)]
+    raw: bool,
+    /// With --raw and a workload that writes: the serial number of the target (`xtent info` shows it), for
+    /// proof that it is the one you mean. It is OVERWRITTEN
+    #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
+    i_may_erase: Option<String>,
     /// What to do
     #[arg(long, value_enum, default_value = "read")]
     rw: Rw,
@@ -80,22 +94,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     if let Some(warning) = environment.warning() {
         complain(&format!("warning: {warning}"));
     }
-    let volume = args.target.open(&VolumeOptions {
-        read_only: !args.rw.writes(),
-        queue_depth: args.iodepth.max(2),
-        wait: args.wait,
-        ..VolumeOptions::default()
-    })?;
-    let path = args.path.as_encoded_bytes();
-    let len_bytes = volume.open_file(&mut volume.io()?, path)?.len_bytes();
-    let workload = workload(args, len_bytes)?;
-    let (name, target) = (path.escape_ascii(), volume.info().target);
+    let place = Place::open(args)?;
+    let workload = workload(args, place.len_bytes()?)?;
     if args.rw.writes() {
-        complain(&format!(
-            "note: --rw {} overwrites {name} on {}",
-            args.rw.name(),
-            target.target
-        ));
+        complain(&format!("note: --rw {} overwrites {place}", args.rw.name()));
     }
     let progress = progress(&workload);
     let started = std::time::Instant::now();
@@ -103,21 +105,17 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         Some(_) => progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
         None => progress.set(ios),
     };
-    let outcome = runner::run(&workload, &tick, |_| {
-        let (writes, block_bytes) = (workload.rw.writes(), workload.block_bytes);
-        XtentEngine::new(&volume, path, writes, workload.iodepth, block_bytes)
-    })
-    .map_err(|error| error.at_path(path).on_device(target.target.as_str()))?;
+    let outcome = place.run(&workload, &tick)?;
     drop(progress);
     check_interrupted()?;
     // Asked again: DMA memory is reserved when it is first needed.
-    let target = volume.info().target;
+    let target = place.info();
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(
             out,
             "{:#}",
-            json_of(&workload, &outcome, &environment, &target, path)
+            json_of(&workload, &outcome, &environment, &target, place.path())
         )?;
     } else {
         print(&mut out, &workload, &outcome, &target)?;
@@ -126,13 +124,119 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is put under load.
+enum Place<'a> {
+    File { volume: Volume, path: &'a [u8] },
+    Raw(Target),
+}
+
+impl<'a> Place<'a> {
+    fn open(args: &'a BenchArgs) -> Result<Self, Failure> {
+        let options = VolumeOptions {
+            read_only: !args.rw.writes(),
+            queue_depth: args.iodepth.max(2),
+            wait: args.wait,
+            ..VolumeOptions::default()
+        };
+        if let Some(path) = &args.path {
+            let volume = args.target.open(&options)?;
+            return Ok(Self::File {
+                volume,
+                path: path.as_encoded_bytes(),
+            });
+        }
+        args.target.check()?;
+        let target = Target::open(&args.target.target, &options).map_err(Failure::target)?;
+        if args.rw.writes() {
+            check_serial(&target, args.i_may_erase.as_deref())?;
+        }
+        Ok(Self::Raw(target))
+    }
+
+    fn len_bytes(&self) -> Result<u64, Failure> {
+        match self {
+            Self::File { volume, path } => {
+                Ok(volume.open_file(&mut volume.io()?, path)?.len_bytes())
+            }
+            Self::Raw(target) => Ok(target.info().capacity_bytes),
+        }
+    }
+
+    fn run(&self, workload: &Workload, tick: runner::Tick<'_>) -> xtent::Result<Outcome> {
+        let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
+        match self {
+            Self::File { volume, path } => runner::run(workload, tick, |_| {
+                XtentEngine::new(volume, path, workload.rw.writes(), depth, block_bytes)
+            })
+            .map_err(|error| error.at_path(path)),
+            Self::Raw(target) => runner::run(workload, tick, |_| {
+                RawEngine::new(target, depth, block_bytes)
+            }),
+        }
+        .map_err(|error| error.on_device(self.info().target))
+    }
+
+    fn info(&self) -> TargetInfo {
+        match self {
+            Self::File { volume, .. } => volume.info().target,
+            Self::Raw(target) => target.info().clone(),
+        }
+    }
+
+    fn path(&self) -> Option<&[u8]> {
+        match self {
+            Self::File { path, .. } => Some(path),
+            Self::Raw(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File { volume, path } => {
+                write!(
+                    f,
+                    "{} on {}",
+                    path.escape_ascii(),
+                    volume.info().target.target
+                )
+            }
+            Self::Raw(target) => write!(f, "all that is on {}", target.info().target),
+        }
+    }
+}
+
+/// Whoever overwrites a target names it twice.
+pub(super) fn check_serial(target: &Target, given: Option<&str>) -> Result<(), Failure> {
+    let info = target.info();
+    match given {
+        Some(given) if given == info.serial => Ok(()),
+        Some(given) => Err(Failure::new(
+            USAGE,
+            format!(
+                "--i-may-erase {given}: the serial number of {} is {}; nothing was written",
+                info.target, info.serial
+            ),
+        )),
+        None => Err(Failure::new(
+            USAGE,
+            format!(
+                "this DESTROYS what is on {} ({}): if you mean it, add --i-may-erase SERIAL with its serial \
+                 number, which `xtent info` shows",
+                info.target, info.model
+            ),
+        )),
+    }
+}
+
 fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
     let size_bytes = args.size.unwrap_or(len_bytes);
     if size_bytes > len_bytes {
         return Err(Failure::new(
             USAGE,
             format!(
-                "--size {size_bytes}: the file has {len_bytes} bytes, and xtent cannot extend it"
+                "--size {size_bytes}: there are {len_bytes} bytes, and xtent cannot make them more"
             ),
         ));
     }
@@ -175,10 +279,11 @@ fn json_of(
     outcome: &Outcome,
     environment: &Environment,
     target: &TargetInfo,
-    path: &[u8],
+    path: Option<&[u8]>,
 ) -> Value {
     let mut options = serde_json::Map::new();
-    super::output::put_name(&mut options, "filename", path);
+    let filename = path.unwrap_or(target.target.as_bytes());
+    super::output::put_name(&mut options, "filename", filename);
     if let Ok(Value::Object(more)) = serde_json::to_value(workload) {
         options.extend(more);
     }
@@ -189,6 +294,7 @@ fn json_of(
         "target": target,
         "memory": target.memory,
         "wait": target.wait,
+        "filesystem": path.is_some(),
         "copies": "none: direct I/O from DMA memory",
         "jobs": [{
             "jobname": workload.name,

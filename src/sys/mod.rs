@@ -11,6 +11,7 @@ mod memfd;
 mod pages;
 mod sigbus;
 mod signal;
+mod ticks;
 mod unix;
 mod uring;
 
@@ -22,5 +23,6 @@ pub use memfd::{is_eventfd, memory_file, memory_page_bytes};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};
 pub use sigbus::{Cover, Guard};
 pub use signal::{catch_interrupts, interrupted};
+pub use ticks::Ticks;
 pub use unix::{MOST_FDS, receive_with_fds, send_with_fds};
 pub use uring::{Slots, Uring, UringOp};

@@ -19,7 +19,7 @@ pub(super) const BOUNCE_COUNT: usize = 8;
 /// Slots beyond the caller's depth: blocking calls go on although that is used up.
 const RESERVED_SLOTS: usize = BOUNCE_COUNT + 2;
 /// Buffers are aligned to this, in bytes: whatever a device asks for, and whole PRPs.
-const BUFFER_ALIGN_BYTES: usize = 4096;
+pub(super) const BUFFER_ALIGN_BYTES: usize = 4096;
 
 /// One thread's queue on a target and the operations on it.
 #[derive(Debug)]

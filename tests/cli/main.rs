@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod kernel;
+mod raw;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

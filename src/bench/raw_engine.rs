@@ -1,0 +1,71 @@
+//! A target's blocks under load, without a filesystem.
+
+use xtent::block;
+use xtent::units::Lba;
+use xtent::volume::{RawIo, Target};
+use xtent::{Error, ErrorKind, Result};
+
+use super::{Engine, Op};
+
+/// This thread's queue on a target.
+#[derive(Debug)]
+pub(crate) struct RawEngine {
+    raw: RawIo,
+    block_shift: u32,
+    block_bytes: usize,
+}
+
+impl RawEngine {
+    pub(crate) fn new(target: &Target, depth: usize, block_bytes: usize) -> Result<Self> {
+        let raw = target.raw(depth, block_bytes)?;
+        Ok(Self {
+            block_shift: raw.limits().block_bytes.trailing_zeros(),
+            raw,
+            block_bytes,
+        })
+    }
+}
+
+impl Engine for RawEngine {
+    fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
+        self.raw.slot_mut(slot).unwrap_or(&mut [])
+    }
+
+    #[inline]
+    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+        let op = match op {
+            Op::Read => block::Op::Read,
+            Op::Write => block::Op::Write,
+        };
+        self.raw
+            .submit(slot, op, Lba(offset_bytes >> self.block_shift))
+    }
+
+    #[inline]
+    fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
+        let block_bytes = self.block_bytes;
+        let ended = self.raw.poll(|slot, status| {
+            done(
+                slot,
+                match status {
+                    block::Status::Success => Ok(block_bytes),
+                    other => Err(failed(other)),
+                },
+            );
+        });
+        if ended == 0 {
+            self.raw.relax();
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.raw.flush()
+    }
+}
+
+#[cold]
+fn failed(status: block::Status) -> Error {
+    let lost = || Error::new(ErrorKind::Io, "the engine lost an operation");
+    status.error().unwrap_or_else(lost)
+}

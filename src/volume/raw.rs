@@ -1,0 +1,333 @@
+//! A target without a filesystem: blocks, by number, through a queue of the calling thread's own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Target;
+use super::core::BUFFER_ALIGN_BYTES;
+use super::engine::{EngineOptions, EngineQueue};
+use super::open::TargetShared;
+use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Status, Token};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{DmaBuf, Lent, Segment};
+use crate::units::Lba;
+
+/// The token of a blocking operation, which is not a slot's.
+const BLOCKING: Token = Token::MAX;
+
+/// One thread's way to the blocks of a target: a queue and slots, each with a buffer of its own.
+///
+/// What is under a filesystem that others use is not theirs to write: see that nobody does.
+///
+/// ```
+/// use xtent::block::Op;
+/// use xtent::units::Lba;
+/// use xtent::volume::{Target, VolumeOptions};
+/// # fn main() -> xtent::Result<()> {
+/// let target = Target::open("ram:64M,inline", &VolumeOptions::default())?;
+/// let mut raw = target.raw(2, 4096)?;
+/// raw.slot_mut(0).unwrap().fill(7);
+/// raw.submit(0, Op::Write, Lba(8))?;
+/// while raw.outstanding() > 0 {
+///     if raw.poll(|slot, status| assert!(slot == 0 && status.is_success())) == 0 {
+///         raw.relax();
+///     }
+/// }
+/// raw.flush()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct RawIo {
+    queue: EngineQueue,
+    slots: Box<[Slot]>,
+    /// Blocks of a slot's buffer.
+    blocks: u64,
+    limits: Limits,
+    target: Arc<TargetShared>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    segment: Segment,
+    /// Whose the buffer is.
+    buf: SlotBuf,
+}
+
+#[derive(Debug)]
+enum SlotBuf {
+    Ours(DmaBuf),
+    Devices(Lent),
+}
+
+impl Target {
+    /// A handle for the calling thread: a queue, and `slots` buffers of `slot_bytes` (whole blocks).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for sizes that cannot be; when the controller has no queue left, or
+    /// memory is short.
+    pub fn raw(&self, slots: usize, slot_bytes: usize) -> Result<RawIo> {
+        RawIo::new(&self.shared, slots, slot_bytes)
+            .map_err(|error| error.during("open a queue").on_device(&*self.shared.name))
+    }
+}
+
+impl RawIo {
+    fn new(target: &Arc<TargetShared>, slots: usize, slot_bytes: usize) -> Result<Self> {
+        let queue = target.engine.queue(EngineOptions {
+            depth: slots,
+            wait: target.wait,
+            timeout: target.command_timeout,
+            read_only: target.info.read_only,
+        })?;
+        let limits = *queue.limits();
+        let block_bytes = limits.block_bytes as usize;
+        if slot_bytes == 0 || !slot_bytes.is_multiple_of(block_bytes) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{slot_bytes} bytes are not whole blocks of {block_bytes}"),
+            ));
+        }
+        if limits.depth < slots {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "{slots} operations in flight are more than a queue of this target takes ({})",
+                    limits.depth
+                ),
+            ));
+        }
+        let slots = (0..slots)
+            .map(|_| Slot::new(target.heap.alloc(slot_bytes, BUFFER_ALIGN_BYTES)?))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            queue,
+            slots,
+            blocks: (slot_bytes / block_bytes) as u64,
+            limits,
+            target: Arc::clone(target),
+        })
+    }
+
+    /// What engine and device can do.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A slot's buffer; `None` while the device has it, or when there is no such slot.
+    pub fn slot_mut(&mut self, slot: usize) -> Option<&mut [u8]> {
+        match self.slots.get_mut(slot).map(|slot| &mut slot.buf) {
+            Some(SlotBuf::Ours(buf)) => Some(buf),
+            _ => None,
+        }
+    }
+
+    /// Starts an operation on as many blocks as a slot's buffer has, from `lba` on. It ends at a later
+    /// [`RawIo::poll`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a slot in flight or a range that is not on the device,
+    /// [`ErrorKind::DeviceGone`]; nothing was started then.
+    #[inline]
+    pub fn submit(&mut self, slot: usize, op: Op, lba: Lba) -> Result<()> {
+        let token = slot as Token;
+        let Some(slot) = self.slots.get_mut(slot) else {
+            return Err(wrong("there is no such slot"));
+        };
+        if !matches!(slot.buf, SlotBuf::Ours(_)) {
+            return Err(wrong("the slot is in flight"));
+        }
+        let segments = match op {
+            Op::Read | Op::Write => std::slice::from_ref(&slot.segment),
+            _ => &[],
+        };
+        let chain = Chain {
+            op,
+            flags: ChainFlags::empty(),
+            lba,
+            blocks: if op == Op::Flush { 0 } else { self.blocks },
+            segments,
+            token,
+        };
+        match self.queue.submit(&chain) {
+            Ok(()) => {
+                slot.lend();
+                Ok(())
+            }
+            Err(refused) => Err(refusal(refused)),
+        }
+    }
+
+    /// Tells the device of what was submitted, and hands every slot whose operation has ended to `done`;
+    /// returns how many. Never waits.
+    #[inline]
+    pub fn poll(&mut self, mut done: impl FnMut(usize, Status)) -> usize {
+        let slots = &mut self.slots;
+        self.queue.poll(slots.len(), &mut |end| {
+            let index = usize::try_from(end.token).unwrap_or(usize::MAX);
+            if let Some(slot) = slots.get_mut(index) {
+                slot.take_back();
+                done(index, end.status);
+            }
+        })
+    }
+
+    /// To be called between polls that found nothing, by a caller with nothing else to do.
+    #[inline]
+    pub fn relax(&mut self) {
+        self.queue.relax();
+    }
+
+    /// Operations submitted and not yet handed over.
+    #[inline]
+    pub fn outstanding(&self) -> usize {
+        self.queue.outstanding()
+    }
+
+    /// Makes all that was written and has ended durable. Waits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] while something is in flight; what the device reports.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.outstanding() > 0 {
+            return Err(wrong("a flush waits for what is in flight: poll first"));
+        }
+        let chain = Chain {
+            op: Op::Flush,
+            flags: ChainFlags::empty(),
+            lba: Lba(0),
+            blocks: 0,
+            segments: &[],
+            token: BLOCKING,
+        };
+        self.queue.submit(&chain).map_err(refusal)?;
+        let mut end = None;
+        while self.queue.outstanding() > 0 {
+            let ended = self.queue.poll(1, &mut |done| end = Some(done.status));
+            if ended == 0 {
+                self.queue.relax();
+            }
+        }
+        match end.and_then(Status::error) {
+            Some(error) => Err(error.during("flush").on_device(&*self.target.name)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Slot {
+    fn new(buf: DmaBuf) -> Result<Self> {
+        let len_bytes = u32::try_from(buf.len())
+            .map_err(|_| wrong("a buffer of a slot is less than 4 GiB long"))?;
+        Ok(Self {
+            segment: Segment {
+                iova: buf.iova(),
+                len_bytes,
+            },
+            buf: SlotBuf::Ours(buf),
+        })
+    }
+
+    #[inline]
+    fn lend(&mut self) {
+        if let SlotBuf::Ours(buf) = &mut self.buf {
+            self.buf = SlotBuf::Devices(std::mem::take(buf).lend());
+        }
+    }
+
+    /// The engine says that the command has ended: the device does not touch the buffer any more.
+    #[inline]
+    fn take_back(&mut self) {
+        let nothing = SlotBuf::Ours(DmaBuf::default());
+        self.buf = match std::mem::replace(&mut self.buf, nothing) {
+            SlotBuf::Devices(lent) => SlotBuf::Ours(lent.take_back()),
+            ours @ SlotBuf::Ours(_) => ours,
+        };
+    }
+}
+
+#[cold]
+fn wrong(why: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, why)
+}
+
+#[cold]
+fn refusal(refused: Refused) -> Error {
+    match refused {
+        Refused::Full => Error::new(ErrorKind::OutOfMemory, "the queue is full"),
+        Refused::Invalid(why) => wrong(why),
+        Refused::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
+    }
+}
+
+impl Drop for RawIo {
+    /// Waits, within reason, for what is in flight. What is not back by then keeps its memory forever.
+    fn drop(&mut self) {
+        let patience = self
+            .target
+            .command_timeout
+            .saturating_add(Duration::from_secs(10));
+        let start = Instant::now();
+        while self.outstanding() > 0 && start.elapsed() < patience {
+            if self.poll(|_, _| {}) == 0 {
+                self.relax();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::HugePages;
+    use crate::volume::VolumeOptions;
+
+    fn target() -> Target {
+        let options = VolumeOptions {
+            huge_pages: HugePages::Never,
+            ..VolumeOptions::default()
+        };
+        Target::open("ram:1M,inline,lba=4096", &options).unwrap()
+    }
+
+    fn wait(raw: &mut RawIo) -> Vec<(usize, Status)> {
+        let mut ended = Vec::new();
+        while raw.outstanding() > 0 {
+            if raw.poll(|slot, status| ended.push((slot, status))) == 0 {
+                raw.relax();
+            }
+        }
+        ended
+    }
+
+    #[test]
+    fn slots_are_written_and_read_and_hidden_in_between() {
+        let target = target();
+        let mut raw = target.raw(2, 8192).unwrap();
+        raw.slot_mut(0).unwrap().fill(3);
+        raw.submit(0, Op::Write, Lba(4)).unwrap();
+        assert!(raw.slot_mut(0).is_none(), "with the device");
+        let again = raw.submit(0, Op::Write, Lba(4)).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::InvalidInput);
+        assert!(raw.flush().is_err(), "in flight");
+        assert_eq!(wait(&mut raw), [(0, Status::Success)]);
+        raw.flush().unwrap();
+        raw.submit(1, Op::Read, Lba(5)).unwrap();
+        wait(&mut raw);
+        let read = raw.slot_mut(1).unwrap();
+        assert!(read[..4096].iter().all(|&b| b == 3) && read[4096..].iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let target = target();
+        assert!(target.raw(1, 512).is_err(), "half a block");
+        let mut raw = target.raw(1, 4096).unwrap();
+        for (slot, lba) in [(0, 256), (1, 0), (0, u64::MAX)] {
+            let error = raw.submit(slot, Op::Read, Lba(lba)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        }
+        assert_eq!(raw.outstanding(), 0);
+        assert!(raw.slot_mut(0).is_some() && raw.slot_mut(1).is_none());
+    }
+}
