@@ -46,7 +46,7 @@ Targets:
   image:disk.img      a file behind the embedded NVMe controller; a bare path means the same
   ram:1G,load=FILE    memory behind the embedded controller, filled from a file
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
-  wait=poll|interrupt|adaptive (how threads wait for the device; default poll)
+  wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
 
 /// Files of a real XFS through NVMe commands of this process's own.

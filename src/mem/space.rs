@@ -256,6 +256,12 @@ impl DmaRange {
         Some(u64::from_le(word.load(Ordering::Relaxed)))
     }
 
+    /// The 32-bit word at a byte offset; `None` when it is unaligned or outside.
+    pub fn load_u32(&self, offset_bytes: usize, ordering: Ordering) -> Option<u32> {
+        let word = self.word::<AtomicU32>(offset_bytes)?;
+        Some(u32::from_le(word.load(ordering)))
+    }
+
     /// Stores a 32-bit word at a byte offset; false when it is unaligned or outside.
     pub fn store_u32(&self, offset_bytes: usize, value: u32, ordering: Ordering) -> bool {
         let Some(word) = self.word::<AtomicU32>(offset_bytes) else {

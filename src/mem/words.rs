@@ -73,6 +73,12 @@ impl SharedWords {
         u32::from_le(self.halves()[offset_bytes / 4].load(Ordering::Relaxed))
     }
 
+    /// Stores 32 bits with release: who sees them sees what was stored before.
+    #[inline]
+    pub fn store_u32_release(&self, offset_bytes: usize, value: u32) {
+        self.halves()[offset_bytes / 4].store(value.to_le(), Ordering::Release);
+    }
+
     /// Stores 64 bits.
     #[inline]
     pub fn store_u64(&self, offset_bytes: usize, value: u64) {

@@ -1,18 +1,21 @@
 //! The admin queue: one command at a time, each with a deadline (section 5).
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
+use super::bell::{Bell, Shadows};
 use super::controller::Counters;
 use super::port::{ALL_ONES, Deadline, Port, gone};
 use super::queue::{CompletionRing, SubmissionRing, leak};
 use super::spec::{
-    ADM_ABORT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ, ADM_GET_FEATURES,
-    ADM_IDENTIFY, ADM_SET_FEATURES, CQE_BYTES, CSTS_CFS, Command, FEAT_NUMBER_OF_QUEUES,
-    IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES,
-    StatusField, cq_doorbell_offset, sq_doorbell_offset, status_name,
+    ADM_ABORT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
+    ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_IDENTIFY, ADM_SET_FEATURES, CQE_BYTES,
+    CSTS_CFS, Command, FEAT_NUMBER_OF_QUEUES, IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS,
+    QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES, StatusField, cq_doorbell_offset, sq_doorbell_offset,
+    status_name,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, SharedWords};
@@ -73,6 +76,8 @@ pub(super) struct Admin {
     cq: CompletionRing,
     /// What identify writes to.
     data: SharedWords,
+    /// The shadows of all doorbells, when the controller has them.
+    pub(super) shadows: Option<Arc<Shadows>>,
     next_cid: u16,
     /// Free I/O queue ids, the next one last.
     pub(super) free_ids: Vec<u16>,
@@ -85,14 +90,15 @@ impl Admin {
     pub(super) fn new(port: &Port, heap: &Heap, timeout: Duration) -> Result<Self> {
         let entries = ENTRIES.min(1 << port.cap.max_queue_entries().ilog2());
         let stride = port.cap.doorbell_stride_bytes();
-        let sq_bell = port.device.doorbell(sq_doorbell_offset(0, stride))?;
-        let cq_bell = port.device.doorbell(cq_doorbell_offset(0, stride))?;
+        let sq_bell = Bell::new(&*port.device, sq_doorbell_offset(0, stride))?;
+        let cq_bell = Bell::new(&*port.device, cq_doorbell_offset(0, stride))?;
         let sq = heap.alloc(entries as usize * SQE_BYTES, 4096)?;
         let cq = heap.alloc(entries as usize * CQE_BYTES, 4096)?;
         Ok(Self {
             sq: SubmissionRing::new(sq, sq_bell, entries),
             cq: CompletionRing::new(cq, cq_bell, entries),
             data: SharedWords::new(heap.alloc(IDENTIFY_BYTES, 4096)?),
+            shadows: None,
             next_cid: 0,
             free_ids: Vec::new(),
             free_vectors: Vec::new(),
@@ -102,8 +108,8 @@ impl Admin {
 
     /// Enables the (disabled) controller with fresh admin rings.
     pub(super) fn enable(&mut self, port: &Port) -> Result<()> {
-        self.sq.restart();
-        self.cq.restart();
+        self.sq.restart(None);
+        self.cq.restart(None);
         port.enable(self.sq.iova(), self.cq.iova(), self.sq.entries())
     }
 
@@ -195,6 +201,29 @@ impl Admin {
         Ok(bytes)
     }
 
+    /// Gives the controller the shadows of its doorbells (5.8), if it is to have them: after every enabling, before
+    /// I/O queues are created. A controller that refuses has none from then on.
+    pub(super) fn give_shadows(&mut self, port: &Port, counters: &Counters) -> Result<(), Failure> {
+        let Some(shadows) = self.shadows.clone() else {
+            return Ok(());
+        };
+        // Should the controller go by the shadow of this queue too, it finds this command there and no more.
+        self.sq.shadow_admin(&shadows, 1);
+        self.cq.shadow_admin(&shadows);
+        let (values, events) = shadows.iovas();
+        let mut give = command(ADM_DOORBELL_BUFFER_CONFIG, [0, 0]);
+        give.prp1.set(values.0);
+        give.prp2.set(events.0);
+        match self.run(port, counters, give) {
+            Ok(_) => Ok(()),
+            Err(Failure::Status(_)) => {
+                self.shadows = None;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Asks for `wanted` queue pairs (5.27.1.5); returns how many there are.
     pub(super) fn negotiate_queues(
         &mut self,
@@ -276,7 +305,11 @@ impl Admin {
 
     /// Never gives the memory back: the device may still use it. Returns its length in bytes.
     pub(super) fn leak(&mut self) -> usize {
-        self.sq.leak() + self.cq.leak() + leak(&mut self.data)
+        let shadows = self.shadows.take().map_or(0, |shadows| {
+            std::mem::forget(shadows);
+            Shadows::BYTES
+        });
+        self.sq.leak() + self.cq.leak() + leak(&mut self.data) + shadows
     }
 }
 

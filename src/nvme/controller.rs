@@ -8,6 +8,7 @@ use std::time::Duration;
 use zerocopy::FromBytes;
 
 use super::admin::{Admin, Failure};
+use super::bell::Shadows;
 use super::info::{
     ControllerInfo, other_command_set, parse_command_set, parse_controller, parse_namespace,
 };
@@ -15,7 +16,7 @@ use super::pair::QueuePair;
 use super::port::Port;
 use super::spec::{
     CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE, CSI_NVM,
-    FEAT_VOLATILE_WRITE_CACHE, IdentifyController, IdentifyNamespace,
+    FEAT_VOLATILE_WRITE_CACHE, IdentifyController, IdentifyNamespace, OACS_DOORBELL_BUFFER_CONFIG,
 };
 use super::wait;
 use crate::block::Wait;
@@ -32,6 +33,8 @@ pub struct ControllerOptions {
     pub admin_timeout: Duration,
     /// Deadline of an orderly shutdown.
     pub shutdown_timeout: Duration,
+    /// Shadow doorbells are used where the controller offers them, as emulated ones do.
+    pub shadow_doorbells: bool,
 }
 
 impl Default for ControllerOptions {
@@ -40,6 +43,7 @@ impl Default for ControllerOptions {
             queues: 128,
             admin_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),
+            shadow_doorbells: true,
         }
     }
 }
@@ -203,6 +207,11 @@ impl Controller {
         let name = self.port.device.name();
         let mut info = parse_controller(name, self.port.cap, self.port.version(), &data)?;
         info.namespaces = self.identify_namespaces(&mut admin, data.nn.get())?;
+        if self.options.shadow_doorbells && data.oacs.get() & OACS_DOORBELL_BUFFER_CONFIG != 0 {
+            admin.shadows = Some(Shadows::new(&self.heap)?);
+            self.give_shadows(&mut admin)?;
+            info.shadow_doorbells = admin.shadows.is_some();
+        }
         info.queues = self.negotiate(&mut admin)?;
         admin.free_ids = (1..=info.queues).rev().collect();
         admin.free_vectors = wait::free_vectors(&*self.port.device);
@@ -218,6 +227,12 @@ impl Controller {
                 };
         }
         Ok(info)
+    }
+
+    fn give_shadows(&self, admin: &mut Admin) -> Result<()> {
+        admin
+            .give_shadows(&self.port, &self.counters)
+            .map_err(|failure| failure.into_error("doorbell buffer config"))
     }
 
     fn negotiate(&self, admin: &mut Admin) -> Result<u16> {
@@ -353,6 +368,7 @@ impl Controller {
     fn restart(&self, admin: &mut Admin) -> Result<()> {
         self.port.disable()?;
         admin.enable(&self.port)?;
+        self.give_shadows(admin)?;
         let queues = self.negotiate(admin)?;
         if queues < self.info.queues {
             return Err(Error::new(

@@ -31,6 +31,8 @@ pub struct ControllerInfo {
     pub queues: u16,
     /// There is a volatile write cache, and it is on.
     pub volatile_write_cache: bool,
+    /// Doorbells have shadows in memory, which spares an emulated controller the traps of register writes.
+    pub shadow_doorbells: bool,
     /// Write zeroes is offered.
     pub write_zeroes: bool,
     /// Dataset management (deallocate) is offered.
@@ -53,6 +55,7 @@ impl ControllerInfo {
             max_queue_entries: 0,
             queues: 0,
             volatile_write_cache: false,
+            shadow_doorbells: false,
             write_zeroes: false,
             deallocate: false,
             namespaces: Vec::new(),
@@ -147,6 +150,7 @@ pub(super) fn parse_controller(
         max_queue_entries: cap.max_queue_entries(),
         queues: 0,
         volatile_write_cache: data.vwc & VWC_PRESENT != 0,
+        shadow_doorbells: false,
         write_zeroes: data.oncs.get() & ONCS_WRITE_ZEROES != 0,
         deallocate: data.oncs.get() & ONCS_DATASET_MANAGEMENT != 0,
         namespaces: Vec::new(),

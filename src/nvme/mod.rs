@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bell;
 mod controller;
 #[cfg(test)]
 mod fake;

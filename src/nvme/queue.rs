@@ -1,15 +1,18 @@
 //! The two rings of a queue pair (sections 3.3.1 and 3.3.3): entries in shared memory, a tail or head, the
 //! phase, and the doorbell, which is rung once for a batch.
 
+use std::sync::Arc;
+
+use super::bell::{Bell, Shadows};
 use super::spec::{CQE_BYTES, SQE_BYTES, StatusField};
-use crate::mem::{DmaBuf, Doorbell, SharedWords};
+use crate::mem::{DmaBuf, SharedWords};
 use crate::units::Iova;
 
 /// The host's side of a submission queue. The entries are a power of two.
 #[derive(Debug)]
 pub(super) struct SubmissionRing {
     words: SharedWords,
-    bell: Doorbell,
+    bell: Bell,
     mask: u32,
     tail: u32,
     /// What the device was last told.
@@ -17,7 +20,7 @@ pub(super) struct SubmissionRing {
 }
 
 impl SubmissionRing {
-    pub(super) fn new(memory: DmaBuf, bell: Doorbell, entries: u32) -> Self {
+    pub(super) fn new(memory: DmaBuf, bell: Bell, entries: u32) -> Self {
         assert!(entries.is_power_of_two() && memory.len() == entries as usize * SQE_BYTES);
         Self {
             words: SharedWords::new(memory),
@@ -41,16 +44,33 @@ impl SubmissionRing {
     #[inline]
     pub(super) fn ring(&mut self) {
         if self.tail != self.rung {
-            self.bell.ring(self.tail);
+            self.bell.ring(self.rung, self.tail);
             self.rung = self.tail;
         }
     }
 
-    /// As new, for a queue that the device does not have (any more).
-    pub(super) fn restart(&mut self) {
+    /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
+    pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
         self.tail = 0;
         self.rung = 0;
+        self.bell.shadow_by(shadows, 0, false);
+    }
+
+    /// Shadows the doorbell of the admin queue, which is running. It is always rung as well: not every controller
+    /// looks at the shadow of that one. `ahead` commands are about to follow.
+    pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>, ahead: u32) {
+        let tail = (self.tail + ahead) & self.mask;
+        self.bell.shadow_by(Some(shadows), tail, true);
+    }
+
+    pub(super) fn is_shadowed(&self) -> bool {
+        self.bell.is_shadowed()
+    }
+
+    /// Tells a device with shadow doorbells once more.
+    pub(super) fn insist(&self) {
+        self.bell.insist(self.rung);
     }
 
     pub(super) fn iova(&self) -> Iova {
@@ -95,7 +115,7 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct CompletionRing {
     words: SharedWords,
-    bell: Doorbell,
+    bell: Bell,
     mask: u32,
     head: u32,
     rung: u32,
@@ -106,7 +126,7 @@ pub(super) struct CompletionRing {
 const PHASE: u32 = 1 << 16;
 
 impl CompletionRing {
-    pub(super) fn new(memory: DmaBuf, bell: Doorbell, entries: u32) -> Self {
+    pub(super) fn new(memory: DmaBuf, bell: Bell, entries: u32) -> Self {
         assert!(entries.is_power_of_two() && memory.len() == entries as usize * CQE_BYTES);
         Self {
             words: SharedWords::new(memory),
@@ -154,17 +174,28 @@ impl CompletionRing {
     #[inline]
     pub(super) fn ring(&mut self) {
         if self.head != self.rung {
-            self.bell.ring(self.head);
+            self.bell.ring(self.rung, self.head);
             self.rung = self.head;
         }
     }
 
-    /// As new, for a queue that the device does not have (any more).
-    pub(super) fn restart(&mut self) {
+    /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
+    pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
         self.head = 0;
         self.rung = 0;
         self.phase = PHASE;
+        self.bell.shadow_by(shadows, 0, false);
+    }
+
+    /// As [`SubmissionRing::shadow_admin`].
+    pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>) {
+        self.bell.shadow_by(Some(shadows), self.rung, true);
+    }
+
+    /// Tells a device with shadow doorbells once more.
+    pub(super) fn insist(&self) {
+        self.bell.insist(self.rung);
     }
 
     pub(super) fn iova(&self) -> Iova {
@@ -193,8 +224,8 @@ pub(super) fn leak(words: &mut SharedWords) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::Doorbell;
     use crate::mem::{DmaSpace, Heap, HeapConfig, HugePages};
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     struct Rig {
@@ -216,8 +247,8 @@ mod tests {
             Self { heap, space, bells }
         }
 
-        fn bell(&self, index: usize) -> Doorbell {
-            Doorbell::in_memory(&self.bells, index).unwrap()
+        fn bell(&self, index: usize) -> Bell {
+            Doorbell::in_memory(&self.bells, index).unwrap().into()
         }
     }
 

@@ -31,6 +31,10 @@ const CALLS_PER_LOOK: u32 = 64;
 /// The watch looks at least this often, and at a sixteenth of the deadline where that is more often.
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
+/// Nothing coming for this long, a controller with shadow doorbells is called again; then for twice as long, and
+/// so on.
+const FIRST_PATIENCE_NS: u64 = 2_000_000;
+
 /// What the slow side of a queue pair keeps.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -38,6 +42,11 @@ pub(super) struct Watch {
     /// Between two looks.
     look_ns: u64,
     next_look_ns: u64,
+    /// When shadow doorbells are rung again by their registers, unless the completion queue has gone on from where
+    /// it was; and the patience in between.
+    call_again_ns: u64,
+    called_at: u32,
+    patience_ns: u64,
     /// How often one command is sent again.
     pub(super) retries: u8,
     /// Polls that needed attention.
@@ -58,6 +67,9 @@ impl Watch {
             timeout_ns,
             look_ns: (timeout_ns / 16).min(nanoseconds(LONGEST_LOOK)),
             next_look_ns: 0,
+            call_again_ns: 0,
+            called_at: u32::MAX,
+            patience_ns: FIRST_PATIENCE_NS,
             retries: options.retries,
             calls: 0,
             stale: 0,
@@ -71,9 +83,10 @@ impl Watch {
         self.must_reset || self.gone
     }
 
-    /// The time between two looks.
-    pub(super) fn look(&self) -> Duration {
-        Duration::from_nanos(self.look_ns)
+    /// How long a sleep may be: until the next look, or until shadow doorbells are rung again.
+    pub(super) fn longest_sleep(&self, shadowed: bool) -> Duration {
+        let patience_ns = if shadowed { self.patience_ns } else { u64::MAX };
+        Duration::from_nanos(self.look_ns.min(patience_ns))
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -106,7 +119,11 @@ impl QueuePair {
                 return true;
             }
             let now = controller.port.device.now_ns();
-            if self.outstanding == 0 || now < self.watch.next_look_ns {
+            if self.outstanding == 0 {
+                return true;
+            }
+            self.call_again(now);
+            if now < self.watch.next_look_ns {
                 return true;
             }
             self.watch.next_look_ns = now.saturating_add(self.watch.look_ns);
@@ -124,6 +141,27 @@ impl QueuePair {
             let _ = controller.reset(&mut admin);
         }
         self.rejoin_with(&mut admin)
+    }
+
+    /// Rings the registers of a controller with shadow doorbells when nothing has come of it for a while. A call
+    /// that was lost costs that while, and no command.
+    fn call_again(&mut self, now: u64) {
+        if !self.sq.is_shadowed() {
+            return;
+        }
+        let head = self.cq.head();
+        let watch = &mut self.watch;
+        if head != watch.called_at {
+            watch.called_at = head;
+            watch.patience_ns = FIRST_PATIENCE_NS;
+        } else if now >= watch.call_again_ns {
+            self.sq.insist();
+            self.cq.insist();
+            watch.patience_ns = watch.patience_ns.saturating_mul(2);
+        } else {
+            return;
+        }
+        watch.call_again_ns = now.saturating_add(watch.patience_ns);
     }
 
     /// Looks through the commands; true when the controller must be reset.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::admin::{Admin, Failure};
+use super::bell::Bell;
 use super::controller::{Controller, GONE, QueueOptions};
 use super::info::NamespaceInfo;
 use super::pair::{POLLS_PER_LOOK, QueuePair};
@@ -77,8 +78,8 @@ impl QueuePair {
 
     /// Creates the queues on the controller, with fresh rings. Not while the device uses them.
     pub(super) fn create(&mut self, admin: &mut Admin) -> Result<(), Failure> {
-        self.sq.restart();
-        self.cq.restart();
+        self.sq.restart(admin.shadows.as_ref());
+        self.cq.restart(admin.shadows.as_ref());
         admin.create_pair(
             &self.controller.port,
             &self.controller.counters,
@@ -103,8 +104,8 @@ impl QueuePair {
         let ring = u32::try_from(entries).unwrap_or(2);
         let port = &controller.port;
         let stride = port.cap.doorbell_stride_bytes();
-        let sq_bell = port.device.doorbell(sq_doorbell_offset(id, stride))?;
-        let cq_bell = port.device.doorbell(cq_doorbell_offset(id, stride))?;
+        let sq_bell = Bell::new(&*port.device, sq_doorbell_offset(id, stride))?;
+        let cq_bell = Bell::new(&*port.device, cq_doorbell_offset(id, stride))?;
         let heap = &controller.heap;
         let sq = heap.alloc(entries * SQE_BYTES, PAGE_BYTES)?;
         let cq = heap.alloc(entries * CQE_BYTES, PAGE_BYTES)?;

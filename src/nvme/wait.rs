@@ -118,7 +118,8 @@ impl QueuePair {
             return;
         }
         // A sleep that fails is none: the caller goes on as if it polled.
-        let woken = sleeper.event.wait(Some(self.watch.look()));
+        let longest = self.watch.longest_sleep(self.sq.is_shadowed());
+        let woken = sleeper.event.wait(Some(longest));
         if matches!(woken, Ok(false)) && self.cq.peek().is_some() {
             self.controller.counters.lost_interrupts.add(1);
         }

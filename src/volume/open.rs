@@ -76,7 +76,11 @@ impl Target {
             limit_bytes: options.memory_limit_bytes,
             ..HeapConfig::default()
         });
-        let controller = Controller::open(device, &heap, ControllerOptions::default())?;
+        let controller_options = ControllerOptions {
+            shadow_doorbells: spec.shadow_doorbells.unwrap_or(true),
+            ..ControllerOptions::default()
+        };
+        let controller = Controller::open(device, &heap, controller_options)?;
         let nsid = namespace_of(spec, controller.info())?;
         let engine = Engine::Nvme { controller, nsid };
         let queue_depth = spec
@@ -255,6 +259,7 @@ fn emu_config(
             .volatile_write_cache
             .unwrap_or(defaults.volatile_write_cache),
         read_only: access.read_only,
+        shadow_doorbells: spec.shadow_doorbells.unwrap_or(false),
         max_queue_entries: 4096,
         max_io_queues: 128,
         mode: match (spec.controller, options.controller) {

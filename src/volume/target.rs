@@ -120,6 +120,9 @@ pub struct TargetSpec {
     pub volatile_write_cache: Option<bool>,
     /// `wait=poll|interrupt|adaptive`: how threads wait for the device.
     pub wait: Option<Wait>,
+    /// `dbbuf=on|off`: whether shadow doorbells are used, and offered by the embedded controller. By default they
+    /// are used where a controller offers them, which the embedded one does not.
+    pub shadow_doorbells: Option<bool>,
     /// `threaded`, `inline`: how the embedded controller runs.
     pub controller: Option<ControllerMode>,
     /// `readonly`: nothing is ever written.
@@ -132,7 +135,7 @@ pub struct TargetSpec {
 
 const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], spdk:TRANSPORT or uring:DEVICE";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
-                       wait=poll|interrupt|adaptive, threaded, inline, readonly, norecovery, inuse, and for ram: load=FILE";
+                       wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, and for ram: load=FILE";
 
 impl TargetSpec {
     /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
@@ -193,6 +196,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
         queue_depth: None,
         volatile_write_cache: None,
         wait: None,
+        shadow_doorbells: None,
         controller: None,
         read_only: false,
         no_recovery: false,
@@ -316,6 +320,8 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
         ("depth", Some(value)) => spec.queue_depth = Some(number(name, value, 2, 4096)?),
         ("vwc", Some("on")) => spec.volatile_write_cache = Some(true),
         ("vwc", Some("off")) => spec.volatile_write_cache = Some(false),
+        ("dbbuf", Some("on")) => spec.shadow_doorbells = Some(true),
+        ("dbbuf", Some("off")) => spec.shadow_doorbells = Some(false),
         ("wait", Some("poll")) => spec.wait = Some(Wait::Poll),
         ("wait", Some("interrupt")) => spec.wait = Some(Wait::Interrupt),
         ("wait", Some("adaptive")) => spec.wait = Some(Wait::ADAPTIVE),
@@ -323,12 +329,12 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
             TargetKind::Ram { load, .. } => *load = Some(PathBuf::from(file)),
             _ => return Err(invalid("the option `load` is for ram: targets only")),
         },
-        ("lba" | "vwc" | "wait", Some(value)) => {
+        ("lba" | "vwc" | "wait" | "dbbuf", Some(value)) => {
             return Err(invalid(format!(
                 "`{value}` is not a value of `{name}`: the options are {OPTIONS}"
             )));
         }
-        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "load", None) => {
+        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "dbbuf" | "load", None) => {
             return Err(invalid(format!(
                 "the option `{name}` needs a value: the options are {OPTIONS}"
             )));
@@ -405,7 +411,7 @@ mod tests {
     #[test]
     fn options_are_taken() {
         let spec = TargetSpec::parse(
-            "image:a,,b.img,lba=4096,mdts=5,noiob=256,depth=64,vwc=off,wait=poll,inline,readonly,norecovery,inuse",
+            "image:a,,b.img,lba=4096,mdts=5,noiob=256,depth=64,vwc=off,wait=poll,dbbuf=on,inline,readonly,norecovery,inuse",
         )
         .unwrap();
         assert_eq!(spec.kind, TargetKind::Image("a,b.img".into()));
@@ -415,6 +421,7 @@ mod tests {
         assert_eq!(spec.queue_depth, Some(64));
         assert_eq!(spec.volatile_write_cache, Some(false));
         assert_eq!(spec.wait, Some(Wait::Poll));
+        assert_eq!(spec.shadow_doorbells, Some(true));
         assert_eq!(spec.controller, Some(ControllerMode::Inline));
         assert!(spec.read_only && spec.no_recovery && spec.allow_in_use);
         let spec = TargetSpec::parse("ram:1M,wait=adaptive").unwrap();

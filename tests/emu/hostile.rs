@@ -118,3 +118,28 @@ fn garbage_to_a_hostile_controller_with_a_cache_model() {
         garbage(config, 1000 + seed, 600);
     }
 }
+
+#[test]
+fn shadow_doorbells_in_the_wrong_place_are_refused() {
+    let mut host = Host::new(EmuConfig {
+        shadow_doorbells: true,
+        ..stepped()
+    });
+    let config = |values, events| command(ADM_DOORBELL_BUFFER_CONFIG, 0, values, events, &[]);
+    let (values, events) = (host.buf(4096).lend(), host.buf(4096).lend());
+    let (good, other) = (values.iova().0, events.iova().0);
+    for (a, b) in [(good + 8, other), (good, other + 2048)] {
+        let cqe = host.admin(config(a, b));
+        assert_eq!((cqe.status.sct(), cqe.status.sc()), (0, 2));
+    }
+    let cqe = host.admin(config(good, 0x7fff_0000_0000));
+    assert_eq!((cqe.status.sct(), cqe.status.sc()), (0, 4));
+    assert!(host.admin(config(good, other)).status.is_success());
+    let mut pair = host.pair(1, 8);
+    let buf = host.buf(4096);
+    // Rung by register, with nothing in the shadow: there is nothing to do.
+    host.submit(&mut pair, read(0, &buf));
+    host.device.step(10);
+    assert!(pair.cq.pop().is_none());
+    assert_eq!(host.csts() & CSTS_CFS, 0);
+}

@@ -10,10 +10,10 @@ use super::prp;
 use super::queue::{Cq, Sq};
 use crate::nvme::spec::{
     ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
-    ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES, CC_IOCQES_SHIFT,
-    CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE,
-    Command, FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES, PAGE_BYTES,
-    QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, SC_ABORT_REQUESTED,
+    ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES,
+    CC_IOCQES_SHIFT, CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS,
+    CNS_NAMESPACE, Command, FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES,
+    PAGE_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, SC_ABORT_REQUESTED,
     SC_ASYNC_EVENT_LIMIT, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE,
     SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_INTERRUPT_VECTOR, SC_INVALID_LOG_PAGE,
     SC_INVALID_NAMESPACE, SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET, SC_INVALID_QUEUE_DELETION,
@@ -99,6 +99,9 @@ impl Controller {
             ADM_SET_FEATURES => self.set_features(command).unwrap_or_else(Done::failed),
             ADM_GET_FEATURES => self.get_features(command).unwrap_or_else(Done::failed),
             ADM_ASYNC_EVENT => return self.request_event(command),
+            ADM_DOORBELL_BUFFER_CONFIG if self.offer.shadow_doorbells => {
+                self.take_shadows(command).into()
+            }
             _ => Done::failed(SC_INVALID_OPCODE.do_not_retry()),
         };
         Some(done)
@@ -226,13 +229,6 @@ impl Controller {
             self.stats.dma_faults += 1;
             SC_DATA_TRANSFER
         })
-    }
-
-    fn clear_doorbell(&self, id: u16, completion: bool) {
-        let index = (2 * usize::from(id) + usize::from(completion)) << self.offer.stride_shift;
-        if let Some(word) = self.doorbells.get(index) {
-            word.store(0, Ordering::Relaxed);
-        }
     }
 
     fn delete_sq(&mut self, command: &Command) -> Result<(), StatusField> {

@@ -11,8 +11,9 @@ use super::config::EmuConfig;
 use super::fault::{Event, Fault, Faults, Target};
 use super::irq::Vectors;
 use super::namespace::Namespace;
-use super::queue::{Cq, Entry, Seen, Sq};
+use super::queue::{Cq, Entry, Sq};
 use super::registers::Registers;
+use super::shadow::Shadows;
 use super::stats::EmuStats;
 use crate::mem::{DmaSpace, DoorbellArray, Segment};
 use crate::nvme::spec::{
@@ -88,6 +89,7 @@ pub(super) struct Offer {
     pub(super) write_zeroes: bool,
     pub(super) dataset_management: bool,
     pub(super) abort_limit: u16,
+    pub(super) shadow_doorbells: bool,
     pub(super) model: String,
     pub(super) serial: String,
     pub(super) firmware: String,
@@ -99,6 +101,7 @@ pub(super) struct Controller {
     pub(super) registers: Arc<Registers>,
     pub(super) space: Arc<DmaSpace>,
     pub(super) doorbells: Arc<DoorbellArray>,
+    pub(super) shadows: Option<Shadows>,
     pub(super) clock: Arc<Clock>,
     pub(super) vectors: Arc<Vectors>,
     pub(super) offer: Offer,
@@ -119,9 +122,9 @@ pub(super) struct Controller {
     /// Enabled, ready and well: commands are fetched.
     pub(super) running: bool,
     /// Some completion waits for room in its queue.
-    backlog: bool,
+    pub(super) backlog: bool,
     /// Interrupt vectors to raise when the pass is over.
-    due: Vec<u16>,
+    pub(super) due: Vec<u16>,
     /// The completion at work interrupts nobody.
     mute: bool,
     /// The identify command at work is to deliver garbage.
@@ -146,6 +149,7 @@ impl Controller {
             registers,
             space,
             doorbells,
+            shadows: None,
             clock,
             vectors,
             features: Features::new(config.max_io_queues, config.volatile_write_cache),
@@ -161,6 +165,7 @@ impl Controller {
                 write_zeroes: config.write_zeroes,
                 dataset_management: config.dataset_management,
                 abort_limit: config.abort_limit,
+                shadow_doorbells: config.shadow_doorbells,
                 model: config.model,
                 serial: config.serial,
                 firmware: config.firmware,
@@ -228,49 +233,12 @@ impl Controller {
         done
     }
 
-    fn doorbell(&self, sq: u16, completion: bool) -> u32 {
-        let index = (2 * usize::from(sq) + usize::from(completion)) << self.offer.stride_shift;
-        self.doorbells
-            .get(index)
-            .map_or(0, |word| u32::from_le(word.load(Ordering::Acquire)))
-    }
-
-    fn drain_backlog(&mut self) {
-        self.backlog = false;
-        for id in 0..self.offer.max_io_queues + 1 {
-            let value = self.doorbell(id, true);
-            let Some(Some(cq)) = self.cqs.get_mut(usize::from(id)) else {
-                continue;
-            };
-            if cq.pending.is_empty() {
-                continue;
-            }
-            let seen = cq.observe(value);
-            let mapped = cq.drain();
-            self.backlog |= !cq.pending.is_empty();
-            self.due.extend(cq.vector);
-            self.note(seen);
-            if !mapped {
-                return self.fail();
-            }
-        }
-    }
-
-    fn note(&mut self, seen: Seen) {
-        match seen {
-            Seen::Same => {}
-            Seen::New => self.stats.doorbell_writes += 1,
-            Seen::Invalid => {
-                self.stats.doorbell_writes += 1;
-                self.stats.invalid_doorbells += 1;
-                self.raise_invalid_doorbell();
-            }
-        }
-    }
-
     /// Serves one submission queue, at most `budget` commands.
     fn serve(&mut self, id: u16, budget: usize) -> usize {
-        let tail = self.doorbell(id, false);
+        let Some(tail) = self.tail(id) else {
+            self.fail();
+            return 0;
+        };
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(id)) else {
             return 0;
         };
@@ -278,7 +246,10 @@ impl Controller {
         let seen = sq.observe(tail);
         let idle = sq.is_empty();
         self.note(seen);
-        let head = self.doorbell(cq_id, true);
+        let Some(head) = self.head(cq_id) else {
+            self.fail();
+            return 0;
+        };
         let Some(Some(cq)) = self.cqs.get_mut(usize::from(cq_id)) else {
             return 0;
         };
@@ -385,6 +356,12 @@ impl Controller {
                 self.garbage = true;
                 self.run(sq, command);
                 self.garbage = false;
+            }
+            Fault::GarbageEventIndex => {
+                if let Some(Some(queue)) = self.sqs.get_mut(usize::from(sq)) {
+                    queue.spoilt_event = true;
+                }
+                self.run(sq, command);
             }
             Fault::LostInterrupt => {
                 self.mute = true;
@@ -546,6 +523,7 @@ impl Controller {
         self.held.clear();
         self.events = Events::default();
         self.backlog = false;
+        self.shadows = None;
         for word in self.doorbells.iter() {
             word.store(0, Ordering::Relaxed);
         }
@@ -558,6 +536,9 @@ impl Controller {
         }
         for cq in self.cqs.iter_mut().flatten() {
             cq.remap(&self.space);
+        }
+        if let Some(shadows) = &mut self.shadows {
+            shadows.remap(&self.space);
         }
     }
 }

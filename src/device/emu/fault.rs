@@ -42,6 +42,8 @@ pub enum Fault {
     WrongCid,
     /// The completion bears the id of the command that completed before; the command itself never ends.
     StaleCid,
+    /// The queue's next event index (with shadow doorbells) is a random number, and the queue sleeps.
+    GarbageEventIndex,
     /// The completion is posted, and nobody is interrupted.
     LostInterrupt,
     /// The completion's phase bit is wrong; the entry is skipped, and so never seen.
@@ -77,6 +79,7 @@ impl Fault {
             Self::Duplicate => "duplicate",
             Self::WrongCid => "wrong-cid",
             Self::StaleCid => "stale-cid",
+            Self::GarbageEventIndex => "garbage-event-index",
             Self::LostInterrupt => "lost-interrupt",
             Self::WrongPhase => "wrong-phase",
             Self::GarbageSqHead => "garbage-sq-head",

@@ -11,8 +11,8 @@ use super::namespace::Namespace;
 use super::registers::VERSION;
 use super::stats::EmuStats;
 use crate::nvme::spec::{
-    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LbaFormat, ONCS_DATASET_MANAGEMENT,
-    ONCS_WRITE_ZEROES, VWC_PRESENT,
+    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LbaFormat, OACS_DOORBELL_BUFFER_CONFIG,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT,
 };
 
 /// Namespace attributes: currently write protected (NVM, figure 97, byte 99).
@@ -41,6 +41,9 @@ pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
     page.fr = padded(&offer.firmware);
     page.mdts = offer.mdts;
     page.ver = U32::new(VERSION);
+    if offer.shadow_doorbells {
+        page.oacs = U16::new(OACS_DOORBELL_BUFFER_CONFIG);
+    }
     page.acl = low16(u32::from(offer.abort_limit) - 1).to_le_bytes()[0];
     page.aerl = EVENT_REQUESTS - 1;
     page.sqes = 0x66;

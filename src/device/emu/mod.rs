@@ -39,6 +39,7 @@ mod namespace;
 mod prp;
 mod queue;
 mod registers;
+mod shadow;
 mod stats;
 mod worker;
 

@@ -50,6 +50,10 @@ pub(super) struct Sq {
     pub(super) tail: u32,
     /// Of the command that completed last.
     pub(super) last_cid: u16,
+    /// With a shadow doorbell: it is looked at.
+    pub(super) awake: bool,
+    /// A fault: the next event index is garbage.
+    pub(super) spoilt_event: bool,
     refused: Option<u32>,
     ring: Ring,
 }
@@ -62,6 +66,8 @@ impl Sq {
             head: 0,
             tail: 0,
             last_cid: 0,
+            awake: false,
+            spoilt_event: false,
             refused: None,
             ring: Ring::new(base, size as usize * SQE_BYTES, space)?,
         })

@@ -26,6 +26,8 @@ pub struct EmuStats {
     pub doorbell_writes: u64,
     /// Doorbell values that were refused: past the queue's end, or consuming what was never posted.
     pub invalid_doorbells: u64,
+    /// Register writes that woke a queue with a shadow doorbell.
+    pub wakeups: u64,
     /// Commands that named host memory that is not mapped.
     pub dma_faults: u64,
     /// Controller resets: by CC.EN, NSSR or [`crate::device::Device::stop_dma`].

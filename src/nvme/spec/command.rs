@@ -62,6 +62,8 @@ pub const ADM_SET_FEATURES: u8 = 0x09;
 pub const ADM_GET_FEATURES: u8 = 0x0a;
 /// Admin: asynchronous event request (5.2).
 pub const ADM_ASYNC_EVENT: u8 = 0x0c;
+/// Admin: doorbell buffer config (5.8).
+pub const ADM_DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 
 /// NVM: flush (NVM 3.2.2, base 7.1).
 pub const OPC_FLUSH: u8 = 0x00;

@@ -74,6 +74,8 @@ const _: () = assert!(std::mem::offset_of!(IdentifyController, oncs) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, vwc) == 525);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
 
+/// OACS: doorbell buffer config.
+pub const OACS_DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
 /// ONCS: dataset management.
 pub const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
 /// ONCS: write zeroes.
