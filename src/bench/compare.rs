@@ -1,17 +1,17 @@
-//! The kernel's xfs and xtent on the same image: same files, same operations, turn and turn about.
+//! The kernel's xfs and xtent on the same image or disk: same files, same operations, turn and turn about.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use xtent::sys::{LoopDevice, LoopOptions, XfsMount};
-use xtent::volume::{ControllerMode, Volume, VolumeInfo, VolumeOptions};
+use xtent::sys::XfsMount;
+use xtent::volume::{Volume, VolumeInfo};
 use xtent::{Error, ErrorKind, Result};
 
 use super::environment::Environment;
 use super::hist::{Direction, rate};
-use super::image;
 use super::kernel::KernelEngine;
+use super::medium::{Medium, MediumInfo, MediumSpec};
 use super::progress::Progress;
 use super::runner::{self, Outcome, check_interrupted};
 use super::workload::{Rw, Workload, mix};
@@ -20,17 +20,13 @@ use super::xtent_engine::XtentEngine;
 /// What to compare, and how long.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) image: PathBuf,
-    /// Options of the target, each with a comma before it.
-    pub(crate) target_options: String,
+    pub(crate) on: MediumSpec,
     pub(crate) read_file: String,
     pub(crate) write_file: String,
     pub(crate) rounds: usize,
     pub(crate) runtime: Duration,
     pub(crate) ramp_time: Duration,
     pub(crate) seed: u64,
-    pub(crate) loop_options: LoopOptions,
-    pub(crate) controller: ControllerMode,
     pub(crate) leave_kernel_out: Option<String>,
 }
 
@@ -41,6 +37,30 @@ pub(crate) enum Side {
     Xtent,
 }
 
+/// One figure of every round, in their order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Figures(pub(crate) Vec<f64>);
+
+impl Figures {
+    /// 0 without rounds.
+    pub(crate) fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        match sorted.len() {
+            0 => 0.0,
+            n if n % 2 == 1 => sorted[n / 2],
+            n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+        }
+    }
+
+    /// The lowest and the highest; zeros without rounds.
+    pub(crate) fn spread(&self) -> (f64, f64) {
+        let lowest = self.0.iter().copied().min_by(f64::total_cmp);
+        let highest = self.0.iter().copied().max_by(f64::total_cmp);
+        (lowest.unwrap_or(0.0), highest.unwrap_or(0.0))
+    }
+}
+
 /// The rounds of one side on one workload.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rounds {
@@ -49,28 +69,22 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// The median of a figure over the rounds.
-    pub(crate) fn median(&self, figure: impl Fn(&Outcome) -> f64) -> f64 {
-        let mut figures: Vec<f64> = self.outcomes.iter().map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        match figures.len() {
-            0 => 0.0,
-            n if n % 2 == 1 => figures[n / 2],
-            n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
-        }
+    /// A figure of each round.
+    pub(crate) fn each(&self, figure: impl Fn(&Outcome) -> f64) -> Figures {
+        Figures(self.outcomes.iter().map(figure).collect())
     }
 
-    pub(crate) fn percentile_ns(&self, percent: f64) -> f64 {
+    pub(crate) fn percentile_ns(&self, percent: f64) -> Figures {
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        self.median(|outcome| outcome.all().percentile_ns(percent) as f64)
+        self.each(|outcome| outcome.all().percentile_ns(percent) as f64)
     }
 
-    pub(crate) fn iops(&self) -> f64 {
-        self.median(|outcome| rate(outcome.all().ios(), outcome.elapsed.as_secs_f64().max(1e-9)))
+    pub(crate) fn iops(&self) -> Figures {
+        self.each(|outcome| rate(outcome.all().ios(), outcome.elapsed.as_secs_f64().max(1e-9)))
     }
 
-    pub(crate) fn bytes_per_second(&self) -> f64 {
-        self.median(|outcome| rate(outcome.all().bytes, outcome.elapsed.as_secs_f64().max(1e-9)))
+    pub(crate) fn bytes_per_second(&self) -> Figures {
+        self.each(|outcome| rate(outcome.all().bytes, outcome.elapsed.as_secs_f64().max(1e-9)))
     }
 
     /// All rounds, reads and writes together.
@@ -105,8 +119,7 @@ pub(crate) struct Comparison {
     pub(crate) plan: Plan,
     pub(crate) environment: Environment,
     pub(crate) volume: VolumeInfo,
-    pub(crate) image_bytes: u64,
-    pub(crate) image_cached: bool,
+    pub(crate) medium: MediumInfo,
     pub(crate) read_file_bytes: u64,
     pub(crate) write_file_bytes: u64,
     pub(crate) rows: Vec<Row>,
@@ -154,25 +167,35 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
         .collect()
 }
 
-/// Runs the comparison. The image is as it was afterwards, but for the content of the file to overwrite.
+/// Runs the comparison. Afterwards an image is as it was, but for the content of the file to overwrite; a disk
+/// is with the kernel's driver, as it was, and has a new filesystem.
 pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
-    progress.message("opening the image");
     let environment = Environment::gather();
-    let (image_bytes, image_cached) = image::warm(&plan.image, environment.memory_bytes)?;
-    let volume = open(&plan)?;
+    let memory_bytes = environment.memory_bytes;
+    let (mut medium, found) = Medium::prepare(&plan.on, memory_bytes, plan.seed, progress)?;
+    progress.message("comparing the contents");
+    let volume = medium.open()?;
     let info = volume.info();
     let read_file_bytes = file_bytes(&volume, &plan.read_file)?;
     let write_file_bytes = file_bytes(&volume, &plan.write_file)?;
     let before = xtent_checksum(&volume, &plan.read_file)?;
     drop(volume);
     let mut checks = Vec::new();
+    if let Some(filled) = found.filled_crc {
+        checks.push(Check {
+            what: format!("xtent reads {} as it was filled", plan.read_file),
+            good: filled == before,
+            result: format!("CRC32C {filled:08x} as filled, {before:08x} by xtent"),
+        });
+    }
     if plan.leave_kernel_out.is_none() {
-        match kernel_checksum(&plan) {
+        match kernel_checksum(&plan, &mut medium) {
             Ok(by_kernel) => checks.push(Check {
                 what: format!("{} has the same content on both sides", plan.read_file),
                 good: by_kernel == before,
                 result: format!("CRC32C {by_kernel:08x} by the kernel, {before:08x} by xtent"),
             }),
+            Err(error) if matches!(medium, Medium::Disk(_)) => return Err(error),
             Err(error) => plan.leave_kernel_out = Some(error.to_string()),
         }
     }
@@ -186,31 +209,19 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
         .collect();
     for round in 0..plan.rounds {
         if plan.leave_kernel_out.is_none() {
-            kernel_round(&plan, round, &mut rows, progress)?;
+            kernel_round(&plan, &mut medium, round, &mut rows, progress)?;
         }
-        xtent_round(&plan, round, &mut rows, progress)?;
+        xtent_round(&plan, &mut medium, round, &mut rows, progress)?;
     }
     progress.message("checking the contents");
-    cross_check(&plan, write_file_bytes, &mut checks)?;
-    let after = xtent_checksum(&open(&plan)?, &plan.read_file)?;
-    checks.push(Check {
-        what: format!("{} is unchanged after all rounds", plan.read_file),
-        good: after == before,
-        result: format!("CRC32C {before:08x} before, {after:08x} after"),
-    });
-    if let Some(repair) = image::check_clean(&plan.image) {
-        checks.push(Check {
-            what: "xfs_repair -n on the image".into(),
-            good: repair.is_ok(),
-            result: repair.err().unwrap_or_else(|| "clean".into()),
-        });
-    }
+    cross_check(&plan, &mut medium, write_file_bytes, &mut checks)?;
+    final_checks(&plan, &mut medium, before, &mut checks)?;
+    medium.finish()?;
     Ok(Comparison {
         plan,
         environment,
         volume: info,
-        image_bytes,
-        image_cached,
+        medium: found,
         read_file_bytes,
         write_file_bytes,
         rows,
@@ -218,21 +229,39 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     })
 }
 
-fn open(plan: &Plan) -> Result<Volume> {
-    let path = plan.image.to_str().ok_or_else(|| {
-        Error::new(
-            ErrorKind::InvalidInput,
-            "the image's path is not UTF-8, as a target must be: rename it",
-        )
-    })?;
-    let target = format!("image:{}{}", path.replace(',', ",,"), plan.target_options);
-    Volume::open(
-        &target,
-        &VolumeOptions {
-            controller: plan.controller,
-            ..VolumeOptions::default()
-        },
-    )
+/// The file that was only read is as it was; the filesystem is whole.
+fn final_checks(
+    plan: &Plan,
+    medium: &mut Medium,
+    before: u32,
+    checks: &mut Vec<Check>,
+) -> Result<()> {
+    let mut after = vec![(xtent_checksum(&medium.open()?, &plan.read_file)?, "xtent")];
+    if matches!(medium, Medium::Disk(_)) {
+        after.push((kernel_checksum(plan, medium)?, "the kernel"));
+    }
+    for (after, by) in after {
+        checks.push(Check {
+            what: format!("{} is unchanged after all rounds", plan.read_file),
+            good: after == before,
+            result: format!("CRC32C {before:08x} before, {after:08x} after by {by}"),
+        });
+    }
+    check_interrupted()?;
+    let on = match medium {
+        Medium::Image(_) => "image",
+        Medium::Disk(_) => "disk",
+    };
+    let repair = medium.check_clean()?;
+    check_interrupted()?;
+    if let Some(repair) = repair {
+        checks.push(Check {
+            what: format!("xfs_repair -n on the {on}"),
+            good: repair.is_ok(),
+            result: repair.err().unwrap_or_else(|| "clean".into()),
+        });
+    }
+    Ok(())
 }
 
 fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {
@@ -269,11 +298,6 @@ fn xtent_checksum(volume: &Volume, path: &str) -> Result<u32> {
     checksum(file.reader(&mut io)?)
 }
 
-fn mount(plan: &Plan) -> Result<XfsMount> {
-    let device = LoopDevice::attach(&plan.image, plan.loop_options)?;
-    XfsMount::new(device, &std::env::temp_dir())
-}
-
 /// The host's path of a file in the mounted image. A symbolic link on the way could lead anywhere on the
 /// host, and what is there be overwritten: refused.
 fn inside(mount: &XfsMount, path: &str) -> Result<PathBuf> {
@@ -291,8 +315,8 @@ fn inside(mount: &XfsMount, path: &str) -> Result<PathBuf> {
     Ok(found)
 }
 
-fn kernel_checksum(plan: &Plan) -> Result<u32> {
-    let mount = mount(plan)?;
+fn kernel_checksum(plan: &Plan, medium: &mut Medium) -> Result<u32> {
+    let mount = medium.mount()?;
     let path = inside(&mount, &plan.read_file)?;
     let file = std::fs::File::open(path).map_err(|e| Error::system("cannot open the file", e))?;
     let crc = checksum(file)?;
@@ -300,8 +324,14 @@ fn kernel_checksum(plan: &Plan) -> Result<u32> {
     Ok(crc)
 }
 
-fn kernel_round(plan: &Plan, round: usize, rows: &mut [Row], progress: &Progress) -> Result<()> {
-    let mount = mount(plan)?;
+fn kernel_round(
+    plan: &Plan,
+    medium: &mut Medium,
+    round: usize,
+    rows: &mut [Row],
+    progress: &Progress,
+) -> Result<()> {
+    let mount = medium.mount()?;
     for row in rows {
         progress.message(format!("round {} kernel: {}", round + 1, row.workload.name));
         let (outcome, engine) = kernel_run(plan, &mount, &seeded(&row.workload, round))?;
@@ -328,8 +358,14 @@ fn kernel_run(plan: &Plan, mount: &XfsMount, workload: &Workload) -> Result<(Out
     Ok((outcome, engine))
 }
 
-fn xtent_round(plan: &Plan, round: usize, rows: &mut [Row], progress: &Progress) -> Result<()> {
-    let volume = open(plan)?;
+fn xtent_round(
+    plan: &Plan,
+    medium: &mut Medium,
+    round: usize,
+    rows: &mut [Row],
+    progress: &Progress,
+) -> Result<()> {
+    let volume = medium.open()?;
     for row in rows {
         progress.message(format!("round {} xtent: {}", round + 1, row.workload.name));
         let outcome = xtent_run(plan, &volume, &seeded(&row.workload, round))?;
@@ -370,7 +406,12 @@ fn seeded(workload: &Workload, round: usize) -> Workload {
 }
 
 /// Each side writes the whole file to overwrite with a pattern, and the other reads and checks it.
-fn cross_check(plan: &Plan, write_bytes: u64, checks: &mut Vec<Check>) -> Result<()> {
+fn cross_check(
+    plan: &Plan,
+    medium: &mut Medium,
+    write_bytes: u64,
+    checks: &mut Vec<Check>,
+) -> Result<()> {
     let whole = |rw, seed| Workload {
         name: "check".into(),
         rw,
@@ -386,24 +427,24 @@ fn cross_check(plan: &Plan, write_bytes: u64, checks: &mut Vec<Check>) -> Result
         seed,
     };
     let (first, second) = (mix(plan.seed), mix(!plan.seed));
-    xtent_run(plan, &open(plan)?, &whole(Rw::Write, first))?;
+    xtent_run(plan, &medium.open()?, &whole(Rw::Write, first))?;
     check_interrupted()?;
     if plan.leave_kernel_out.is_some() {
-        let read = xtent_run(plan, &open(plan)?, &whole(Rw::Read, first));
+        let read = xtent_run(plan, &medium.open()?, &whole(Rw::Read, first));
         checks.push(pattern_check(
             "xtent wrote, xtent read after reopening",
             read,
         ));
         return Ok(());
     }
-    let kernel = mount(plan)?;
+    let kernel = medium.mount()?;
     let read = kernel_run(plan, &kernel, &whole(Rw::Read, first)).map(|(outcome, _)| outcome);
     checks.push(pattern_check("xtent wrote, the kernel read", read));
     check_interrupted()?;
     kernel_run(plan, &kernel, &whole(Rw::Write, second))?;
     kernel.unmount()?;
     check_interrupted()?;
-    let read = xtent_run(plan, &open(plan)?, &whole(Rw::Read, second));
+    let read = xtent_run(plan, &medium.open()?, &whole(Rw::Read, second));
     checks.push(pattern_check("the kernel wrote, xtent read", read));
     check_interrupted()
 }

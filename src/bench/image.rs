@@ -78,7 +78,7 @@ fn fill(path: &Path) -> std::io::Result<()> {
 }
 
 /// System tools live in sbin, which is not in everyone's PATH.
-fn run(command: &mut Command) -> std::io::Result<Output> {
+pub(super) fn run(command: &mut Command) -> std::io::Result<Output> {
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     let program = command.get_program().to_owned();
@@ -106,10 +106,14 @@ pub(crate) fn warm(image: &Path, memory_bytes: u64) -> Result<(u64, bool)> {
     Ok((len_bytes, fits))
 }
 
-/// What `xfs_repair -n` says of the image: clean or not; `None` when there is no xfs_repair.
+/// What `xfs_repair -n` says of an image or a disk: clean or not; `None` when there is no xfs_repair.
 pub(crate) fn check_clean(image: &Path) -> Option<std::result::Result<(), String>> {
     let mut repair = Command::new("xfs_repair");
-    let output = run(repair.args(["-n", "-f"]).arg(image)).ok()?;
+    repair.arg("-n");
+    if image.is_file() {
+        repair.arg("-f");
+    }
+    let output = run(repair.arg(image)).ok()?;
     if output.status.success() {
         return Some(Ok(()));
     }

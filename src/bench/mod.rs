@@ -6,10 +6,14 @@
 
 pub(crate) mod chart;
 pub(crate) mod compare;
+pub(crate) mod disk;
 pub(crate) mod environment;
+pub(crate) mod handover;
 pub(crate) mod hist;
 pub(crate) mod image;
 pub(crate) mod kernel;
+pub(crate) mod medium;
+pub(crate) mod nvme_sysfs;
 pub(crate) mod page;
 pub(crate) mod pattern;
 pub(crate) mod progress;

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use xtent::Result;
 
 use super::chart::{Curve, KERNEL_COLOR, XTENT_COLOR, cdf_svg};
-use super::compare::{Comparison, Side};
+use super::compare::{Comparison, Rounds, Side};
 use super::hist::bytes_text;
-use super::report::{FIGURES, advantage, behind, meaning, times};
+use super::medium::MediumSpec;
+use super::report::{FIGURES, Figure, advantage, behind, meaning, times};
 
 /// The page.
 pub(crate) fn html(comparison: &Comparison) -> Result<String> {
@@ -50,10 +51,14 @@ fn legend_html(both: bool) -> &'static str {
 }
 
 fn summary_html(comparison: &Comparison) -> String {
-    let mut text = String::from(
+    let on = match &comparison.plan.on {
+        MediumSpec::Image(_) => "of the same XFS image",
+        MediumSpec::Disk(_) => "of the XFS on the same disk",
+    };
+    let mut text = format!(
         "<h1>xtent <span>beside the kernel's xfs</span></h1>\
-         <p class=\"lead\">The same files of the same XFS image, read and overwritten by the same \
-         operations at the same offsets, turn and turn about.",
+         <p class=\"lead\">The same files {on}, read and overwritten by the same operations at the same \
+         offsets, turn and turn about.",
     );
     if comparison.has_kernel() {
         text.push_str("</p><div class=\"cards\">");
@@ -121,9 +126,9 @@ fn table_html(comparison: &Comparison) -> String {
     for row in &comparison.rows {
         let _ = write!(text, "<tr><th>{}</th>", escape(&row.workload.name));
         for figure in &FIGURES {
-            let xtent = (figure.text)((figure.of)(&row.xtent));
+            let xtent = cell(figure, &row.xtent);
             if both {
-                let kernel = (figure.text)((figure.of)(&row.kernel));
+                let kernel = cell(figure, &row.kernel);
                 let ratio = advantage(figure, row);
                 let class = if ratio.is_some_and(|r| r < 1.0) {
                     "worse"
@@ -144,7 +149,7 @@ fn table_html(comparison: &Comparison) -> String {
     let _ = write!(
         text,
         "</tbody></table></div><p class=\"note\">Medians of {} rounds of {} s each, after {} s of warming \
-         up.{}</p>",
+         up; in small the lowest and the highest.{}</p>",
         comparison.plan.rounds,
         comparison.plan.runtime.as_secs_f64(),
         comparison.plan.ramp_time.as_secs_f64(),
@@ -156,6 +161,18 @@ fn table_html(comparison: &Comparison) -> String {
         }
     );
     text
+}
+
+/// The median, and in small how far the rounds lie apart.
+fn cell(figure: &Figure, rounds: &Rounds) -> String {
+    let figures = (figure.of)(rounds);
+    let median = (figure.text)(figures.median());
+    if figures.0.len() < 2 {
+        return median;
+    }
+    let (lowest, highest) = figures.spread();
+    let [lowest, highest] = [lowest, highest].map(figure.text);
+    format!("{median}<small>{lowest} – {highest}</small>")
 }
 
 fn behind_html(comparison: &Comparison) -> String {
@@ -211,7 +228,7 @@ fn conditions_html(comparison: &Comparison) -> String {
         ("Memory", format!("{}; hugepages of 2 MiB: {} free of {}", size(env.memory_bytes), env.hugepages_2m_free, env.hugepages_2m_total)),
         ("Kernel", format!("Linux {}", env.kernel)),
         ("xtent", format!("{}, {} build, {}", env.xtent, env.profile, env.compiler)),
-        ("Image", format!("{}, {}{}", plan.image.display(), size(comparison.image_bytes), if comparison.image_cached { ", read into the page cache before" } else { ", too large to stay in the page cache" })),
+        medium_row(comparison),
         ("Filesystem", format!("{}, blocks of {}, {} allocation groups, {}", fs.kind, fs.block_bytes, fs.ag_count, fs.features.join(" "))),
         ("Controller", format!("{}, {}, LBA of {} bytes, largest command {transfer}", target.model, target.engine, target.lba_bytes)),
         ("Files", format!("{} ({}) is read; {} ({}) is overwritten, and read in the mix", plan.read_file, size(comparison.read_file_bytes), plan.write_file, size(comparison.write_file_bytes))),
@@ -224,6 +241,16 @@ fn conditions_html(comparison: &Comparison) -> String {
     }
     text.push_str("</tbody></table>");
     text
+}
+
+fn medium_row(comparison: &Comparison) -> (&'static str, String) {
+    let medium = &comparison.medium;
+    let text = format!("{}, {}", medium.name, size(medium.bytes));
+    match (&comparison.plan.on, medium.cached) {
+        (MediumSpec::Disk(disk), _) => ("Disk", format!("{text}, at {}", disk.address)),
+        (_, true) => ("Image", text + ", read into the page cache before"),
+        (_, false) => ("Image", text + ", too large to stay in the page cache"),
+    }
 }
 
 fn size(bytes: u64) -> String {
@@ -253,7 +280,7 @@ h2{font-size:19px;margin:40px 0 10px}.lead{font-size:17px;margin:0 0 20px;max-wi
 .scroll{overflow-x:auto}table{border-collapse:collapse;background:#fff;border:1px solid var(--line);border-radius:10px;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:8px 12px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}thead th{color:var(--soft);font-weight:500;border-top:0}
 tbody th{text-align:left;font-weight:500}.g{border-left:1px solid var(--line)}thead th[colspan]{text-align:center;color:var(--ink)}
-.better{color:var(--x);font-weight:600}.worse{color:#b45309;font-weight:600}
+td small{display:block;color:var(--soft);font-size:11px}.better{color:var(--x);font-weight:600}.worse{color:#b45309;font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:16px}figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:10px;padding:12px}
 figcaption{font-weight:600;padding:2px 8px 6px;display:flex;justify-content:space-between}svg{width:100%;height:auto;display:block}
 .legend{font-weight:400;color:var(--soft);font-size:13px}i.k,i.x{display:inline-block;width:12px;height:12px;border-radius:3px;margin:0 5px 0 10px;vertical-align:-1px;background:var(--k)}i.x{background:var(--x)}

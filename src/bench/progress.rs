@@ -45,6 +45,11 @@ impl Progress {
         self.0.set_message(text.into());
     }
 
+    /// One line on stderr that stays.
+    pub(crate) fn note(&self, text: &str) {
+        self.0.suspend(|| eprintln!("xtent: note: {text}"));
+    }
+
     pub(crate) fn add(&self, count: u64) {
         self.0.inc(count);
     }

@@ -5,61 +5,88 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use xtent::volume::ControllerMode;
 
-use super::compare::{Comparison, Rounds, Row, Side};
+use super::compare::{Comparison, Figures, Rounds, Row, Side};
 use super::hist::{count_text, three_digits, time_text};
+use super::medium::MediumSpec;
 
 /// What stands behind a side, in words that keep anybody from taking it for something else.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
-    let plan = &comparison.plan;
-    match side {
-        Side::Kernel => format!(
-            "The kernel's xfs, mounted from a loop device over the image file (sector size {} bytes, \
-             direct-io {}). Files opened with O_DIRECT; pread/pwrite at depth 1, io_uring with registered \
-             file and buffers above. The loop driver reads and writes the image {}.",
-            plan.loop_options.sector_bytes,
-            if plan.loop_options.direct_io {
-                "on"
+    let memory = &comparison.volume.target.memory;
+    match (&comparison.plan.on, side) {
+        (MediumSpec::Image(image), Side::Kernel) => {
+            let (direct, through) = if image.loop_options.direct_io {
+                ("on", "past the page cache, on the disk it lies on")
             } else {
-                "off"
-            },
-            if plan.loop_options.direct_io {
-                "past the page cache, on the disk it lies on"
-            } else {
-                "through the page cache"
-            }
-        ),
-        Side::Xtent => format!(
+                ("off", "through the page cache")
+            };
+            format!(
+                "The kernel's xfs, mounted from a loop device over the image file (sector size {} bytes, \
+                 direct-io {direct}). {KERNEL_ENGINES} The loop driver reads and writes the image {through}.",
+                image.loop_options.sector_bytes,
+            )
+        }
+        (MediumSpec::Image(image), Side::Xtent) => format!(
             "xtent's own XFS and polled NVMe driver, in this process, in front of an embedded NVMe \
              controller: {} carries out the commands by pread() and pwrite() on the image file, through the \
-             page cache. It is not a disk. Memory: {}.",
-            match plan.controller {
+             page cache. It is not a disk. Memory: {memory}.",
+            match image.controller {
                 ControllerMode::Inline => "the thread that waits for a command",
                 ControllerMode::Threaded => "another thread of this process",
             },
-            comparison.volume.target.memory
+        ),
+        (MediumSpec::Disk(_), Side::Kernel) => format!(
+            "The kernel's nvme driver and its xfs on {}. {KERNEL_ENGINES} The disk interrupts when it is done.",
+            comparison.medium.name
+        ),
+        (MediumSpec::Disk(disk), Side::Xtent) => format!(
+            "xtent's own XFS and polled NVMe driver, in this process, on the same controller over VFIO \
+             (pci:{}). Memory: {memory}.",
+            disk.address
         ),
     }
 }
 
+const KERNEL_ENGINES: &str = "Files opened with O_DIRECT; pread/pwrite at depth 1, io_uring with registered file and buffers above.";
+
 /// What the figures say and what they do not.
 pub(crate) fn meaning(comparison: &Comparison) -> String {
+    let image = match &comparison.plan.on {
+        MediumSpec::Image(image) => image,
+        MediumSpec::Disk(_) => return meaning_on_disk(comparison),
+    };
     format!(
         "No disk is measured: both sides end in copies from and to the page cache of this machine. What \
          differs, and is compared, is the software between a program and its data: system calls, \
          filesystem, block layer and loop driver on one side; xtent, its queue pair and the embedded \
          controller on the other. xtent polls: it keeps {} busy all the time, where the kernel sleeps while \
          it waits.",
-        match comparison.plan.controller {
+        match image.controller {
             ControllerMode::Inline => "a CPU",
             ControllerMode::Threaded => "two CPUs",
         }
     )
 }
 
+fn meaning_on_disk(comparison: &Comparison) -> String {
+    let mut text = String::from(
+        "Both sides drive the same controller and end in the same blocks of the same files. What differs, and \
+         is compared, is the software between a program and the disk: system calls, filesystem, block layer, \
+         driver and interrupts on one side; xtent and its queue pair on the other. xtent polls: it keeps a CPU \
+         busy all the time, where the kernel sleeps while it waits.",
+    );
+    if comparison.volume.target.model.contains("QEMU") {
+        text.push_str(
+            " This controller is QEMU's, software itself: the ratios say something, the times and the IOPS say \
+             nothing about a disk.",
+        );
+    }
+    text
+}
+
 /// A figure of the table.
 pub(super) struct Figure {
     name: &'static str,
-    pub(super) of: fn(&Rounds) -> f64,
+    pub(super) of: fn(&Rounds) -> Figures,
     pub(super) text: fn(f64) -> String,
     /// Whether the ratio is xtent by kernel (more is better) or kernel by xtent.
     pub(super) more_is_better: bool,
@@ -88,7 +115,7 @@ pub(super) const FIGURES: [Figure; 3] = [
 
 /// How much better xtent is, where both were measured: above 1 is better in every figure.
 pub(super) fn advantage(figure: &Figure, row: &Row) -> Option<f64> {
-    let (kernel, xtent) = ((figure.of)(&row.kernel), (figure.of)(&row.xtent));
+    let [kernel, xtent] = [&row.kernel, &row.xtent].map(|side| (figure.of)(side).median());
     if kernel <= 0.0 || xtent <= 0.0 {
         return None;
     }
@@ -115,9 +142,9 @@ pub(crate) fn table(comparison: &Comparison) -> String {
     for row in &comparison.rows {
         let _ = write!(text, "{:<30}", row.workload.name);
         for figure in &FIGURES {
-            let xtent = (figure.text)((figure.of)(&row.xtent));
+            let xtent = (figure.text)((figure.of)(&row.xtent).median());
             if both {
-                let kernel = (figure.text)((figure.of)(&row.kernel));
+                let kernel = (figure.text)((figure.of)(&row.kernel).median());
                 let ratio = advantage(figure, row).map_or("-".into(), times);
                 let _ = write!(text, " |{kernel:>9}{xtent:>9}{ratio:>8}");
             } else {
@@ -132,6 +159,34 @@ pub(crate) fn table(comparison: &Comparison) -> String {
     text
 }
 
+/// How far the rounds lie apart: the lowest and the highest figure of each side.
+pub(crate) fn spread(comparison: &Comparison) -> String {
+    let mut text = String::new();
+    if comparison.plan.rounds < 2 {
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "Lowest and highest of {} rounds:",
+        comparison.plan.rounds
+    );
+    for row in &comparison.rows {
+        let _ = write!(text, "{:<30}", row.workload.name);
+        for figure in FIGURES.iter().filter(|figure| figure.name != "p99") {
+            let _ = write!(text, " | {:<4}", figure.name);
+            for (name, side) in [("kernel", &row.kernel), ("xtent", &row.xtent)] {
+                if !side.outcomes.is_empty() {
+                    let (lowest, highest) = (figure.of)(side).spread();
+                    let [from, to] = [lowest, highest].map(figure.text);
+                    let _ = write!(text, "{name:>7}{from:>8} ..{to:>8}");
+                }
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
 pub(super) fn times(ratio: f64) -> String {
     format!("{}x", three_digits(ratio))
 }
@@ -140,27 +195,15 @@ pub(super) fn times(ratio: f64) -> String {
 pub(crate) fn json(comparison: &Comparison) -> Value {
     let plan = &comparison.plan;
     let rows: Vec<Value> = comparison.rows.iter().map(row_json).collect();
-    json!({
+    let (on, medium) = medium_json(comparison);
+    let mut all = json!({
         "xtent version": comparison.environment.xtent,
         "environment": comparison.environment,
-        "image": {
-            "path": plan.image.to_string_lossy(),
-            "bytes": comparison.image_bytes,
-            "read into the page cache": comparison.image_cached,
-            "read_file": plan.read_file,
-            "read_file_bytes": comparison.read_file_bytes,
-            "write_file": plan.write_file,
-            "write_file_bytes": comparison.write_file_bytes,
-        },
         "volume": comparison.volume,
         "rounds": plan.rounds,
         "runtime": plan.runtime.as_secs_f64(),
         "ramp_time": plan.ramp_time.as_secs_f64(),
         "seed": plan.seed,
-        "loop": {
-            "sector_bytes": plan.loop_options.sector_bytes,
-            "direct_io": plan.loop_options.direct_io,
-        },
         "kernel left out": plan.leave_kernel_out,
         "behind": {
             "kernel": behind(comparison, Side::Kernel),
@@ -169,7 +212,44 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
         },
         "workloads": rows,
         "checks": comparison.checks,
-    })
+    });
+    all[on] = medium;
+    if let MediumSpec::Image(image) = &plan.on {
+        all["loop"] = json!({
+            "sector_bytes": image.loop_options.sector_bytes,
+            "direct_io": image.loop_options.direct_io,
+        });
+    }
+    all
+}
+
+/// What it ran on, and under which key that stands.
+fn medium_json(comparison: &Comparison) -> (&'static str, Value) {
+    let plan = &comparison.plan;
+    let (key, mut value) = match &plan.on {
+        MediumSpec::Image(image) => (
+            "image",
+            json!({
+                "path": image.path.to_string_lossy(),
+                "read into the page cache": comparison.medium.cached,
+            }),
+        ),
+        MediumSpec::Disk(disk) => (
+            "disk",
+            json!({
+                "address": disk.address.to_string(),
+                "nsid": comparison.volume.target.nsid,
+                "serial": comparison.volume.target.serial,
+                "name": comparison.medium.name,
+            }),
+        ),
+    };
+    value["bytes"] = json!(comparison.medium.bytes);
+    value["read_file"] = json!(plan.read_file);
+    value["read_file_bytes"] = json!(comparison.read_file_bytes);
+    value["write_file"] = json!(plan.write_file);
+    value["write_file_bytes"] = json!(comparison.write_file_bytes);
+    (key, value)
 }
 
 fn row_json(row: &Row) -> Value {
@@ -190,11 +270,16 @@ fn row_json(row: &Row) -> Value {
         json!({
             "engine": rounds.engine,
             "median": {
-                "p50_ns": rounds.percentile_ns(50.0),
-                "p99_ns": rounds.percentile_ns(99.0),
-                "p99.9_ns": rounds.percentile_ns(99.9),
-                "iops": rounds.iops(),
-                "bw_bytes": rounds.bytes_per_second(),
+                "p50_ns": rounds.percentile_ns(50.0).median(),
+                "p99_ns": rounds.percentile_ns(99.0).median(),
+                "p99.9_ns": rounds.percentile_ns(99.9).median(),
+                "iops": rounds.iops().median(),
+                "bw_bytes": rounds.bytes_per_second().median(),
+            },
+            "spread": {
+                "p50_ns": rounds.percentile_ns(50.0).spread(),
+                "p99_ns": rounds.percentile_ns(99.0).spread(),
+                "iops": rounds.iops().spread(),
             },
             "rounds": each,
         })
@@ -216,7 +301,9 @@ fn row_json(row: &Row) -> Value {
 mod tests {
     use super::*;
     use crate::bench::compare::{Check, Plan};
+    use crate::bench::disk::DiskSpec;
     use crate::bench::environment::Environment;
+    use crate::bench::medium::{ImageSpec, MediumInfo};
     use crate::bench::page::html;
     use crate::bench::runner::Outcome;
     use crate::bench::workload::{Rw, Workload};
@@ -309,25 +396,31 @@ mod tests {
     fn comparison() -> Comparison {
         Comparison {
             plan: Plan {
-                image: "/tmp/<image>.img".into(),
-                target_options: String::new(),
+                on: MediumSpec::Image(ImageSpec {
+                    path: "/tmp/<image>.img".into(),
+                    target_options: String::new(),
+                    loop_options: LoopOptions {
+                        sector_bytes: 512,
+                        direct_io: false,
+                    },
+                    controller: ControllerMode::Inline,
+                }),
                 read_file: "/bench/read.dat".into(),
                 write_file: "/bench/write.dat".into(),
                 rounds: 3,
                 runtime: Duration::from_secs(2),
                 ramp_time: Duration::from_millis(200),
                 seed: 1,
-                loop_options: LoopOptions {
-                    sector_bytes: 512,
-                    direct_io: false,
-                },
-                controller: ControllerMode::Inline,
                 leave_kernel_out: None,
             },
             environment: Environment::gather(),
             volume: volume(),
-            image_bytes: 1 << 30,
-            image_cached: true,
+            medium: MediumInfo {
+                name: "/tmp/<image>.img".into(),
+                bytes: 1 << 30,
+                cached: true,
+                filled_crc: None,
+            },
             read_file_bytes: 256 << 20,
             write_file_bytes: 256 << 20,
             rows: vec![
@@ -351,6 +444,38 @@ mod tests {
         assert!((0.79..0.81).contains(&ratio(1, 0)), "{}", ratio(1, 0));
         assert!((0.99..1.01).contains(&ratio(0, 2)), "{}", ratio(0, 2));
         assert!(table(&comparison).contains("5.0"));
+    }
+
+    #[test]
+    fn a_disk_is_named_and_the_spread_shown() {
+        let mut comparison = comparison();
+        comparison.plan.on = MediumSpec::Disk(DiskSpec {
+            address: "0000:01:00.0".parse().unwrap(),
+            nsid: None,
+            serial: "1".into(),
+            file_bytes: None,
+            target_options: String::new(),
+        });
+        comparison.medium.name = "Model, serial 1, /dev/nvme0n1".into();
+        comparison.rows[0].kernel.outcomes[1] = rounds(60_000).outcomes[0].clone();
+        let text = spread(&comparison);
+        assert!(
+            text.contains("of 3 rounds") && text.contains("45.2 us .. 90.3 us"),
+            "{text}"
+        );
+        let json = json(&comparison);
+        assert_eq!(json["disk"]["address"], "0000:01:00.0");
+        assert!(json["image"].is_null() && json["loop"].is_null());
+        assert!(json["workloads"][0]["kernel"]["spread"]["p50_ns"][1].as_f64() > Some(80_000.0));
+        let page = html(&comparison).unwrap();
+        for word in ["/dev/nvme0n1", "over VFIO", "same disk"] {
+            assert!(page.contains(word), "{word}");
+        }
+        assert!(
+            !page.contains("loop device") && !page.contains("page cache") && !page.contains("QEMU")
+        );
+        comparison.volume.target.model = "QEMU NVMe Ctrl".into();
+        assert!(html(&comparison).unwrap().contains("software itself"));
     }
 
     #[test]

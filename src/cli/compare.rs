@@ -4,32 +4,51 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use xtent::sys::{LoopOptions, is_root, private_mounts};
-use xtent::volume::ControllerMode;
+use xtent::sys::{LoopOptions, hold_interrupts, is_root, private_mounts};
+use xtent::volume::{ControllerMode, TargetKind, TargetSpec};
 
 use super::LocalPath;
-use super::failure::{CORRUPT, Failure, check_interrupted, complain};
-use super::values::time;
-use crate::bench::compare::{Plan, Side, run as compare};
+use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};
+use super::values::{size, time};
+use crate::bench::compare::{Comparison, Plan, Side, run as compare};
+use crate::bench::disk::DiskSpec;
 use crate::bench::environment::Environment;
+use crate::bench::medium::{ImageSpec, MediumSpec};
+use crate::bench::nvme_sysfs::{Controller, Places};
 use crate::bench::progress::Progress;
 use crate::bench::{image, page, report};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The same list of workloads runs on the kernel's xfs (a loop mount of the image, \
-    O_DIRECT, psync at depth 1 and io_uring above; needs root, and is left out without) and on xtent over \
-    its embedded controller, in turns, on the same files at the same offsets. Neither side is a disk: both \
-    end in the page cache; the report says what stands behind each.\n\n\
-    Afterwards each side checks what the other wrote, the file that is only read must be unchanged, and \
-    xfs_repair -n must find the image clean. The mount is private to the process and ends with it, even \
-    when it is killed.\n\n\
-    Example: xtent compare --image disk.img --report report.html"
+    after_help = "The same list of workloads runs on the kernel's xfs (O_DIRECT, psync at depth 1 and io_uring \
+    above) and on xtent, in turns, on the same files at the same offsets; the report says what stands behind \
+    each side. Afterwards each side checks what the other wrote, the file that is only read must be unchanged, \
+    and xfs_repair -n must find the filesystem clean.\n\n\
+    With --image (or neither): a loop mount for the kernel, the embedded controller for xtent. Neither is a \
+    disk: both end in the page cache. The kernel's side needs root, and is left out without.\n\n\
+    With --device: an NVMe disk, which is ERASED. It must be with the kernel's driver, not in use, behind an \
+    IOMMU; needs root. The kernel's turn is its own driver's, xtent's turn is over VFIO on the same controller. \
+    At the end, after an error and when interrupted the disk goes back to the kernel's driver; after a SIGKILL \
+    the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.\n\n\
+    Mounts are private to the process and end with it, even when it is killed.\n\n\
+    Examples: xtent compare --image disk.img --report report.html\n\
+    \x20         xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html"
 )]
 pub(super) struct CompareArgs {
     /// An XFS image, not in use; without it a temporary one is made by mkfs.xfs
     #[arg(long, value_name = "FILE")]
     image: Option<LocalPath>,
+    /// An NVMe disk by its PCI address, with a namespace where there are several; it is ERASED
+    #[arg(long, value_name = "ADDRESS[/NSID]", requires = "i_may_erase")]
+    #[arg(conflicts_with_all = ["image", "read_file", "write_file", "no_kernel"])]
+    #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller"])]
+    device: Option<String>,
+    /// The serial number of that disk, for proof that it is the one you mean
+    #[arg(long, value_name = "SERIAL", requires = "device")]
+    i_may_erase: Option<String>,
+    /// Bytes of each of the two files made on that disk [default: 1g, less on a small disk]
+    #[arg(long, value_name = "SIZE", requires = "device", value_parser = size)]
+    file_size: Option<u64>,
     /// The file of the image that is read
     #[arg(long, value_name = "PATH", default_value = image::READ_FILE)]
     read_file: String,
@@ -43,7 +62,7 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     json: Option<LocalPath>,
     /// How often each side has its turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, visible_alias = "alternate", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// How long each workload runs in each turn
     #[arg(long, default_value = "2", value_parser = time)]
@@ -66,14 +85,14 @@ pub(super) struct CompareArgs {
     /// Who does the embedded controller's work: the thread that waits (inline), as the kernel's loop device
     /// does where it can, or a thread of its own (threaded), which needs a CPU more
     #[arg(long, value_enum, default_value = "inline")]
-    controller: Controller,
+    controller: Controlled,
     /// Options for xtent's target, such as lba=4096,mdts=5 (`inline` and `threaded` by --controller)
     #[arg(long, value_name = "OPTIONS")]
     target_options: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Controller {
+enum Controlled {
     Inline,
     Threaded,
 }
@@ -82,22 +101,10 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(warning) = Environment::gather().warning() {
         complain(&format!("warning: {warning}"));
     }
-    let leave_kernel_out = why_not_kernel(args);
-    let (scratch, path) = match &args.image {
-        Some(path) => (None, path.clone()),
-        None => {
-            complain("note: no --image was given: making a temporary one");
-            let (scratch, path) = image::make().map_err(Failure::target)?;
-            (Some(scratch), path)
-        }
+    let comparison = match &args.device {
+        Some(device) => on_disk(args, device)?,
+        None => on_image(args)?,
     };
-    let plan = plan(args, path, leave_kernel_out);
-    let progress = Progress::steps(u64::from(args.rounds) * 14);
-    let comparison = compare(plan, &progress);
-    drop(progress);
-    drop(scratch);
-    check_interrupted()?;
-    let comparison = comparison?;
     if let Some(reason) = &comparison.plan.leave_kernel_out {
         complain(&format!("note: the kernel's side is left out: {reason}"));
     }
@@ -129,29 +136,94 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
 }
 
-fn plan(args: &CompareArgs, image: LocalPath, leave_kernel_out: Option<String>) -> Plan {
-    let options = args.target_options.as_deref().unwrap_or_default();
-    Plan {
-        image,
-        target_options: if options.is_empty() {
-            String::new()
-        } else {
-            format!(",{options}")
+fn on_image(args: &CompareArgs) -> Result<Comparison, Failure> {
+    let leave_kernel_out = why_not_kernel(args);
+    let (scratch, path) = match &args.image {
+        Some(path) => (None, path.clone()),
+        None => {
+            complain("note: no --image was given: making a temporary one");
+            let (scratch, path) = image::make().map_err(Failure::target)?;
+            (Some(scratch), path)
+        }
+    };
+    let on = MediumSpec::Image(ImageSpec {
+        path,
+        target_options: target_options(args),
+        loop_options: LoopOptions {
+            sector_bytes: args.loop_sector_size,
+            direct_io: args.loop_direct_io,
         },
+        controller: match args.controller {
+            Controlled::Inline => ControllerMode::Inline,
+            Controlled::Threaded => ControllerMode::Threaded,
+        },
+    });
+    let comparison = measure(plan(args, on, leave_kernel_out));
+    drop(scratch);
+    check_interrupted()?;
+    Ok(comparison?)
+}
+
+fn on_disk(args: &CompareArgs, device: &str) -> Result<Comparison, Failure> {
+    let target = format!("pci:{}", device.trim_start_matches("pci:"));
+    let TargetKind::Pci { address, nsid } = TargetSpec::parse(&target)?.kind else {
+        return Err(Failure::new(
+            USAGE,
+            format!("`{device}` is not a PCI address"),
+        ));
+    };
+    if !is_root() {
+        return Err(Failure::new(
+            TARGET,
+            "comparing on a disk needs root: it makes a filesystem, mounts it and moves the disk between drivers",
+        ));
+    }
+    private_mounts().map_err(|error| {
+        let text = format!("no private mounts, and others shall not see the disk's: {error}");
+        Failure::new(TARGET, text)
+    })?;
+    // What is begun is undone before the process ends.
+    hold_interrupts();
+    let on = MediumSpec::Disk(DiskSpec {
+        address,
+        nsid,
+        serial: args.i_may_erase.clone().unwrap_or_default(),
+        file_bytes: args.file_size,
+        target_options: target_options(args),
+    });
+    let comparison = measure(plan(args, on, None));
+    if comparison.is_err() {
+        let driver = Controller::look_up(Places::default(), address).ok();
+        if let Some(driver) = driver.and_then(|controller| controller.driver()) {
+            complain(&format!("note: {address} is with the driver {driver}"));
+        }
+    }
+    check_interrupted()?;
+    comparison.map_err(Failure::target)
+}
+
+fn measure(plan: Plan) -> xtent::Result<Comparison> {
+    let progress = Progress::steps(plan.rounds as u64 * 14);
+    compare(plan, &progress)
+}
+
+/// As they follow a target.
+fn target_options(args: &CompareArgs) -> String {
+    match args.target_options.as_deref() {
+        None | Some("") => String::new(),
+        Some(options) => format!(",{options}"),
+    }
+}
+
+fn plan(args: &CompareArgs, on: MediumSpec, leave_kernel_out: Option<String>) -> Plan {
+    Plan {
+        on,
         read_file: args.read_file.clone(),
         write_file: args.write_file.clone(),
         rounds: usize::from(args.rounds),
         runtime: args.runtime,
         ramp_time: args.ramp_time,
         seed: args.seed,
-        loop_options: LoopOptions {
-            sector_bytes: args.loop_sector_size,
-            direct_io: args.loop_direct_io,
-        },
-        controller: match args.controller {
-            Controller::Inline => ControllerMode::Inline,
-            Controller::Threaded => ControllerMode::Threaded,
-        },
         leave_kernel_out,
     }
 }
@@ -170,11 +242,9 @@ fn why_not_kernel(args: &CompareArgs) -> Option<String> {
     None
 }
 
-fn print(
-    out: &mut impl Write,
-    comparison: &crate::bench::compare::Comparison,
-) -> std::io::Result<()> {
+fn print(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
     write!(out, "{}", report::table(comparison))?;
+    write!(out, "{}", report::spread(comparison))?;
     if comparison.has_kernel() {
         writeln!(
             out,

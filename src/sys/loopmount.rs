@@ -161,7 +161,7 @@ impl Drop for LoopDevice {
 pub struct XfsMount {
     dir: PathBuf,
     mounted: bool,
-    _device: LoopDevice,
+    _device: Option<LoopDevice>,
 }
 
 impl XfsMount {
@@ -170,8 +170,19 @@ impl XfsMount {
     /// # Errors
     /// The system call that failed, with its errno.
     pub fn new(device: LoopDevice, parent: &Path) -> Result<Self> {
+        let mut mount = Self::of_disk(device.path(), parent)?;
+        mount._device = Some(device);
+        Ok(mount)
+    }
+
+    /// Mounts the XFS on a block device (`/dev/nvme0n1`) in a new private directory under `parent`. Needs
+    /// root.
+    ///
+    /// # Errors
+    /// The system call that failed, with its errno.
+    pub fn of_disk(device: &Path, parent: &Path) -> Result<Self> {
         let dir = private_dir(parent)?;
-        let (source, target) = (c_path(device.path())?, c_path(&dir)?);
+        let (source, target) = (c_path(device)?, c_path(&dir)?);
         let flags = libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC;
         // SAFETY: four C strings that outlive the call.
         let result = unsafe {
@@ -187,14 +198,13 @@ impl XfsMount {
             let errno = io::Error::last_os_error();
             let _ = std::fs::remove_dir(&dir);
             return Err(
-                Error::system("the kernel cannot mount the image as xfs", errno)
-                    .at_path(bytes(device.path())),
+                Error::system("the kernel cannot mount it as xfs", errno).at_path(bytes(device))
             );
         }
         Ok(Self {
             dir,
             mounted: true,
-            _device: device,
+            _device: None,
         })
     }
 

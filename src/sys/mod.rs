@@ -22,7 +22,7 @@ pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use memfd::{is_eventfd, memory_file, memory_page_bytes};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};
 pub use sigbus::{Cover, Guard};
-pub use signal::{catch_interrupts, interrupted};
+pub use signal::{catch_interrupts, hold_interrupts, interrupted};
 pub use ticks::Ticks;
 pub use unix::{MOST_FDS, receive_with_fds, send_with_fds};
 pub use uring::{Slots, Uring, UringOp};
