@@ -9,6 +9,7 @@ mod raw;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -433,4 +434,36 @@ fn compare_without_the_kernel_checks_its_own_writes() {
     assert!(page.contains("</html>") && page.contains("--no-kernel was given"));
     let (_, stderr) = run(1, &["compare", "--image", &target, "--no-kernel"]);
     assert!(stderr.contains("--read-file"), "{stderr}");
+}
+
+#[test]
+fn compare_on_a_disk_refuses_before_it_touches_anything() {
+    let absent = "0000:ff:1f.7";
+    for wrong in [
+        &["compare", "--device", absent][..],
+        &["compare", "--i-may-erase", "S1"],
+        &["compare", "--file-size", "1m"],
+        &["compare", "--device", absent, "--i-may-erase", "S1", "--image", "x"],
+        &["compare", "--device", absent, "--i-may-erase", "S1", "--no-kernel"],
+        &["compare", "--device", "nvme0", "--i-may-erase", "S1"],
+    ] {
+        run(2, wrong);
+    }
+    let args = ["compare", "--device", absent, "--i-may-erase", "S1"];
+    let (_, stderr) = run(3, &args);
+    if !common::is_root() {
+        assert!(stderr.contains("needs root"), "{stderr}");
+        return;
+    }
+    assert!(stderr.contains("no PCI device"), "{stderr}");
+    let mut as_nobody = Command::new(env!("CARGO_BIN_EXE_xtent"));
+    as_nobody.args(args).uid(65534).gid(65534);
+    match as_nobody.output() {
+        Ok(output) => {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(3), "{stderr}");
+            assert!(stderr.contains("needs root"), "{stderr}");
+        }
+        Err(error) => common::skipped(&format!("another user cannot run the command: {error}")),
+    }
 }
