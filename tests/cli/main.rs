@@ -439,15 +439,18 @@ fn compare_without_the_kernel_checks_its_own_writes() {
 #[test]
 fn compare_on_a_disk_refuses_before_it_touches_anything() {
     let absent = "0000:ff:1f.7";
+    let erase = format!("--device {absent} --i-may-erase S1");
     for wrong in [
-        &["compare", "--device", absent][..],
-        &["compare", "--i-may-erase", "S1"],
-        &["compare", "--file-size", "1m"],
-        &["compare", "--device", absent, "--i-may-erase", "S1", "--image", "x"],
-        &["compare", "--device", absent, "--i-may-erase", "S1", "--no-kernel"],
-        &["compare", "--device", "nvme0", "--i-may-erase", "S1"],
+        &format!("--device {absent}"),
+        "--i-may-erase S1",
+        "--file-size 1m",
+        &format!("{erase} --image x"),
+        &format!("{erase} --no-kernel"),
+        "--device nvme0 --i-may-erase S1",
     ] {
-        run(2, wrong);
+        let mut args = vec!["compare"];
+        args.extend(wrong.split(' '));
+        run(2, &args);
     }
     let args = ["compare", "--device", absent, "--i-may-erase", "S1"];
     let (_, stderr) = run(3, &args);
