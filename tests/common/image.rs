@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,12 +53,8 @@ impl Image {
 
     /// Mounts the image with these options (`""` for none).
     pub fn mount(&self, options: &str) -> Mount {
-        Mount::new(
-            &self.path(),
-            self.sector_bytes,
-            options,
-            &self.dir.path().join("mnt"),
-        )
+        let dir = self.dir.path().join("mnt");
+        Mount::new(&self.path(), self.sector_bytes, options, &dir)
     }
 
     /// Panics unless `xfs_repair -n` finds nothing. The image must not be mounted.
@@ -67,25 +64,35 @@ impl Image {
     }
 }
 
-/// A mounted image. Dropping it unmounts and detaches the loop device.
+/// A mounted image or disk. Dropping it unmounts, and detaches the loop device that an image needs.
 #[derive(Debug)]
 pub struct Mount {
-    loop_device: String,
+    device: String,
+    /// What the loop device stands for; `None` for a disk.
+    image: Option<PathBuf>,
     dir: PathBuf,
     mounted: bool,
 }
 
 impl Mount {
-    fn new(image: &Path, sector_bytes: u32, options: &str, dir: &Path) -> Self {
+    /// Mounts an image, on a loop device of this sector size, or a block device, as it is.
+    pub(super) fn new(source: &Path, sector_bytes: u32, options: &str, dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the mount point");
-        let sector = sector_bytes.to_string();
-        let image = image.to_str().expect("UTF-8");
-        let device = run(
-            "losetup",
-            &["--find", "--show", "--sector-size", &sector, image],
-        );
+        let kind = std::fs::metadata(source).expect("the disk").file_type();
+        let image = (!kind.is_block_device()).then(|| source.to_path_buf());
+        let source = source.to_str().expect("UTF-8");
+        let device = if image.is_some() {
+            let sector = sector_bytes.to_string();
+            run(
+                "losetup",
+                &["--find", "--show", "--sector-size", &sector, source],
+            )
+        } else {
+            source.to_owned()
+        };
         let mut mount = Self {
-            loop_device: device.trim().to_owned(),
+            device: device.trim().to_owned(),
+            image,
             dir: dir.to_path_buf(),
             mounted: false,
         };
@@ -93,7 +100,7 @@ impl Mount {
         if !options.is_empty() {
             args.extend(["-o", options]);
         }
-        args.extend([&*mount.loop_device, dir.to_str().expect("UTF-8")]);
+        args.extend([&*mount.device, dir.to_str().expect("UTF-8")]);
         run("mount", &args);
         mount.mounted = true;
         mount
@@ -104,9 +111,9 @@ impl Mount {
         &self.dir
     }
 
-    /// The loop device.
+    /// The block device.
     pub fn device(&self) -> &str {
-        &self.loop_device
+        &self.device
     }
 
     /// Unmounts and detaches, and panics when that does not succeed. Afterwards the image holds all.
@@ -124,16 +131,16 @@ impl Mount {
             run("umount", &[&dir]);
             self.mounted = false;
         }
-        run("losetup", &["--detach", &self.loop_device]);
-        self.wait_for_detach();
-        self.loop_device.clear();
+        if let Some(image) = self.image.take() {
+            run("losetup", &["--detach", &self.device]);
+            self.wait_for_detach(&image);
+        }
     }
 
     /// The kernel detaches only when the last user (udev, another losetup that looks around) is gone.
-    fn wait_for_detach(&self) {
-        let name = self.loop_device.trim_start_matches("/dev/");
+    fn wait_for_detach(&self, image: &Path) {
+        let name = self.device.trim_start_matches("/dev/");
         let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
-        let image = self.dir.with_file_name("disk.img");
         for _ in 0..2000 {
             let text = std::fs::read_to_string(&backing).unwrap_or_default();
             if Path::new(text.trim_end()) != image {
@@ -141,7 +148,7 @@ impl Mount {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        panic!("{} stays attached", self.loop_device);
+        panic!("{} stays attached", self.device);
     }
 }
 
@@ -154,9 +161,9 @@ impl Drop for Mount {
                 quiet("umount", &["--lazy".as_ref(), dir]);
             }
         }
-        if !self.loop_device.is_empty() {
+        if self.image.is_some() {
             // The kernel detaches once the last user is gone.
-            quiet("losetup", &["--detach".as_ref(), self.loop_device.as_ref()]);
+            quiet("losetup", &["--detach".as_ref(), self.device.as_ref()]);
         }
     }
 }

@@ -16,6 +16,7 @@
     reason = "test code: a failure panics, sizes are its own"
 )]
 
+pub mod disk;
 pub mod fill;
 pub mod forms;
 pub mod image;
@@ -50,29 +51,66 @@ pub fn tool(name: &str) -> Option<std::path::PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Whether the kernel's xfs can be asked. Prints `SKIPPED` and the reason when it cannot.
+/// Whether the kernel's xfs can be asked about an image. Prints `SKIPPED` and the reason when it cannot.
 pub fn kernel_is_here() -> bool {
-    if !is_root() {
-        skipped("mounting an image needs root");
-        return false;
+    match kernel_is_missing().or_else(loop_is_missing) {
+        Some(reason) => {
+            skipped(&reason);
+            false
+        }
+        None => true,
     }
-    for name in ["mkfs.xfs", "losetup", "mount", "umount"] {
+}
+
+/// Why the kernel's xfs cannot be asked about any disk; `None` when it can.
+pub fn kernel_is_missing() -> Option<String> {
+    if !is_root() {
+        return Some("mounting needs root".to_owned());
+    }
+    for name in ["mkfs.xfs", "xfs_repair", "xfs_db", "mount", "umount"] {
         if !has_tool(name) {
-            skipped(&format!("{name} is not installed"));
-            return false;
+            return Some(format!("{name} is not installed"));
         }
     }
     let _ = Command::new("modprobe").arg("xfs").output();
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !known.lines().any(|line| line.trim() == "xfs") {
-        skipped("this kernel has no xfs");
-        return false;
+    let xfs = known.lines().any(|line| line.trim() == "xfs");
+    (!xfs).then(|| "this kernel has no xfs".to_owned())
+}
+
+/// Why an image cannot be mounted; `None` when it can.
+pub fn loop_is_missing() -> Option<String> {
+    if !has_tool("losetup") {
+        return Some("losetup is not installed".to_owned());
     }
-    if !std::path::Path::new("/dev/loop-control").exists() {
-        skipped("this kernel has no loop devices");
-        return false;
+    let here = std::path::Path::new("/dev/loop-control").exists();
+    (!here).then(|| "this kernel has no loop devices".to_owned())
+}
+
+/// How much a test does: all of it, or with `XTENT_SCALE=small`, for machines that are emulated, less of the
+/// same.
+pub fn scaled<T>(full: T, small: T) -> T {
+    match std::env::var("XTENT_SCALE").as_deref() {
+        Err(_) | Ok("full") => full,
+        Ok("small") => small,
+        Ok(other) => panic!("XTENT_SCALE is `{other}`, and must be full or small"),
     }
-    true
+}
+
+/// A number from the environment.
+pub fn number(name: &str, default: u64) -> u64 {
+    let value = std::env::var(name).ok();
+    value.map_or(default, |value| value.parse().expect(name))
+}
+
+/// Bytes that a seed gives.
+pub fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rand::Rng::fill(
+        &mut <rand::rngs::SmallRng as rand::SeedableRng>::seed_from_u64(seed),
+        &mut bytes[..],
+    );
+    bytes
 }
 
 /// Runs a tool and returns what it printed; panics with all of its output when it fails.

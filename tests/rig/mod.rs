@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use xtent::block::{Chain, ChainFlags, Completion, Op, Queue, Status};
 use xtent::mem::{DmaSpace, Heap, HeapConfig, HugePages, Lent, Segment};
-use xtent::nvme::QueuePair;
 use xtent::units::Lba;
 
 /// Memory that stays lent, with a window into it.
@@ -75,7 +74,7 @@ pub fn chain(op: Op, lba: u64, blocks: u64, segments: &[Segment], token: u64) ->
 }
 
 /// Polls until nothing is outstanding, bounded; each token with its status.
-pub fn drain(pair: &mut QueuePair) -> BTreeMap<u64, Status> {
+pub fn drain(pair: &mut impl Queue) -> BTreeMap<u64, Status> {
     let mut ended = BTreeMap::new();
     for _ in 0..50_000_000u64 {
         pair.poll(usize::MAX, &mut |Completion { token, status }| {

@@ -1,0 +1,209 @@
+//! A disk that goes back and forth: the kernel makes and fills a filesystem, xtent works on it, the kernel
+//! looks at the result.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::image::Mount;
+use super::run;
+
+/// Who has the disk, and how it changes hands.
+pub trait Hands: Send {
+    /// Gives it to the kernel: the image file or block device that mkfs.xfs and mount take.
+    fn to_kernel(&mut self) -> PathBuf;
+
+    /// Gives it to xtent: the target.
+    fn to_xtent(&mut self) -> String;
+}
+
+/// A disk, with a filesystem once it is made. It is with the kernel or with xtent, as the last call asked.
+pub struct Disk {
+    hands: Box<dyn Hands>,
+    lba_bytes: u32,
+    filesystem_bytes: u64,
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// A disk of blocks of `lba_bytes`.
+    pub fn new(hands: impl Hands + 'static, lba_bytes: u32) -> Self {
+        Self {
+            hands: Box::new(hands),
+            lba_bytes,
+            filesystem_bytes: 0,
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    /// Bytes in a block.
+    pub fn lba_bytes(&self) -> u32 {
+        self.lba_bytes
+    }
+
+    /// Makes an XFS of `size_bytes` with these arguments of mkfs.xfs, and sectors of a block unless they are
+    /// said to be larger.
+    pub fn make(&mut self, size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) {
+        let path = self.hands.to_kernel();
+        let sector = format!("size={}", sector_bytes.max(self.lba_bytes));
+        let size = format!("size={size_bytes}");
+        let mut args = vec!["-q", "-f", "-s", &sector, "-d", &size];
+        args.extend_from_slice(mkfs_args);
+        args.push(path.to_str().expect("UTF-8"));
+        run("mkfs.xfs", &args);
+        self.filesystem_bytes = size_bytes;
+    }
+
+    /// Mounts it with these options (`""` for none).
+    pub fn mount(&mut self, options: &str) -> Mount {
+        let path = self.hands.to_kernel();
+        Mount::new(&path, self.lba_bytes, options, &self.dir.path().join("mnt"))
+    }
+
+    /// The image file or block device, for tools. It is with the kernel then, and must not be mounted.
+    pub fn for_tools(&mut self) -> PathBuf {
+        self.hands.to_kernel()
+    }
+
+    /// Panics unless `xfs_repair -n` finds nothing. It must not be mounted.
+    pub fn assert_clean(&mut self) {
+        let path = self.hands.to_kernel();
+        let mut args = vec!["-n"];
+        if path.is_file() {
+            args.push("-f");
+        }
+        args.push(path.to_str().expect("UTF-8"));
+        run("xfs_repair", &args);
+    }
+
+    /// A checksum of every byte of the filesystem.
+    pub fn checksum(&mut self) -> u32 {
+        let path = self.hands.to_kernel();
+        let mut disk = File::open(path)
+            .expect("the disk")
+            .take(self.filesystem_bytes);
+        let mut buf = vec![0; 1 << 20];
+        let mut sum = 0;
+        loop {
+            match disk.read(&mut buf).expect("the disk") {
+                0 => return sum,
+                n => sum = crc32c::crc32c_append(sum, &buf[..n]),
+            }
+        }
+    }
+
+    /// The target that xtent opens, with further options (`""` for none).
+    pub fn target(&mut self, options: &str) -> String {
+        format!("{}{options}", self.hands.to_xtent())
+    }
+}
+
+/// An image file behind the embedded controller.
+#[derive(Debug)]
+pub struct ImageHands {
+    dir: tempfile::TempDir,
+    /// `lba=512,inline` and the like.
+    options: String,
+}
+
+impl ImageHands {
+    /// A sparse file of `size_bytes`; xtent opens it with these options.
+    pub fn new(size_bytes: u64, options: &str) -> Self {
+        let builder = tempfile::Builder::new().prefix("xtent-").tempdir();
+        let hands = Self {
+            dir: builder.expect("a temporary directory"),
+            options: options.to_owned(),
+        };
+        let file = File::create(hands.path()).expect("the image");
+        file.set_len(size_bytes).expect("the image's size");
+        hands
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("disk.img")
+    }
+}
+
+impl Hands for ImageHands {
+    fn to_kernel(&mut self) -> PathBuf {
+        self.path()
+    }
+
+    fn to_xtent(&mut self) -> String {
+        format!("image:{},{}", self.path().display(), self.options)
+    }
+}
+
+/// A PCI controller, which vfio-setup.sh gives to the kernel's driver or to vfio-pci.
+#[derive(Debug, Clone)]
+pub struct PciHands {
+    address: String,
+}
+
+impl PciHands {
+    /// The controller at this full address, whoever has it.
+    pub fn new(address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+        }
+    }
+
+    /// The driver that has it.
+    fn driver(&self) -> Option<String> {
+        let link = format!("/sys/bus/pci/devices/{}/driver", self.address);
+        let link = std::fs::read_link(link).ok()?;
+        link.file_name()?.to_str().map(str::to_owned)
+    }
+}
+
+impl Hands for PciHands {
+    fn to_kernel(&mut self) -> PathBuf {
+        if self.driver().as_deref() != Some("nvme") {
+            setup(&["reset", &self.address]);
+        }
+        namespace_of(&self.address)
+    }
+
+    fn to_xtent(&mut self) -> String {
+        if self.driver().as_deref() != Some("vfio-pci") {
+            // It carries a filesystem, which bind leaves alone unless it is told.
+            setup(&["bind", "--force", &self.address, &self.address]);
+        }
+        format!("pci:{}", self.address)
+    }
+}
+
+/// Runs vfio-setup.sh, which lies where tests run: in the root of the repository, or beside the test programs.
+fn setup(args: &[&str]) {
+    let output = Command::new("sh")
+        .arg("./vfio-setup.sh")
+        .args(args)
+        .output()
+        .expect("sh");
+    assert!(
+        output.status.success(),
+        "vfio-setup.sh {args:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The block device that the kernel has of a controller's first namespace.
+fn namespace_of(address: &str) -> PathBuf {
+    let dir = format!("/sys/bus/pci/devices/{address}/nvme");
+    let entries = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries.map(|entry| entry.expect("an entry").file_name())
+    };
+    for controller in entries(Path::new(&dir)) {
+        for name in entries(&Path::new(&dir).join(controller)) {
+            let path = Path::new("/dev").join(&name);
+            if name.to_str().is_some_and(|name| name.ends_with("n1")) && path.exists() {
+                return path;
+            }
+        }
+    }
+    panic!("the kernel has no disk of {address}")
+}

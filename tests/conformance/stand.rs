@@ -1,0 +1,295 @@
+//! Stands: the devices that the list runs on.
+//!
+//! A new kind of device is one more [`Engine`] and one more line in [`kinds_of`]; every test of the list then
+//! runs on it. An engine that has no [`Device`] (because it brings its own driver) makes [`Rig::queue`] give
+//! out one more kind of queue.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use xtent::device::Device;
+use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::device::vfio::{VfioDevice, VfioOptions};
+use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+
+use super::common::disk::{Disk, Hands, ImageHands, PciHands};
+use super::common::{kernel_is_missing, loop_is_missing};
+use super::rig::Memory;
+
+/// Bytes that every stand has at least. Sparse, where it is a file or memory.
+pub(crate) const CAPACITY_BYTES: u64 = 1280 << 20;
+
+/// Something that tests run on.
+pub(crate) trait Engine: Send + Sync {
+    /// The controller, for tests of the driver. What it had on its disk may be lost.
+    fn device(&self) -> Arc<dyn Device>;
+
+    /// The disk, for tests of files.
+    fn disk(&self, lba_bytes: u32) -> Disk;
+
+    /// Why tests of files cannot run; `None` when they can.
+    fn missing(&self) -> Option<String> {
+        kernel_is_missing()
+    }
+}
+
+/// Which tests a stand is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    Driver,
+    Files,
+    Both,
+}
+
+/// One device, by name. One test at a time has it.
+pub(crate) struct Stand {
+    pub(crate) name: String,
+    /// What is dealt out goes to one stand of each kind and block size.
+    pub(crate) kind: &'static str,
+    pub(crate) is_for: For,
+    engine: Box<dyn Engine>,
+    lba_bytes: OnceLock<u32>,
+    one: Mutex<()>,
+}
+
+/// Stands that a test has just now, and the most there were at once.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+static MOST_BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// A test has this stand for itself.
+pub(crate) struct Alone<'a> {
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many stands were in use at the same time, at most.
+pub(crate) fn most_at_once() -> usize {
+    MOST_BUSY.load(Ordering::Relaxed)
+}
+
+impl Stand {
+    fn new(name: String, kind: &'static str, is_for: For, engine: impl Engine + 'static) -> Self {
+        Self {
+            name,
+            kind,
+            is_for,
+            engine: Box::new(engine),
+            lba_bytes: OnceLock::new(),
+            one: Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn alone(&self) -> Alone<'_> {
+        let guard = self.one.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
+        MOST_BUSY.fetch_max(busy, Ordering::Relaxed);
+        Alone { _guard: guard }
+    }
+
+    /// Bytes in a block; asks the device, at the first call.
+    pub(crate) fn lba_bytes(&self) -> u32 {
+        *self.lba_bytes.get_or_init(|| {
+            let rig = self.open(&Memory::new());
+            let namespaces = &rig.controller.info().namespaces;
+            let namespace = namespaces.first().expect("a namespace");
+            assert!(
+                namespace.len_bytes() >= CAPACITY_BYTES,
+                "{} has {} bytes, the tests need {CAPACITY_BYTES}",
+                self.name,
+                namespace.len_bytes()
+            );
+            namespace.block_bytes
+        })
+    }
+
+    /// How the targets of its disk begin, as errors name them.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self.kind {
+            "embedded" => "image:",
+            kind => kind,
+        }
+    }
+
+    /// Brings the controller up, for tests of the driver.
+    pub(crate) fn open(&self, memory: &Memory) -> Rig {
+        self.open_with(memory, ControllerOptions::default())
+    }
+
+    pub(crate) fn open_with(&self, memory: &Memory, options: ControllerOptions) -> Rig {
+        let device = self.engine.device();
+        let controller = Controller::open(device.clone(), &memory.heap, options).unwrap();
+        Rig { device, controller }
+    }
+
+    /// The disk, for tests of files.
+    ///
+    /// # Errors
+    /// Why there can be none.
+    pub(crate) fn disk(&self) -> Result<Disk, String> {
+        match self.engine.missing() {
+            Some(reason) => Err(reason),
+            None => Ok(self.engine.disk(self.lba_bytes())),
+        }
+    }
+}
+
+/// A controller that is up.
+pub(crate) struct Rig {
+    device: Arc<dyn Device>,
+    controller: Arc<Controller>,
+}
+
+impl Rig {
+    /// A queue on the first namespace.
+    pub(crate) fn queue(&self, options: QueueOptions) -> QueuePair {
+        self.controller.queue(1, options).unwrap()
+    }
+
+    /// What went wrong so far.
+    pub(crate) fn stats(&self) -> Stats {
+        self.controller.stats()
+    }
+
+    /// Cuts the device off from memory, in the middle of whatever it does.
+    pub(crate) fn cut_off(&self) {
+        self.device.stop_dma().unwrap();
+    }
+}
+
+/// The embedded controller.
+struct Embedded {
+    mode: Mode,
+    lba_bytes: u32,
+    mdts: u8,
+    noiob_blocks: u16,
+}
+
+impl Embedded {
+    /// As the options of a target say it.
+    fn options(&self) -> String {
+        let mut text = format!("lba={},mdts={}", self.lba_bytes, self.mdts);
+        if self.noiob_blocks > 0 {
+            let _ = write!(text, ",noiob={}", self.noiob_blocks);
+        }
+        text + match self.mode {
+            Mode::Threaded => ",threaded",
+            Mode::Inline => ",inline",
+            Mode::Stepped => ",stepped",
+        }
+    }
+
+    fn stand(self, is_for: For) -> Stand {
+        let name = format!("embedded:{}", self.options());
+        let kind = match (is_for, self.mode) {
+            (For::Driver, Mode::Stepped) => "embedded, stepped",
+            (For::Driver, Mode::Inline) => "embedded, inline",
+            (For::Driver, Mode::Threaded) => "embedded, threaded",
+            _ => "embedded",
+        };
+        Stand::new(name, kind, is_for, self)
+    }
+}
+
+impl Engine for Embedded {
+    fn device(&self) -> Arc<dyn Device> {
+        let config = EmuConfig {
+            medium: Medium::memory(CAPACITY_BYTES),
+            lba_bytes: self.lba_bytes,
+            mdts: self.mdts,
+            noiob_blocks: self.noiob_blocks,
+            mode: self.mode,
+            // So that a stepped controller's deadlines come after a bearable number of steps.
+            tick_ns: 20_000,
+            ..EmuConfig::default()
+        };
+        EmuDevice::start(config).unwrap()
+    }
+
+    fn disk(&self, lba_bytes: u32) -> Disk {
+        Disk::new(ImageHands::new(CAPACITY_BYTES, &self.options()), lba_bytes)
+    }
+
+    fn missing(&self) -> Option<String> {
+        kernel_is_missing().or_else(loop_is_missing)
+    }
+}
+
+fn embedded() -> Vec<Stand> {
+    let mut stands = Vec::new();
+    for lba_bytes in [512, 4096] {
+        // For files, a device's way of working and its largest command each make a difference, by themselves.
+        for (mode, mdts) in [(Mode::Inline, 1), (Mode::Threaded, 5)] {
+            let noiob_blocks = 0;
+            let shape = Embedded {
+                mode,
+                lba_bytes,
+                mdts,
+                noiob_blocks,
+            };
+            stands.push(shape.stand(For::Files));
+        }
+        for mode in [Mode::Stepped, Mode::Inline, Mode::Threaded] {
+            for (mdts, noiob_blocks) in [(0, 0), (1, 0), (5, 8), (0, 100), (5, 1)] {
+                let shape = Embedded {
+                    mode,
+                    lba_bytes,
+                    mdts,
+                    noiob_blocks,
+                };
+                stands.push(shape.stand(For::Driver));
+            }
+        }
+    }
+    stands
+}
+
+/// A PCI controller over VFIO.
+struct Pci {
+    address: String,
+}
+
+impl Engine for Pci {
+    fn device(&self) -> Arc<dyn Device> {
+        PciHands::new(&self.address).to_xtent();
+        VfioDevice::open(&self.address, &VfioOptions::default()).unwrap()
+    }
+
+    fn disk(&self, lba_bytes: u32) -> Disk {
+        Disk::new(PciHands::new(&self.address), lba_bytes)
+    }
+}
+
+/// The stands that a word of `XTENT_CONFORMANCE` names.
+fn kinds_of(word: &str) -> Vec<Stand> {
+    match word.split_once(':') {
+        None if word == "embedded" => embedded(),
+        Some(("pci", address)) => {
+            let address = address.to_owned();
+            vec![Stand::new(
+                word.to_owned(),
+                "pci",
+                For::Both,
+                Pci { address },
+            )]
+        }
+        _ => panic!(
+            "XTENT_CONFORMANCE is a list of `embedded` and `pci:ADDRESS`, and names `{word}`"
+        ),
+    }
+}
+
+/// The stands that `XTENT_CONFORMANCE` names, the embedded controller without it.
+pub(crate) fn stands() -> Vec<Arc<Stand>> {
+    let words = std::env::var("XTENT_CONFORMANCE").unwrap_or_else(|_| {
+        println!("SKIPPED: pci: XTENT_CONFORMANCE names no controllers");
+        "embedded".to_owned()
+    });
+    let words = words.split(',').filter(|word| !word.is_empty());
+    words.flat_map(kinds_of).map(Arc::new).collect()
+}
