@@ -14,4 +14,4 @@ XTENT_CONFORMANCE=$list XTENT_SCALE=small ./tests/conformance --test-threads=2 >
 cat /tmp/log
 # Otherwise nothing was shown of two at once.
 grep -q '^stands in use at once: 2' /tmp/log
-exit $status
+exit "$status"
