@@ -15,6 +15,7 @@ mod info;
 mod ls;
 mod output;
 mod put;
+mod serve;
 mod stat;
 mod tree;
 mod values;
@@ -45,6 +46,8 @@ const TARGETS: &str = "\
 Targets:
   image:disk.img      a file behind the embedded NVMe controller; a bare path means the same
   ram:1G,load=FILE    memory behind the embedded controller, filled from a file
+  vfio-user:SOCKET    a controller that another process serves (SPDK's nvmf_tgt, `xtent serve vfio-user`);
+                      with nsid=N where it has several namespaces
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
@@ -83,6 +86,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measures the kernel's xfs and xtent on the same image
     Compare(compare::CompareArgs),
+    /// Serves a disk image or memory as an NVMe controller to other processes
+    Serve(serve::ServeArgs),
     /// Writes the man pages into a directory
     Man(docs::ManArgs),
     /// Writes the completions for a shell to standard output
@@ -156,6 +161,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Fiemap(args) => fiemap::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Man(args) => docs::man(&args),
         Command::Completions(args) => docs::completions(&args),
     };

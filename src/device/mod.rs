@@ -1,7 +1,7 @@
 //! The seam between the driver and a controller: registers, doorbells, DMA.
 //!
 //! Layer 1. The driver in [`crate::nvme`] is written against [`Device`] and cannot tell hardware from the
-//! embedded controller in [`emu`]. Register offsets and meanings are those of the NVMe base specification
+//! embedded controller in [`emu`], nor either from one in another process ([`vfio_user`]). Register offsets and meanings are those of the NVMe base specification
 //! 2.0c, section 3.1 (controller registers). The one unsafe island here is [`vfio`].
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use crate::sys::EventFd;
 
 pub mod emu;
 pub mod vfio;
+pub mod vfio_user;
 
 /// An NVMe controller as its host reaches it.
 ///

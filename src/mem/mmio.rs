@@ -65,6 +65,9 @@ impl Doorbell {
     }
 }
 
+/// Where doorbells lie in a [`DoorbellArray`]'s file, in bytes: as in a BAR.
+pub const DOORBELLS_IN_FILE: usize = 0x1000;
+
 /// The doorbells of a controller that is no hardware: 32-bit words in a file in memory, which the driver of
 /// another process can map.
 pub struct DoorbellArray {
@@ -96,7 +99,7 @@ impl DoorbellArray {
             .checked_mul(4)
             .and_then(|bytes| bytes.checked_next_multiple_of(4096))
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let file = memory_file(mapped_bytes, false)?;
+        let file = memory_file(mapped_bytes + DOORBELLS_IN_FILE, false)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe {
             libc::mmap(
@@ -105,7 +108,7 @@ impl DoorbellArray {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 file.as_raw_fd(),
-                0,
+                DOORBELLS_IN_FILE as libc::off_t,
             )
         };
         if base == libc::MAP_FAILED {
@@ -119,7 +122,7 @@ impl DoorbellArray {
         })
     }
 
-    /// The file behind it, from the first word on, in whole pages.
+    /// The file behind it, laid out as a BAR: the words, in whole pages, lie at [`DOORBELLS_IN_FILE`].
     pub fn file(&self) -> &File {
         &self.file
     }

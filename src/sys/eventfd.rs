@@ -6,7 +6,11 @@ use std::time::Duration;
 
 /// A kernel counter (`eventfd`) that one side raises and the other waits for.
 #[derive(Debug)]
-pub struct EventFd(OwnedFd);
+pub struct EventFd {
+    fd: OwnedFd,
+    /// Another process has it too, and may have made it block.
+    foreign: bool,
+}
 
 impl EventFd {
     /// A counter at zero, closed on exec.
@@ -20,14 +24,48 @@ impl EventFd {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just made this descriptor for us alone.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, foreign: false })
+    }
+
+    /// The counter that another process hands over, to be raised. It is made not to block, for whoever has
+    /// it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for any other kind of descriptor; the errno of `fcntl`.
+    pub fn of_peer(fd: OwnedFd) -> io::Result<Self> {
+        if !super::is_eventfd(&fd) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: plain integers.
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+        // SAFETY: as above.
+        let set = |flags: libc::c_int| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
+        if flags < 0 || set(flags | libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { fd, foreign: true })
     }
 
     /// Adds one and wakes whoever waits.
     pub fn raise(&self) {
+        if self.foreign && !self.has_room() {
+            return;
+        }
         let one = 1_u64;
         // SAFETY: eight readable bytes. It fails only when the counter is full, and then it wakes as well.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+        unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Whether a raise would not block, even if it might: a counter that is full wakes as well.
+    fn has_room(&self) -> bool {
+        let mut polled = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one initialised entry that the kernel may write to.
+        unsafe { libc::poll(&raw mut polled, 1, 0) > 0 }
     }
 
     /// Sets the counter back to zero; whether it was above.
@@ -35,7 +73,7 @@ impl EventFd {
     pub fn take(&self) -> bool {
         let mut count = 0_u64;
         // SAFETY: eight writable bytes; the descriptor does not block.
-        let got = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+        let got = unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut count).cast(), 8) };
         got == 8 && count > 0
     }
 
@@ -58,7 +96,7 @@ impl EventFd {
         timeout: Option<Duration>,
     ) -> io::Result<[bool; N]> {
         let mut polled = events.map(|event| libc::pollfd {
-            fd: event.0.as_raw_fd(),
+            fd: event.fd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         });
@@ -80,7 +118,7 @@ impl EventFd {
 
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -96,6 +134,22 @@ mod tests {
         event.raise();
         assert!(event.wait(None).unwrap());
         assert!(!event.take());
+    }
+
+    #[test]
+    fn a_peers_counter_is_raised_and_never_blocks() {
+        let event = EventFd::new().unwrap();
+        let peers = EventFd::of_peer(event.fd.try_clone().unwrap()).unwrap();
+        peers.raise();
+        assert!(event.take());
+        let full = u64::MAX - 1;
+        // SAFETY: eight readable bytes.
+        unsafe { libc::write(event.fd.as_raw_fd(), (&raw const full).cast(), 8) };
+        // SAFETY: plain integers.
+        unsafe { libc::fcntl(event.fd.as_raw_fd(), libc::F_SETFL, 0) };
+        peers.raise();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(EventFd::of_peer(file.into()).is_err());
     }
 
     #[test]

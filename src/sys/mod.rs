@@ -24,5 +24,5 @@ pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};
 pub use sigbus::{Cover, Guard};
 pub use signal::{catch_interrupts, hold_interrupts, interrupted};
 pub use ticks::Ticks;
-pub use unix::{MOST_FDS, receive_with_fds, send_with_fds};
+pub use unix::{MOST_FDS, connect_unix, receive_with_fds, send_with_fds, wait_readable};
 pub use uring::{Slots, Uring, UringOp};

@@ -2,7 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 /// The most descriptors that are sent or received at once.
 pub const MOST_FDS: usize = 64;
@@ -16,6 +19,68 @@ struct Control([u8; CONTROL_BYTES]);
 // SAFETY: arithmetic on a constant; no memory is involved.
 const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(64 * 4) } as usize;
 const _: () = assert!(MOST_FDS * FD_BYTES == 64 * 4);
+
+/// Connects to a socket, waiting no longer than `timeout` for a server that is busy.
+///
+/// # Errors
+/// The errno of `socket` or `connect`; [`io::ErrorKind::WouldBlock`] when the time is over;
+/// [`io::ErrorKind::InvalidInput`] for a path that is too long for a socket.
+pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
+    let path = path.as_os_str().as_bytes();
+    // One byte stays zero.
+    if path.is_empty() || path.len() >= address.sun_path.len() || path.contains(&0) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a socket's path has 1 to 107 bytes",
+        ));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: plain integers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    socket.set_write_timeout(Some(timeout))?;
+    let len = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+    // SAFETY: an initialised address of this length.
+    let done = unsafe { libc::connect(fd, (&raw const address).cast(), len) };
+    if done == 0 {
+        Ok(socket)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Waits until a descriptor can be read from (or accepted from), for `timeout` at most; whether it can. A
+/// signal ends the wait early, as "no".
+///
+/// # Errors
+/// The errno of `poll`.
+pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let mut polled = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one initialised entry that the kernel may write to.
+    let ready = unsafe { libc::poll(&raw mut polled, 1, milliseconds) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::Interrupted => Ok(false),
+            _ => Err(error),
+        };
+    }
+    Ok(ready > 0)
+}
 
 /// Sends bytes, and descriptors with the first of them; how many bytes went out. The socket's own time-out
 /// holds; a closed peer is an error, not a signal.
@@ -160,6 +225,31 @@ mod tests {
         drop(here);
         assert_eq!(receive_with_fds(&there, &mut bytes, &mut fds).unwrap(), 0);
         assert!(send_with_fds(&there, b"z", &[]).is_err());
+    }
+
+    #[test]
+    fn connecting_waits_no_longer_than_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let timeout = Duration::from_millis(20);
+        let kind = |path: &Path| connect_unix(path, timeout).unwrap_err().kind();
+        assert_eq!(kind(&path), io::ErrorKind::NotFound);
+        assert_eq!(
+            kind(Path::new(&"x".repeat(108))),
+            io::ErrorKind::InvalidInput
+        );
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        let full = (0..10_000).find_map(|_| match connect_unix(&path, timeout) {
+            Ok(socket) => {
+                waiting.push(socket);
+                None
+            }
+            Err(error) => Some(error.kind()),
+        });
+        assert_eq!(full, Some(io::ErrorKind::WouldBlock));
+        drop(listener);
+        assert_eq!(kind(&path), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub use file::{File, OpenOptions};
 pub use info::{FilesystemInfo, TargetInfo, VolumeInfo};
 pub use io::{Done, Io, SubmitError, SubmitReason};
 pub use metadata::{FileType, Metadata, Timestamp};
-pub use open::{Target, Volume};
+pub use open::{Target, Volume, controller_to_serve};
 pub use path::PathBytes;
 pub use raw::RawIo;
 pub use reader::FileReader;

@@ -15,6 +15,7 @@ use crate::block::Wait;
 use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::device::vfio::{VfioDevice, VfioOptions};
+use crate::device::vfio_user::{VfioUserDevice, VfioUserOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Backing, Heap, HeapConfig};
 use crate::nvme::{Controller, ControllerInfo, ControllerOptions};
@@ -74,6 +75,7 @@ impl Target {
         let heap = Heap::new(HeapConfig {
             huge_pages: options.huge_pages,
             limit_bytes: options.memory_limit_bytes,
+            shareable: matches!(spec.kind, TargetKind::VfioUser { .. }),
             ..HeapConfig::default()
         });
         let controller_options = ControllerOptions {
@@ -137,17 +139,53 @@ fn device_of(
         let device = VfioDevice::open(&address.to_string(), &VfioOptions::default())?;
         return Ok((device, format!("VFIO, on the PCI device {address}")));
     }
+    if let TargetKind::VfioUser { socket, .. } = &spec.kind {
+        let device = VfioUserDevice::open(socket, &VfioUserOptions::default())?;
+        let words = format!("vfio-user, of the process that serves {}", socket.display());
+        return Ok((device, words));
+    }
     let (medium, words) = medium_of(spec, access)?;
     let device = EmuDevice::start(emu_config(spec, options, medium, access))?;
     Ok((device, format!("its embedded controller, {words}")))
 }
 
+/// The embedded controller that an `image:` or `ram:` target stands for, as it is to be served to other
+/// processes ([`crate::device::vfio_user::Server`]): with a thread of its own, and doorbells that fill one page.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a target without an embedded controller; those of opening its medium.
+pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
+    if !matches!(spec.kind, TargetKind::Image(_) | TargetKind::Ram { .. }) {
+        let detail =
+            "only image: and ram: targets can be served: a controller of hardware serves itself";
+        return Err(Error::new(ErrorKind::InvalidInput, detail).on_device(&*spec.text));
+    }
+    let access = ImageAccess {
+        read_only: spec.read_only || spec.allow_in_use,
+        in_use: spec.allow_in_use,
+    };
+    let options = VolumeOptions::default();
+    medium_of(spec, access)
+        .map(|(medium, _)| EmuConfig {
+            max_io_queues: SERVED_QUEUES,
+            interrupt_vectors: SERVED_QUEUES + 1,
+            mode: Mode::Threaded,
+            ..emu_config(spec, &options, medium, access)
+        })
+        .map_err(|error| error.during("open").on_device(&*spec.text))
+}
+
+/// With a cache line for each pair's doorbells, those of the admin queue and of so many fill a page.
+const SERVED_QUEUES: u16 = 63;
+
 /// The namespace that a target names, or the only one.
 fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
-    if let TargetKind::Pci {
-        nsid: Some(nsid), ..
-    } = spec.kind
-    {
+    let (named, how) = match spec.kind {
+        TargetKind::Pci { nsid, .. } => (nsid, "/"),
+        TargetKind::VfioUser { nsid, .. } => (nsid, ",nsid="),
+        _ => (None, "/"),
+    };
+    if let Some(nsid) = named {
         return Ok(nsid);
     }
     match &info.namespaces[..] {
@@ -161,7 +199,7 @@ fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
             Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
-                    "the controller has the namespaces {}: name one, as in {}/{}",
+                    "the controller has the namespaces {}: name one, as in {}{how}{}",
                     ids.join(", "),
                     spec.text,
                     ids[0]
@@ -177,7 +215,7 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
         Err(Error::new(
             ErrorKind::Unsupported,
             format!(
-                "this version cannot open {what} yet: give image:FILE, ram:SIZE or pci:ADDRESS"
+                "this version cannot open {what} yet: give image:FILE, ram:SIZE, pci:ADDRESS or vfio-user:SOCKET"
             ),
         ))
     };
@@ -199,7 +237,7 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
             Ok((medium, "which keeps its blocks in memory"))
         }
         // Has no medium of ours: `device_of` does not come here with it.
-        TargetKind::Pci { .. } => later("a disk as a medium"),
+        TargetKind::Pci { .. } | TargetKind::VfioUser { .. } => later("a disk as a medium"),
         TargetKind::Spdk(_) => later("spdk: targets"),
         TargetKind::Uring(_) => later("uring: targets (the kernel's block layer)"),
     }

@@ -86,6 +86,14 @@ pub enum TargetKind {
         /// The namespace; `None` for the only one there is.
         nsid: Option<u32>,
     },
+    /// `vfio-user:SOCKET`, with `nsid=N`: a controller that another process serves (SPDK's nvmf_tgt, or
+    /// `xtent serve vfio-user`).
+    VfioUser {
+        /// The socket, or the directory with the socket `cntrl` in it.
+        socket: PathBuf,
+        /// The namespace; `None` for the only one there is.
+        nsid: Option<u32>,
+    },
     /// `spdk:TRANSPORT`: a disk or a remote subsystem over SPDK.
     Spdk(String),
     /// `uring:DEVICE`: a disk over the kernel's block layer.
@@ -133,9 +141,11 @@ pub struct TargetSpec {
     pub allow_in_use: bool,
 }
 
-const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], spdk:TRANSPORT or uring:DEVICE";
+const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKET, spdk:TRANSPORT or \
+                       uring:DEVICE";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
-                       wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, and for ram: load=FILE";
+                       wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, \
+                       for ram: load=FILE, and for vfio-user: nsid=N";
 
 impl TargetSpec {
     /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
@@ -212,7 +222,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
     }
     let mut parts = split_commas(text).into_iter();
     let head = parts.next().unwrap_or_default();
-    let known = ["image", "ram", "pci", "spdk", "uring"];
+    let known = ["image", "ram", "pci", "vfio-user", "spdk", "uring"];
     spec.kind = match head.split_once(':') {
         Some((scheme, rest)) if known.contains(&scheme) => kind_of(scheme, rest)?,
         // No scheme, or a file with a colon in its name.
@@ -253,24 +263,28 @@ fn check_options(spec: &TargetSpec) -> Result<()> {
         ("threaded` or `inline", spec.controller.is_some()),
     ];
     match given.iter().find(|(_, given)| *given) {
-        Some((name, _)) if matches!(spec.kind, TargetKind::Pci { .. }) => Err(invalid(format!(
+        Some((name, _)) if is_disk(&spec.kind) => Err(invalid(format!(
             "the option `{name}` is for the embedded controller, and this is a disk"
         ))),
         _ => Ok(()),
     }
 }
 
+fn is_disk(kind: &TargetKind) -> bool {
+    matches!(kind, TargetKind::Pci { .. } | TargetKind::VfioUser { .. })
+}
+
+/// A namespace's number.
+fn parse_nsid(text: &str) -> Result<u32> {
+    let number = text.parse().ok().filter(|n| (1..u32::MAX).contains(n));
+    number.ok_or_else(|| invalid(format!("`{text}` is not a namespace: they count from 1")))
+}
+
 /// `ADDRESS` or `ADDRESS/NSID`.
 fn parse_pci(text: &str) -> Result<TargetKind> {
     let (address, nsid) = match text.split_once('/') {
         None => (text, None),
-        Some((address, nsid)) => {
-            let number = nsid.parse().ok().filter(|&n| (1..u32::MAX).contains(&n));
-            let nsid = number.ok_or_else(|| {
-                invalid(format!("`{nsid}` is not a namespace: they count from 1"))
-            })?;
-            (address, Some(nsid))
-        }
+        Some((address, nsid)) => (address, Some(parse_nsid(nsid)?)),
     };
     Ok(TargetKind::Pci {
         address: address.parse()?,
@@ -291,6 +305,10 @@ fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
             load: None,
         },
         "pci" => parse_pci(rest)?,
+        "vfio-user" => TargetKind::VfioUser {
+            socket: PathBuf::from(rest),
+            nsid: None,
+        },
         "spdk" => TargetKind::Spdk(rest.to_owned()),
         _ => TargetKind::Uring(rest.to_owned()),
     })
@@ -329,12 +347,16 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
             TargetKind::Ram { load, .. } => *load = Some(PathBuf::from(file)),
             _ => return Err(invalid("the option `load` is for ram: targets only")),
         },
+        ("nsid", Some(value)) => match &mut spec.kind {
+            TargetKind::VfioUser { nsid, .. } => *nsid = Some(parse_nsid(value)?),
+            _ => return Err(invalid("the option `nsid` is for vfio-user: targets only")),
+        },
         ("lba" | "vwc" | "wait" | "dbbuf", Some(value)) => {
             return Err(invalid(format!(
                 "`{value}` is not a value of `{name}`: the options are {OPTIONS}"
             )));
         }
-        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "dbbuf" | "load", None) => {
+        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "dbbuf" | "load" | "nsid", None) => {
             return Err(invalid(format!(
                 "the option `{name}` needs a value: the options are {OPTIONS}"
             )));
@@ -405,6 +427,28 @@ mod tests {
                 ErrorKind::InvalidInput,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn controllers_of_other_processes_are_named_by_socket() {
+        let kind = |text: &str| TargetSpec::parse(text).map(|spec| spec.kind);
+        let vfio_user = |nsid| TargetKind::VfioUser {
+            socket: "/run/x/cntrl".into(),
+            nsid,
+        };
+        assert_eq!(kind("vfio-user:/run/x/cntrl").unwrap(), vfio_user(None));
+        let named = kind("vfio-user:/run/x/cntrl,nsid=2,readonly").unwrap();
+        assert_eq!(named, vfio_user(Some(2)));
+        for text in [
+            "vfio-user:",
+            "vfio-user:/run/x,nsid=0",
+            "vfio-user:/run/x,nsid",
+            "vfio-user:/run/x,mdts=3",
+            "ram:1M,nsid=1",
+        ] {
+            let error = kind(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
         }
     }
 

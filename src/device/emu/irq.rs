@@ -1,17 +1,23 @@
 //! Interrupts: a counter for each vector, as MSI-X messages would raise it.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::EventFd;
 
 /// The vectors of a controller. Those that nobody asked for are raised into the void.
 #[derive(Debug)]
-pub(super) struct Vectors(Box<[OnceLock<Arc<EventFd>>]>);
+pub(super) struct Vectors(Box<[Mutex<Slot>]>);
+
+type Slot = Option<Arc<EventFd>>;
+
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Vectors {
     pub(super) fn new(count: u16) -> Self {
-        Self((0..count).map(|_| OnceLock::new()).collect())
+        Self((0..count).map(|_| Mutex::new(None)).collect())
     }
 
     pub(super) fn count(&self) -> u16 {
@@ -20,26 +26,33 @@ impl Vectors {
 
     /// The counter of `vector`, made at the first call; `None` for a vector that there is not.
     pub(super) fn connect(&self, vector: u16) -> Option<io::Result<Arc<EventFd>>> {
-        let slot = self.0.get(usize::from(vector))?;
-        if let Some(event) = slot.get() {
+        let mut slot = lock(self.0.get(usize::from(vector))?);
+        if let Some(event) = &*slot {
             return Some(Ok(Arc::clone(event)));
         }
-        let made = match EventFd::new() {
-            Ok(event) => Arc::new(event),
-            Err(error) => return Some(Err(error)),
-        };
-        Some(Ok(Arc::clone(slot.get_or_init(|| made))))
+        Some(EventFd::new().map(|event| Arc::clone(slot.insert(Arc::new(event)))))
+    }
+
+    /// From now on `vector` raises this counter, or nothing.
+    pub(super) fn set(&self, vector: u16, event: Option<Arc<EventFd>>) {
+        if let Some(slot) = self.0.get(usize::from(vector)) {
+            *lock(slot) = event;
+        }
     }
 
     pub(super) fn raise(&self, vector: u16) {
-        if let Some(event) = self.0.get(usize::from(vector)).and_then(OnceLock::get) {
+        if let Some(event) = self
+            .0
+            .get(usize::from(vector))
+            .and_then(|slot| lock(slot).clone())
+        {
             event.raise();
         }
     }
 
     /// Wakes whoever sleeps: the device is no more.
     pub(super) fn raise_all(&self) {
-        for event in self.0.iter().filter_map(OnceLock::get) {
+        for event in self.0.iter().filter_map(|slot| lock(slot).clone()) {
             event.raise();
         }
     }

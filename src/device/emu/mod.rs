@@ -278,6 +278,29 @@ impl EmuDevice {
         Err(error.during(operation).on_device(self.name.as_str()))
     }
 
+    /// The doorbells, as a host of another process maps them.
+    pub(in crate::device) fn doorbells(&self) -> &Arc<DoorbellArray> {
+        &self.shared.doorbells
+    }
+
+    /// From now on an interrupt vector raises this counter, or none; vectors that there are not raise nothing.
+    pub(in crate::device) fn set_interrupt(&self, vector: u16, event: Option<Arc<EventFd>>) {
+        self.shared.vectors.set(vector, event);
+    }
+
+    /// Raises an interrupt.
+    pub(in crate::device) fn raise_interrupt(&self, vector: u16) {
+        self.shared.vectors.raise(vector);
+    }
+
+    /// Changes what the device reaches of memory, while no transfer is under way.
+    pub(in crate::device) fn change_memory<T>(&self, change: impl FnOnce(&DmaSpace) -> T) -> T {
+        let mut controller = self.shared.lock();
+        let changed = change(&self.mapper.space);
+        controller.remap_queues();
+        changed
+    }
+
     /// After a register access of the host.
     fn wake(&self) {
         match (&self.thread, self.mode) {

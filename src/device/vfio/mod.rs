@@ -28,6 +28,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 pub use address::PciAddress;
+pub(in crate::device) use bar::Bar;
+pub(in crate::device) use caps::Region;
 
 use self::address::{Found, SYSFS};
 use self::state::Shared;

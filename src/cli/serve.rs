@@ -1,0 +1,96 @@
+//! `xtent serve`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use xtent::device::vfio_user::{Server, ServerEvent, ServerOptions};
+use xtent::volume::{TargetSpec, controller_to_serve};
+
+use super::failure::{Failure, complain};
+use super::output::size_text;
+use super::values::time;
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(subcommand)]
+    how: How,
+}
+
+#[derive(Debug, Subcommand)]
+enum How {
+    /// As a PCI controller on a vfio-user socket: for SPDK, QEMU's vfio-user-pci, or `vfio-user:` targets
+    VfioUser(VfioUserArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "One client is served at a time; the next one waits until it has left. The client must share its \
+    memory as files (memfd, tmpfs, hugetlbfs). SIGINT or SIGTERM ends it: what was written is made durable \
+    before.\n\n\
+    Whoever may connect to the socket may read and write the medium: mind its permissions and its directory's.\n\n\
+    Examples:\n  \
+    xtent serve vfio-user /run/disk/cntrl --media image:disk.img\n  \
+    xtent ls vfio-user:/run/disk/cntrl /\n  \
+    spdk_nvme_identify -r 'trtype:VFIOUSER traddr:/run/disk'"
+)]
+struct VfioUserArgs {
+    /// The socket to listen at, or a directory, for the socket `cntrl` in it
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+    /// Where the blocks are: image:FILE or ram:SIZE, with their options (see `xtent --help`)
+    #[arg(long, value_name = "TARGET")]
+    media: String,
+    /// The controller's model, as hosts see it
+    #[arg(long, value_name = "TEXT")]
+    model: Option<String>,
+    /// Its serial number
+    #[arg(long, value_name = "TEXT")]
+    serial: Option<String>,
+    /// I/O queue pairs to offer
+    #[arg(long, value_name = "N", default_value_t = 63, value_parser = clap::value_parser!(u16).range(1..=511))]
+    queues: u16,
+    /// How long the controller polls its doorbells after the last work before it begins to sleep in between,
+    /// for up to a millisecond
+    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time)]
+    spin: Duration,
+}
+
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    match &args.how {
+        How::VfioUser(args) => vfio_user(args),
+    }
+}
+
+fn vfio_user(args: &VfioUserArgs) -> Result<(), Failure> {
+    let spec = TargetSpec::parse(&args.media)?;
+    let mut config = controller_to_serve(&spec).map_err(Failure::target)?;
+    config.max_io_queues = args.queues;
+    config.interrupt_vectors = args.queues + 1;
+    config.spin_ns = u64::try_from(args.spin.as_nanos()).unwrap_or(u64::MAX);
+    config.model = args.model.clone().unwrap_or(config.model);
+    config.serial = args.serial.clone().unwrap_or(config.serial);
+    let served = format!(
+        "{}, {} in blocks of {} bytes{}, as `{}` ({})",
+        args.media,
+        size_text(config.medium.len_bytes()),
+        config.lba_bytes,
+        if config.read_only { ", read-only" } else { "" },
+        config.model,
+        config.serial,
+    );
+    let server = Server::bind(&args.socket, config, &ServerOptions::default())?;
+    complain(&format!("serving {served} at {}", server.path().display()));
+    server.serve(
+        || xtent::sys::interrupted().is_none(),
+        |event| match event {
+            ServerEvent::Connected => complain("a client has connected"),
+            ServerEvent::Left => complain("the client has left"),
+            ServerEvent::CutOff(why) => complain(&format!("the client was cut off: {why}")),
+            _ => {}
+        },
+    )?;
+    server.finish()?;
+    complain("ended; what was written is durable");
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Doorbells that cannot be mapped: kept in memory here, and written to the server by message.
+//!
+//! A [`Doorbell`] is a plain store, so somebody has to look what was stored: whoever waits for the device
+//! does, and a thread besides, for programs that submit and go away.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::region::Registers;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::Doorbell;
+use crate::nvme::spec::REG_DOORBELLS;
+
+/// Doorbells at most, in words.
+const WORDS: usize = 16 << 10;
+/// Between two looks of the thread.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// The doorbells of one device.
+#[derive(Debug)]
+pub(super) struct Bells {
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    words: Arc<[AtomicU32]>,
+    registers: Arc<Registers>,
+    /// Those handed out.
+    sent: Mutex<Vec<Sent>>,
+}
+
+/// A doorbell, and what the server knows of it.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    index: usize,
+    value: u32,
+}
+
+impl Bells {
+    pub(super) fn new(registers: &Arc<Registers>) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            words: (0..WORDS).map(|_| AtomicU32::new(0)).collect(),
+            registers: Arc::clone(registers),
+            sent: Mutex::default(),
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (shared, stop) = (Arc::downgrade(&shared), Arc::clone(&stop));
+            std::thread::Builder::new()
+                .name("vfio-user bells".to_owned())
+                .stack_size(128 << 10)
+                .spawn(move || look_again_and_again(&shared, &stop))
+                .map_err(|e| Error::system("cannot start a thread", e))?
+        };
+        Ok(Self {
+            shared,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// The doorbell at a register offset, at zero: whoever asks for it has a new queue.
+    pub(super) fn doorbell(&self, offset: u32) -> Result<Doorbell> {
+        let index = offset
+            .checked_sub(REG_DOORBELLS)
+            .filter(|from| from.is_multiple_of(4))
+            .and_then(|from| usize::try_from(from / 4).ok());
+        let found = index.and_then(|at| Some((at, Doorbell::in_memory(&self.shared.words, at)?)));
+        let Some((index, doorbell)) = found else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the doorbell at {offset:#x} lies too far off to be written by message"),
+            ));
+        };
+        let mut sent = self
+            .shared
+            .sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        sent.retain(|bell| bell.index != index);
+        sent.push(Sent { index, value: 0 });
+        if let Some(word) = self.shared.words.get(index) {
+            word.store(0, Ordering::Relaxed);
+        }
+        Ok(doorbell)
+    }
+
+    /// The controller was reset: all its doorbells are zero.
+    pub(super) fn reset(&self) {
+        let mut sent = self
+            .shared
+            .sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for bell in &mut *sent {
+            bell.value = 0;
+            if let Some(word) = self.shared.words.get(bell.index) {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Tells the server what was rung; whether there was anything.
+    pub(super) fn look(&self) -> bool {
+        self.shared.look()
+    }
+}
+
+impl Shared {
+    fn look(&self) -> bool {
+        let mut sent = match self.sent.try_lock() {
+            Ok(sent) => sent,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Another thread is at it.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let mut any = false;
+        for bell in &mut *sent {
+            let Some(word) = self.words.get(bell.index) else {
+                continue;
+            };
+            // What was stored before the doorbell is in memory before the message goes out.
+            let value = u32::from_le(word.load(Ordering::Acquire));
+            if value != bell.value {
+                bell.value = value;
+                any = true;
+                let at = u32::try_from(bell.index * 4).unwrap_or(u32::MAX);
+                self.registers
+                    .write32(REG_DOORBELLS.saturating_add(at), value);
+            }
+        }
+        any
+    }
+}
+
+fn look_again_and_again(shared: &Weak<Shared>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        match shared.upgrade() {
+            Some(shared) => shared.look(),
+            None => return,
+        };
+        std::thread::park_timeout(LOOK);
+    }
+}
+
+impl Drop for Bells {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! NVMe controllers in another process, over vfio-user: a driver's side ([`VfioUserDevice`]) and a
+//! controller's ([`Server`]).
+//!
+//! Layer 1. Follows the vfio-user specification 0.9 as libvfio-user has it: a Unix socket for everything
+//! slow, shared memory for the rest. The client hands its arenas over as sealed files, so the server can
+//! write what it was lent and cannot take memory away; the server's doorbells are a page of its memory, mapped
+//! here. The socket's other end is hostile: every message has its bounds, every request its time-out, and
+//! a connection that is cut, or breaks the protocol, is a device that is gone.
+#![forbid(unsafe_code)]
+
+mod bells;
+mod client;
+mod region;
+mod server;
+mod stream;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use zerocopy::IntoBytes;
+
+pub use self::server::{Server, ServerEvent, ServerOptions};
+
+use self::bells::Bells;
+use self::client::{Connection, Request};
+use self::region::Registers;
+use super::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Arena, Doorbell, Mapper};
+use crate::nvme::spec::{CC_EN, REG_CC, REG_DOORBELLS};
+use crate::sys::{EventFd, connect_unix};
+
+/// Waiting rounds of a thread between two offers of its processor to the server.
+const RELAX_YIELD_EVERY: u32 = 256;
+
+/// How a server is talked to.
+#[derive(Debug, Clone)]
+pub struct VfioUserOptions {
+    /// The longest wait for a reply; a server that takes longer is given up.
+    pub timeout: Duration,
+    /// The most interrupt vectors to use, should any be asked for.
+    pub interrupt_vectors: u16,
+}
+
+impl Default for VfioUserOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            interrupt_vectors: 129,
+        }
+    }
+}
+
+/// An NVMe controller that another process serves, driven by this one.
+///
+/// Memory for it must be shareable ([`crate::mem::HeapConfig::shareable`]). Dropping it closes the
+/// connection, and the server lets go of all memory.
+pub struct VfioUserDevice {
+    name: String,
+    connection: Arc<Connection>,
+    registers: Arc<Registers>,
+    mapper: Arc<Maps>,
+    /// Only where doorbells cannot be mapped.
+    bells: OnceLock<Bells>,
+    vectors: Vectors,
+    can_reset: bool,
+    epoch: Instant,
+}
+
+impl VfioUserDevice {
+    /// Connects to the server at a socket, or at the socket `cntrl` of a directory (as SPDK names them).
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] without such a socket or server, [`ErrorKind::Busy`] while it serves somebody
+    /// else, [`ErrorKind::Unsupported`] for another protocol or what is no NVMe controller,
+    /// [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a server that does not answer or breaks off.
+    pub fn open(socket: impl AsRef<Path>, options: &VfioUserOptions) -> Result<Arc<Self>> {
+        let socket = socket.as_ref();
+        let name = format!("vfio-user:{}", socket.display());
+        Self::open_named(&name, socket, options).map_err(|e| e.during("open").on_device(name))
+    }
+
+    fn open_named(name: &str, socket: &Path, options: &VfioUserOptions) -> Result<Arc<Self>> {
+        let path: PathBuf = if socket.is_dir() {
+            socket.join("cntrl")
+        } else {
+            socket.to_owned()
+        };
+        let socket = connect_unix(&path, options.timeout).map_err(|e| cannot_connect(&path, e))?;
+        let (connection, server) =
+            Connection::open(socket, options.timeout).map_err(|e| busy_or(e, &path))?;
+        let connection = Arc::new(connection);
+        let info = device_info(&connection)?;
+        if info.flags.get() & wire::DEVICE_PCI == 0 || info.regions.get() <= wire::REGION_CONFIG {
+            let detail = "the server does not call this a PCI device";
+            return Err(Error::new(ErrorKind::Unsupported, detail));
+        }
+        let registers = Arc::new(Registers::open(&connection)?);
+        let vectors = Vectors::ask(&connection, &info, options.interrupt_vectors)?;
+        Ok(Arc::new(Self {
+            name: name.to_owned(),
+            mapper: Arc::new(Maps {
+                connection: Arc::clone(&connection),
+                most: usize::try_from(server.max_dma_maps).unwrap_or(usize::MAX),
+                mapped: Mutex::default(),
+            }),
+            registers,
+            bells: OnceLock::new(),
+            vectors,
+            can_reset: info.flags.get() & wire::DEVICE_RESET != 0,
+            connection,
+            epoch: Instant::now(),
+        }))
+    }
+
+    /// Whether the device is gone, for good.
+    pub fn is_gone(&self) -> bool {
+        if self.registers.vanished() {
+            self.connection.cut();
+        }
+        self.connection.is_gone()
+    }
+
+    fn bells(&self) -> Result<&Bells> {
+        if self.bells.get().is_none() {
+            let bells = Bells::new(&self.registers)?;
+            // Whoever was faster is as good.
+            let _ = self.bells.set(bells);
+        }
+        self.bells
+            .get()
+            .ok_or_else(|| Error::new(ErrorKind::System, "the doorbells are not there"))
+    }
+
+    fn stop(&self) -> Result<()> {
+        if self.is_gone() {
+            return Err(cut_off());
+        }
+        self.registers.set_master(false)?;
+        if self.can_reset {
+            self.connection.request(&Request {
+                command: wire::RESET,
+                ..Request::default()
+            })?;
+        } else {
+            self.registers.write32(REG_CC, 0);
+        }
+        if let Some(bells) = self.bells.get() {
+            bells.reset();
+        }
+        // After the reset the command register may be anything.
+        self.registers.set_master(false)?;
+        if self.is_gone() {
+            Err(cut_off())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Memory that the server has mapped cannot be taken from it, only from its device by the server itself.
+fn cut_off() -> Error {
+    Error::new(
+        ErrorKind::DeviceGone,
+        "the connection is cut, and whether the server still writes to memory, nobody can say",
+    )
+}
+
+#[cold]
+fn cannot_connect(path: &Path, error: io::Error) -> Error {
+    let path_text = path.display();
+    let wrapped = match error.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            format!("there is no socket {path_text}: is the server running?"),
+        ),
+        io::ErrorKind::ConnectionRefused => Error::new(
+            ErrorKind::NotFound,
+            format!("nobody serves the socket {path_text}: is the server running?"),
+        ),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::new(
+            ErrorKind::Busy,
+            format!("the server at {path_text} takes no connection: it may serve somebody else"),
+        ),
+        _ => return Error::system(format!("cannot connect to {path_text}"), error),
+    };
+    wrapped.because(error)
+}
+
+/// A server with one client lets the next one connect, and does not answer it.
+fn busy_or(error: Error, path: &Path) -> Error {
+    match error.kind() {
+        ErrorKind::Timeout => Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the server at {} does not answer: it may serve somebody else",
+                path.display()
+            ),
+        )
+        .because(error),
+        _ => error,
+    }
+}
+
+fn device_info(connection: &Connection) -> Result<wire::DeviceInfo> {
+    const BYTES: usize = size_of::<wire::DeviceInfo>();
+    let request = wire::DeviceInfo {
+        argsz: 16.into(),
+        ..wire::DeviceInfo::default()
+    };
+    let reply = connection.request(&Request {
+        command: wire::GET_INFO,
+        payload: &[request.as_bytes()],
+        reply_bytes: BYTES..=BYTES,
+        ..Request::default()
+    })?;
+    let info = wire::split::<wire::DeviceInfo>(&reply.payload).map(|(info, _)| *info);
+    info.ok_or_else(|| Error::new(ErrorKind::Unsupported, "the device's description is short"))
+}
+
+impl Device for VfioUserDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read32(&self, offset: u32) -> u32 {
+        if self.is_gone() {
+            return u32::MAX;
+        }
+        self.registers.read32(offset).unwrap_or(u32::MAX)
+    }
+
+    fn read64(&self, offset: u32) -> u64 {
+        if self.is_gone() {
+            return u64::MAX;
+        }
+        self.registers.read64(offset).unwrap_or(u64::MAX)
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        if self.is_gone() {
+            return;
+        }
+        if offset == REG_CC {
+            let enable = value & CC_EN != 0;
+            if enable {
+                // Should this fail, the controller does not come up, which the driver sees.
+                let _ = self.registers.set_master(true);
+            } else if let Some(bells) = self.bells.get() {
+                bells.look();
+            }
+            self.registers.write32(offset, value);
+            if let (false, Some(bells)) = (enable, self.bells.get()) {
+                bells.reset();
+            }
+            return;
+        }
+        self.registers.write32(offset, value);
+    }
+
+    fn write64(&self, offset: u32, value: u64) {
+        if !self.is_gone() {
+            self.registers.write64(offset, value);
+        }
+    }
+
+    fn doorbell(&self, offset: u32) -> Result<Doorbell> {
+        let beyond = u64::from(offset) + 4 > self.registers.bar0_bytes();
+        if offset < REG_DOORBELLS || beyond {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("there is no doorbell at register offset {offset:#x}"),
+            )
+            .on_device(self.name.as_str()));
+        }
+        match self.registers.doorbell(offset) {
+            Some(doorbell) => Ok(doorbell),
+            None => self
+                .bells()
+                .and_then(|bells| bells.doorbell(offset))
+                .map_err(|e| e.on_device(self.name.as_str())),
+        }
+    }
+
+    fn mapper(&self) -> Arc<dyn Mapper> {
+        Arc::<Maps>::clone(&self.mapper)
+    }
+
+    fn stop_dma(&self) -> Result<()> {
+        self.stop()
+            .map_err(|e| e.during("reset").on_device(self.name.as_str()))
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    #[inline]
+    fn relax(&self) {
+        if let Some(bells) = self.bells.get()
+            && bells.look()
+        {
+            return;
+        }
+        thread_local! {
+            static ROUNDS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+        }
+        let rounds = ROUNDS.get().wrapping_add(1);
+        ROUNDS.set(rounds);
+        // On a machine with fewer processors than pollers the server must get one.
+        if rounds.is_multiple_of(RELAX_YIELD_EVERY) {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn interrupt_vectors(&self) -> u16 {
+        self.vectors.count
+    }
+
+    fn interrupt(&self, vector: u16) -> Result<Arc<EventFd>> {
+        self.vectors
+            .get(&self.connection, vector)
+            .map_err(|e| e.on_device(self.name.as_str()))
+    }
+}
+
+impl fmt::Debug for VfioUserDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VfioUserDevice")
+            .field("name", &self.name)
+            .field("gone", &self.connection.is_gone())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Maps arenas in the server's device: their files are handed over.
+#[derive(Debug)]
+struct Maps {
+    connection: Arc<Connection>,
+    most: usize,
+    mapped: Mutex<BTreeSet<u64>>,
+}
+
+impl Mapper for Maps {
+    fn map(&self, arena: &Arc<Arena>) -> Result<()> {
+        let Some(file) = arena.file() else {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "this memory cannot be shared with another process: make the heap with \
+                 `HeapConfig::shareable`",
+            ));
+        };
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if mapped.len() >= self.most {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                format!("the server keeps no more than {} mappings", self.most),
+            ));
+        }
+        let request = wire::DmaMap {
+            argsz: 32.into(),
+            flags: wire::DMA_READ_WRITE.into(),
+            offset_bytes: 0.into(),
+            address: arena.iova().0.into(),
+            len_bytes: (arena.len_bytes() as u64).into(),
+        };
+        self.connection.request(&Request {
+            command: wire::DMA_MAP,
+            payload: &[request.as_bytes()],
+            fds: &[file.as_fd()],
+            // Some servers answer with the request.
+            reply_bytes: 0..=request.as_bytes().len(),
+            ..Request::default()
+        })?;
+        mapped.insert(arena.iova().0);
+        Ok(())
+    }
+
+    fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if !mapped.contains(&arena.iova().0) {
+            return Ok(());
+        }
+        if self.connection.is_gone() {
+            return Err(cut_off());
+        }
+        let request = wire::DmaUnmap {
+            argsz: 24.into(),
+            flags: 0.into(),
+            address: arena.iova().0.into(),
+            len_bytes: (arena.len_bytes() as u64).into(),
+        };
+        self.connection.request(&Request {
+            command: wire::DMA_UNMAP,
+            payload: &[request.as_bytes()],
+            reply_bytes: 0..=request.as_bytes().len(),
+            ..Request::default()
+        })?;
+        mapped.remove(&arena.iova().0);
+        Ok(())
+    }
+}
+
+/// The MSI-X vectors: connected one by one, as they are asked for.
+#[derive(Debug)]
+struct Vectors {
+    count: u16,
+    events: Mutex<Vec<Option<Arc<EventFd>>>>,
+}
+
+impl Vectors {
+    fn ask(connection: &Connection, info: &wire::DeviceInfo, most: u16) -> Result<Self> {
+        let mut count = 0;
+        if info.irqs.get() > wire::IRQ_MSIX {
+            const BYTES: usize = size_of::<wire::IrqInfo>();
+            let request = wire::IrqInfo {
+                argsz: 16.into(),
+                index: wire::IRQ_MSIX.into(),
+                ..wire::IrqInfo::default()
+            };
+            let reply = connection.request(&Request {
+                command: wire::GET_IRQ_INFO,
+                payload: &[request.as_bytes()],
+                reply_bytes: BYTES..=BYTES,
+                ..Request::default()
+            })?;
+            let said = wire::split::<wire::IrqInfo>(&reply.payload);
+            if let Some((said, _)) = said
+                && said.flags.get() & wire::IRQ_EVENTFD != 0
+            {
+                count = u16::try_from(said.count.get())
+                    .unwrap_or(u16::MAX)
+                    .min(most);
+            }
+        }
+        Ok(Self {
+            count,
+            events: Mutex::new(vec![None; usize::from(count)]),
+        })
+    }
+
+    fn get(&self, connection: &Connection, vector: u16) -> Result<Arc<EventFd>> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(slot) = events.get_mut(usize::from(vector)) else {
+            let count = self.count;
+            return Err(if count == 0 {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    "this device has no interrupts; it can only be polled",
+                )
+            } else {
+                let detail = format!("there is no interrupt vector {vector}: there are {count}");
+                Error::new(ErrorKind::InvalidInput, detail)
+            });
+        };
+        if let Some(event) = slot {
+            return Ok(Arc::clone(event));
+        }
+        let event = EventFd::new().map_err(|e| Error::system("cannot make an eventfd", e))?;
+        let request = wire::IrqSet {
+            argsz: 20.into(),
+            flags: (wire::IRQ_DATA_EVENTFD | wire::IRQ_ACTION_TRIGGER).into(),
+            index: wire::IRQ_MSIX.into(),
+            start: u32::from(vector).into(),
+            count: 1.into(),
+        };
+        connection.request(&Request {
+            command: wire::SET_IRQS,
+            payload: &[request.as_bytes()],
+            fds: &[event.as_fd()],
+            reply_bytes: 0..=request.as_bytes().len(),
+            ..Request::default()
+        })?;
+        Ok(Arc::clone(slot.insert(Arc::new(event))))
+    }
+}

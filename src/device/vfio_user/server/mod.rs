@@ -1,0 +1,235 @@
+//! The embedded controller on a socket: what SPDK's host, QEMU's `vfio-user-pci` or this crate's own client
+//! drive.
+//!
+//! One thread (the caller's) listens, and talks to one client at a time; the controller's own thread polls
+//! the doorbells, which are a page that the client maps, and reads and writes the memory that the client
+//! shared. What a client sends is hostile: it can make its own device fail and lose its own connection,
+//! and nothing else. Whatever it leaves behind, the next client finds the controller reset, and the blocks as
+//! they were written.
+
+mod config_space;
+mod irq;
+mod layout;
+mod memory;
+mod session;
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::layout::Layout;
+use self::session::Session;
+use super::stream::{Cut, NAP};
+use crate::device::Device;
+use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{connect_unix, wait_readable};
+
+/// How clients are treated.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The longest time that a message may take from its first byte to its last, and that a new client may
+    /// take to say something.
+    pub patience: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What happens while a server serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServerEvent {
+    /// A client has come.
+    Connected,
+    /// It has closed the connection.
+    Left,
+    /// It broke the protocol, the connection or its own memory, and was cut off.
+    CutOff(&'static str),
+}
+
+/// An embedded controller behind a socket. Dropping it removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    /// Device and inode of the socket, to remove no other one.
+    identity: (u64, u64),
+    listener: UnixListener,
+    device: Arc<EmuDevice>,
+    patience: Duration,
+}
+
+impl Server {
+    /// Powers a controller on and listens at `socket`; in a directory, at the socket `cntrl` in it (as SPDK's
+    /// host looks for it). A socket that nobody listens at any more is replaced.
+    ///
+    /// # Errors
+    /// Those of [`EmuDevice::start`]; [`ErrorKind::InvalidInput`] for more doorbells than a BAR has room
+    /// for; [`ErrorKind::Busy`] when another server has the socket; [`ErrorKind::System`] when it cannot be
+    /// made.
+    pub fn bind(
+        socket: impl AsRef<Path>,
+        config: EmuConfig,
+        options: &ServerOptions,
+    ) -> Result<Self> {
+        let socket = socket.as_ref();
+        let path = if socket.is_dir() {
+            socket.join("cntrl")
+        } else {
+            socket.to_owned()
+        };
+        Self::bind_at(path, config, options).map_err(|e| {
+            e.during("serve")
+                .at_path(socket.as_os_str().as_encoded_bytes())
+        })
+    }
+
+    fn bind_at(path: PathBuf, config: EmuConfig, options: &ServerOptions) -> Result<Self> {
+        if config.mode != Mode::Threaded {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a controller that is served needs a thread of its own",
+            ));
+        }
+        Layout::check(&config)?;
+        let device = EmuDevice::start(config)?;
+        make_room(&path)?;
+        let system = |e| Error::system("cannot listen at the socket", e);
+        let listener = UnixListener::bind(&path).map_err(system)?;
+        listener.set_nonblocking(true).map_err(system)?;
+        let identity = identity(&path).map_err(system)?;
+        Ok(Self {
+            path,
+            identity,
+            listener,
+            device,
+            patience: options.patience,
+        })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The controller that it serves.
+    pub fn device(&self) -> &Arc<EmuDevice> {
+        &self.device
+    }
+
+    /// Serves one client after the other while `go_on` says so (it is asked about ten times a second), and
+    /// tells what happens.
+    ///
+    /// # Errors
+    /// When no client can be accepted any more.
+    pub fn serve(&self, go_on: impl Fn() -> bool, mut tell: impl FnMut(ServerEvent)) -> Result<()> {
+        while go_on() {
+            let Some(socket) = self.accept()? else {
+                continue;
+            };
+            tell(ServerEvent::Connected);
+            match self.talk(&socket, &go_on) {
+                Cut::Closed | Cut::Stopped => tell(ServerEvent::Left),
+                Cut::Broken(why) => tell(ServerEvent::CutOff(why)),
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&self) -> Result<Option<UnixStream>> {
+        let system = |e| Error::system("cannot accept a client", e).during("serve");
+        if !wait_readable(self.listener.as_fd(), NAP).map_err(system)? {
+            return Ok(None);
+        }
+        match self.listener.accept() {
+            Ok((socket, _)) => Ok(Some(socket)),
+            // The client went away meanwhile, or descriptors are short for the moment.
+            Err(e) if is_of_the_moment(&e) => {
+                std::thread::sleep(NAP / 10);
+                Ok(None)
+            }
+            Err(e) => Err(system(e)),
+        }
+    }
+
+    fn talk(&self, socket: &UnixStream, go_on: &impl Fn() -> bool) -> Cut {
+        let mut session = match Session::new(&self.device, socket, self.patience) {
+            Ok(session) => session,
+            Err(cut) => return cut,
+        };
+        let cut = session.run(go_on);
+        session.end();
+        cut
+    }
+
+    /// Ends the controller orderly: everything written is made durable. The medium may be used again.
+    ///
+    /// # Errors
+    /// Those of [`EmuDevice::power_off`].
+    pub fn finish(self) -> Result<Medium> {
+        self.device.power_off()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn is_of_the_moment(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    let passing = [
+        libc::EAGAIN,
+        libc::EINTR,
+        libc::ECONNABORTED,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+        libc::EPERM,
+    ];
+    passing.iter().any(|e| Some(*e) == errno)
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// Removes a socket that a server left behind; anything else is in the way.
+fn make_room(path: &Path) -> Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::system("cannot look at the socket's place", e)),
+        Ok(found) => found,
+    };
+    let busy = |detail: &str| Err(Error::new(ErrorKind::Busy, detail));
+    if !found.file_type().is_socket() {
+        return busy("there is a file in the socket's place");
+    }
+    match connect_unix(path, NAP) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|e| Error::system("cannot remove the socket that was left behind", e)),
+        _ => busy("another server has this socket"),
+    }
+}
+
+/// The device is reset and forgets its client's memory.
+fn forget_client(device: &EmuDevice) {
+    // Should a planned fault keep it from stopping: without memory it does no harm.
+    let _ = device.stop_dma();
+    device.change_memory(crate::mem::DmaSpace::unmap_peers);
+    irq::disconnect_all(device);
+}
