@@ -12,6 +12,7 @@ pub mod mem;
 pub mod nvme;
 pub mod sys;
 pub mod units;
+pub mod uring;
 pub mod volume;
 pub mod xfs;
 

@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("device", 1),
     ("block", 2),
     ("nvme", 3),
+    ("uring", 3),
     ("iomap", 4),
     ("xfs", 5),
     ("volume", 6),

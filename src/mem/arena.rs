@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{HUGE_PAGE_BYTES, PageKind, Pages};
+use crate::sys::{HUGE_PAGE_BYTES, PageKind, Pages, Pinned, PinnedMemory};
 use crate::units::Iova;
 
 /// What memory stands behind an arena.
@@ -105,11 +105,20 @@ impl Arena {
         self.pages.file()
     }
 
+    /// The whole of it, for operations of the kernel; kept mapped meanwhile.
+    pub fn pinned(self: &Arc<Self>) -> PinnedMemory {
+        // SAFETY: the arena is one mapping of this length, and keeps it until it is dropped. What the kernel
+        // may fill is lent memory, which nobody reads meanwhile.
+        unsafe { PinnedMemory::new(self.base(), self.len_bytes(), Arc::<Self>::clone(self)) }
+    }
+
     /// What memory stands behind it.
     pub fn backing(&self) -> Backing {
         self.pages.kind()
     }
 }
+
+impl Pinned for Arena {}
 
 impl Drop for Arena {
     fn drop(&mut self) {

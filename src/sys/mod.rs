@@ -3,6 +3,8 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod direct_file;
+mod direct_ring;
 mod eventfd;
 mod fallocate;
 mod hostdir;
@@ -15,6 +17,8 @@ mod ticks;
 mod unix;
 mod uring;
 
+pub use direct_file::{DirectAlign, set_direct};
+pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
 pub use eventfd::EventFd;
 pub use fallocate::{punch_hole, zero_range};
 pub use hostdir::{HostDir, HostTime};

@@ -7,6 +7,7 @@ use super::TargetInfo;
 use crate::block::{Chain, Completion, Limits, Queue, Refused, Wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
+use crate::uring::{Disk, RingOptions, RingQueue};
 
 /// What a target is driven by.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(super) enum Engine {
         controller: Arc<Controller>,
         nsid: u32,
     },
+    /// The kernel's block layer.
+    Uring(Disk),
 }
 
 /// How a queue is made.
@@ -42,12 +45,20 @@ impl Engine {
                 };
                 controller.queue(*nsid, options).map(EngineQueue::Nvme)
             }
+            Self::Uring(disk) => disk
+                .queue(RingOptions {
+                    depth: options.depth,
+                    read_only: options.read_only,
+                    wait: options.wait,
+                })
+                .map(EngineQueue::Uring),
         }
     }
 
     /// What stands behind it. The caller fills in what it knows better: names, how it was opened, memory.
     pub(super) fn info(&self) -> Result<TargetInfo> {
         match self {
+            Self::Uring(disk) => Ok(super::uring::info(disk.info())),
             Self::Nvme { controller, nsid } => {
                 let info = controller.info();
                 let namespace = usable_namespace(&info.namespaces, *nsid)?;
@@ -97,6 +108,8 @@ fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&Namespac
 pub(super) enum EngineQueue {
     /// A queue pair of the crate's own driver.
     Nvme(QueuePair),
+    /// A ring of the kernel's.
+    Uring(RingQueue),
 }
 
 impl Queue for EngineQueue {
@@ -104,6 +117,7 @@ impl Queue for EngineQueue {
     fn limits(&self) -> &Limits {
         match self {
             Self::Nvme(queue) => queue.limits(),
+            Self::Uring(queue) => queue.limits(),
         }
     }
 
@@ -111,6 +125,7 @@ impl Queue for EngineQueue {
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
         match self {
             Self::Nvme(queue) => queue.submit(chain),
+            Self::Uring(queue) => queue.submit(chain),
         }
     }
 
@@ -118,6 +133,7 @@ impl Queue for EngineQueue {
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         match self {
             Self::Nvme(queue) => queue.poll(budget, done),
+            Self::Uring(queue) => queue.poll(budget, done),
         }
     }
 
@@ -125,6 +141,7 @@ impl Queue for EngineQueue {
     fn outstanding(&self) -> usize {
         match self {
             Self::Nvme(queue) => queue.outstanding(),
+            Self::Uring(queue) => queue.outstanding(),
         }
     }
 
@@ -132,6 +149,7 @@ impl Queue for EngineQueue {
     fn relax(&mut self) {
         match self {
             Self::Nvme(queue) => queue.relax(),
+            Self::Uring(queue) => queue.relax(),
         }
     }
 }

@@ -37,6 +37,7 @@ mod path;
 mod raw;
 mod reader;
 mod target;
+mod uring;
 mod walk;
 
 pub use crate::block::Wait;

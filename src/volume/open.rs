@@ -71,20 +71,13 @@ impl Target {
             read_only: options.read_only || spec.read_only || no_recovery || in_use,
             in_use,
         };
-        let (device, words) = device_of(spec, options, access)?;
         let heap = Heap::new(HeapConfig {
             huge_pages: options.huge_pages,
             limit_bytes: options.memory_limit_bytes,
             shareable: matches!(spec.kind, TargetKind::VfioUser { .. }),
             ..HeapConfig::default()
         });
-        let controller_options = ControllerOptions {
-            shadow_doorbells: spec.shadow_doorbells.unwrap_or(true),
-            ..ControllerOptions::default()
-        };
-        let controller = Controller::open(device, &heap, controller_options)?;
-        let nsid = namespace_of(spec, controller.info())?;
-        let engine = Engine::Nvme { controller, nsid };
+        let (engine, words) = engine_of(spec, options, access, &heap)?;
         let queue_depth = spec
             .queue_depth
             .unwrap_or(options.queue_depth)
@@ -97,7 +90,7 @@ impl Target {
         let info = engine.info()?;
         let info = TargetInfo {
             target: spec.text.clone(),
-            engine: format!("xtent's own NVMe driver over {words}"),
+            engine: words.unwrap_or(info.engine),
             read_only: info.read_only || access.read_only,
             queue_depth,
             wait: wait_of(spec, options).name().to_owned(),
@@ -127,6 +120,28 @@ impl Target {
 /// How its threads wait.
 fn wait_of(spec: &TargetSpec, options: &VolumeOptions) -> Wait {
     spec.wait.unwrap_or(options.wait)
+}
+
+/// The engine of a target; in words what it is, where it does not know that itself.
+fn engine_of(
+    spec: &TargetSpec,
+    options: &VolumeOptions,
+    access: ImageAccess,
+    heap: &Heap,
+) -> Result<(Engine, Option<String>)> {
+    if let TargetKind::Uring(path) = &spec.kind {
+        let disk = super::uring::open(spec, path.as_ref(), access, heap)?;
+        return Ok((Engine::Uring(disk), None));
+    }
+    let (device, words) = device_of(spec, options, access)?;
+    let controller_options = ControllerOptions {
+        shadow_doorbells: spec.shadow_doorbells.unwrap_or(true),
+        ..ControllerOptions::default()
+    };
+    let controller = Controller::open(device, heap, controller_options)?;
+    let nsid = namespace_of(spec, controller.info())?;
+    let words = format!("xtent's own NVMe driver over {words}");
+    Ok((Engine::Nvme { controller, nsid }, Some(words)))
 }
 
 /// The controller of a target, and in words what it is.
@@ -236,10 +251,11 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
             }
             Ok((medium, "which keeps its blocks in memory"))
         }
-        // Has no medium of ours: `device_of` does not come here with it.
-        TargetKind::Pci { .. } | TargetKind::VfioUser { .. } => later("a disk as a medium"),
+        // Have no medium of ours: nobody comes here with them.
+        TargetKind::Pci { .. } | TargetKind::VfioUser { .. } | TargetKind::Uring(_) => {
+            later("a disk as a medium")
+        }
         TargetKind::Spdk(_) => later("spdk: targets"),
-        TargetKind::Uring(_) => later("uring: targets (the kernel's block layer)"),
     }
 }
 

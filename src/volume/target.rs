@@ -96,7 +96,7 @@ pub enum TargetKind {
     },
     /// `spdk:TRANSPORT`: a disk or a remote subsystem over SPDK.
     Spdk(String),
-    /// `uring:DEVICE`: a disk over the kernel's block layer.
+    /// `uring:PATH`: a block device or a file over the kernel's block layer.
     Uring(String),
 }
 
@@ -142,7 +142,7 @@ pub struct TargetSpec {
 }
 
 const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKET, spdk:TRANSPORT or \
-                       uring:DEVICE";
+                       uring:PATH";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
                        wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, \
                        for ram: load=FILE, and for vfio-user: nsid=N";
@@ -262,7 +262,9 @@ fn check_options(spec: &TargetSpec) -> Result<()> {
         ("vwc", spec.volatile_write_cache.is_some()),
         ("threaded` or `inline", spec.controller.is_some()),
     ];
-    match given.iter().find(|(_, given)| *given) {
+    let takes_lba = matches!(spec.kind, TargetKind::Uring(_));
+    let shaped = |name: &str| name != "lba" || !takes_lba;
+    match given.iter().find(|(name, given)| *given && shaped(name)) {
         Some((name, _)) if is_disk(&spec.kind) => Err(invalid(format!(
             "the option `{name}` is for the embedded controller, and this is a disk"
         ))),
@@ -271,7 +273,10 @@ fn check_options(spec: &TargetSpec) -> Result<()> {
 }
 
 fn is_disk(kind: &TargetKind) -> bool {
-    matches!(kind, TargetKind::Pci { .. } | TargetKind::VfioUser { .. })
+    matches!(
+        kind,
+        TargetKind::Pci { .. } | TargetKind::VfioUser { .. } | TargetKind::Uring(_)
+    )
 }
 
 /// A namespace's number.

@@ -1,6 +1,8 @@
-//! Targets without a filesystem: `bench --raw`.
+//! Targets without a filesystem (`bench --raw`), and those that are not NVMe (`uring:`).
 
-use super::{json, run};
+use std::process::Command;
+
+use super::{json, path_of, prototype_image, run, text, xtent};
 
 /// A file of 8 MiB that is no filesystem, behind the embedded controller.
 fn blocks() -> (tempfile::NamedTempFile, String) {
@@ -48,4 +50,111 @@ fn a_file_or_the_blocks_but_not_both() {
         2,
         &["bench", "--raw", &target, "--bs", "512", "--size", "1g"],
     );
+}
+
+/// Whether the kernel opens the target by io_uring; says why not.
+fn ring_is_here(target: &str) -> bool {
+    let info = xtent(&["info", target]);
+    let why = String::from_utf8_lossy(&info.stderr).into_owned();
+    let possible = !why.contains("io_uring cannot be had") && !why.contains("no direct I/O");
+    if !possible {
+        println!("SKIPPED: {why}");
+    }
+    possible
+}
+
+#[test]
+fn files_and_blocks_through_the_kernel() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    let path = path_of(&image);
+    let (ring, embedded) = (format!("uring:{path}"), format!("image:{path}"));
+    if !ring_is_here(&ring) {
+        return;
+    }
+    assert_eq!(run(0, &["cat", &ring, "/data"]).0, data);
+    assert_eq!(
+        text(&["ls", "-R", &ring, "/"]),
+        text(&["ls", "-R", &embedded, "/"])
+    );
+    let write = [
+        "bench",
+        &ring,
+        "/data",
+        "--rw",
+        "randwrite",
+        "--iodepth",
+        "32",
+    ];
+    run(0, &[&write[..], &["--verify", "--seed", "7"]].concat());
+    let read = ["bench", &embedded, "/data", "--rw", "read", "--verify"];
+    run(0, &[&read[..], &["--seed", "7"]].concat());
+    for wait in ["poll", "interrupt", "adaptive"] {
+        let target = format!("{ring},wait={wait},readonly");
+        let raw = ["bench", "--raw", &target, "--rw", "randread", "--json"];
+        let value = json(&[&raw[..], &["--iodepth", "16", "--number-ios", "500"]].concat());
+        assert_eq!(value["jobs"][0]["read"]["total_ios"], 500);
+        assert!(
+            value["target"]["engine"]
+                .as_str()
+                .unwrap()
+                .contains("io_uring")
+        );
+    }
+    run(2, &["info", &format!("{ring},mdts=5")]);
+    run(3, &["info", "uring:/proc/version"]);
+}
+
+#[test]
+fn a_block_device_is_not_taken_from_others() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    if !xtent::sys::is_root() {
+        println!("SKIPPED: loop devices need root");
+        return;
+    }
+    let losetup = Command::new("losetup")
+        .args(["--find", "--show", &path_of(&image)])
+        .output()
+        .unwrap();
+    let device = String::from_utf8(losetup.stdout).unwrap().trim().to_owned();
+    if !losetup.status.success() {
+        println!(
+            "SKIPPED: losetup: {}",
+            String::from_utf8_lossy(&losetup.stderr)
+        );
+        return;
+    }
+    let detach = Detach(device.clone());
+    let target = format!("uring:{device}");
+    if !ring_is_here(&target) {
+        return;
+    }
+    assert_eq!(run(0, &["cat", &target, "/data"]).0, data);
+    // Somebody has it for himself, as a mount has.
+    let holder = std::os::unix::fs::OpenOptionsExt::custom_flags(
+        std::fs::File::options().read(true),
+        libc::O_EXCL,
+    )
+    .open(&device)
+    .unwrap();
+    let (_, stderr) = run(3, &["info", &target]);
+    assert!(stderr.contains("in use"), "{stderr}");
+    assert_eq!(
+        run(0, &["cat", &format!("{target},inuse"), "/data"]).0,
+        data
+    );
+    drop(holder);
+    run(0, &["info", &target]);
+    drop(detach);
+}
+
+struct Detach(String);
+
+impl Drop for Detach {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
 }

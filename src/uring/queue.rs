@@ -1,0 +1,439 @@
+//! One thread's ring: chains become operations of io_uring, one each (two where a chain must be made durable
+//! afterwards).
+
+use std::time::Duration;
+
+use super::medium::Disk;
+use crate::block::{
+    Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::Segment;
+use crate::sys::{DirectRing, RingMemory, RingOp};
+
+/// The longest sleep in [`Queue::relax`]: whoever waits has other things to look at now and then.
+const NAP: Duration = Duration::from_millis(10);
+
+/// How often an operation that the kernel asks to repeat is repeated.
+const RETRIES: u8 = 16;
+
+/// No slot.
+const NONE: u16 = u16::MAX;
+
+/// How a queue is made.
+#[derive(Debug, Clone, Copy)]
+pub struct RingOptions {
+    /// Chains that can be outstanding at once; at most 4096.
+    pub depth: usize,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// How [`Queue::relax`] waits.
+    pub wait: Wait,
+}
+
+/// A [`Queue`] over io_uring. It may move between threads.
+#[derive(Debug)]
+pub struct RingQueue {
+    ring: DirectRing,
+    limits: Limits,
+    block_shift: u32,
+    slots: Box<[Slot]>,
+    free: u16,
+    outstanding: usize,
+    regions: Vec<Region>,
+    arenas: std::sync::Arc<super::medium::Arenas>,
+    is_device: bool,
+    wait: Wait,
+    idle: u32,
+    /// The ring failed: nothing is taken any more.
+    broken: bool,
+}
+
+/// Memory that the ring knows, by its device addresses; the index is the ring's number for it.
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    iova: u64,
+    len_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    token: Token,
+    stage: Stage,
+    op: Op,
+    fua: bool,
+    retries: u8,
+    next_free: u16,
+    offset_bytes: u64,
+    len_bytes: u64,
+    memory: RingMemory,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Free,
+    /// What was asked for.
+    Main,
+    /// Zeroing by the way that more filesystems have.
+    Fallback,
+    /// Making it durable.
+    Sync,
+}
+
+impl Disk {
+    /// A queue for one thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the kernel lets nobody use io_uring; [`ErrorKind::InvalidInput`] for a
+    /// depth that cannot be.
+    pub fn queue(&self, options: RingOptions) -> Result<RingQueue> {
+        let depth = u16::try_from(options.depth).ok();
+        let depth = depth
+            .filter(|depth| (1..=4096).contains(depth))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidInput,
+                    "a queue of io_uring holds 1 to 4096 operations",
+                )
+            })?;
+        let ring = DirectRing::new(self.file.clone(), u32::from(depth)).map_err(no_ring)?;
+        let info = &self.info;
+        let mut queue = RingQueue {
+            ring,
+            limits: Limits {
+                block_bytes: info.block_bytes,
+                capacity_blocks: info.capacity_blocks,
+                max_segments: 1,
+                dma_align_bytes: info.memory_align_bytes,
+                max_transfer_bytes: None,
+                volatile_write_cache: info.volatile_write_cache,
+                fua: true,
+                write_zeroes: true,
+                deallocate: true,
+                read_only: options.read_only,
+                depth: usize::from(depth),
+            },
+            block_shift: info.block_bytes.trailing_zeros(),
+            slots: (0..depth).map(Slot::free).collect(),
+            free: 0,
+            outstanding: 0,
+            regions: Vec::with_capacity(16),
+            arenas: self.arenas.clone(),
+            is_device: info.is_device,
+            wait: options.wait,
+            idle: 0,
+            broken: false,
+        };
+        if let Some(last) = queue.slots.last_mut() {
+            last.next_free = NONE;
+        }
+        for arena in self.arenas.all() {
+            queue.know(&arena);
+        }
+        Ok(queue)
+    }
+}
+
+#[cold]
+fn no_ring(error: std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "the kernel's io_uring cannot be had: it is not in this kernel, switched off \
+         (sysctl kernel.io_uring_disabled), or kept from this container",
+    )
+    .because(error)
+}
+
+impl Queue for RingQueue {
+    #[inline]
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    #[inline]
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        if self.broken {
+            return Err(Refused::Gone);
+        }
+        self.check(chain)?;
+        let index = self.free;
+        let memory = match chain.segments {
+            [segment] => self.memory(segment)?,
+            _ => RingMemory {
+                region: 0,
+                offset_bytes: 0,
+                len_bytes: 0,
+            },
+        };
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return Err(Refused::Full);
+        };
+        let next_free = slot.next_free;
+        *slot = Slot {
+            token: chain.token,
+            stage: Stage::Main,
+            op: chain.op,
+            fua: chain.flags.contains(ChainFlags::FUA),
+            retries: 0,
+            next_free: NONE,
+            offset_bytes: chain.lba.0 << self.block_shift,
+            len_bytes: chain.blocks << self.block_shift,
+            memory,
+        };
+        if self.ring.push(slot.operation(), u64::from(index)).is_err() {
+            slot.stage = Stage::Free;
+            slot.next_free = next_free;
+            return Err(Refused::Full);
+        }
+        self.free = next_free;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    #[inline]
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        if self.ring.tell().is_err() {
+            // Short of memory, or interrupted: what was pushed is told at the next poll.
+            self.idle = 0;
+        }
+        let mut count = self.reap(budget, done);
+        if count == 0 && budget > 0 && self.outstanding > 0 {
+            let _ = self.ring.nudge();
+            count = self.reap(budget, done);
+        }
+        count
+    }
+
+    #[inline]
+    fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    #[inline]
+    fn relax(&mut self) {
+        let spins = match self.wait {
+            Wait::Poll => u32::MAX,
+            Wait::Interrupt => 0,
+            Wait::Adaptive { spins } => spins,
+        };
+        if self.idle < spins || self.outstanding == 0 {
+            self.idle = self.idle.saturating_add(1);
+            std::hint::spin_loop();
+            return;
+        }
+        let _ = self.ring.wait(NAP);
+    }
+}
+
+impl RingQueue {
+    #[inline]
+    fn check(&self, chain: &Chain<'_>) -> Result<(), Refused> {
+        let invalid = |why| Err(Refused::Invalid(why));
+        let limits = &self.limits;
+        if limits.read_only && !matches!(chain.op, Op::Read | Op::Flush) {
+            return invalid("the queue is read-only");
+        }
+        if chain.flags.contains(ChainFlags::FUA) && !matches!(chain.op, Op::Write | Op::WriteZeroes)
+        {
+            return invalid("FUA is for writes and write zeroes");
+        }
+        if chain.op == Op::Flush {
+            return match (chain.blocks, chain.segments) {
+                (0, []) => Ok(()),
+                _ => invalid("a flush has no range and no memory"),
+            };
+        }
+        if chain.blocks == 0 {
+            return invalid("a chain has at least one block");
+        }
+        match chain.lba.0.checked_add(chain.blocks) {
+            Some(end) if end <= limits.capacity_blocks => {}
+            _ => return invalid("the range is not on the device"),
+        }
+        let align = u64::from(limits.dma_align_bytes) - 1;
+        match (chain.op, chain.segments) {
+            (Op::Read | Op::Write, [segment]) => {
+                if u64::from(segment.len_bytes) != chain.blocks << self.block_shift {
+                    return invalid("the memory is of another length than the range");
+                }
+                if segment.iova.0 & align != 0 {
+                    return invalid("the memory is not aligned as direct I/O needs it");
+                }
+                Ok(())
+            }
+            (Op::Read | Op::Write, _) => invalid("the chain has too many memory segments, or none"),
+            (_, []) => Ok(()),
+            _ => invalid("only reads and writes have memory"),
+        }
+    }
+
+    /// The ring's name for a segment.
+    #[inline]
+    fn memory(&mut self, segment: &Segment) -> Result<RingMemory, Refused> {
+        let found = find(&self.regions, segment);
+        let found = found.or_else(|| {
+            let arena = self.arenas.find(segment.iova.0)?;
+            self.know(&arena);
+            find(&self.regions, segment)
+        });
+        found.ok_or(Refused::Invalid("the memory is not this target's"))
+    }
+
+    /// Makes an arena known to the ring.
+    #[cold]
+    fn know(&mut self, arena: &std::sync::Arc<crate::mem::Arena>) {
+        self.ring.add_memory(arena.pinned());
+        self.regions.push(Region {
+            iova: arena.iova().0,
+            len_bytes: arena.len_bytes() as u64,
+        });
+    }
+
+    #[inline]
+    fn reap(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        let mut count = 0;
+        while count < budget
+            && let Some((index, result)) = self.ring.reap()
+        {
+            if let Some(completion) = self.ended(index, result) {
+                count += 1;
+                self.outstanding -= 1;
+                done(completion);
+            }
+        }
+        if count > 0 {
+            self.idle = 0;
+        }
+        count
+    }
+
+    /// An operation has ended; gives the end of the chain if that was all of it.
+    #[inline]
+    fn ended(&mut self, index: u64, result: i32) -> Option<Completion> {
+        let at = u16::try_from(index).ok()?;
+        let slot = self.slots.get_mut(usize::from(at))?;
+        let whole = match slot.op {
+            Op::Read | Op::Write => i64::from(result) == i64::from(slot.memory.len_bytes),
+            _ => result == 0,
+        };
+        let status = if whole && !(slot.fua && slot.op == Op::WriteZeroes) {
+            Status::Success
+        } else {
+            self.go_on(at, result)?
+        };
+        let slot = self.slots.get_mut(usize::from(at))?;
+        slot.stage = Stage::Free;
+        slot.next_free = self.free;
+        self.free = at;
+        Some(Completion {
+            token: slot.token,
+            status,
+        })
+    }
+
+    /// What is not the plain end: sends the rest, or says how the chain has ended.
+    #[cold]
+    fn go_on(&mut self, at: u16, result: i32) -> Option<Status> {
+        let slot = self.slots.get_mut(usize::from(at))?;
+        let is_transfer = matches!(slot.op, Op::Read | Op::Write) && slot.stage == Stage::Main;
+        match result {
+            0 if !is_transfer && slot.stage != Stage::Sync && slot.fua => slot.stage = Stage::Sync,
+            0 if !is_transfer => return Some(Status::Success),
+            // The kernel stopped in between, as it does at an error: the rest says which.
+            n if n > 0 && is_transfer => {
+                let n = u32::try_from(n).unwrap_or(0).min(slot.memory.len_bytes - 1);
+                slot.memory.offset_bytes += n as usize;
+                slot.memory.len_bytes -= n;
+                slot.offset_bytes += u64::from(n);
+            }
+            n if (n == -libc::EAGAIN || n == -libc::EINTR) && slot.retries < RETRIES => {
+                slot.retries += 1;
+            }
+            n if n == -libc::EOPNOTSUPP
+                && slot.op == Op::WriteZeroes
+                && slot.stage == Stage::Main
+                && !self.is_device =>
+            {
+                slot.stage = Stage::Fallback;
+            }
+            // Only a hint.
+            n if n == -libc::EOPNOTSUPP && slot.op == Op::Deallocate => {
+                return Some(Status::Success);
+            }
+            n => return Some(status_of(n, slot.op)),
+        }
+        let operation = slot.operation();
+        if self.ring.push(operation, u64::from(at)).is_err() {
+            // As many operations fit as there are slots: this one's place is free.
+            return Some(Status::Reset);
+        }
+        let _ = self.ring.tell();
+        None
+    }
+}
+
+#[inline]
+fn find(regions: &[Region], segment: &Segment) -> Option<RingMemory> {
+    let (at, len_bytes) = (segment.iova.0, segment.len_bytes);
+    regions.iter().enumerate().find_map(|(region, known)| {
+        let offset = at.checked_sub(known.iova)?;
+        let end = offset.checked_add(u64::from(len_bytes))?;
+        (end <= known.len_bytes).then_some(RingMemory {
+            region,
+            offset_bytes: usize::try_from(offset).ok()?,
+            len_bytes,
+        })
+    })
+}
+
+impl Slot {
+    fn free(index: u16) -> Self {
+        Self {
+            token: 0,
+            stage: Stage::Free,
+            op: Op::Flush,
+            fua: false,
+            retries: 0,
+            next_free: index + 1,
+            offset_bytes: 0,
+            len_bytes: 0,
+            memory: RingMemory {
+                region: 0,
+                offset_bytes: 0,
+                len_bytes: 0,
+            },
+        }
+    }
+
+    #[inline]
+    fn operation(&self) -> RingOp {
+        let (offset, len) = (self.offset_bytes, self.len_bytes);
+        match (self.stage, self.op) {
+            (Stage::Sync, _) | (_, Op::Flush) => RingOp::Sync,
+            (Stage::Fallback, _) | (_, Op::Deallocate) => RingOp::PunchHole(offset, len),
+            (_, Op::Read) => RingOp::Read(self.memory, offset),
+            (_, Op::Write) => RingOp::Write(self.memory, offset, self.fua),
+            (_, Op::WriteZeroes) => RingOp::ZeroRange(offset, len),
+        }
+    }
+}
+
+/// The NVMe status that the kernel makes such an error of (the reverse of its `nvme_error_status`), so that one
+/// error reads the same from every engine.
+#[cold]
+fn status_of(result: i32, op: Op) -> Status {
+    const GENERIC: u8 = 0;
+    const MEDIA: u8 = 2;
+    let (sct, sc) = match -result {
+        libc::ETIMEDOUT => return Status::TimedOut,
+        libc::ENODEV | libc::ENXIO | libc::ESHUTDOWN => return Status::Gone,
+        libc::EOPNOTSUPP => (GENERIC, 0x01),
+        libc::EINVAL | libc::EFAULT => (GENERIC, 0x02),
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => (GENERIC, 0x81),
+        libc::EROFS | libc::EPERM => (GENERIC, 0x20),
+        libc::EILSEQ => (MEDIA, 0x82),
+        _ if op == Op::Read => (MEDIA, 0x81),
+        _ => (MEDIA, 0x80),
+    };
+    Status::Device { sct, sc }
+}
