@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod rig;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use xtent::ErrorKind;
 use xtent::block::{Chain, ChainFlags, Op, Queue, Status, Wait};
 use xtent::device::Device;
 use xtent::device::vfio::{VfioDevice, VfioOptions};
-use xtent::mem::{Heap, HeapConfig};
+use xtent::mem::{Heap, HeapConfig, Segment};
 use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
 use xtent::units::Lba;
 use xtent::volume::{OpenOptions, Volume, VolumeOptions};
@@ -234,6 +236,80 @@ fn sleepers_are_woken_by_the_device() {
     }
     for wait in ["interrupt", "adaptive"] {
         read_and_overwrite(&format!("{},wait={wait}", addresses[0]), 3, 200);
+    }
+}
+
+/// QEMU's controller offers both, and others are to be driven too: what they do not offer is passed over.
+#[test]
+fn shadow_doorbells_and_scattered_memory() {
+    let Some(addresses) = controllers() else {
+        return;
+    };
+    let _alone = alone();
+    const BYTES: usize = 64 << 10;
+    for address in &addresses {
+        let device = open(address);
+        let memory = rig::Memory::new();
+        let (whole, parts) = (memory.lend(BYTES), memory.lend(4 * BYTES));
+        let whole = [whole.segment(0..BYTES).unwrap()];
+        // Blocks of 4 KiB and nearly so, with seams that are no pages' and no blocks'.
+        let mut rng = SmallRng::seed_from_u64(9);
+        let (mut at, mut left, mut shreds) = (4, BYTES, Vec::new());
+        while left > 0 {
+            let take = left.min(4 * rng.random_range(900..1100));
+            shreds.push(parts.segment(at..at + take).unwrap());
+            (at, left) = (at + take + 4 * rng.random_range(1..1000), left - take);
+        }
+        for shadow_doorbells in [false, true] {
+            let options = ControllerOptions {
+                shadow_doorbells,
+                ..ControllerOptions::default()
+            };
+            let shared: Arc<dyn Device> = Arc::<VfioDevice>::clone(&device);
+            let controller = Controller::open(shared, &memory.heap, options).unwrap();
+            let info = controller.info();
+            eprintln!("{address}: {:?}, {:?}", info.shadow_doorbells, info.sgl);
+            if info.model.starts_with("QEMU") {
+                assert_eq!((info.shadow_doorbells, info.sgl), (shadow_doorbells, true));
+            }
+            let options = QueueOptions {
+                depth: 16,
+                max_segments: 64,
+                ..QueueOptions::default()
+            };
+            let mut pair = controller.queue(1, options).unwrap();
+            let blocks = BYTES as u64 / u64::from(pair.limits().block_bytes);
+            let mut run = |op, segments: &[Segment]| {
+                pair.submit(&rig::chain(op, 0, blocks, segments, 1))
+                    .unwrap();
+                assert_eq!(rig::drain(&mut pair)[&1], Status::Success);
+            };
+            run(Op::Read, &whole);
+            let want = memory.bytes(&whole);
+            if info.sgl {
+                // The same bytes again: the filesystem stays what it is.
+                memory.fill(&shreds, &vec![0xee; BYTES]);
+                run(Op::Read, &shreds);
+                assert!(memory.bytes(&shreds) == want, "{address}");
+                run(Op::Write, &shreds);
+                memory.fill(&whole, &vec![0xee; BYTES]);
+                run(Op::Read, &whole);
+                assert!(memory.bytes(&whole) == want, "{address}");
+            }
+            // Through the rings' ends several times, with a queue that sleeps in between and one that does not.
+            for round in 0..300u64 {
+                for token in 0..=round % 16 {
+                    let one = [Segment {
+                        len_bytes: pair.limits().block_bytes,
+                        ..whole[0]
+                    }];
+                    pair.submit(&rig::chain(Op::Read, 0, 1, &one, token))
+                        .unwrap();
+                }
+                assert!(rig::drain(&mut pair).values().all(|s| s.is_success()));
+            }
+            assert_eq!(controller.stats(), xtent::nvme::Stats::default());
+        }
     }
 }
 

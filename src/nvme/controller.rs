@@ -35,6 +35,9 @@ pub struct ControllerOptions {
     pub shutdown_timeout: Duration,
     /// Shadow doorbells are used where the controller offers them, as emulated ones do.
     pub shadow_doorbells: bool,
+    /// Scatter-gather lists are used for memory that physical region pages cannot say in one command, where the
+    /// controller offers them.
+    pub sgl: bool,
 }
 
 impl Default for ControllerOptions {
@@ -44,6 +47,7 @@ impl Default for ControllerOptions {
             admin_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(5),
             shadow_doorbells: true,
+            sgl: true,
         }
     }
 }
@@ -299,6 +303,10 @@ impl Controller {
     /// What the controller says of itself.
     pub fn info(&self) -> &ControllerInfo {
         &self.info
+    }
+
+    pub(super) fn uses_sgl(&self) -> bool {
+        self.options.sgl
     }
 
     /// What went wrong so far.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::spec::{
     CSI_NVM, Capabilities, IdentifyController, IdentifyNamespace, NIDT_COMMAND_SET,
-    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_ANY_ALIGNMENT, SGLS_DWORD_ALIGNMENT,
+    SGLS_SUPPORT, VWC_PRESENT,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +34,8 @@ pub struct ControllerInfo {
     pub volatile_write_cache: bool,
     /// Doorbells have shadows in memory, which spares an emulated controller the traps of register writes.
     pub shadow_doorbells: bool,
+    /// Scatter-gather lists are offered.
+    pub sgl: bool,
     /// Write zeroes is offered.
     pub write_zeroes: bool,
     /// Dataset management (deallocate) is offered.
@@ -56,6 +59,7 @@ impl ControllerInfo {
             queues: 0,
             volatile_write_cache: false,
             shadow_doorbells: false,
+            sgl: false,
             write_zeroes: false,
             deallocate: false,
             namespaces: Vec::new(),
@@ -151,6 +155,11 @@ pub(super) fn parse_controller(
         queues: 0,
         volatile_write_cache: data.vwc & VWC_PRESENT != 0,
         shadow_doorbells: false,
+        // Another value is reserved.
+        sgl: matches!(
+            data.sgls.get() & SGLS_SUPPORT,
+            SGLS_ANY_ALIGNMENT | SGLS_DWORD_ALIGNMENT
+        ),
         write_zeroes: data.oncs.get() & ONCS_WRITE_ZEROES != 0,
         deallocate: data.oncs.get() & ONCS_DATASET_MANAGEMENT != 0,
         namespaces: Vec::new(),

@@ -19,6 +19,7 @@ mod prp;
 mod queue;
 mod recovery;
 mod setup;
+mod sgl;
 mod slots;
 pub mod spec;
 mod split;

@@ -11,9 +11,10 @@ use super::controller::Controller;
 use super::prp;
 use super::queue::{CompletionRing, Entry, SubmissionRing};
 use super::recovery::Watch;
+use super::sgl;
 use super::slots::{List, NONE, SINGLE, Slot, Tracker};
 use super::spec::{
-    CDW12_FUA, DSM_DEALLOCATE, OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE,
+    CDW12_FUA, DSM_DEALLOCATE, FLAGS_SGL, OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE,
     OPC_WRITE_ZEROES, PAGE_BYTES,
 };
 use super::split::{
@@ -56,6 +57,8 @@ pub struct QueuePair {
     pub(super) trackers: Box<[Tracker]>,
     pub(super) slots: Box<[Slot]>,
     pub(super) geometry: Geometry,
+    /// The controller takes scatter-gather lists.
+    pub(super) sgl: bool,
     /// The namespace id, in its place in word 0.
     pub(super) nsid_word: u64,
     pub(super) limits: Limits,
@@ -172,7 +175,9 @@ impl QueuePair {
             let table = usize::from(index) * self.limits.max_segments;
             let table = &mut self.segments[table..table + self.limits.max_segments];
             let bytes = chain.blocks << self.geometry.block_shift;
-            first = take_segments(chain.segments, table, bytes, self.geometry.block_shift)?;
+            check_memory(chain.segments, bytes, self.geometry.block_shift, self.sgl)
+                .map_err(Refused::Invalid)?;
+            first = take_segments(chain.segments, table)?;
         }
         let slot = &mut self.slots[usize::from(index)];
         self.free_slot = slot.next;
@@ -295,12 +300,13 @@ impl QueuePair {
         };
         let (cid, next_free) = (tracker.cid, tracker.next_free);
         let opcode = self.slots[usize::from(index)].opcode;
-        let (prp, cdw10_11, cdw12) = match opcode {
+        let (prp, flags, cdw10_11, cdw12) = match opcode {
             OPC_READ | OPC_WRITE => self.next_transfer(index, at),
             _ => self.next_other(index, at),
         };
         self.slots[usize::from(index)].pending += 1;
-        let word0 = u64::from(opcode) | u64::from(cid) << 16 | self.nsid_word;
+        let word0 =
+            u64::from(u16::from_le_bytes([opcode, flags])) | u64::from(cid) << 16 | self.nsid_word;
         let cdw12 = u64::from(cdw12);
         self.free_tracker = next_free;
         let entry = [word0, prp.first, prp.second, cdw10_11, cdw12];
@@ -310,12 +316,13 @@ impl QueuePair {
         true
     }
 
-    /// The next read or write of a chain: its memory, CDW10 and 11, CDW12.
-    fn next_transfer(&mut self, index: u16, at: u16) -> (prp::Prp, u64, u32) {
+    /// The next read or write of a chain: its memory, what that is, CDW10 and 11, CDW12.
+    fn next_transfer(&mut self, index: u16, at: u16) -> (prp::Prp, u8, u64, u32) {
         let slot = &mut self.slots[usize::from(index)];
         let shift = self.geometry.block_shift;
         let mut blocks = self.geometry.reach(slot.lba, slot.left);
         let bytes = blocks << shift;
+        let mut flags = 0;
         let prp = if slot.segments == 1 {
             let start = slot.first.iova.offset(u64::from(slot.at.offset_bytes));
             slot.at.offset_bytes = slot.at.offset_bytes.wrapping_add(bytes);
@@ -323,20 +330,33 @@ impl QueuePair {
         } else {
             let table = usize::from(index) * self.limits.max_segments;
             let table = &self.segments[table..table + slot.segments];
+            let list = prp::List::of(&self.lists, at);
+            let by_sgl = if self.sgl {
+                sgl::reach(table, slot.at, bytes, shift)
+            } else {
+                0
+            };
             let bytes = piece_bytes(table, slot.at, bytes);
-            blocks = bytes >> shift;
-            let (prp, end) = prp::scattered(table, slot.at, bytes, &prp::List::of(&self.lists, at));
+            // PRPs where they say as much: they are what controllers know best.
+            let (prp, end) = if by_sgl > bytes {
+                flags = FLAGS_SGL;
+                blocks = by_sgl >> shift;
+                sgl::describe(table, slot.at, by_sgl, &list)
+            } else {
+                blocks = bytes >> shift;
+                prp::scattered(table, slot.at, bytes, &list)
+            };
             slot.at = end;
             prp
         };
         let lba = slot.lba;
         slot.lba = lba.wrapping_add(u64::from(blocks));
         slot.left -= u64::from(blocks);
-        (prp, lba, slot.control | blocks.wrapping_sub(1))
+        (prp, flags, lba, slot.control | blocks.wrapping_sub(1))
     }
 
     /// The next flush, write zeroes or dataset management of a chain.
-    fn next_other(&mut self, index: u16, at: u16) -> (prp::Prp, u64, u32) {
+    fn next_other(&mut self, index: u16, at: u16) -> (prp::Prp, u8, u64, u32) {
         let slot = &mut self.slots[usize::from(index)];
         let lba = slot.lba;
         let (blocks, prp, cdw10_11, cdw12) = match slot.opcode {
@@ -365,7 +385,7 @@ impl QueuePair {
         };
         slot.lba = lba.wrapping_add(u64::from(blocks));
         slot.left -= u64::from(blocks);
-        (prp, cdw10_11, cdw12)
+        (prp, 0, cdw10_11, cdw12)
     }
 
     /// Takes completions, and hands over the chains that they end. Bounded whatever the device posts: each
@@ -515,15 +535,9 @@ fn is_plain(iova: Iova) -> bool {
     iova.0 & MASK == 0
 }
 
-/// Copies a list of segments into the slot's table, checked; returns the first.
+/// Copies a list of segments into the slot's table; returns the first.
 #[cold]
-fn take_segments(
-    segments: &[Segment],
-    table: &mut [Segment],
-    bytes: u64,
-    block_shift: u32,
-) -> Result<Segment, Refused> {
-    check_memory(segments, bytes, block_shift).map_err(Refused::Invalid)?;
+fn take_segments(segments: &[Segment], table: &mut [Segment]) -> Result<Segment, Refused> {
     let Some(table) = table.get_mut(..segments.len()) else {
         return Err(Refused::Invalid("the chain has too many memory segments"));
     };

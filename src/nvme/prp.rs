@@ -9,7 +9,7 @@ use super::split::Cursor;
 use crate::mem::{Segment, SharedWords};
 use crate::units::Iova;
 
-/// The two entries of a command.
+/// The two words of a command's data pointer: PRP entries, or the halves of an SGL descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Prp {
     pub(super) first: u64,
@@ -31,11 +31,11 @@ impl<'a> List<'a> {
         Self { words, base_bytes }
     }
 
-    fn iova(&self) -> Iova {
+    pub(super) fn iova(&self) -> Iova {
         self.words.iova().offset(self.base_bytes as u64)
     }
 
-    fn store(&self, index: usize, address: u64) {
+    pub(super) fn store(&self, index: usize, address: u64) {
         self.words.store_u64(self.base_bytes + index * 8, address);
     }
 }
@@ -218,7 +218,9 @@ mod tests {
             let shift = if rng.random_bool(0.5) { 9 } else { 12 };
             let list = segments(&mut rng, 1 << shift);
             let total: u64 = list.iter().map(|s| u64::from(s.len_bytes)).sum();
-            if !total.is_multiple_of(1 << shift) || check_memory(&list, total, shift).is_err() {
+            if !total.is_multiple_of(1 << shift)
+                || check_memory(&list, total, shift, false).is_err()
+            {
                 continue;
             }
             tried += 1;

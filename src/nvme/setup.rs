@@ -131,6 +131,7 @@ impl QueuePair {
                 controller.info().max_transfer_bytes,
                 namespace.optimal_boundary_blocks,
             ),
+            sgl: controller.info().sgl && controller.uses_sgl(),
             nsid_word: u64::from(namespace.nsid) << 32,
             limits,
             lists: SharedWords::new(lists),

@@ -1,6 +1,7 @@
 //! How far one command may reach: the device's largest transfer (MDTS), its optimal boundary (NOIOB), what
 //! a PRP list can name, 65,536 blocks (NLB has 16 bits, NVM 3.2.4), and the seams between memory segments.
 
+use super::sgl::MAX_DESCRIPTORS;
 use super::spec::PAGE_BYTES;
 use crate::mem::Segment;
 
@@ -102,12 +103,15 @@ pub(super) fn piece_bytes(segments: &[Segment], at: Cursor, limit_bytes: u32) ->
 }
 
 /// Checks a chain's memory: what it sums up to, alignment, and that each seam is one that a command can
-/// cross, or that a command can end at.
+/// cross, or that a command can end at: with SGLs (`sgl`), nearly any.
 pub(super) fn check_memory(
     segments: &[Segment],
     total_bytes: u64,
     block_shift: u32,
+    sgl: bool,
 ) -> Result<(), &'static str> {
+    // What one SGL can say may have its seams anywhere.
+    let any_seam = sgl && segments.len() <= MAX_DESCRIPTORS;
     let mut sum = 0u64;
     let mut previous: Option<&Segment> = None;
     for segment in segments {
@@ -121,7 +125,8 @@ pub(super) fn check_memory(
         if segment.iova.0 >> 63 != 0 {
             return Err("memory lies at the end of the device's address space");
         }
-        if let Some(previous) = previous
+        if !any_seam
+            && let Some(previous) = previous
             && !joins(previous, segment)
             && sum.trailing_zeros() < block_shift
         {
@@ -189,13 +194,17 @@ mod tests {
 
     #[test]
     fn wrong_memory_is_named() {
-        let check = |list: &[Segment], total| check_memory(list, total, 9);
+        let check = |list: &[Segment], total| check_memory(list, total, 9, false);
         assert_eq!(check(&[segment(0x1004, 512)], 512), Ok(()));
         assert!(check(&[segment(0x1002, 512)], 512).is_err());
         assert!(check(&[segment(0x1000, 510)], 510).is_err());
         assert!(check(&[segment(0x1000, 512)], 1024).is_err());
         assert!(check(&[segment(0x1000, 0), segment(0x1000, 512)], 512).is_err());
         assert!(check(&[segment(0x1000, 256), segment(0x2000, 256)], 512).is_err());
+        let odd = [segment(0x1000, 256), segment(0x2000, 256)];
+        assert_eq!(check_memory(&odd, 512, 9, true), Ok(()));
+        let many = vec![segment(0x1000, 4); 384];
+        assert!(check_memory(&many, 1536, 9, true).is_err());
         assert_eq!(
             check(&[segment(0x1f00, 256), segment(0x2000, 256)], 512),
             Ok(())

@@ -222,7 +222,8 @@ fn bad_commands_get_the_status_of_the_specification() {
             dnr(SC_INVALID_NAMESPACE),
         ),
         (with(plain, |c| c.flags = 1), dnr(SC_INVALID_FIELD)),
-        (with(plain, |c| c.flags = 0x40), dnr(SC_INVALID_FIELD)),
+        (with(plain, |c| c.flags = 0x80), dnr(SC_INVALID_FIELD)),
+        (with(plain, |c| c.flags = 0x40), dnr(SC_DATA_SGL_LENGTH)),
     ]
     .into_iter()
     .enumerate()

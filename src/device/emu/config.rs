@@ -55,6 +55,8 @@ pub struct EmuConfig {
     pub max_io_queues: u16,
     /// Most entries of a queue, 2 to 65536.
     pub max_queue_entries: u32,
+    /// Scatter-gather lists are offered, of dwords.
+    pub sgl: bool,
     /// Shadow doorbells (Doorbell Buffer Config) are offered.
     pub shadow_doorbells: bool,
     /// Interrupt vectors, 0 to 2048; vector 0 is the admin queue's. An [inline](Mode::Inline) controller has none:
@@ -104,6 +106,7 @@ impl Default for EmuConfig {
             read_only: false,
             max_io_queues: 64,
             max_queue_entries: 1024,
+            sgl: true,
             shadow_doorbells: false,
             interrupt_vectors: 129,
             doorbell_stride_shift: 3,

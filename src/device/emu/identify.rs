@@ -12,7 +12,7 @@ use super::registers::VERSION;
 use super::stats::EmuStats;
 use crate::nvme::spec::{
     IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LbaFormat, OACS_DOORBELL_BUFFER_CONFIG,
-    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_DWORD_ALIGNMENT, VWC_PRESENT,
 };
 
 /// Namespace attributes: currently write protected (NVM, figure 97, byte 99).
@@ -57,6 +57,9 @@ pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
         oncs |= ONCS_WRITE_ZEROES;
     }
     page.oncs = U16::new(oncs);
+    if offer.sgl {
+        page.sgls = U32::new(SGLS_DWORD_ALIGNMENT);
+    }
     // Bits 1 and 2: a flush may name all namespaces at once.
     page.vwc = 3 << 1;
     if offer.volatile_write_cache {

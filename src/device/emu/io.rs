@@ -7,13 +7,13 @@ use zerocopy::IntoBytes;
 
 use super::controller::{Controller, Done};
 use super::medium::Transfer;
-use super::prp;
+use super::{prp, sgl};
 use crate::mem::Segment;
 use crate::nvme::spec::{
-    CDW12_DEAC, CDW12_FUA, Command, DSM_DEALLOCATE, DatasetRange, OPC_DATASET_MANAGEMENT,
-    OPC_FLUSH, OPC_READ, OPC_WRITE, OPC_WRITE_ZEROES, PAGE_BYTES, SC_DATA_TRANSFER,
-    SC_INVALID_FIELD, SC_INVALID_OPCODE, SC_LBA_OUT_OF_RANGE, SC_NAMESPACE_WRITE_PROTECTED,
-    StatusField,
+    CDW12_DEAC, CDW12_FUA, Command, DSM_DEALLOCATE, DatasetRange, FLAGS_SGL,
+    OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE, OPC_WRITE_ZEROES, PAGE_BYTES,
+    SC_DATA_TRANSFER, SC_INVALID_FIELD, SC_INVALID_OPCODE, SC_LBA_OUT_OF_RANGE,
+    SC_NAMESPACE_WRITE_PROTECTED, StatusField,
 };
 
 /// All namespaces, for a flush.
@@ -28,8 +28,7 @@ impl Controller {
     }
 
     fn try_io(&mut self, command: &Command) -> Result<(), StatusField> {
-        // Neither fused operations nor SGLs.
-        if command.flags != 0 {
+        if !self.knows_flags(command) {
             return Err(SC_INVALID_FIELD.do_not_retry());
         }
         match command.opcode {
@@ -44,6 +43,12 @@ impl Controller {
             OPC_DATASET_MANAGEMENT if self.offer.dataset_management => self.dataset(command),
             _ => Err(SC_INVALID_OPCODE.do_not_retry()),
         }
+    }
+
+    /// No fused operations, and no metadata that an SGL would name.
+    #[inline]
+    fn knows_flags(&self, command: &Command) -> bool {
+        command.flags == 0 || command.flags == FLAGS_SGL && self.offer.sgl
     }
 
     /// The blocks that a command names, whether they exist or not.
@@ -80,7 +85,7 @@ impl Controller {
         Ok((at, range))
     }
 
-    /// Walks the command's PRPs into `self.segments`.
+    /// Walks the command's PRPs or SGL into `self.segments`.
     #[inline]
     fn host_memory(
         &mut self,
@@ -92,8 +97,17 @@ impl Controller {
         if self.offer.mdts > 0 && len > (PAGE_BYTES as u64) << self.offer.mdts {
             return Err(SC_INVALID_FIELD.do_not_retry());
         }
-        let (prp1, prp2) = (command.prp1.get(), command.prp2.get());
-        prp::walk(&self.space, prp1, prp2, len, &mut self.segments)
+        self.memory_of(command, len)
+    }
+
+    #[inline]
+    fn memory_of(&mut self, command: &Command, len_bytes: u64) -> Result<(), StatusField> {
+        let (first, second) = (command.prp1.get(), command.prp2.get());
+        if command.flags != FLAGS_SGL {
+            return prp::walk(&self.space, first, second, len_bytes, &mut self.segments);
+        }
+        self.stats.sgl_commands += 1;
+        sgl::walk(&self.space, first, second, len_bytes, &mut self.segments)
     }
 
     /// The command's data is to be on the medium when it completes.
@@ -142,7 +156,7 @@ impl Controller {
 
     /// Writes any of a write's blocks and not the others. Other commands: nothing.
     pub(super) fn write_torn(&mut self, command: &Command) -> Result<(), StatusField> {
-        if command.opcode != OPC_WRITE || command.flags != 0 {
+        if command.opcode != OPC_WRITE || !self.knows_flags(command) {
             return Ok(());
         }
         let (at, range) = self.writable(command)?;
@@ -190,9 +204,7 @@ impl Controller {
         let mut ranges = [DatasetRange::default(); 256];
         let ranges = &mut ranges[..count];
         let bytes = ranges.as_mut_bytes();
-        let (prp1, prp2) = (command.prp1.get(), command.prp2.get());
-        let len = bytes.len() as u64;
-        prp::walk(&self.space, prp1, prp2, len, &mut self.segments)?;
+        self.memory_of(command, bytes.len() as u64)?;
         Transfer {
             space: &self.space,
             segments: &self.segments,

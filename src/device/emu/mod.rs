@@ -1,6 +1,6 @@
 //! The embedded NVMe controller: a real device side, in this process.
 //!
-//! Layer 1. Registers, doorbells, admin and I/O queues, PRPs, identify, features, a volatile write cache
+//! Layer 1. Registers, doorbells, admin and I/O queues, PRPs and SGLs, identify, features, a volatile write cache
 //! with flush and FUA, deallocate, abort, shutdown: after the NVMe base specification 2.0c and the NVM
 //! command set specification 1.0c, as a controller of version 1.4. The driver above cannot tell it from
 //! hardware. Its medium is a file or memory ([`Medium`]); it works in a thread of its own, in whoever waits
@@ -39,6 +39,7 @@ mod namespace;
 mod prp;
 mod queue;
 mod registers;
+mod sgl;
 mod shadow;
 mod stats;
 mod worker;

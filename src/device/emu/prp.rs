@@ -85,8 +85,8 @@ fn push_page(
     Ok(())
 }
 
-/// Adds `len` bytes (at most a page), to the last segment where it goes on.
-fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
+/// Adds `len` bytes (less than 4 GiB), to the last segment where it goes on.
+pub(super) fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     if let Some(last) = segments.last_mut()
         && last.iova.0.checked_add(u64::from(last.len_bytes)) == Some(iova)

@@ -16,6 +16,8 @@ pub struct EmuStats {
     pub writes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Commands that named their memory by a scatter-gather list.
+    pub sgl_commands: u64,
     /// Bytes read by the host.
     pub read_bytes: u64,
     /// Bytes written by the host.

@@ -108,6 +108,21 @@ pub const QUEUE_INTERRUPTS: u32 = 1 << 1;
 /// Create completion queue, CDW11: where the interrupt vector is.
 pub const QUEUE_VECTOR_SHIFT: u32 = 16;
 
+/// Command flags: the data pointer is a scatter-gather list (PSDT 01b).
+pub const FLAGS_SGL: u8 = 1 << 6;
+
+/// Bytes of a scatter-gather descriptor: an address, a length of 32 bits, three reserved bytes, and its type and
+/// subtype (4.1.2.1).
+pub const SGL_DESCRIPTOR_BYTES: usize = 16;
+/// Where type and subtype are in a descriptor's second word.
+pub const SGL_TYPE_SHIFT: u32 = 56;
+/// A descriptor of a data block, by address.
+pub const SGL_DATA_BLOCK: u8 = 0x00;
+/// A descriptor of a segment that another one follows.
+pub const SGL_SEGMENT: u8 = 0x20;
+/// A descriptor of the last segment.
+pub const SGL_LAST_SEGMENT: u8 = 0x30;
+
 /// One range of a dataset management command, 16 bytes (NVM, figure 40).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,

@@ -80,6 +80,16 @@ pub const SC_COMMAND_SEQUENCE: StatusField = StatusField::of(0, 0x0c);
 pub const SC_NAMESPACE_WRITE_PROTECTED: StatusField = StatusField::of(0, 0x20);
 /// Generic status: invalid namespace or format.
 pub const SC_INVALID_NAMESPACE: StatusField = StatusField::of(0, 0x0b);
+/// Generic status: invalid SGL segment descriptor.
+pub const SC_INVALID_SGL_SEGMENT: StatusField = StatusField::of(0, 0x0d);
+/// Generic status: invalid number of SGL descriptors.
+pub const SC_INVALID_SGL_COUNT: StatusField = StatusField::of(0, 0x0e);
+/// Generic status: data SGL length invalid.
+pub const SC_DATA_SGL_LENGTH: StatusField = StatusField::of(0, 0x0f);
+/// Generic status: SGL descriptor type invalid.
+pub const SC_SGL_TYPE: StatusField = StatusField::of(0, 0x11);
+/// Generic status: SGL data block granularity invalid.
+pub const SC_SGL_GRANULARITY: StatusField = StatusField::of(0, 0x1e);
 /// Generic status: PRP offset invalid.
 pub const SC_INVALID_PRP_OFFSET: StatusField = StatusField::of(0, 0x13);
 /// Generic status: LBA out of range.
@@ -127,7 +137,12 @@ pub fn status_name(sct: u8, sc: u8) -> &'static str {
         (0, 0x08) => "that the submission queue was deleted",
         (0, 0x0b) => "an invalid namespace or format",
         (0, 0x0c) => "a command sequence error",
+        (0, 0x0d) => "an invalid SGL segment descriptor",
+        (0, 0x0e) => "an invalid number of SGL descriptors",
+        (0, 0x0f) => "an invalid length of the SGL",
+        (0, 0x11) => "an invalid type of SGL descriptor",
         (0, 0x13) => "an invalid PRP offset",
+        (0, 0x1e) => "an invalid granularity of an SGL data block",
         (0, 0x20) => "that the namespace is write protected",
         (0, 0x80) => "an LBA out of range",
         (0, 0x81) => "that its capacity is exceeded",

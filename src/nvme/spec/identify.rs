@@ -74,6 +74,12 @@ const _: () = assert!(std::mem::offset_of!(IdentifyController, oncs) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, vwc) == 525);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
 
+/// SGLS: how scatter-gather lists are offered for data (0: not at all).
+pub const SGLS_SUPPORT: u32 = 3;
+/// SGLS: with any address and length.
+pub const SGLS_ANY_ALIGNMENT: u32 = 1;
+/// SGLS: with addresses and lengths of dwords.
+pub const SGLS_DWORD_ALIGNMENT: u32 = 2;
 /// OACS: doorbell buffer config.
 pub const OACS_DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
 /// ONCS: dataset management.
