@@ -78,6 +78,9 @@ pub enum Status {
     Reset,
     /// The device is gone or failed for good.
     Gone,
+    /// The blocks are not what they were when the queue was opened: formatted anew, taken away, or replaced by
+    /// others.
+    Changed,
 }
 
 impl Status {
@@ -94,7 +97,7 @@ impl Status {
             Self::Success => return None,
             Self::Device { .. } => ErrorKind::Io,
             Self::TimedOut | Self::Reset => ErrorKind::Timeout,
-            Self::Gone => ErrorKind::DeviceGone,
+            Self::Gone | Self::Changed => ErrorKind::DeviceGone,
         };
         Some(Error::new(kind, self.to_string()))
     }
@@ -112,6 +115,9 @@ impl fmt::Display for Status {
             Self::TimedOut => f.write_str("the device did not answer within the deadline"),
             Self::Reset => f.write_str("the controller was reset and the retries are used up"),
             Self::Gone => f.write_str("the device is gone"),
+            Self::Changed => f.write_str(
+                "the namespace was formatted anew or taken away while it was in use: open it again",
+            ),
         }
     }
 }
@@ -125,7 +131,8 @@ pub struct Completion {
     pub status: Status,
 }
 
-/// What an engine and its device can do. Fixed while the queue lives.
+/// What an engine and its device can do. Fixed while the queue lives, but for the capacity and whether there is
+/// a write cache or protection against writes: a device may say that these changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes in a block.

@@ -1,5 +1,6 @@
 //! The admin queue: one command at a time, each with a deadline (section 5).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +9,15 @@ use zerocopy::IntoBytes;
 
 use super::bell::{Bell, Shadows};
 use super::controller::Counters;
+use super::events::{MOST_REQUESTS, REQUEST_CID, Requests};
 use super::port::{ALL_ONES, Deadline, Port, gone};
 use super::queue::{CompletionRing, SubmissionRing, leak};
 use super::spec::{
-    ADM_ABORT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
-    ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_IDENTIFY, ADM_SET_FEATURES, CQE_BYTES,
-    CSTS_CFS, Command, FEAT_NUMBER_OF_QUEUES, IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS,
-    QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES, StatusField, cq_doorbell_offset, sq_doorbell_offset,
-    status_name,
+    ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
+    ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES,
+    CQE_BYTES, CSTS_CFS, Command, FEAT_ASYNC_EVENTS, FEAT_NUMBER_OF_QUEUES, IDENTIFY_BYTES,
+    QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES, StatusField,
+    cq_doorbell_offset, sq_doorbell_offset, status_name,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, SharedWords};
@@ -79,10 +81,14 @@ pub(super) struct Admin {
     /// The shadows of all doorbells, when the controller has them.
     pub(super) shadows: Option<Arc<Shadows>>,
     next_cid: u16,
+    /// Requests for asynchronous events.
+    pub(super) requests: Requests,
     /// Free I/O queue ids, the next one last.
     pub(super) free_ids: Vec<u16>,
     /// Interrupt vectors that no queue has, the next one last.
     pub(super) free_vectors: Vec<u16>,
+    /// Queues open on each namespace.
+    users: BTreeMap<u32, usize>,
     pub(super) timeout: Duration,
 }
 
@@ -100,8 +106,10 @@ impl Admin {
             data: SharedWords::new(heap.alloc(IDENTIFY_BYTES, 4096)?),
             shadows: None,
             next_cid: 0,
+            requests: Requests::default(),
             free_ids: Vec::new(),
             free_vectors: Vec::new(),
+            users: BTreeMap::new(),
             timeout,
         })
     }
@@ -110,6 +118,7 @@ impl Admin {
     pub(super) fn enable(&mut self, port: &Port) -> Result<()> {
         self.sq.restart(None);
         self.cq.restart(None);
+        self.requests.restart();
         port.enable(self.sq.iova(), self.cq.iova(), self.sq.entries())
     }
 
@@ -120,27 +129,15 @@ impl Admin {
         counters: &Counters,
         mut command: Command,
     ) -> Result<u32, Failure> {
-        // FFFFh means "no command" in the error log.
-        self.next_cid = if self.next_cid >= 0xfffe {
-            0
-        } else {
-            self.next_cid + 1
-        };
+        self.next_cid = (self.next_cid + 1) & (REQUEST_CID - 1);
         let cid = self.next_cid;
         command.cid.set(cid);
-        let mut words = [0u64; 8];
-        for (word, bytes) in words.iter_mut().zip(command.as_bytes().chunks_exact(8)) {
-            let mut eight = [0; 8];
-            eight.copy_from_slice(bytes);
-            *word = u64::from_le_bytes(eight);
-        }
-        self.sq.push(&words);
-        self.sq.ring();
+        self.push(&command);
         let deadline = Deadline::after(&*port.device, self.timeout);
         let mut looks = 0u32;
         loop {
             let late = deadline.passed(&*port.device);
-            if let Some(result) = self.take_answer(cid, counters) {
+            if let Some(result) = self.take_answer(Some(cid), counters) {
                 return result;
             }
             if looks.is_multiple_of(LOOKS_PER_STATUS) || late {
@@ -159,8 +156,32 @@ impl Admin {
         }
     }
 
-    /// Reaps at most one ring's worth.
-    fn take_answer(&mut self, cid: u16, counters: &Counters) -> Option<Result<u32, Failure>> {
+    /// Puts a command into the ring and tells the device. There is room: one command at a time, and as many
+    /// event requests as leave a place.
+    fn push(&mut self, command: &Command) {
+        let mut words = [0u64; 8];
+        for (word, bytes) in words.iter_mut().zip(command.as_bytes().chunks_exact(8)) {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(bytes);
+            *word = u64::from_le_bytes(eight);
+        }
+        self.sq.push(&words);
+        self.sq.ring();
+    }
+
+    pub(super) fn send_event_request(&mut self, cid: u16) {
+        let mut request = command(ADM_ASYNC_EVENT, [0, 0]);
+        request.cid.set(cid);
+        self.push(&request);
+    }
+
+    /// Reaps at most one ring's worth; the answer to the command `cid` if it was among that. Ends of event
+    /// requests are kept.
+    fn take_answer(
+        &mut self,
+        cid: Option<u16>,
+        counters: &Counters,
+    ) -> Option<Result<u32, Failure>> {
         let mut answer = None;
         for _ in 0..self.cq.entries() {
             let Some(entry) = self.cq.peek() else { break };
@@ -169,7 +190,11 @@ impl Admin {
             if entry.sq_id() != 0 {
                 counters.stale.add(1);
                 answer = Some(Err(Failure::Confused));
-            } else if entry.cid() != cid || answer.is_some() {
+            } else if entry.cid() & REQUEST_CID != 0 {
+                if !self.requests.take(entry, dw0) {
+                    counters.stale.add(1);
+                }
+            } else if Some(entry.cid()) != cid || answer.is_some() {
                 counters.stale.add(1);
             } else if entry.status().is_success() {
                 answer = Some(Ok(dw0));
@@ -179,6 +204,98 @@ impl Admin {
         }
         self.cq.ring();
         answer
+    }
+
+    /// Something was posted while no command was outstanding.
+    pub(super) fn has_completions(&self) -> bool {
+        self.cq.peek().is_some()
+    }
+
+    /// Takes what was posted while no command was outstanding.
+    pub(super) fn reap_events(&mut self, counters: &Counters) -> Result<(), Failure> {
+        match self.take_answer(None, counters) {
+            Some(Err(failure)) => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for events (5.27.1.8), for all of the first set or, when that is refused, of the second, and
+    /// sends the requests for them: `most` at once.
+    pub(super) fn start_events(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        wanted: [u32; 2],
+        most: u16,
+    ) -> Result<(), Failure> {
+        for events in wanted {
+            let set = command(ADM_SET_FEATURES, [FEAT_ASYNC_EVENTS, events]);
+            match self.run(port, counters, set) {
+                Ok(_) => break,
+                // It reports what it likes, then: errors at least.
+                Err(Failure::Status(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        // One place is for commands, and one entry of a ring is never used.
+        let room = self.sq.entries().saturating_sub(2) as usize;
+        self.requests
+            .want(room.min(usize::from(most)).min(MOST_REQUESTS));
+        self.request_events(port.device.now_ns());
+        Ok(())
+    }
+
+    /// Get log page (5.16), a part of it of at most a page of memory. Ends the masking of its events.
+    pub(super) fn log_page(
+        &mut self,
+        port: &Port,
+        counters: &Counters,
+        page: u8,
+        len_bytes: usize,
+        at_bytes: usize,
+    ) -> Result<Vec<u8>, Failure> {
+        let len_bytes = len_bytes.min(IDENTIFY_BYTES);
+        let dwords = u32::try_from(len_bytes / 4).unwrap_or(1).max(1) - 1;
+        self.data.clear();
+        let mut command = command(ADM_GET_LOG_PAGE, [u32::from(page) | dwords << 16, 0]);
+        command.cdw10_15[2].set(u32::try_from(at_bytes).unwrap_or(u32::MAX));
+        // Of the controller, not of a namespace.
+        command.nsid.set(u32::MAX);
+        command.prp1.set(self.data.iova().0);
+        self.run(port, counters, command)?;
+        Ok(self.copy_of_data()[..len_bytes].to_vec())
+    }
+
+    /// What the device delivered, in a copy that it cannot change any more.
+    fn copy_of_data(&self) -> Box<[u8; IDENTIFY_BYTES]> {
+        let mut bytes = Box::new([0; IDENTIFY_BYTES]);
+        for (at, four) in bytes.chunks_exact_mut(4).enumerate() {
+            four.copy_from_slice(&self.data.load_u32(at * 4).to_le_bytes());
+        }
+        bytes
+    }
+
+    /// An id for an I/O queue on a namespace; `None` when all are in use.
+    pub(super) fn take_id(&mut self, nsid: u32) -> Option<u16> {
+        let id = self.free_ids.pop()?;
+        *self.users.entry(nsid).or_default() += 1;
+        Some(id)
+    }
+
+    /// Takes an id back.
+    pub(super) fn give_id(&mut self, id: u16, nsid: u32) {
+        self.free_ids.push(id);
+        if let Some(count) = self.users.get_mut(&nsid) {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&nsid);
+            }
+        }
+    }
+
+    /// Whether there is a queue on a namespace.
+    pub(super) fn is_used(&self, nsid: u32) -> bool {
+        self.users.contains_key(&nsid)
     }
 
     /// Identify (5.17) into a copy that the device cannot change any more.
@@ -194,11 +311,7 @@ impl Admin {
         command.nsid.set(nsid);
         command.prp1.set(self.data.iova().0);
         self.run(port, counters, command)?;
-        let mut bytes = Box::new([0; IDENTIFY_BYTES]);
-        for (at, four) in bytes.chunks_exact_mut(4).enumerate() {
-            four.copy_from_slice(&self.data.load_u32(at * 4).to_le_bytes());
-        }
-        Ok(bytes)
+        Ok(self.copy_of_data())
     }
 
     /// Gives the controller the shadows of its doorbells (5.8), if it is to have them: after every enabling, before

@@ -1,23 +1,17 @@
-//! A controller: bring-up, identify, features, reset, shutdown (sections 3.5 and 3.6).
+//! A controller: bring-up, reset, shutdown (sections 3.5 and 3.6).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use zerocopy::FromBytes;
-
-use super::admin::{Admin, Failure};
+use super::admin::Admin;
 use super::bell::Shadows;
-use super::info::{
-    ControllerInfo, other_command_set, parse_command_set, parse_controller, parse_namespace,
-};
+use super::events::Kept;
+use super::info::ControllerInfo;
 use super::pair::QueuePair;
 use super::port::Port;
-use super::spec::{
-    CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE, CSI_NVM,
-    FEAT_VOLATILE_WRITE_CACHE, IdentifyController, IdentifyNamespace, OACS_DOORBELL_BUFFER_CONFIG,
-};
+use super::spec::OACS_DOORBELL_BUFFER_CONFIG;
 use super::wait;
 use crate::block::Wait;
 use crate::device::Device;
@@ -98,6 +92,10 @@ pub struct Stats {
     pub timeouts: u64,
     /// Sleeps that ended by the clock although a completion was there: its interrupt was lost, or very late.
     pub lost_interrupts: u64,
+    /// Asynchronous events that the controller reported.
+    pub events: u64,
+    /// Events that the program did not ask for in time.
+    pub lost_events: u64,
     /// Bytes of rings never given back, because the device could not be kept from using them.
     pub leaked_bytes: u64,
 }
@@ -125,27 +123,39 @@ pub(super) struct Counters {
     pub(super) stale: Counter,
     pub(super) timeouts: Counter,
     pub(super) lost_interrupts: Counter,
+    pub(super) events: Counter,
     pub(super) leaked_bytes: Counter,
 }
 
 /// The generation of a controller that is gone for good.
 pub(super) const GONE: u64 = u64::MAX;
 
-/// The register value of NVMe 1.3.
-const VERSION_1_3: u32 = 0x0001_0300;
+/// The generation counts resets above this bit, and changes of namespaces below, from bit 1 on. Bit 0: a
+/// reset is going on.
+const RESET_STEP: u64 = 1 << 32;
+const NAMESPACES_STEP: u64 = 2;
+const RESETTING: u64 = 1;
 
-/// Most namespaces that are looked at.
-const MAX_NAMESPACES: usize = 256;
+/// Whether the rings of one generation are those of another: no reset lies between them.
+pub(super) fn same_rings(a: u64, b: u64) -> bool {
+    a != GONE && b != GONE && (a | b) & RESETTING == 0 && a / RESET_STEP == b / RESET_STEP
+}
+
+/// Resets that are tried before a controller is given up.
+const RESET_TRIES: usize = 2;
 
 /// An NVMe controller, up and running. Shared by the threads that have queues on it.
 ///
 /// Dropping it (its queues hold it too) shuts the controller down and unmaps the heap.
 pub struct Controller {
-    /// Even: counts resets, and queues of another generation do not exist any more. Odd: a reset is going
-    /// on. [`GONE`]: there is no controller any more. Changed under the admin lock only.
+    /// Changes with every reset and every change of a namespace; queues made before a reset do not exist any
+    /// more ([`same_rings`]). [`GONE`]: there is no controller any more. Changed under the admin lock only.
     generation: AtomicU64,
     pub(super) port: Port,
-    info: ControllerInfo,
+    name: String,
+    /// Replaced as a whole, under the admin lock.
+    info: Mutex<Arc<ControllerInfo>>,
+    kept: Mutex<Kept>,
     pub(super) heap: Heap,
     mapper: Arc<dyn Mapper>,
     admin: Mutex<Admin>,
@@ -182,12 +192,14 @@ impl Controller {
         port.disable()?;
         let admin = Admin::new(&port, heap, options.admin_timeout)?;
         heap.attach(Arc::clone(&mapper))?;
-        let info = ControllerInfo::unknown(port.device.name());
+        let name = port.device.name().to_owned();
         // From here on dropping the controller undoes what was done.
-        let mut controller = Self {
+        let controller = Self {
             generation: AtomicU64::new(0),
             port,
-            info,
+            info: Mutex::new(Arc::new(ControllerInfo::unknown(&name))),
+            name,
+            kept: Mutex::default(),
             heap: heap.clone(),
             mapper,
             admin: Mutex::new(admin),
@@ -195,23 +207,16 @@ impl Controller {
             options,
             dma_loose: false.into(),
         };
-        controller.info = controller.start()?;
+        controller.start()?;
         Ok(Arc::new(controller))
     }
 
     /// Enables the controller and learns what it is.
-    fn start(&self) -> Result<ControllerInfo> {
+    fn start(&self) -> Result<()> {
         let mut admin = self.admin();
         admin.enable(&self.port)?;
-        let bytes = admin
-            .identify(&self.port, &self.counters, CNS_CONTROLLER, 0)
-            .map_err(|failure| failure.into_error("identify controller"))?;
-        let data = IdentifyController::read_from_bytes(&bytes[..])
-            .map_err(|_| Error::new(ErrorKind::Corrupt, "identify controller is too short"))?;
-        let name = self.port.device.name();
-        let mut info = parse_controller(name, self.port.cap, self.port.version(), &data)?;
-        info.namespaces = self.identify_namespaces(&mut admin, data.nn.get())?;
-        if self.options.shadow_doorbells && data.oacs.get() & OACS_DOORBELL_BUFFER_CONFIG != 0 {
+        let mut info = self.learn(&mut admin)?;
+        if self.options.shadow_doorbells && info.admin_commands & OACS_DOORBELL_BUFFER_CONFIG != 0 {
             admin.shadows = Some(Shadows::new(&self.heap)?);
             self.give_shadows(&mut admin)?;
             info.shadow_doorbells = admin.shadows.is_some();
@@ -219,18 +224,9 @@ impl Controller {
         info.queues = self.negotiate(&mut admin)?;
         admin.free_ids = (1..=info.queues).rev().collect();
         admin.free_vectors = wait::free_vectors(&*self.port.device);
-        if info.volatile_write_cache {
-            info.volatile_write_cache =
-                match admin.feature(&self.port, &self.counters, FEAT_VOLATILE_WRITE_CACHE) {
-                    Ok(value) => value & 1 == 1,
-                    // It has one and does not say whether it is on: flushes are needed.
-                    Err(Failure::Status(_)) => true,
-                    Err(failure) => {
-                        return Err(failure.into_error("get feature volatile write cache"));
-                    }
-                };
-        }
-        Ok(info)
+        self.start_events(&mut admin, &info)?;
+        self.set_info(info);
+        Ok(())
     }
 
     fn give_shadows(&self, admin: &mut Admin) -> Result<()> {
@@ -247,62 +243,29 @@ impl Controller {
             .map_err(|failure| failure.into_error("set feature number of queues"))
     }
 
-    fn identify_namespaces(
-        &self,
-        admin: &mut Admin,
-        count: u32,
-    ) -> Result<Vec<super::info::NamespaceInfo>> {
-        let list = match admin.identify(&self.port, &self.counters, CNS_ACTIVE_NAMESPACES, 0) {
-            Ok(bytes) => {
-                let ids = bytes.chunks_exact(4);
-                let ids = ids.map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]));
-                ids.take_while(|&id| id != 0).collect::<Vec<_>>()
-            }
-            // Controllers before NVMe 1.1 do not have the list: ids are without gaps.
-            Err(Failure::Status(_)) => (1..=count).take(MAX_NAMESPACES).collect(),
-            Err(failure) => return Err(failure.into_error("identify active namespaces")),
-        };
-        let ascending = list.is_sorted_by(|a, b| a < b);
-        if !ascending || list.last().is_some_and(|&last| last > count) {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "the list of active namespaces makes no sense: its ids do not ascend, or go beyond {count}"
-                ),
-            ));
-        }
-        let mut namespaces = Vec::new();
-        for &nsid in list.iter().take(MAX_NAMESPACES) {
-            let bytes = admin
-                .identify(&self.port, &self.counters, CNS_NAMESPACE, nsid)
-                .map_err(|failure| failure.into_error("identify namespace"))?;
-            let data = IdentifyNamespace::read_from_bytes(&bytes[..])
-                .map_err(|_| Error::new(ErrorKind::Corrupt, "identify namespace is too short"))?;
-            let mut namespace = parse_namespace(nsid, &data);
-            let set = self.command_set(admin, nsid)?;
-            if set != CSI_NVM {
-                namespace.unusable = Some(other_command_set(set));
-            }
-            namespaces.push(namespace);
-        }
-        Ok(namespaces)
+    fn start_events(&self, admin: &mut Admin, info: &ControllerInfo) -> Result<()> {
+        let (wanted, most) = (Self::events_wanted(info), info.event_requests);
+        admin
+            .start_events(&self.port, &self.counters, wanted, most)
+            .map_err(|failure| failure.into_error("set feature asynchronous events"))
     }
 
-    /// The command set of a namespace. Controllers before NVMe 1.3 do not say; they know one only.
-    fn command_set(&self, admin: &mut Admin, nsid: u32) -> Result<u8> {
-        if self.port.version() < VERSION_1_3 {
-            return Ok(CSI_NVM);
-        }
-        match admin.identify(&self.port, &self.counters, CNS_DESCRIPTORS, nsid) {
-            Ok(bytes) => Ok(parse_command_set(&bytes[..])),
-            Err(Failure::Status(_)) => Ok(CSI_NVM),
-            Err(failure) => Err(failure.into_error("identify namespace descriptors")),
-        }
+    /// What the controller said of itself last.
+    pub fn info(&self) -> Arc<ControllerInfo> {
+        Arc::clone(&self.info.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What the controller says of itself.
-    pub fn info(&self) -> &ControllerInfo {
-        &self.info
+    pub(super) fn set_info(&self, info: ControllerInfo) {
+        *self.info.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(info);
+    }
+
+    /// The device's name for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn uses_sgl(&self) -> bool {
@@ -318,6 +281,8 @@ impl Controller {
             stale_completions: self.counters.stale.get(),
             timeouts: self.counters.timeouts.get(),
             lost_interrupts: self.counters.lost_interrupts.get(),
+            events: self.counters.events.get(),
+            lost_events: self.kept().lost(),
             leaked_bytes: self.counters.leaked_bytes.get(),
         }
     }
@@ -330,7 +295,7 @@ impl Controller {
     /// controller has no queue left or the heap no memory.
     pub fn queue(self: &Arc<Self>, nsid: u32, options: QueueOptions) -> Result<QueuePair> {
         QueuePair::open(self, nsid, &options)
-            .map_err(|error| error.during("open queue").on_device(&*self.info.device))
+            .map_err(|error| error.during("open queue").on_device(self.name()))
     }
 
     #[inline]
@@ -364,27 +329,75 @@ impl Controller {
         self.counters.resets.add(1);
         // Owners that look now stop ringing; a doorbell that is rung all the same is of a queue that does
         // not exist, and is ignored by the device.
-        self.generation.store(before | 1, Ordering::Release);
+        self.generation.store(before | RESETTING, Ordering::Release);
         let result = self.restart(admin);
         match result {
-            Ok(()) => self.generation.store((before | 1) + 1, Ordering::Release),
+            Ok(()) => self
+                .generation
+                .store(before.wrapping_add(RESET_STEP), Ordering::Release),
             Err(_) => self.give_up(),
         }
         result
     }
 
     fn restart(&self, admin: &mut Admin) -> Result<()> {
-        self.port.disable()?;
-        admin.enable(&self.port)?;
-        self.give_shadows(admin)?;
-        let queues = self.negotiate(admin)?;
-        if queues < self.info.queues {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "the controller grants fewer queues after a reset than before",
-            ));
+        let mut tries = 1;
+        loop {
+            self.port.disable()?;
+            admin.enable(&self.port)?;
+            match self.recognise(admin) {
+                Err(error) if tries < RESET_TRIES && error.kind() != ErrorKind::DeviceGone => {}
+                result => return result,
+            }
+            tries += 1;
         }
+    }
+
+    /// After a reset: it must be the controller that it was; its namespaces may be others.
+    fn recognise(&self, admin: &mut Admin) -> Result<()> {
+        let before = self.info();
+        self.give_shadows(admin)?;
+        let mut now = self.learn(admin)?;
+        now.queues = before.queues;
+        now.shadow_doorbells = admin.shadows.is_some();
+        let other = |what: &str| {
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("after a reset the controller is not what it was: {what}"),
+            ))
+        };
+        if (&now.model, &now.serial) != (&before.model, &before.serial) {
+            return other("it has another model or serial number");
+        }
+        let transfer = |info: &ControllerInfo| info.max_transfer_bytes.unwrap_or(u32::MAX);
+        if transfer(&now) < transfer(&before) {
+            return other("its largest transfer is smaller");
+        }
+        if before.sgl && !now.sgl {
+            return other("it does not take scatter gather lists any more");
+        }
+        if self.negotiate(admin)? < before.queues {
+            return other("it grants fewer queues");
+        }
+        self.start_events(admin, &now)?;
+        // Whatever was replaced is found by its users: they all create their queues again.
+        self.adopt(admin, now);
         Ok(())
+    }
+
+    /// Has every queue look at its namespace at its next poll. Under the admin lock.
+    pub(super) fn tell_queues(&self) {
+        let generation = self.generation();
+        if generation != GONE {
+            // The part that counts changes goes round in itself.
+            let resets = generation & !(RESET_STEP - 1);
+            let changes = generation.wrapping_add(NAMESPACES_STEP) & (RESET_STEP - 1);
+            self.generation.store(resets | changes, Ordering::Release);
+        }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.generation() == GONE
     }
 
     /// Marks the controller as gone, after cutting it off from host memory. Under the admin lock.
@@ -425,7 +438,7 @@ impl Drop for Controller {
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Controller")
-            .field("device", &self.info.device)
+            .field("device", &self.name)
             .field("generation", &self.generation())
             .field("stats", &self.stats())
             .finish_non_exhaustive()

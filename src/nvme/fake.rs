@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::spec::{self, Command, IdentifyController, IdentifyNamespace, StatusField};
+use super::spec::{self, Command, IdentifyController, IdentifyNamespace, SmartLog, StatusField};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaSpace, Doorbell, Mapper};
@@ -48,6 +48,19 @@ pub(super) struct State {
     pub(super) disk: Vec<u8>,
     pub(super) controller: IdentifyController,
     pub(super) namespace: IdentifyNamespace,
+    /// Ids of the active namespaces, all alike.
+    pub(super) namespaces: Vec<u32>,
+    pub(super) smart: SmartLog,
+    /// What every log page but SMART holds.
+    pub(super) log: Vec<u8>,
+    /// Log pages read.
+    pub(super) log_reads: Vec<u8>,
+    /// Command ids of the event requests outstanding.
+    pub(super) requests: Vec<u16>,
+    /// Ends event requests at once, with this.
+    pub(super) eager_event: Option<u32>,
+    /// Event requests seen.
+    pub(super) requests_seen: u64,
     pub(super) script: Script,
     pub(super) never_ready: bool,
     pub(super) fatal: bool,
@@ -89,6 +102,13 @@ impl Fake {
                 disk: vec![0; BLOCK * 8192],
                 controller,
                 namespace,
+                namespaces: vec![1],
+                smart: SmartLog::new_zeroed(),
+                log: vec![0; 4096],
+                log_reads: Vec::new(),
+                requests: Vec::new(),
+                eager_event: None,
+                requests_seen: 0,
                 script: honest(),
                 never_ready: false,
                 fatal: false,
@@ -108,6 +128,33 @@ impl Fake {
     /// Posts an answer that a script has held back.
     pub(super) fn answer(&self, id: u16, answer: Answer) {
         self.state().post(&self.space, id, answer);
+    }
+
+    pub(super) fn advance(&self, ns: u64) {
+        self.clock.fetch_add(ns, Ordering::Relaxed);
+    }
+
+    /// Host memory as the device reaches it, for scripts that write there.
+    pub(super) fn space(&self) -> Arc<DmaSpace> {
+        Arc::clone(&self.space)
+    }
+
+    /// Ends an event request, if one is outstanding.
+    pub(super) fn raise(&self, word: u32) -> bool {
+        let mut state = self.state();
+        let Some(cid) = state.requests.pop() else {
+            return false;
+        };
+        let answer = Answer {
+            dw0: word,
+            sq_head: 0,
+            sq_id: 0,
+            cid,
+            status: StatusField::SUCCESS,
+            wrong_phase: false,
+        };
+        state.post(&self.space, 0, answer);
+        true
     }
 
     /// Whether a shutdown was asked for, by the times that it was.
@@ -133,6 +180,13 @@ impl Fake {
                 self.space.translate(from, 64).unwrap().copy_to(&mut bytes);
                 let command = Command::read_from_bytes(&bytes).unwrap();
                 state.commands += 1;
+                if id == 0 && command.opcode == spec::ADM_ASYNC_EVENT {
+                    state.requests_seen += 1;
+                    if state.eager_event.is_none() {
+                        state.requests.push(command.cid.get());
+                        continue;
+                    }
+                }
                 let (status, dw0) = state.execute(&self.space, id, &command);
                 let answer = Answer {
                     dw0,
@@ -165,14 +219,34 @@ impl State {
         };
         match command.opcode {
             spec::ADM_IDENTIFY => {
-                let list = [1u32.to_le_bytes().as_slice(), &[0; 4092]].concat();
+                let after = command.nsid.get();
+                let ids = self.namespaces.iter().filter(|&&id| id > after);
+                let mut list: Vec<u8> = ids.take(1024).flat_map(|id| id.to_le_bytes()).collect();
+                list.resize(4096, 0);
+                let none = vec![0; 4096];
                 let data = match dw(0) {
                     spec::CNS_CONTROLLER => self.controller.as_bytes(),
                     spec::CNS_NAMESPACE => self.namespace.as_bytes(),
-                    _ => &list,
+                    spec::CNS_ACTIVE_NAMESPACES => &list,
+                    _ => &none,
                 };
                 let to = Iova(command.prp1.get());
                 space.translate(to, 4096).unwrap().copy_from(data);
+            }
+            spec::ADM_GET_LOG_PAGE => {
+                let page = dw(0).to_le_bytes()[0];
+                self.log_reads.push(page);
+                let len = ((dw(0) >> 16) as usize + 1) * 4;
+                let data = match page {
+                    spec::LOG_SMART => self.smart.as_bytes(),
+                    _ => &self.log,
+                };
+                let to = Iova(command.prp1.get());
+                let len = len.min(data.len());
+                space.translate(to, len).unwrap().copy_from(&data[..len]);
+            }
+            spec::ADM_ASYNC_EVENT => {
+                return (StatusField::SUCCESS, self.eager_event.unwrap_or(0));
             }
             spec::ADM_SET_FEATURES => return (StatusField::SUCCESS, 7 << 16 | 7),
             spec::ADM_GET_FEATURES | spec::ADM_ABORT => return (StatusField::SUCCESS, 1),
@@ -259,6 +333,7 @@ impl Device for Fake {
             state.csts = 0;
             state.fatal = false;
             state.rings.clear();
+            state.requests.clear();
             for bell in self.bells.iter() {
                 bell.store(0, Ordering::Relaxed);
             }

@@ -2,15 +2,17 @@
 
 use std::fmt;
 
+use super::abilities::AtomicLimits;
 use super::spec::{
-    CSI_NVM, Capabilities, IdentifyController, IdentifyNamespace, NIDT_COMMAND_SET,
+    CSI_NVM, Capabilities, IdentifyController, IdentifyNamespace, LPA_EXTENDED, NIDT_COMMAND_SET,
     ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_ANY_ALIGNMENT, SGLS_DWORD_ALIGNMENT,
     SGLS_SUPPORT, VWC_PRESENT,
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// A controller, as `xtent info` shows it. Fixed while the controller is open.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A controller, as it described itself last: at bring-up, after a reset, or when it said that a namespace
+/// changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ControllerInfo {
     /// The device's name for messages.
     pub device: String,
@@ -24,6 +26,36 @@ pub struct ControllerInfo {
     pub firmware: String,
     /// Version of the specification that the controller follows.
     pub version: Version,
+    /// Controller id, unique in its subsystem (CNTLID).
+    pub controller_id: u16,
+    /// The subsystem's qualified name; empty where it is not said.
+    pub subsystem_nqn: String,
+    /// Optional admin commands (OACS); [`super::admin_command_names`] has their names.
+    pub admin_commands: u16,
+    /// Optional NVM commands (ONCS); [`super::nvm_command_names`] has their names.
+    pub nvm_commands: u16,
+    /// Support of scatter gather lists (SGLS); 0 for none.
+    pub sgl_support: u32,
+    /// Writes that are all or nothing, unless a namespace says otherwise.
+    pub atomic: AtomicLimits,
+    /// Optional asynchronous events that it reports (OAES).
+    pub optional_events: u32,
+    /// Asynchronous event requests that may be outstanding (AERL).
+    pub event_requests: u16,
+    /// Entries of the error log (ELPE).
+    pub error_log_entries: u16,
+    /// Firmware slots.
+    pub firmware_slots: u8,
+    /// Get log page takes offsets and long lengths.
+    pub extended_log_pages: bool,
+    /// Temperature in kelvins from which it warns (WCTEMP); `None` where it is not said.
+    pub warning_temperature_k: Option<u16>,
+    /// Temperature in kelvins from which it may fail (CCTEMP); `None` where it is not said.
+    pub critical_temperature_k: Option<u16>,
+    /// Bytes of NVM in the subsystem (TNVMCAP); `None` where it is not said.
+    pub total_bytes: Option<u128>,
+    /// Bytes of NVM that no namespace has (UNVMCAP); `None` where the total is not said.
+    pub unallocated_bytes: Option<u128>,
     /// Most data of one command in bytes (MDTS); `None` where the controller sets no limit.
     pub max_transfer_bytes: Option<u32>,
     /// Most entries of an I/O queue.
@@ -42,6 +74,8 @@ pub struct ControllerInfo {
     pub deallocate: bool,
     /// The active namespaces, in order of their ids.
     pub namespaces: Vec<NamespaceInfo>,
+    /// There are more active namespaces than are looked at, and `namespaces` has the first of them.
+    pub more_namespaces: bool,
 }
 
 impl ControllerInfo {
@@ -49,26 +83,22 @@ impl ControllerInfo {
     pub(super) fn unknown(device: &str) -> Self {
         Self {
             device: device.to_owned(),
-            vendor_id: 0,
-            model: String::new(),
-            serial: String::new(),
-            firmware: String::new(),
-            version: Version(0),
-            max_transfer_bytes: None,
-            max_queue_entries: 0,
-            queues: 0,
-            volatile_write_cache: false,
-            shadow_doorbells: false,
-            sgl: false,
-            write_zeroes: false,
-            deallocate: false,
-            namespaces: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    /// The namespace of this id.
+    pub fn namespace(&self, nsid: u32) -> Option<&NamespaceInfo> {
+        let at = self
+            .namespaces
+            .binary_search_by_key(&nsid, |namespace| namespace.nsid)
+            .ok()?;
+        self.namespaces.get(at)
     }
 }
 
 /// A version of the NVMe specification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Version(pub u32);
 
 impl fmt::Display for Version {
@@ -78,6 +108,17 @@ impl fmt::Display for Version {
     }
 }
 
+/// A format that a namespace can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormatInfo {
+    /// Bytes of a block; 0 when the format is not available, or its size is beyond belief.
+    pub block_bytes: u32,
+    /// Metadata bytes of a block.
+    pub metadata_bytes: u16,
+    /// Relative performance: 0 is best, 3 is degraded.
+    pub performance: u8,
+}
+
 /// A namespace, as the controller describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamespaceInfo {
@@ -85,6 +126,22 @@ pub struct NamespaceInfo {
     pub nsid: u32,
     /// Size in blocks.
     pub blocks: u64,
+    /// Blocks that can be allocated (NCAP): less than the size when thinly provisioned.
+    pub capacity_blocks: u64,
+    /// Blocks that are allocated (NUSE).
+    pub used_blocks: u64,
+    /// The formats that it can have.
+    pub formats: Vec<FormatInfo>,
+    /// Index of the one in use.
+    pub format: usize,
+    /// Type of the protection information it is formatted with; 0 for none.
+    pub protection: u8,
+    /// Writes that are all or nothing.
+    pub atomic: AtomicLimits,
+    /// Globally unique identifier; `None` where there is none.
+    pub nguid: Option<[u8; 16]>,
+    /// IEEE extended unique identifier; `None` where there is none.
+    pub eui64: Option<[u8; 8]>,
     /// Bytes of a block; 0 when the controller names no usable format.
     pub block_bytes: u32,
     /// Metadata bytes of a block.
@@ -101,6 +158,17 @@ impl NamespaceInfo {
     /// Size in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_bytes))
+    }
+
+    /// Whether commands made for `self` mean the same on `now`: the same namespace, in the same format. Its
+    /// size may differ.
+    pub(super) fn is_still(&self, now: &Self) -> bool {
+        self.nsid == now.nsid
+            && self.block_bytes == now.block_bytes
+            && self.metadata_bytes == now.metadata_bytes
+            && self.protection == now.protection
+            && self.nguid == now.nguid
+            && self.eui64 == now.eui64
     }
 }
 
@@ -150,6 +218,21 @@ pub(super) fn parse_controller(
         serial: text(&data.sn),
         firmware: text(&data.fr),
         version: Version(version),
+        controller_id: data.cntlid.get(),
+        subsystem_nqn: text(&data.subnqn),
+        admin_commands: data.oacs.get(),
+        nvm_commands: data.oncs.get(),
+        sgl_support: data.sgls.get(),
+        atomic: AtomicLimits::of_controller(data),
+        optional_events: data.oaes.get(),
+        event_requests: u16::from(data.aerl) + 1,
+        error_log_entries: u16::from(data.elpe) + 1,
+        firmware_slots: data.frmw >> 1 & 7,
+        extended_log_pages: data.lpa & LPA_EXTENDED != 0,
+        warning_temperature_k: said(data.wctemp.get()),
+        critical_temperature_k: said(data.cctemp.get()),
+        total_bytes: said(data.tnvmcap.get()),
+        unallocated_bytes: said(data.tnvmcap.get()).map(|_| data.unvmcap.get()),
         max_transfer_bytes,
         max_queue_entries: cap.max_queue_entries(),
         queues: 0,
@@ -163,21 +246,49 @@ pub(super) fn parse_controller(
         write_zeroes: data.oncs.get() & ONCS_WRITE_ZEROES != 0,
         deallocate: data.oncs.get() & ONCS_DATASET_MANAGEMENT != 0,
         namespaces: Vec::new(),
+        more_namespaces: false,
     })
 }
 
-/// Describes a namespace, with the reason when it cannot be used.
-pub(super) fn parse_namespace(nsid: u32, data: &IdentifyNamespace) -> NamespaceInfo {
-    let format = data
-        .lbaf
-        .get(data.format_index())
-        .copied()
-        .unwrap_or_default();
-    let shift = u32::from(format.data_shift);
+/// A field in which 0 says nothing.
+fn said<T: Default + PartialEq>(value: T) -> Option<T> {
+    (value != T::default()).then_some(value)
+}
+
+/// Bytes of a block whose size is a power of two; 0 for none, and for what is beyond belief.
+fn block_bytes(shift: u8) -> u32 {
+    1u32.checked_shl(shift.into())
+        .filter(|_| shift >= 9)
+        .unwrap_or(0)
+}
+
+/// Describes a namespace, with the reason when it cannot be used. `atomic` are the controller's limits.
+pub(super) fn parse_namespace(
+    nsid: u32,
+    data: &IdentifyNamespace,
+    atomic: AtomicLimits,
+) -> NamespaceInfo {
+    let index = data.format_index();
+    let format = data.lbaf.get(index).copied().unwrap_or_default();
+    let listed = data.lbaf.iter().take(usize::from(data.nlbaf) + 1);
     let mut info = NamespaceInfo {
         nsid,
         blocks: data.nsze.get(),
-        block_bytes: 1u32.checked_shl(shift).filter(|_| shift >= 9).unwrap_or(0),
+        capacity_blocks: data.ncap.get(),
+        used_blocks: data.nuse.get(),
+        formats: listed
+            .map(|format| FormatInfo {
+                block_bytes: block_bytes(format.data_shift),
+                metadata_bytes: format.metadata_bytes.get(),
+                performance: format.performance & 3,
+            })
+            .collect(),
+        format: index,
+        protection: data.dps & 7,
+        atomic: AtomicLimits::of_namespace(data, atomic),
+        nguid: said(data.nguid),
+        eui64: said(data.eui64),
+        block_bytes: block_bytes(format.data_shift),
         metadata_bytes: format.metadata_bytes.get(),
         optimal_boundary_blocks: data.noiob.get(),
         read_only: data.nsattr & 1 != 0,
@@ -256,7 +367,7 @@ pub(super) fn other_command_set(set: u8) -> String {
 }
 
 /// An ASCII field, space padded; whatever is not printable becomes a question mark.
-fn text(field: &[u8]) -> String {
+pub(super) fn text(field: &[u8]) -> String {
     let text: String = field
         .iter()
         .map(|&byte| {
@@ -274,8 +385,18 @@ fn text(field: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec::NSFEAT_ATOMIC;
     use super::*;
     use zerocopy::FromZeros;
+
+    const NONE: AtomicLimits = AtomicLimits {
+        normal_blocks: 1,
+        power_fail_blocks: 1,
+        compare_and_write_blocks: 1,
+        boundary_blocks: 0,
+        boundary_offset_blocks: 0,
+        power_fail_boundary_blocks: 0,
+    };
 
     fn controller() -> IdentifyController {
         let mut data = IdentifyController::new_zeroed();
@@ -337,8 +458,8 @@ mod tests {
 
     #[test]
     fn namespaces_that_cannot_be_used_say_why() {
-        assert_eq!(parse_namespace(1, &namespace(9)).unusable, None);
-        assert_eq!(parse_namespace(1, &namespace(12)).block_bytes, 4096);
+        assert_eq!(parse_namespace(1, &namespace(9), NONE).unusable, None);
+        assert_eq!(parse_namespace(1, &namespace(12), NONE).block_bytes, 4096);
         type Change = fn(&mut IdentifyNamespace);
         let cases: [(Change, &str); 7] = [
             (|d| d.nsze.set(0), "NSZE 0"),
@@ -352,8 +473,36 @@ mod tests {
         for (change, word) in cases {
             let mut data = namespace(9);
             change(&mut data);
-            let why = parse_namespace(1, &data).unusable.unwrap_or_default();
+            let why = parse_namespace(1, &data, NONE).unusable.unwrap_or_default();
             assert!(why.contains(word), "{word}: {why}");
         }
+    }
+
+    #[test]
+    fn extended_format_indices_and_identities_are_read() {
+        let mut data = namespace(9);
+        data.nlbaf = 39;
+        // Index 0x25: the low nibble, and bits 5 and 6 above it.
+        data.flbas = 5 | 2 << 5;
+        data.lbaf[0x25].data_shift = 12;
+        data.nguid[3] = 7;
+        data.nsfeat = NSFEAT_ATOMIC;
+        data.nawupf.set(7);
+        data.nabsn.set(15);
+        let info = parse_namespace(1, &data, NONE);
+        assert_eq!((info.format, info.block_bytes), (0x25, 4096));
+        assert_eq!(info.formats.len(), 40);
+        assert_eq!(info.unusable, None);
+        assert_eq!(info.nguid.unwrap()[3], 7);
+        assert_eq!(info.eui64, None);
+        assert_eq!(
+            (info.atomic.power_fail_blocks, info.atomic.boundary_blocks),
+            (8, 16)
+        );
+        let mut larger = info.clone();
+        larger.blocks += 1;
+        assert!(info.is_still(&larger));
+        larger.nguid = None;
+        assert!(!info.is_still(&larger));
     }
 }

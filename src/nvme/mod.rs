@@ -7,12 +7,16 @@
 //! thread, which is a [`crate::block::Queue`].
 #![forbid(unsafe_code)]
 
+mod abilities;
 mod admin;
 mod bell;
 mod controller;
+mod events;
 #[cfg(test)]
 mod fake;
+mod identify;
 mod info;
+mod logs;
 mod pair;
 mod port;
 mod prp;
@@ -28,6 +32,11 @@ mod tests;
 mod wait;
 
 pub use crate::block::Wait;
+pub use abilities::{
+    AtomicLimits, admin_command_names, critical_warning_names, nvm_command_names, sgl_names,
+};
 pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
-pub use info::{ControllerInfo, NamespaceInfo, Version};
+pub use events::Event;
+pub use info::{ControllerInfo, FormatInfo, NamespaceInfo, Version};
+pub use logs::{DATA_UNIT_BYTES, ErrorEntry, FirmwareSlots, SmartInfo};
 pub use pair::QueuePair;

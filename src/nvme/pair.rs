@@ -162,6 +162,11 @@ impl QueuePair {
     /// Whatever is not one read or write: several commands, other operations, and what is refused.
     #[cold]
     fn submit_slowly(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        if self.watch.replaced {
+            return Err(Refused::Invalid(
+                "the namespace was formatted anew or taken away while it was in use: open it again",
+            ));
+        }
         if self.watch.gone {
             return Err(Refused::Gone);
         }

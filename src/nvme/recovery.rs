@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admin::Admin;
-use super::controller::{GONE, QueueOptions};
+use super::controller::{GONE, QueueOptions, same_rings};
+use super::info::NamespaceInfo;
 use super::pair::{POLLS_PER_LOOK, QueuePair, next_cid};
 use super::port::{ALL_ONES, nanoseconds};
 use super::slots::{NONE, Stage};
@@ -58,10 +59,16 @@ pub(super) struct Watch {
     must_reset: bool,
     /// The controller is gone, and all that was outstanding has been ended.
     pub(super) gone: bool,
+    /// The namespace, as it was when the queue was opened.
+    namespace: NamespaceInfo,
+    /// It is not that any more: the queue has ended as if the controller were gone.
+    pub(super) replaced: bool,
+    /// The queue was opened for reading only.
+    read_only: bool,
 }
 
 impl Watch {
-    pub(super) fn new(options: &QueueOptions) -> Self {
+    pub(super) fn new(options: &QueueOptions, namespace: &NamespaceInfo) -> Self {
         let timeout_ns = nanoseconds(options.timeout);
         Self {
             timeout_ns,
@@ -75,6 +82,9 @@ impl Watch {
             stale: 0,
             must_reset: false,
             gone: false,
+            namespace: namespace.clone(),
+            replaced: false,
+            read_only: options.read_only,
         }
     }
 
@@ -87,6 +97,11 @@ impl Watch {
     pub(super) fn longest_sleep(&self, shadowed: bool) -> Duration {
         let patience_ns = if shadowed { self.patience_ns } else { u64::MAX };
         Duration::from_nanos(self.look_ns.min(patience_ns))
+    }
+
+    /// Of the namespace.
+    pub(super) fn nsid(&self) -> u32 {
+        self.namespace.nsid
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -119,15 +134,20 @@ impl QueuePair {
                 return true;
             }
             let now = controller.port.device.now_ns();
-            if self.outstanding == 0 {
-                return true;
+            if self.outstanding != 0 {
+                self.call_again(now);
             }
-            self.call_again(now);
             if now < self.watch.next_look_ns {
                 return true;
             }
             self.watch.next_look_ns = now.saturating_add(self.watch.look_ns);
-            self.watch.must_reset = self.look(now);
+            controller.look_for_events();
+            if controller.generation() != self.generation {
+                // A namespace changed, or the controller was reset: the next poll sees to it.
+                self.countdown = 0;
+                return false;
+            }
+            self.watch.must_reset = self.outstanding != 0 && self.look(now);
             if !self.watch.must_reset {
                 return true;
             }
@@ -242,7 +262,25 @@ impl QueuePair {
         for _ in 0..RESETS_IN_A_ROW {
             let generation = controller.generation();
             if generation == GONE {
-                self.end_all();
+                self.end_all(Status::Gone);
+                return false;
+            }
+            let usable = self.renew_namespace();
+            if same_rings(generation, self.generation) {
+                // A namespace changed, and the rings are what they were. One that cannot be used any more
+                // comes with a reset: whoever found that makes it, and if not, we do.
+                self.generation = generation;
+                self.watch.must_reset |= !usable;
+                self.countdown = if self.watch.must_reset {
+                    0
+                } else {
+                    POLLS_PER_LOOK
+                };
+                return usable;
+            }
+            if !usable {
+                self.watch.replaced = true;
+                self.end_all(Status::Changed);
                 return false;
             }
             if self.create(admin).is_ok() {
@@ -256,8 +294,22 @@ impl QueuePair {
             let _ = controller.reset(admin);
         }
         // The last reset left the device without this queue, and it will not have it again.
-        self.end_all();
+        self.end_all(Status::Gone);
         false
+    }
+
+    /// Takes over what the controller says of the namespace by now; false when it is not the one that this
+    /// queue was opened on.
+    pub(super) fn renew_namespace(&mut self) -> bool {
+        let info = self.controller.info();
+        let found = info.namespace(self.watch.nsid());
+        let found =
+            found.filter(|now| now.unusable.is_none() && self.watch.namespace.is_still(now));
+        let Some(now) = found else { return false };
+        self.limits.capacity_blocks = now.blocks;
+        self.limits.read_only = self.watch.read_only || now.read_only;
+        self.limits.volatile_write_cache = info.volatile_write_cache;
+        true
     }
 
     /// After a reset: every outstanding command is sent again or, its retries used up, ended.
@@ -346,14 +398,14 @@ impl QueuePair {
         self.countdown = 0;
     }
 
-    /// The controller is gone, or refuses this queue: everything ends.
-    fn end_all(&mut self) {
+    /// The controller is gone, or refuses this queue, or the namespace is another: everything ends.
+    fn end_all(&mut self, status: Status) {
         self.watch.gone = true;
         self.generation = GONE;
         for at in 0..self.trackers.len() {
             if self.trackers[at].chain != NONE {
                 let at = u16::try_from(at).unwrap_or(NONE);
-                if let Some(completion) = self.settle(at, Status::Gone) {
+                if let Some(completion) = self.settle(at, status) {
                     self.keep(completion);
                 }
             }
@@ -363,7 +415,7 @@ impl QueuePair {
             slot.waiting = false;
             slot.left = 0;
             if slot.status.is_success() {
-                slot.status = Status::Gone;
+                slot.status = status;
             }
             self.ended.push(&mut self.slots, index);
         }

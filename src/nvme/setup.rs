@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::admin::{Admin, Failure};
 use super::bell::Bell;
-use super::controller::{Controller, GONE, QueueOptions};
-use super::info::NamespaceInfo;
+use super::controller::{Controller, GONE, QueueOptions, same_rings};
+use super::info::{ControllerInfo, NamespaceInfo};
 use super::pair::{POLLS_PER_LOOK, QueuePair};
 use super::port::Deadline;
 use super::queue::{CompletionRing, SubmissionRing, leak};
@@ -22,6 +22,9 @@ use crate::mem::{Segment, SharedWords};
 /// Deeper queues would leave too few bits of the command id for the sequence.
 const MAX_DEPTH: usize = 4095;
 
+/// Ids of namespaces in a message.
+const IDS_SHOWN: usize = 32;
+
 /// Most segments of a chain.
 const MAX_SEGMENTS: usize = 4096;
 
@@ -31,20 +34,21 @@ impl QueuePair {
         nsid: u32,
         options: &QueueOptions,
     ) -> Result<Self> {
-        let namespace = usable_namespace(controller, nsid)?;
+        let info = controller.info();
+        let namespace = usable_namespace(&info, nsid)?;
         check_options(options)?;
-        let Some(id) = controller.admin().free_ids.pop() else {
+        let Some(id) = controller.admin().take_id(nsid) else {
             return Err(Error::new(
                 ErrorKind::OutOfMemory,
                 format!(
                     "all {} I/O queues of the controller are in use",
-                    controller.info().queues
+                    info.queues
                 ),
             ));
         };
         let mut pair = Sleeper::new(controller, options.wait)
             .and_then(|sleeper| Self::build(controller, namespace, options, id, sleeper))
-            .inspect_err(|_| controller.admin().free_ids.push(id))?;
+            .inspect_err(|_| controller.admin().give_id(id, nsid))?;
         // From here on dropping the pair gives the id back.
         pair.introduce()?;
         Ok(pair)
@@ -61,7 +65,13 @@ impl QueuePair {
         match self.create(&mut admin) {
             Ok(()) => {
                 self.generation = generation;
-                Ok(())
+                if self.renew_namespace() {
+                    return Ok(());
+                }
+                Err(Error::new(
+                    ErrorKind::Busy,
+                    "the namespace changed just now: open it again",
+                ))
             }
             Err(failure) => {
                 // Anything but a status leaves the controller in doubt (another queue's trouble, perhaps): a
@@ -137,19 +147,29 @@ impl QueuePair {
             lists: SharedWords::new(lists),
             segments: vec![Segment::default(); depth * options.max_segments].into_boxed_slice(),
             id,
-            watch: Watch::new(options),
+            watch: Watch::new(options, namespace),
             sleeper,
         })
     }
 }
 
-fn usable_namespace(controller: &Controller, nsid: u32) -> Result<&NamespaceInfo> {
-    let all = &controller.info().namespaces;
-    let Some(namespace) = all.iter().find(|namespace| namespace.nsid == nsid) else {
-        let ids: Vec<_> = all.iter().map(|namespace| namespace.nsid).collect();
+fn usable_namespace(info: &ControllerInfo, nsid: u32) -> Result<&NamespaceInfo> {
+    let Some(namespace) = info.namespace(nsid) else {
+        let mut ids: Vec<_> = info
+            .namespaces
+            .iter()
+            .take(IDS_SHOWN)
+            .map(|namespace| namespace.nsid.to_string())
+            .collect();
+        if info.namespaces.len() > IDS_SHOWN {
+            ids.push("...".to_owned());
+        }
         return Err(Error::new(
             ErrorKind::NotFound,
-            format!("the controller has no namespace {nsid}; it has {ids:?}"),
+            format!(
+                "the controller has no namespace {nsid}; it has {}",
+                ids.join(", ")
+            ),
         ));
     };
     match &namespace.unusable {
@@ -223,7 +243,7 @@ impl Drop for QueuePair {
         }
         let mut admin = controller.admin();
         // In another generation than the controller's, the device does not know the rings (any more).
-        if self.generation != GONE && controller.generation() == self.generation {
+        if same_rings(controller.generation(), self.generation) {
             let deleted = admin.delete_pair(&controller.port, &controller.counters, self.id);
             if deleted.is_err() {
                 // After a reset the device has certainly let go of the rings. Should that fail too, the
@@ -231,7 +251,7 @@ impl Drop for QueuePair {
                 let _ = controller.reset(&mut admin);
             }
         }
-        admin.free_ids.push(self.id);
+        admin.give_id(self.id, self.watch.nsid());
         drop(admin);
         if controller.dma_is_loose() {
             let lost = self.sq.leak() + self.cq.leak() + leak(&mut self.lists);

@@ -139,7 +139,7 @@ fn engine_of(
         ..ControllerOptions::default()
     };
     let controller = Controller::open(device, heap, controller_options)?;
-    let nsid = namespace_of(spec, controller.info())?;
+    let nsid = namespace_of(spec, &controller.info())?;
     let words = format!("xtent's own NVMe driver over {words}");
     Ok((Engine::Nvme { controller, nsid }, Some(words)))
 }

@@ -1,6 +1,6 @@
 //! Identify data structures (section 5.17.2; NVM 4.1.5).
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of every identify data structure.
@@ -32,14 +32,38 @@ pub struct IdentifyController {
     pub cntlid: U16,
     /// Version.
     pub ver: U32,
-    reserved_84: [u8; 172],
+    reserved_84: [u8; 8],
+    /// Optional asynchronous events (bit 8: namespace attributes, bit 9: firmware activation).
+    pub oaes: U32,
+    reserved_96: [u8; 15],
+    /// Controller type: 0 not said, 1 I/O, 2 discovery, 3 administrative.
+    pub cntrltype: u8,
+    reserved_112: [u8; 144],
     /// Optional admin commands (bit 8: doorbell buffer config).
     pub oacs: U16,
     /// Abort command limit, 0's based.
     pub acl: u8,
     /// Asynchronous event request limit, 0's based.
     pub aerl: u8,
-    reserved_260: [u8; 252],
+    /// Firmware updates (bits 1 to 3: slots, bit 0: the first is read-only).
+    pub frmw: u8,
+    /// Log page attributes.
+    pub lpa: u8,
+    /// Error log entries, 0's based.
+    pub elpe: u8,
+    /// Power states, 0's based.
+    pub npss: u8,
+    reserved_264: [u8; 2],
+    /// Warning composite temperature in kelvins; 0 for none.
+    pub wctemp: U16,
+    /// Critical composite temperature in kelvins; 0 for none.
+    pub cctemp: U16,
+    reserved_270: [u8; 10],
+    /// Bytes of the subsystem's NVM; 0 where it is not said.
+    pub tnvmcap: U128,
+    /// Bytes of it that no namespace has.
+    pub unvmcap: U128,
+    reserved_312: [u8; 200],
     /// Submission queue entry sizes, smallest in the low and largest in the high nibble.
     pub sqes: u8,
     /// Completion queue entry sizes.
@@ -60,19 +84,32 @@ pub struct IdentifyController {
     pub awun: U16,
     /// Atomic write unit, power fail, 0's based, in blocks.
     pub awupf: U16,
-    reserved_530: [u8; 6],
+    reserved_530: [u8; 2],
+    /// Atomic compare and write unit, 0's based, in blocks.
+    pub acwu: U16,
+    reserved_534: [u8; 2],
     /// SGL support.
     pub sgls: U32,
-    reserved_540: [u8; 3556],
+    reserved_540: [u8; 228],
+    /// NVM subsystem's qualified name, UTF-8, padded with zeroes.
+    pub subnqn: [u8; 256],
+    reserved_1024: [u8; 3072],
 }
 const _: () = assert!(size_of::<IdentifyController>() == IDENTIFY_BYTES);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, mdts) == 77);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, oaes) == 92);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, cntrltype) == 111);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, oacs) == 256);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, elpe) == 262);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, wctemp) == 266);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, tnvmcap) == 280);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sqes) == 512);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, nn) == 516);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, oncs) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, vwc) == 525);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, acwu) == 532);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, subnqn) == 768);
 
 /// SGLS: how scatter-gather lists are offered for data (0: not at all).
 pub const SGLS_SUPPORT: u32 = 3;
@@ -86,6 +123,10 @@ pub const OACS_DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
 pub const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
 /// ONCS: write zeroes.
 pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// NSFEAT: the namespace has atomic limits of its own.
+pub const NSFEAT_ATOMIC: u8 = 1 << 1;
+/// LPA: get log page takes offsets and lengths of 32 bits.
+pub const LPA_EXTENDED: u8 = 1 << 2;
 /// VWC: a volatile write cache is present.
 pub const VWC_PRESENT: u8 = 1;
 
@@ -114,7 +155,7 @@ pub struct IdentifyNamespace {
     pub ncap: U64,
     /// Utilisation in blocks.
     pub nuse: U64,
-    /// Features.
+    /// Features (bit 0: thin provisioning, bit 1: the atomic limits here are of the namespace).
     pub nsfeat: u8,
     /// Number of LBA formats, 0's based.
     pub nlbaf: u8,
@@ -134,24 +175,30 @@ pub struct IdentifyNamespace {
     pub fpi: u8,
     /// Deallocate behaviour (bits 0..2: what a deallocated block reads as; 1 is zeroes).
     pub dlfeat: u8,
-    /// Atomic write unit, normal.
+    /// Atomic write unit, normal, 0's based, in blocks; with bit 1 of NSFEAT.
     pub nawun: U16,
-    /// Atomic write unit, power fail.
+    /// Atomic write unit, power fail, 0's based, in blocks; with bit 1 of NSFEAT.
     pub nawupf: U16,
-    /// Atomic compare and write unit.
+    /// Atomic compare and write unit, 0's based, in blocks; with bit 1 of NSFEAT.
     pub nacwu: U16,
-    /// Atomic boundary size, normal.
+    /// Atomic boundary size, normal, 0's based, in blocks; 0 for none.
     pub nabsn: U16,
-    /// Atomic boundary offset.
+    /// Atomic boundary offset: the first block after a boundary.
     pub nabo: U16,
-    /// Atomic boundary size, power fail.
+    /// Atomic boundary size, power fail, 0's based, in blocks; 0 for none.
     pub nabspf: U16,
     /// Optimal I/O boundary in blocks; 0 for none.
     pub noiob: U16,
-    reserved_48: [u8; 51],
+    /// Bytes of media that the namespace has; 0 where it is not said.
+    pub nvmcap: U128,
+    reserved_64: [u8; 35],
     /// Namespace attributes (bit 0: write protected).
     pub nsattr: u8,
-    reserved_100: [u8; 28],
+    reserved_100: [u8; 4],
+    /// Globally unique identifier; zeroes for none.
+    pub nguid: [u8; 16],
+    /// IEEE extended unique identifier; zeroes for none.
+    pub eui64: [u8; 8],
     /// LBA formats.
     pub lbaf: [LbaFormat; 64],
     reserved_384: [u8; 3712],
@@ -160,6 +207,7 @@ const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_BYTES);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, flbas) == 26);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, noiob) == 46);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nsattr) == 99);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nguid) == 104);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, lbaf) == 128);
 
 impl IdentifyNamespace {

@@ -6,11 +6,13 @@
 mod command;
 mod completion;
 mod identify;
+mod log;
 mod registers;
 
 pub use command::*;
 pub use completion::*;
 pub use identify::*;
+pub use log::*;
 pub use registers::*;
 
 /// The page size that the driver sets in CC.MPS and that PRPs count in, in bytes.

@@ -1,5 +1,6 @@
 //! The driver against the scripted device.
 
+mod events;
 mod hostile;
 
 use std::collections::BTreeMap;
@@ -163,7 +164,7 @@ fn wrong_chains_are_refused_by_reason() {
     let fua = |c: &mut Chain<'_>| (c.op, c.flags) = (Op::Deallocate, ChainFlags::FUA);
     refuse(fua, &[], "FUA");
     assert_eq!(pair.outstanding(), 0);
-    assert_eq!(rig.fake.state().commands, 8, "bring-up alone was sent");
+    assert_eq!(rig.fake.state().commands, 10, "bring-up alone was sent");
     assert!(
         read_many(&mut pair, &memory, 4)
             .values()

@@ -1,0 +1,428 @@
+//! Asynchronous events (section 5.2): requests that wait on the admin queue, and what their ends mean.
+//!
+//! Nobody waits for an event. Each owner of a queue looks now and then, when it looks at the clock, and a
+//! program looks when it asks for [`Controller::events`]. A device that raises them without end is listened
+//! to [`MOST_A_SECOND`] times a second.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use super::admin::{Admin, Failure};
+use super::controller::Controller;
+use super::info::{ControllerInfo, NamespaceInfo};
+use super::logs::{ErrorEntry, FirmwareSlots, SmartInfo};
+use super::queue::Entry;
+use super::spec::{
+    CHANGED_NAMESPACES, CriticalWarning, EVENT_ERROR, EVENT_FIRMWARE_ACTIVATION,
+    EVENT_NAMESPACE_CHANGED, EVENT_NOTICE, EVENT_SMART, EventWord, LOG_CHANGED_NAMESPACES,
+    NOTICE_FIRMWARE, NOTICE_NAMESPACE,
+};
+use crate::error::Result;
+
+/// Most event requests outstanding.
+pub(super) const MOST_REQUESTS: usize = 4;
+
+/// Most requests that are sent in a second.
+const MOST_A_SECOND: u32 = 8;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Command ids of event requests have this bit; those of other admin commands do not.
+pub(super) const REQUEST_CID: u16 = 1 << 15;
+
+/// Events that are kept for the program.
+const MOST_KEPT: usize = 256;
+
+/// The critical warnings that are asked for: those that every version names.
+const WARNINGS_WANTED: u32 = 0x1f;
+
+/// Something that a controller reported without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// SMART: a critical warning.
+    Health {
+        /// What is critical; empty when it has passed already, or the log could not be read.
+        warning: CriticalWarning,
+        /// Composite temperature in kelvins; `None` where it is not known.
+        temperature_k: Option<u16>,
+        /// Percent of the spare that is left; `None` where it is not known.
+        available_spare: Option<u8>,
+    },
+    /// The controller met an error that is of no command, or of the host's own making.
+    Error {
+        /// The kind of error: event information of section 5.2.1.
+        information: u8,
+        /// The newest entry of the error log.
+        entry: Option<ErrorEntry>,
+    },
+    /// There is a namespace that was not there.
+    NamespaceAdded {
+        /// Its id.
+        nsid: u32,
+        /// Its size in bytes.
+        len_bytes: u64,
+    },
+    /// A namespace is not there any more.
+    NamespaceRemoved {
+        /// Its id.
+        nsid: u32,
+    },
+    /// A namespace has another size.
+    NamespaceResized {
+        /// Its id.
+        nsid: u32,
+        /// Its size before, in bytes.
+        from_bytes: u64,
+        /// Its size now, in bytes.
+        to_bytes: u64,
+    },
+    /// A namespace has another format, or another namespace has its id. What was open on it is of no use.
+    NamespaceReplaced {
+        /// Its id.
+        nsid: u32,
+        /// Bytes of a block now.
+        block_bytes: u32,
+    },
+    /// New firmware starts to run.
+    FirmwareActivation {
+        /// The revision in the active slot; empty where it is not known.
+        revision: String,
+    },
+    /// An event that has no name here.
+    Other(EventWord),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Health {
+                warning,
+                temperature_k,
+                available_spare,
+            } => {
+                let names = super::critical_warning_names(warning.bits());
+                match names.is_empty() {
+                    true => f.write_str("health: a warning that has passed")?,
+                    false => write!(f, "health: critical warning {}", names.join(", "))?,
+                }
+                if let Some(kelvins) = temperature_k {
+                    write!(f, ", {} C", i32::from(*kelvins) - 273)?;
+                }
+                if let Some(spare) = available_spare {
+                    write!(f, ", {spare} % spare left")?;
+                }
+                Ok(())
+            }
+            Self::Error { information, entry } => {
+                write!(f, "an error was reported (information {information:#04x})")?;
+                match entry {
+                    Some(entry) => write!(
+                        f,
+                        ": {} on queue {}",
+                        super::spec::status_name(entry.status.sct(), entry.status.sc()),
+                        entry.queue
+                    ),
+                    None => Ok(()),
+                }
+            }
+            Self::NamespaceAdded { nsid, len_bytes } => {
+                write!(f, "namespace {nsid} was added, with {len_bytes} bytes")
+            }
+            Self::NamespaceRemoved { nsid } => write!(f, "namespace {nsid} was taken away"),
+            Self::NamespaceResized {
+                nsid,
+                from_bytes,
+                to_bytes,
+            } => {
+                let how = if to_bytes > from_bytes {
+                    "grew"
+                } else {
+                    "shrank"
+                };
+                write!(
+                    f,
+                    "namespace {nsid} {how} from {from_bytes} to {to_bytes} bytes"
+                )
+            }
+            Self::NamespaceReplaced { nsid, block_bytes } => write!(
+                f,
+                "namespace {nsid} is not what it was (blocks of {block_bytes} bytes now): open it again"
+            ),
+            Self::FirmwareActivation { revision } => {
+                write!(f, "firmware is being activated {revision}")
+            }
+            Self::Other(word) => write!(
+                f,
+                "an event of type {}, information {:#04x}, log page {:#04x}",
+                word.kind(),
+                word.information(),
+                word.log_page()
+            ),
+        }
+    }
+}
+
+/// Events for the program: the newest, and how many were lost.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    events: VecDeque<Event>,
+    lost: u64,
+}
+
+impl Kept {
+    fn push(&mut self, event: Event) {
+        if self.events.len() >= MOST_KEPT {
+            self.events.pop_front();
+            self.lost += 1;
+        }
+        self.events.push_back(event);
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+/// The event requests on the admin queue.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// Ids of those outstanding.
+    outstanding: [Option<u16>; MOST_REQUESTS],
+    /// How many the controller and the ring bear.
+    wanted: usize,
+    sequence: u16,
+    /// Ends that were not looked into: no more than there were requests.
+    raised: VecDeque<EventWord>,
+    second_ns: u64,
+    sent_this_second: u32,
+}
+
+impl Requests {
+    /// After a controller reset: none is outstanding.
+    pub(super) fn restart(&mut self) {
+        self.outstanding = [None; MOST_REQUESTS];
+        self.wanted = 0;
+        self.raised.clear();
+    }
+
+    pub(super) fn want(&mut self, count: usize) {
+        self.wanted = count.min(MOST_REQUESTS);
+    }
+
+    /// Takes the end of a request; false when there is no such request.
+    pub(super) fn take(&mut self, entry: Entry, word: u32) -> bool {
+        let mut slots = self.outstanding.iter_mut();
+        let Some(slot) = slots.find(|slot| **slot == Some(entry.cid())) else {
+            return false;
+        };
+        *slot = None;
+        if entry.status().is_success() {
+            self.raised.push_back(EventWord(word));
+        } else {
+            // Aborted, or more than it bears: not sent again.
+            self.wanted = self.wanted.saturating_sub(1);
+        }
+        true
+    }
+
+    fn missing(&self) -> bool {
+        self.outstanding.iter().flatten().count() < self.wanted
+    }
+
+    /// The id of the next request to send; `None` when there are enough, or enough for this second.
+    fn next(&mut self, now_ns: u64) -> Option<u16> {
+        if !self.missing() {
+            return None;
+        }
+        if now_ns.saturating_sub(self.second_ns) >= SECOND_NS {
+            self.second_ns = now_ns;
+            self.sent_this_second = 0;
+        }
+        if self.sent_this_second >= MOST_A_SECOND {
+            return None;
+        }
+        self.sent_this_second += 1;
+        self.sequence = (self.sequence + 1) & 0x3fff;
+        let slot = self.outstanding.iter_mut().find(|slot| slot.is_none())?;
+        *slot = Some(REQUEST_CID | self.sequence);
+        *slot
+    }
+}
+
+impl Admin {
+    /// Sends the event requests that are missing, and does not wait.
+    pub(super) fn request_events(&mut self, now_ns: u64) {
+        while let Some(cid) = self.requests.next(now_ns) {
+            self.send_event_request(cid);
+        }
+    }
+
+    /// Whether there is anything for [`Controller::hear`].
+    fn has_news(&self) -> bool {
+        self.has_completions() || !self.requests.raised.is_empty() || self.requests.missing()
+    }
+}
+
+impl Controller {
+    /// What the controller reported since the last call, oldest first. It is asked when nobody else is
+    /// talking to it; never waits for anything but the controller's answers.
+    pub fn events(&self) -> Vec<Event> {
+        self.look_for_events();
+        self.kept().events.drain(..).collect()
+    }
+
+    /// A look at the admin queue, unless somebody else is at it. May reset the controller: when it is
+    /// confused, or when a namespace in use is not what it was.
+    pub(super) fn look_for_events(&self) {
+        if let Some(mut admin) = self.try_admin()
+            && !self.is_gone()
+            && admin.has_news()
+            && !matches!(self.hear(&mut admin), Ok(false))
+        {
+            // Queues see the new generation, or that the controller is gone.
+            let _ = self.reset(&mut admin);
+        }
+    }
+
+    /// Looks into the events that came, and asks for the next. True when a namespace in use is not what it
+    /// was.
+    fn hear(&self, admin: &mut Admin) -> Result<bool, Failure> {
+        admin.reap_events(&self.counters)?;
+        let mut replaced = false;
+        // No more than were outstanding: none is sent before all are looked into.
+        while let Some(word) = admin.requests.raised.pop_front() {
+            self.counters.events.add(1);
+            replaced |= self.explain(admin, word)?;
+        }
+        admin.request_events(self.port.device.now_ns());
+        Ok(replaced)
+    }
+
+    /// Reads the log page that an event names, which ends its masking, and keeps the event.
+    fn explain(&self, admin: &mut Admin, word: EventWord) -> Result<bool, Failure> {
+        let event = match (word.kind(), word.information()) {
+            (EVENT_SMART, _) => {
+                let smart = unless_refused(self.read_smart(admin))?;
+                let smart = smart.as_ref();
+                Event::Health {
+                    warning: smart.map(|s| s.critical_warning).unwrap_or_default(),
+                    temperature_k: smart.map(|s: &SmartInfo| s.temperature_k),
+                    available_spare: smart.map(|s| s.available_spare),
+                }
+            }
+            (EVENT_ERROR, information) => {
+                let entries = unless_refused(self.read_errors(admin, 1))?;
+                Event::Error {
+                    information,
+                    entry: entries.and_then(|entries| entries.first().copied()),
+                }
+            }
+            (EVENT_NOTICE, EVENT_NAMESPACE_CHANGED) => return self.namespaces_changed(admin),
+            (EVENT_NOTICE, EVENT_FIRMWARE_ACTIVATION) => {
+                let slots = unless_refused(self.read_firmware(admin))?;
+                Event::FirmwareActivation {
+                    revision: slots.map(active_revision).unwrap_or_default(),
+                }
+            }
+            // Its log page is not read: nobody here knows what that would do.
+            _ => Event::Other(word),
+        };
+        self.kept().push(event);
+        Ok(false)
+    }
+
+    fn namespaces_changed(&self, admin: &mut Admin) -> Result<bool, Failure> {
+        let len_bytes = CHANGED_NAMESPACES * 4;
+        let list = unless_refused(self.log_page(admin, LOG_CHANGED_NAMESPACES, len_bytes, 0))?;
+        let named: Option<Vec<u32>> = list.map(|bytes| {
+            let ids = bytes.chunks_exact(4);
+            ids.map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
+                .take_while(|&id| id != 0)
+                .collect()
+        });
+        // All ones: more changed than the list holds. Nothing: somebody else has read it.
+        let named = named.filter(|ids| ids.first().is_some_and(|&id| id != u32::MAX));
+        let before = self.info();
+        let mut now = ControllerInfo::clone(&before);
+        self.identify_again(admin, &mut now, named.as_deref())?;
+        Ok(self.adopt(admin, now))
+    }
+
+    /// Makes `now` what is known of the controller, and keeps an event for each namespace that changed. True
+    /// when one that is in use is not what it was: the controller must then be reset, so that no command
+    /// made for it runs any more.
+    pub(super) fn adopt(&self, admin: &Admin, now: ControllerInfo) -> bool {
+        let before = self.info();
+        let mut replaced = false;
+        let mut changed = false;
+        let mut kept = self.kept();
+        for namespace in &before.namespaces {
+            let after = now.namespace(namespace.nsid);
+            if let Some(event) = difference(namespace, after) {
+                changed = true;
+                replaced |= !matches!(event, Event::NamespaceResized { .. })
+                    && admin.is_used(namespace.nsid);
+                kept.push(event);
+            }
+            changed |= after.is_some_and(|after| after.read_only != namespace.read_only);
+        }
+        for namespace in &now.namespaces {
+            if before.namespace(namespace.nsid).is_none() {
+                kept.push(Event::NamespaceAdded {
+                    nsid: namespace.nsid,
+                    len_bytes: namespace.len_bytes(),
+                });
+            }
+        }
+        drop(kept);
+        self.set_info(now);
+        if changed {
+            self.tell_queues();
+        }
+        replaced
+    }
+
+    /// The events to ask for, by what the controller offers.
+    pub(super) fn events_wanted(info: &ControllerInfo) -> [u32; 2] {
+        let notices = info.optional_events & (NOTICE_NAMESPACE | NOTICE_FIRMWARE);
+        [WARNINGS_WANTED | notices, notices]
+    }
+}
+
+/// What happened to a namespace, if anything did that its users must know.
+fn difference(before: &NamespaceInfo, after: Option<&NamespaceInfo>) -> Option<Event> {
+    let nsid = before.nsid;
+    match after {
+        None => Some(Event::NamespaceRemoved { nsid }),
+        Some(after) if !before.is_still(after) => Some(Event::NamespaceReplaced {
+            nsid,
+            block_bytes: after.block_bytes,
+        }),
+        Some(after) if after.blocks == 0 && before.blocks != 0 => {
+            Some(Event::NamespaceRemoved { nsid })
+        }
+        Some(after) => (before.blocks != after.blocks).then(|| Event::NamespaceResized {
+            nsid,
+            from_bytes: before.len_bytes(),
+            to_bytes: after.len_bytes(),
+        }),
+    }
+}
+
+fn active_revision(slots: FirmwareSlots) -> String {
+    let active = slots.next.unwrap_or(slots.active);
+    let found = slots
+        .revisions
+        .into_iter()
+        .find(|(slot, _)| *slot == active);
+    found.map(|(_, revision)| revision).unwrap_or_default()
+}
+
+/// What a controller refuses to tell is left out; everything else that goes wrong goes on.
+fn unless_refused<T>(result: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Failure::Status(_)) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
