@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-use super::sys;
+use super::{scaled, sys};
 
 /// How much to make, and what the filesystem can do.
 #[derive(Debug, Clone, Copy)]
@@ -130,8 +130,9 @@ impl Filler<'_> {
         self.populate(&dirs.join("big"), big);
         // Names gone in most blocks: whole blocks freed in the middle.
         let shrunk = dirs.join("shrunk");
-        self.populate(&shrunk, d);
-        for i in (0..d).filter(|i| i % (d / 4) > 9) {
+        let names = scaled(d, d.min(8192));
+        self.populate(&shrunk, names);
+        for i in (0..names).filter(|i| i % (d / 4) > 9) {
             let path = shrunk.join(format!("entry-{i:07}"));
             if fs::remove_file(&path).is_err() {
                 let _ = fs::remove_dir(&path);

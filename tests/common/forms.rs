@@ -1,7 +1,8 @@
-//! Which on-disk forms an image holds, so that a test can tell that its filler still reaches all of them.
+//! Which on-disk forms a filesystem holds, so that a test can tell that its filler still reaches all of them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -14,18 +15,19 @@ struct Disk(File);
 impl MetaIo for Disk {
     fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> xtent::Result<()> {
         let read = self.0.read_exact_at(buf, addr_bytes);
-        read.map_err(|error| xtent::Error::system("read the image", error))
+        read.map_err(|error| xtent::Error::system("read the disk", error))
     }
 
     fn capacity_bytes(&self) -> u64 {
-        self.0.metadata().expect("metadata").len()
+        // A block device has no length but its end.
+        (&self.0).seek(SeekFrom::End(0)).expect("the end")
     }
 }
 
 /// `short`, `block`, `leaf`, `node`; `btree` for a directory whose extents are in a btree; `scattered` for
 /// one with a block of several extents; `remote` and `inline` for symbolic links; `file btree`.
-pub fn forms(image: &Path) -> BTreeSet<&'static str> {
-    let mut disk = Disk(File::open(image).expect("the image"));
+pub fn forms(disk: &Path) -> BTreeSet<&'static str> {
+    let mut disk = Disk(File::open(disk).expect("the disk"));
     let fs = Fs::open(&mut disk).expect("the filesystem");
     let mut found = BTreeSet::new();
     let mut stack = vec![fs.root()];

@@ -1,8 +1,6 @@
-//! xtent's side: the same tree, read through a volume over the embedded controller, every path resolved from
-//! the root by name.
+//! xtent's side: the same tree, read through a volume, every path resolved from the root by name.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::rc::Rc;
 
 use xtent::volume::{Io, Metadata, Timestamp, Volume, VolumeOptions};
@@ -10,14 +8,13 @@ use xtent::volume::{Io, Metadata, Timestamp, Volume, VolumeOptions};
 use super::oracle::{self, Content, Stat, Tree};
 use super::sys::FiemapExtent;
 
-/// Walks the tree of an image whose filesystem has this sector size.
-pub fn xtent_tree(image: &Path, sector_bytes: u32) -> Tree {
-    let target = format!("image:{},lba={sector_bytes},inline", image.display());
+/// Walks the tree of a target.
+pub fn xtent_tree(target: &str) -> Tree {
     let options = VolumeOptions {
         read_only: true,
         ..VolumeOptions::default()
     };
-    let volume = Volume::open(&target, &options).expect("the volume");
+    let volume = Volume::open(target, &options).expect("the volume");
     let mut io = volume.io().expect("a queue");
     let mut tree = Tree::new();
     let mut contents: HashMap<u64, Rc<Content>> = HashMap::new();

@@ -17,7 +17,7 @@ use super::common::disk::Disk;
 use super::common::image::Image;
 use super::common::{self, random_bytes, run};
 use super::stand::{For, Stand};
-use super::{Outcome, list};
+use super::{Outcome, Reason, list};
 
 list! { "files", For::Files,
     paths_lead_where_the_kernel_leads,
@@ -65,7 +65,7 @@ fn fill(root: &Path) {
 }
 
 /// A disk with the files above, or why there is none.
-fn filled(stand: &Stand) -> Result<Disk, String> {
+fn filled(stand: &Stand) -> Result<Disk, Reason> {
     let mut disk = stand.disk()?;
     disk.make(320 << 20, 512, &["-m", "reflink=1"]);
     let mount = disk.mount("");

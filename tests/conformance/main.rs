@@ -15,6 +15,8 @@
 mod common;
 mod driver;
 mod files;
+mod overwrite;
+mod read_equality;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod stand;
@@ -27,7 +29,16 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use stand::{For, Stand};
 
 /// Done, or why it was not.
-pub(crate) type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), Reason>;
+
+/// Why a test was not done.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// Something that it needs is not here.
+    Missing(String),
+    /// There is no such test on this stand.
+    NotFor(String),
+}
 
 /// A test of the list.
 pub(crate) struct Test {
@@ -69,9 +80,10 @@ impl Test {
             let _alone = stand.alone();
             Ok(match run(&stand) {
                 Ok(()) => Completion::Completed,
-                Err(reason) => {
-                    println!("SKIPPED: {name}: {reason}");
-                    Completion::ignored_with(reason)
+                Err(Reason::NotFor(why)) => Completion::ignored_with(why),
+                Err(Reason::Missing(what)) => {
+                    println!("SKIPPED: {name}: {what}");
+                    Completion::ignored_with(what)
                 }
             })
         })
@@ -92,8 +104,13 @@ pub(crate) use list;
 fn trials(stands: &[Arc<Stand>]) -> Vec<Trial> {
     let mut queues: Vec<Vec<Trial>> = stands.iter().map(|_| Vec::new()).collect();
     let mut turns = BTreeMap::new();
-    let tests = driver::tests().into_iter().chain(files::each());
-    for test in tests {
+    let tests = [
+        driver::tests(),
+        files::each(),
+        overwrite::each(),
+        read_equality::tests(),
+    ];
+    for test in tests.iter().flatten() {
         let fitting = stands.iter().enumerate().filter(|(_, s)| test.fits(s));
         let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         for (at, stand) in fitting {
@@ -114,7 +131,12 @@ fn trials(stands: &[Arc<Stand>]) -> Vec<Trial> {
         }
     }
     let mut queues: Vec<_> = queues.into_iter().map(Vec::into_iter).collect();
-    let mut all = Vec::new();
+    let told = "read_equality::every_kind_of_difference_is_told";
+    let told = Trial::test(told, || {
+        read_equality::every_kind_of_difference_is_told();
+        Ok(())
+    });
+    let mut all = vec![told];
     loop {
         let before = all.len();
         all.extend(queues.iter_mut().filter_map(Iterator::next));

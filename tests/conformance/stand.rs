@@ -13,6 +13,7 @@ use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use xtent::device::vfio::{VfioDevice, VfioOptions};
 use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
+use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
 use super::common::{kernel_is_missing, loop_is_missing};
 use super::rig::Memory;
@@ -131,9 +132,9 @@ impl Stand {
     ///
     /// # Errors
     /// Why there can be none.
-    pub(crate) fn disk(&self) -> Result<Disk, String> {
+    pub(crate) fn disk(&self) -> Result<Disk, Reason> {
         match self.engine.missing() {
-            Some(reason) => Err(reason),
+            Some(what) => Err(Reason::Missing(what)),
             None => Ok(self.engine.disk(self.lba_bytes())),
         }
     }

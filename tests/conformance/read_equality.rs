@@ -1,15 +1,15 @@
-//! Reading through xtent equals reading through the kernel: on images of many geometries, filled by the
+//! Reading through xtent equals reading through the kernel: on filesystems of many geometries, filled by the
 //! kernel with one of everything, the listing with all metadata, the content of every file, FIEMAP and
 //! SEEK_HOLE/SEEK_DATA.
 //!
 //! `XTENT_SEED` changes what is in the files; it is printed when a geometry fails.
 
-mod common;
-
-use common::fill::{self, Plan};
-use common::image::Image;
-use common::oracle::{Content, Tree};
-use common::{forms, oracle, reader};
+use super::common::disk::Disk;
+use super::common::fill::{self, Plan};
+use super::common::oracle::{self, Content, Tree};
+use super::common::{forms, number, reader, scaled, sys};
+use super::stand::{For, Stand};
+use super::{Outcome, Reason, Test};
 
 /// A filesystem to make, and how much to put into it.
 struct Row {
@@ -41,7 +41,7 @@ impl Row {
         extents: 2000,
     };
 
-    fn image(&self) -> Image {
+    fn make(&self, disk: &mut Disk) {
         let mut args = vec![
             format!("-bsize={}", self.block),
             format!("-isize={}", self.inode),
@@ -50,7 +50,15 @@ impl Row {
         ];
         args.extend(self.options.iter().map(|&option| option.to_owned()));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        Image::make(self.size_mib << 20, self.sector, &args)
+        disk.make(self.size_mib << 20, self.sector, &args);
+    }
+
+    fn big_dir_entries(&self) -> usize {
+        scaled(self.big_dir_entries, 2000)
+    }
+
+    fn extents(&self) -> u64 {
+        scaled(self.extents, 1000)
     }
 
     fn plan(&self, seed: u64) -> Plan {
@@ -59,8 +67,8 @@ impl Row {
             block_bytes: self.block,
             dir_block_bytes: self.dir_block,
             inode_bytes: self.inode,
-            big_dir_entries: self.big_dir_entries,
-            extents: self.extents,
+            big_dir_entries: self.big_dir_entries(),
+            extents: self.extents(),
             reflink: !self
                 .options
                 .iter()
@@ -71,28 +79,21 @@ impl Row {
     }
 }
 
-fn seed() -> u64 {
-    let given = std::env::var("XTENT_SEED").ok();
-    given
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(20_261_121)
-}
-
-/// The image must hold what it was filled for, or the comparison says little.
-fn assert_variety(row: &Row, image: &Image, kernel: &Tree) {
+/// The disk must hold what it was filled for, or the comparison says little.
+fn assert_variety(row: &Row, disk: &mut Disk, kernel: &Tree) {
     let largest = kernel.values().map(|(_, content)| match &**content {
         Content::Directory(entries) => entries.len(),
         _ => 0,
     });
     let largest = largest.max().unwrap_or(0);
-    assert!(largest > row.big_dir_entries / 16 * 15, "{largest} names");
+    assert!(largest > row.big_dir_entries() / 16 * 15, "{largest} names");
     let most_extents = kernel.values().map(|(_, content)| match &**content {
         Content::File { fiemap, .. } => fiemap.len() as u64,
         _ => 0,
     });
     let most_extents = most_extents.max().unwrap_or(0);
-    assert!(most_extents >= row.extents, "{most_extents} extents");
-    let forms = forms::forms(&image.path());
+    assert!(most_extents >= row.extents(), "{most_extents} extents");
+    let forms = forms::forms(&disk.for_tools());
     let mut wanted = vec!["short", "block", "leaf", "node", "inline", "file btree"];
     // An inode of 2 KiB holds every target that there can be.
     if row.inode < 2048 {
@@ -113,21 +114,26 @@ fn assert_variety(row: &Row, image: &Image, kernel: &Tree) {
     }
 }
 
-fn compare(row: &Row) {
-    if !common::kernel_is_here() {
-        return;
+fn compare(row: &Row, stand: &Stand) -> Outcome {
+    if row.block < stand.lba_bytes().into() {
+        let why = format!(
+            "its blocks of {} bytes want a device of smaller ones",
+            row.block
+        );
+        return Err(Reason::NotFor(why));
     }
-    let seed = seed();
-    let image = row.image();
-    let mount = image.mount("");
+    let mut disk = stand.disk()?;
+    let seed = number("XTENT_SEED", 20_261_121);
+    row.make(&mut disk);
+    let mount = disk.mount("");
     fill::fill(mount.path(), &row.plan(seed));
     mount.unmount();
     // Anew and read-only: without a page cache, and without access times that move.
-    let mount = image.mount("ro,noatime");
+    let mount = disk.mount("ro,noatime");
     let kernel = oracle::kernel_tree(mount.path());
     mount.unmount();
-    assert_variety(row, &image, &kernel);
-    let ours = reader::xtent_tree(&image.path(), row.sector);
+    assert_variety(row, &mut disk, &kernel);
+    let ours = reader::xtent_tree(&disk.target(""));
     let differences = oracle::differences(&kernel, &ours);
     assert!(
         differences.is_empty(),
@@ -136,16 +142,16 @@ fn compare(row: &Row) {
         differences.len(),
         differences[..differences.len().min(20)].join("\n")
     );
+    Ok(())
 }
 
-/// One test a geometry, so that each shows by name.
+/// The geometries by name.
 macro_rules! geometries {
-    ($($name:ident { $($field:ident: $value:expr),* $(,)? })*) => {$(
-        #[test]
-        fn $name() {
-            compare(&Row { name: stringify!($name), $($field: $value,)* ..Row::DEFAULT });
-        }
-    )*};
+    ($($name:ident { $($field:ident: $value:expr),* $(,)? })*) => {
+        const ROWS: &[Row] = &[$(
+            Row { name: stringify!($name), $($field: $value,)* ..Row::DEFAULT },
+        )*];
+    };
 }
 
 geometries! {
@@ -193,8 +199,16 @@ geometries! {
     }
 }
 
-#[test]
-fn every_kind_of_difference_is_told() {
+/// A test for each geometry, and one of the comparison itself.
+pub(crate) fn tests() -> Vec<Test> {
+    let rows = ROWS.iter().map(|row| {
+        let name = format!("read_equality::{}", row.name);
+        Test::each(&name, For::Files, |stand| compare(row, stand)).dealt()
+    });
+    rows.collect()
+}
+
+pub(crate) fn every_kind_of_difference_is_told() {
     let stat = oracle::Stat {
         ino: 128,
         mode: 0o100_644,
@@ -209,7 +223,7 @@ fn every_kind_of_difference_is_told() {
         ctime: (0, 0),
         btime: (0, 0),
     };
-    let extent = common::sys::FiemapExtent {
+    let extent = sys::FiemapExtent {
         logical: 0,
         physical: 4096,
         length: 4096,
@@ -217,7 +231,7 @@ fn every_kind_of_difference_is_told() {
     };
     let file = |digest, flags, data: &[(u64, u64)]| Content::File {
         digest: [digest; 32],
-        fiemap: vec![common::sys::FiemapExtent { flags, ..extent }],
+        fiemap: vec![sys::FiemapExtent { flags, ..extent }],
         data: data.to_vec(),
     };
     let tree = |stat, content| Tree::from([(b"/f".to_vec(), (stat, std::rc::Rc::new(content)))]);

@@ -1,29 +1,27 @@
 //! Overwrite equality: random direct overwrites by two threads, then every byte as the kernel sees it.
 //!
-//! `XTENT_RUNS` sets the number of overwrites (100,000), `XTENT_SEED` the seed.
-#![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
-
-mod common;
+//! `XTENT_RUNS` sets the number of overwrites on each stand, `XTENT_SEED` the seed.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use common::image::Image;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::volume::{Done, File, Io, OpenOptions, Volume, VolumeOptions};
 
-const BLOCK: usize = 512;
-const MAX_BLOCKS: usize = 128;
+use super::common::{number, random_bytes, scaled};
+use super::stand::{For, Stand};
+use super::{Outcome, list};
+
+list! { "overwrite", For::Files, random_overwrites_are_what_the_kernel_reads }
+
+const MAX_BYTES: usize = 64 << 10;
+/// Of the filesystem.
+const FS_BLOCK: usize = 4096;
 const DEPTH: usize = 16;
 const THREADS: usize = 2;
-
-fn from_env(name: &str, default: u64) -> u64 {
-    let value = std::env::var(name).ok();
-    value.map_or(default, |value| value.parse().expect(name))
-}
 
 /// Two files that grow by a block in turn, past every cache: no extent longer than a block.
 fn write_interleaved(dir: &Path, names: [&str; 2], blocks: usize) {
@@ -45,21 +43,16 @@ fn write_interleaved(dir: &Path, names: [&str; 2], blocks: usize) {
     }
 }
 
-fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    SmallRng::seed_from_u64(seed).fill(&mut bytes[..]);
-    bytes
-}
-
 /// Files of one extent, of thousands, and with a last block that is not full.
 const FILES: [&str; 4] = ["plain", "shredded", "shredded-too", "odd"];
 
-fn make_files(root: &Path) -> Vec<Vec<u8>> {
-    write_interleaved(root, ["shredded", "shredded-too"], 3000);
-    let mut models = vec![random_bytes(1, 24 << 20)];
-    models.push(random_bytes(2, 3000 * 4096));
-    models.push(random_bytes(3, 3000 * 4096));
-    models.push(random_bytes(4, (1 << 20) + 3 * BLOCK));
+fn make_files(root: &Path, lba_bytes: usize) -> Vec<Vec<u8>> {
+    let extents = scaled(3000, 1000);
+    write_interleaved(root, ["shredded", "shredded-too"], extents);
+    let mut models = vec![random_bytes(1, scaled(24 << 20, 6 << 20))];
+    models.push(random_bytes(2, extents * FS_BLOCK));
+    models.push(random_bytes(3, extents * FS_BLOCK));
+    models.push(random_bytes(4, (1 << 20) + 3 * lba_bytes));
     for (name, model) in FILES.iter().zip(&models) {
         let file = fs::OpenOptions::new()
             .write(true)
@@ -83,6 +76,8 @@ struct Worker {
     parts: Vec<(usize, Vec<u8>)>,
     /// File, first byte, length, and whether it is a read.
     flights: Vec<Option<(usize, usize, usize, bool)>>,
+    /// Of the device, and so of every range.
+    lba_bytes: usize,
     seed: u64,
 }
 
@@ -134,15 +129,15 @@ impl Worker {
     /// A range that nothing in flight touches, often across the border of two blocks of the filesystem.
     fn pick(&mut self) -> Option<(usize, usize, usize)> {
         let file = self.rng.random_range(0..self.files.len());
-        let blocks = self.parts[file].1.len() / BLOCK;
+        let blocks = self.parts[file].1.len() / self.lba_bytes;
         let most = if self.rng.random_range(0..4) == 0 {
-            MAX_BLOCKS
+            MAX_BYTES / self.lba_bytes
         } else {
             12
         };
         let len = self.rng.random_range(1..=most.min(blocks));
-        let start = self.rng.random_range(0..=blocks - len) * BLOCK;
-        let len = len * BLOCK;
+        let start = self.rng.random_range(0..=blocks - len) * self.lba_bytes;
+        let len = len * self.lba_bytes;
         let free = self
             .flights
             .iter()
@@ -181,8 +176,8 @@ impl Worker {
 }
 
 /// The part of a file that a thread has for itself.
-fn part(model: &[u8], thread: usize) -> (usize, Vec<u8>) {
-    let border = |i: usize| model.len() * i / THREADS / BLOCK * BLOCK;
+fn part(model: &[u8], thread: usize, lba_bytes: usize) -> (usize, Vec<u8>) {
+    let border = |i: usize| model.len() * i / THREADS / lba_bytes * lba_bytes;
     let (from, to) = (border(thread), border(thread + 1));
     (from, model[from..to].to_vec())
 }
@@ -193,10 +188,14 @@ fn overwrite(target: &str, seed: u64, runs: u64, models: &mut [Vec<u8>]) {
         ..VolumeOptions::default()
     };
     let volume = Volume::open(target, &options).unwrap();
+    let lba_bytes = volume.info().target.lba_bytes as usize;
     let workers: Vec<_> = (0..THREADS)
         .map(|thread| {
             let volume = volume.clone();
-            let parts: Vec<_> = models.iter().map(|model| part(model, thread)).collect();
+            let parts: Vec<_> = models
+                .iter()
+                .map(|model| part(model, thread, lba_bytes))
+                .collect();
             std::thread::spawn(move || {
                 let mut io = volume.io().unwrap();
                 let mut open = |dsync: bool| -> Vec<File> {
@@ -209,13 +208,14 @@ fn overwrite(target: &str, seed: u64, runs: u64, models: &mut [Vec<u8>]) {
                 let (files, durable) = (open(false), open(true));
                 // Otherwise the borders that this is about are not there.
                 let extents = files[1].fiemap(&mut io, 0, u64::MAX).unwrap().len();
-                assert!(extents > 1000, "only {extents} extents");
+                assert!(extents > scaled(1000, 300), "only {extents} extents");
                 let mut worker = Worker {
                     rng: SmallRng::seed_from_u64(seed.wrapping_add(thread as u64)),
                     files,
                     durable,
                     parts,
                     flights: vec![None; DEPTH],
+                    lba_bytes,
                     seed,
                 };
                 worker.run(&mut io, runs / THREADS as u64);
@@ -231,25 +231,18 @@ fn overwrite(target: &str, seed: u64, runs: u64, models: &mut [Vec<u8>]) {
     }
 }
 
-#[test]
-fn random_overwrites_are_what_the_kernel_reads() {
-    if !common::kernel_is_here() {
-        return;
-    }
-    let seed = from_env("XTENT_SEED", 20_250);
-    let runs = from_env("XTENT_RUNS", 100_000);
-    println!("seed {seed}, {runs} overwrites");
-    let image = Image::make(512 << 20, 512, &[]);
-    let mount = image.mount("");
-    let mut models = make_files(mount.path());
+fn random_overwrites_are_what_the_kernel_reads(stand: &Stand) -> Outcome {
+    let mut disk = stand.disk()?;
+    let seed = number("XTENT_SEED", 20_250);
+    let runs = number("XTENT_RUNS", scaled(25_000, 4000));
+    println!("{}: seed {seed}, {runs} overwrites", stand.name);
+    disk.make(512 << 20, 512, &[]);
+    let mount = disk.mount("");
+    let mut models = make_files(mount.path(), stand.lba_bytes() as usize);
     mount.unmount();
-    let path = image.path();
-    let path = path.to_str().unwrap();
-    let start = std::time::Instant::now();
-    overwrite(&format!("image:{path},mdts=4"), seed, runs, &mut models);
-    println!("overwritten in {:?}", start.elapsed());
-    image.assert_clean();
-    let mount = image.mount("ro");
+    overwrite(&disk.target(""), seed, runs, &mut models);
+    disk.assert_clean();
+    let mount = disk.mount("ro");
     for (name, model) in FILES.iter().zip(&models) {
         let mut bytes = Vec::new();
         let mut file = fs::File::open(mount.path().join(name)).unwrap();
@@ -261,5 +254,6 @@ fn random_overwrites_are_what_the_kernel_reads() {
             "seed {seed}: {name}: the first byte that differs"
         );
     }
-    drop(mount);
+    mount.unmount();
+    Ok(())
 }
