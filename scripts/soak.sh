@@ -6,7 +6,8 @@
 # NAME:
 #   faults         mixed operations against the embedded controller with seeded faults (10,000 runs)
 #   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
-#   overwrite      random direct overwrites, verified by a kernel mount (100,000 writes; root)
+#   overwrite      random direct overwrites of each block size, with small and large commands, verified by a
+#                  kernel mount (100,000 writes on each; root)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
 #
 # Figures of the last full runs are in docs/soak.md.
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -30,17 +31,17 @@ while [ $# -gt 0 ]; do
 done
 need_cargo
 
-# campaign TEST DEFAULT_RUNS: one integration test at length.
+# campaign TEST DEFAULT_RUNS [FILTER]: one integration test at length, or those in it whose names have FILTER.
 campaign() {
     local test=$1 count=${runs:-$2}
     step "$name: $count runs from seed $seed"
-    XTENT_RUNS=$count XTENT_SEED=$seed cargo test --release --locked --test "$test" -- --nocapture
+    XTENT_RUNS=$count XTENT_SEED=$seed cargo test --release --locked --test "$test" -- --nocapture ${3:+"$3"}
 }
 
 case $name in
 faults) campaign faults 10000 ;;
 hostile-image) campaign hostile_image 20000 ;;
-overwrite) campaign overwrite 100000 ;;
+overwrite) campaign conformance 100000 overwrite:: ;;
 fuzz)
     need_packages clang:clang
     cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked

@@ -172,6 +172,15 @@ fn threads_with_a_queue_each_share_a_controller(stand: &Stand) -> Outcome {
     Ok(())
 }
 
+/// Sets it when it goes, after a panic too, so that nobody waits for one who failed.
+struct AtLast<'a>(&'a AtomicBool);
+
+impl Drop for AtLast<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn a_device_that_is_cut_off_under_its_threads_comes_up_again(stand: &Stand) -> Outcome {
     let memory = Memory::new();
     // A device that was cut off is noticed by its silence only, to a command and then to its abort.
@@ -187,11 +196,12 @@ fn a_device_that_is_cut_off_under_its_threads_comes_up_again(stand: &Stand) -> O
             let (rig, memory, cut) = (&rig, &memory, &cut);
             scope.spawn(move || {
                 let mut pair = queue(rig, SLOTS, silence);
+                let at_last = (thread == 1).then(|| AtLast(cut));
                 write_and_read(memory, &mut pair, thread, 5);
-                if thread == 1 {
+                if at_last.is_some() {
                     rig.cut_off();
-                    cut.store(true, Ordering::Relaxed);
                 }
+                drop(at_last);
                 // Nobody goes before the others have noticed.
                 while !cut.load(Ordering::Relaxed) {
                     write_and_read(memory, &mut pair, thread, 1);

@@ -10,8 +10,8 @@ for address in $addresses; do
     list=$list,pci:$address
     sh ./vfio-setup.sh bind "$address"
 done
-XTENT_CONFORMANCE=$list XTENT_SCALE=small ./tests/conformance --test-threads=2 >/tmp/log 2>&1 && status=0 || status=$?
-cat /tmp/log
+export XTENT_CONFORMANCE="$list" XTENT_SCALE=small
+{ ./tests/conformance --test-threads=2 && echo 0 || echo $?; } 2>&1 | tee /tmp/log
 # Otherwise nothing was shown of two at once.
 grep -q '^stands in use at once: 2' /tmp/log
-exit "$status"
+exit "$(tail -n 1 /tmp/log)"
