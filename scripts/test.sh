@@ -46,6 +46,9 @@ if ! $quick; then
     step "AddressSanitizer on the unsafe islands"
     scripts/asan.sh
 
+    step "SPDK, over vfio-user"
+    scripts/spdk/test.sh
+
     step "cost in instructions"
     cargo bench --locked --bench cost
 fi

@@ -50,6 +50,9 @@ struct VfioUserArgs {
     /// I/O queue pairs to offer
     #[arg(long, value_name = "N", default_value_t = 63, value_parser = clap::value_parser!(u16).range(1..=511))]
     queues: u16,
+    /// Lets clients write the doorbells by message only: the controller then sleeps while there is nothing to do
+    #[arg(long)]
+    no_mapped_doorbells: bool,
     /// How long the controller polls its doorbells after the last work before it begins to sleep in between,
     /// for up to a millisecond
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time)]
@@ -79,7 +82,11 @@ fn vfio_user(args: &VfioUserArgs) -> Result<(), Failure> {
         config.model,
         config.serial,
     );
-    let server = Server::bind(&args.socket, config, &ServerOptions::default())?;
+    let options = ServerOptions {
+        map_doorbells: !args.no_mapped_doorbells,
+        ..ServerOptions::default()
+    };
+    let server = Server::bind(&args.socket, config, &options)?;
     complain(&format!("serving {served} at {}", server.path().display()));
     server.serve(
         || xtent::sys::interrupted().is_none(),

@@ -186,6 +186,13 @@ mod tests {
         let mut bytes = [0; 4];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0x1ffc).unwrap();
         assert_eq!(bytes, [1, 2, 3, 4]);
+        let edge = |at, len| space.edge_within(Iova(at), len);
+        assert_eq!(
+            (edge(0xf000, 0x1000), edge(0xf000, 0x1001)),
+            (None, Some(0x1000))
+        );
+        assert_eq!(edge(0x1_0000, u64::MAX), None);
+        assert!(space.is_edge(Iova(0x1_0000)) && !space.is_edge(Iova(0x1_1000)));
         let arena = Arc::new(super::super::Arena::ordinary(1).unwrap());
         space.map(&arena).unwrap();
         file.set_len(0).unwrap();

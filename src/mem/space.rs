@@ -124,8 +124,19 @@ impl DmaSpace {
         self.foreign.store(false, Ordering::Relaxed);
     }
 
-    /// Whether one mapping of a peer's ends and another may begin at an address: ranges on both sides of it
-    /// are not one. Arenas never touch each other.
+    /// Where, inside of a device range, one mapping of a peer's may end and the next one begin: the length before
+    /// the first such place. Arenas never touch each other.
+    pub fn edge_within(&self, iova: Iova, len_bytes: u64) -> Option<u64> {
+        if !self.foreign.load(Ordering::Relaxed) {
+            return None;
+        }
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let at = regions.partition_point(|region| region.iova <= iova);
+        let before = regions.get(at)?.iova.0 - iova.0;
+        (before < len_bytes).then_some(before)
+    }
+
+    /// Whether a mapping of a peer's begins at an address: ranges on both sides of it are not one.
     pub fn is_edge(&self, iova: Iova) -> bool {
         if !self.foreign.load(Ordering::Relaxed) {
             return false;

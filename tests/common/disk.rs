@@ -120,7 +120,8 @@ impl ImageHands {
         hands
     }
 
-    fn path(&self) -> PathBuf {
+    /// The image.
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("disk.img")
     }
 }

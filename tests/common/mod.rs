@@ -22,6 +22,7 @@ pub mod forms;
 pub mod image;
 pub mod oracle;
 pub mod reader;
+pub mod served;
 pub mod sys;
 
 use std::process::Command;

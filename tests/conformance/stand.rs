@@ -11,10 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use xtent::device::Device;
 use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use xtent::device::vfio::{VfioDevice, VfioOptions};
+use xtent::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
 use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
+use super::common::served::{ServedHands, Serving};
 use super::common::{kernel_is_missing, loop_is_missing};
 use super::rig::Memory;
 
@@ -266,10 +268,100 @@ impl Engine for Pci {
     }
 }
 
+/// The embedded controller behind a socket, served by this process.
+struct Served {
+    lba_bytes: u32,
+    mdts: u8,
+    options: ServerOptions,
+    /// The server of the device that was given out last.
+    serving: Mutex<Option<Serving>>,
+}
+
+impl Engine for Served {
+    fn device(&self) -> Arc<dyn Device> {
+        let config = EmuConfig {
+            medium: Medium::memory(CAPACITY_BYTES),
+            lba_bytes: self.lba_bytes,
+            mdts: self.mdts,
+            max_io_queues: 63,
+            interrupt_vectors: 64,
+            shadow_doorbells: !self.options.map_doorbells,
+            ..EmuConfig::default()
+        };
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one before ends first.
+        *serving = None;
+        let new = serving.insert(Serving::start(config, &self.options));
+        VfioUserDevice::open(new.socket(), &VfioUserOptions::default()).unwrap()
+    }
+
+    fn disk(&self, lba_bytes: u32) -> Disk {
+        let options = format!("lba={lba_bytes},mdts={}", self.mdts);
+        Disk::new(ServedHands::new(CAPACITY_BYTES, &options), lba_bytes)
+    }
+
+    fn missing(&self) -> Option<String> {
+        kernel_is_missing().or_else(loop_is_missing)
+    }
+}
+
+fn served() -> Vec<Stand> {
+    let stand = |lba_bytes: u32, mdts: u8, map_doorbells: bool, is_for| {
+        let doorbells = if map_doorbells {
+            ""
+        } else {
+            ",no-mapped-doorbells"
+        };
+        let name = format!("vfio-user:lba={lba_bytes},mdts={mdts}{doorbells}");
+        let options = ServerOptions {
+            map_doorbells,
+            ..ServerOptions::default()
+        };
+        let shape = Served {
+            lba_bytes,
+            mdts,
+            options,
+            serving: Mutex::new(None),
+        };
+        Stand::new(name, "vfio-user", is_for, shape)
+    };
+    vec![
+        stand(512, 5, true, For::Both),
+        stand(4096, 1, true, For::Driver),
+        stand(512, 0, false, For::Driver),
+    ]
+}
+
+/// A controller that another process serves on a socket.
+struct Socket {
+    path: String,
+}
+
+impl Engine for Socket {
+    fn device(&self) -> Arc<dyn Device> {
+        VfioUserDevice::open(&self.path, &VfioUserOptions::default()).unwrap()
+    }
+
+    fn disk(&self, _lba_bytes: u32) -> Disk {
+        unreachable!("a controller that is only for the driver's tests")
+    }
+}
+
 /// The stands that a word of `XTENT_CONFORMANCE` names.
 fn kinds_of(word: &str) -> Vec<Stand> {
     match word.split_once(':') {
         None if word == "embedded" => embedded(),
+        None if word == "vfio-user" => served(),
+        Some(("vfio-user", path)) => {
+            let path = path.to_owned();
+            let socket = Socket { path };
+            vec![Stand::new(
+                word.to_owned(),
+                "vfio-user",
+                For::Driver,
+                socket,
+            )]
+        }
         Some(("pci", address)) => {
             let address = address.to_owned();
             vec![Stand::new(
@@ -280,16 +372,18 @@ fn kinds_of(word: &str) -> Vec<Stand> {
             )]
         }
         _ => panic!(
-            "XTENT_CONFORMANCE is a list of `embedded` and `pci:ADDRESS`, and names `{word}`"
+            "XTENT_CONFORMANCE is a list of `embedded`, `vfio-user`, `vfio-user:SOCKET` and `pci:ADDRESS`, and \
+             names `{word}`"
         ),
     }
 }
 
-/// The stands that `XTENT_CONFORMANCE` names, the embedded controller without it.
+/// The stands that `XTENT_CONFORMANCE` names; without it the embedded controller, in this process and behind a
+/// socket.
 pub(crate) fn stands() -> Vec<Arc<Stand>> {
     let words = std::env::var("XTENT_CONFORMANCE").unwrap_or_else(|_| {
         println!("SKIPPED: pci: XTENT_CONFORMANCE names no controllers");
-        "embedded".to_owned()
+        "embedded,vfio-user".to_owned()
     });
     let words = words.split(',').filter(|word| !word.is_empty());
     words.flat_map(kinds_of).map(Arc::new).collect()

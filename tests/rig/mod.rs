@@ -26,6 +26,8 @@ impl Memory {
         let heap = Heap::new(HeapConfig {
             arena_bytes: 8 << 20,
             huge_pages: HugePages::Never,
+            // For the devices that are in another process, or as if.
+            shareable: true,
             ..HeapConfig::default()
         });
         let window = Arc::new(DmaSpace::default());

@@ -85,8 +85,19 @@ fn push_page(
     Ok(())
 }
 
-/// Adds `len` bytes (less than 4 GiB), to the last segment where it goes on.
+/// Adds `len` bytes (less than 4 GiB), cut where one mapping of the host's may end and the next one begin.
 pub(super) fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
+    let (mut iova, mut len) = (iova, len);
+    while let Some(before) = space.edge_within(Iova(iova), len) {
+        push_whole(space, segments, iova, before);
+        iova += before;
+        len -= before;
+    }
+    push_whole(space, segments, iova, len);
+}
+
+/// Adds bytes to the last segment where they go on.
+fn push_whole(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     if let Some(last) = segments.last_mut()
         && last.iova.0.checked_add(u64::from(last.len_bytes)) == Some(iova)

@@ -19,7 +19,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::layout::Layout;
@@ -36,18 +36,21 @@ pub struct ServerOptions {
     /// The longest time that a message may take from its first byte to its last, and that a new client may
     /// take to say something.
     pub patience: Duration,
+    /// Clients may map the doorbells. Without that they write them by message, and the controller can sleep.
+    pub map_doorbells: bool,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             patience: Duration::from_secs(10),
+            map_doorbells: true,
         }
     }
 }
 
 /// What happens while a server serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServerEvent {
     /// A client has come.
@@ -66,7 +69,9 @@ pub struct Server {
     identity: (u64, u64),
     listener: UnixListener,
     device: Arc<EmuDevice>,
-    patience: Duration,
+    options: ServerOptions,
+    /// Held while a client is served.
+    client: Mutex<()>,
 }
 
 impl Server {
@@ -113,7 +118,8 @@ impl Server {
             identity,
             listener,
             device,
-            patience: options.patience,
+            options: options.clone(),
+            client: Mutex::default(),
         })
     }
 
@@ -138,12 +144,19 @@ impl Server {
                 continue;
             };
             tell(ServerEvent::Connected);
-            match self.talk(&socket, &go_on) {
-                Cut::Closed | Cut::Stopped => tell(ServerEvent::Left),
-                Cut::Broken(why) => tell(ServerEvent::CutOff(why)),
-            }
+            tell(self.serve_connection(&socket, &go_on));
         }
         Ok(())
+    }
+
+    /// Serves the client at the other end of a connection that somebody else made, while `go_on` says so; how
+    /// it ended. While another client is served, it waits.
+    pub fn serve_connection(&self, socket: &UnixStream, go_on: impl Fn() -> bool) -> ServerEvent {
+        let _one = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.talk(socket, &go_on) {
+            Cut::Closed | Cut::Stopped => ServerEvent::Left,
+            Cut::Broken(why) => ServerEvent::CutOff(why),
+        }
     }
 
     fn accept(&self) -> Result<Option<UnixStream>> {
@@ -163,7 +176,7 @@ impl Server {
     }
 
     fn talk(&self, socket: &UnixStream, go_on: &impl Fn() -> bool) -> Cut {
-        let mut session = match Session::new(&self.device, socket, self.patience) {
+        let mut session = match Session::new(&self.device, socket, &self.options) {
             Ok(session) => session,
             Err(cut) => return cut,
         };

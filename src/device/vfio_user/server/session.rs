@@ -4,15 +4,15 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
 use super::config_space::{self, ConfigSpace};
-use super::forget_client;
 use super::irq;
 use super::layout::{Layout, MSIX_ENTRY_BYTES};
 use super::memory::Maps;
+use super::{ServerOptions, forget_client};
 use crate::device::Device;
 use crate::device::emu::EmuDevice;
 use crate::device::vfio_user::stream::{self, Bounds, Cut, Message, NAP};
@@ -61,6 +61,7 @@ pub(super) struct Session<'a> {
     /// The table of MSI-X: kept for the client, which connects its interrupts by message.
     msix_table: Vec<u8>,
     maps: Maps,
+    map_doorbells: bool,
     bounds: Bounds,
     looked: Instant,
 }
@@ -69,8 +70,9 @@ impl<'a> Session<'a> {
     pub(super) fn new(
         device: &'a Arc<EmuDevice>,
         socket: &'a UnixStream,
-        patience: Duration,
+        options: &ServerOptions,
     ) -> Result<Self, Cut> {
+        let patience = options.patience;
         let failed = |_| Cut::Broken("its socket cannot be set up");
         socket.set_nonblocking(false).map_err(failed)?;
         stream::prepare(socket, patience).map_err(failed)?;
@@ -83,6 +85,7 @@ impl<'a> Session<'a> {
             msix_table: vec![0; table as usize],
             layout,
             maps: Maps::default(),
+            map_doorbells: options.map_doorbells,
             bounds: Bounds {
                 payload_bytes: MOST_PAYLOAD_BYTES,
                 fds: MOST_FDS,
@@ -236,6 +239,11 @@ impl<'a> Session<'a> {
         if index != wire::REGION_BAR0 {
             return Ok(Reply::of(&info));
         }
+        info.len_bytes = u64::from(self.layout.bar0_bytes).into();
+        info.flags = wire::REGION_READ_WRITE.into();
+        if !self.map_doorbells {
+            return Ok(Reply::of(&info));
+        }
         let area = wire::SparseArea {
             id: wire::CAP_SPARSE_MMAP.into(),
             version: 1.into(),
@@ -247,7 +255,6 @@ impl<'a> Session<'a> {
         };
         let whole = size_of::<wire::RegionInfo>() + size_of::<wire::SparseArea>();
         info.flags = (wire::REGION_READ_WRITE | wire::REGION_MMAP | wire::REGION_CAPS).into();
-        info.len_bytes = u64::from(self.layout.bar0_bytes).into();
         info.argsz = u32::try_from(whole).unwrap_or(u32::MAX).into();
         if room < whole {
             // It may ask again, with more room.
