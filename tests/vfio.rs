@@ -111,7 +111,7 @@ fn read_once(pair: &mut QueuePair, heap: &Heap) -> Status {
 
 fn bring_up(device: &Arc<VfioDevice>, heap: &Heap) -> (Arc<Controller>, QueuePair) {
     let device: Arc<dyn Device> = Arc::<VfioDevice>::clone(device);
-    // Short, as a device that was cut off is noticed by its silence only.
+    // Short: the watch looks at a sixteenth of it whether the device is still up.
     let timeout = Duration::from_secs(2);
     let options = ControllerOptions {
         admin_timeout: timeout,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rig::{Memory, chain, drain};
 use xtent::ErrorKind;
 use xtent::block::{Op, Queue, Status, Wait};
+use xtent::device::Device;
 use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
 use xtent::nvme::spec::OPC_READ;
 use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
@@ -236,4 +237,27 @@ fn a_device_without_interrupts_can_only_be_polled() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
     queue(&controller, Wait::Poll, LONG);
+}
+
+#[test]
+fn a_controller_that_somebody_else_disabled_is_reset_before_any_deadline() {
+    let memory = Memory::new();
+    let lent = memory.lend(512);
+    let segments = [lent.segment(0..512).unwrap()];
+    for wait in [Wait::Poll, Wait::Interrupt] {
+        let (device, controller) = open(EmuConfig::default(), &memory);
+        let mut pair = queue(&controller, wait, LONG);
+        device.stop_dma().unwrap();
+        pair.submit(&chain(Op::Read, 0, 1, &segments, 1)).unwrap();
+        assert_eq!(drain(&mut pair)[&1], Status::Success);
+        // Nor does a queue take long to be closed on it, or to be made.
+        device.stop_dma().unwrap();
+        drop(pair);
+        device.stop_dma().unwrap();
+        let mut pair = queue(&controller, wait, LONG);
+        pair.submit(&chain(Op::Read, 0, 1, &segments, 1)).unwrap();
+        assert_eq!(drain(&mut pair)[&1], Status::Success);
+        let stats = controller.stats();
+        assert_eq!((stats.resets, stats.timeouts), (3, 0), "{wait:?}");
+    }
 }

@@ -78,6 +78,9 @@ pub enum Status {
     Reset,
     /// The device is gone or failed for good.
     Gone,
+    /// The device is gone, and it could not be cut off from memory: it may write to the chain's at any time. Nobody
+    /// may use that memory again.
+    Unfenced,
     /// The blocks are not what they were when the queue was opened: formatted anew, taken away, or replaced by
     /// others.
     Changed,
@@ -97,7 +100,7 @@ impl Status {
             Self::Success => return None,
             Self::Device { .. } => ErrorKind::Io,
             Self::TimedOut | Self::Reset => ErrorKind::Timeout,
-            Self::Gone | Self::Changed => ErrorKind::DeviceGone,
+            Self::Gone | Self::Unfenced | Self::Changed => ErrorKind::DeviceGone,
         };
         Some(Error::new(kind, self.to_string()))
     }
@@ -117,6 +120,9 @@ impl fmt::Display for Status {
             Self::Gone => f.write_str("the device is gone"),
             Self::Changed => f.write_str(
                 "the namespace was formatted anew or taken away while it was in use: open it again",
+            ),
+            Self::Unfenced => f.write_str(
+                "the device is gone, and could not be cut off from memory: the buffer is lost",
             ),
         }
     }

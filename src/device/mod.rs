@@ -58,6 +58,11 @@ pub trait Device: Send + Sync {
     /// nothing (a spin hint); an embedded controller without a thread of its own works here.
     fn relax(&self);
 
+    /// Whether the device is known to be gone for good. Cheap: whoever waits asks again and again.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// How many interrupt vectors the device has; 0 when it can only be polled.
     fn interrupt_vectors(&self) -> u16 {
         0

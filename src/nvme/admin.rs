@@ -15,9 +15,9 @@ use super::queue::{CompletionRing, SubmissionRing, leak};
 use super::spec::{
     ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
     ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES,
-    CQE_BYTES, CSTS_CFS, Command, FEAT_ASYNC_EVENTS, FEAT_NUMBER_OF_QUEUES, IDENTIFY_BYTES,
-    QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES, StatusField,
-    cq_doorbell_offset, sq_doorbell_offset, status_name,
+    CQE_BYTES, CSTS_CFS, CSTS_RDY, Command, FEAT_ASYNC_EVENTS, FEAT_NUMBER_OF_QUEUES,
+    IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES,
+    StatusField, cq_doorbell_offset, sq_doorbell_offset, status_name,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, SharedWords};
@@ -35,6 +35,7 @@ pub(super) enum Failure {
     Status(StatusField),
     Timeout(Duration),
     Fatal,
+    Disabled,
     Confused,
     Gone,
 }
@@ -61,6 +62,10 @@ impl Failure {
             Self::Fatal => (
                 ErrorKind::DeviceGone,
                 "the controller reported a fatal error (CSTS.CFS)".into(),
+            ),
+            Self::Disabled => (
+                ErrorKind::Io,
+                "something else disabled or reset the controller (CSTS.RDY is 0)".into(),
             ),
             Self::Confused => (
                 ErrorKind::Io,
@@ -144,6 +149,7 @@ impl Admin {
                 match port.device.read32(REG_CSTS) {
                     ALL_ONES => return Err(Failure::Gone),
                     csts if csts & CSTS_CFS != 0 => return Err(Failure::Fatal),
+                    csts if csts & CSTS_RDY == 0 => return Err(Failure::Disabled),
                     _ => {}
                 }
             }

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::spec::{self, Command, IdentifyController, IdentifyNamespace, SmartLog, StatusField};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mem::{DmaSpace, Doorbell, Mapper};
+use crate::mem::{Arena, DmaSpace, Doorbell, Mapper};
 use crate::units::Iova;
 
 pub(super) const BLOCK: usize = 512;
@@ -63,6 +63,8 @@ pub(super) struct State {
     pub(super) requests_seen: u64,
     pub(super) script: Script,
     pub(super) never_ready: bool,
+    /// Neither disabling nor a reset stops it, and its memory cannot be unmapped.
+    pub(super) unstoppable: bool,
     pub(super) fatal: bool,
     pub(super) enables: u32,
     pub(super) commands: u64,
@@ -71,10 +73,30 @@ pub(super) struct State {
 
 pub(super) struct Fake {
     space: Arc<DmaSpace>,
+    mapper: Arc<FakeMapper>,
     bells: Arc<[AtomicU32]>,
     state: Mutex<State>,
     clock: AtomicU64,
     pub(super) gone: AtomicBool,
+}
+
+/// Maps and unmaps, unless it is stuck.
+struct FakeMapper {
+    space: Arc<DmaSpace>,
+    stuck: AtomicBool,
+}
+
+impl Mapper for FakeMapper {
+    fn map(&self, arena: &Arc<Arena>) -> Result<()> {
+        self.space.map(arena)
+    }
+
+    fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Io, "it does not unmap"));
+        }
+        self.space.unmap(arena)
+    }
 }
 
 pub(super) fn honest() -> Script {
@@ -92,8 +114,13 @@ impl Fake {
         let mut namespace = IdentifyNamespace::new_zeroed();
         namespace.nsze.set(BLOCKS);
         namespace.lbaf[0].data_shift = 9;
+        let space: Arc<DmaSpace> = Arc::default();
         Arc::new(Self {
-            space: Arc::default(),
+            mapper: Arc::new(FakeMapper {
+                space: Arc::clone(&space),
+                stuck: AtomicBool::new(false),
+            }),
+            space,
             bells: (0..64).map(|_| AtomicU32::new(0)).collect(),
             state: Mutex::new(State {
                 registers: BTreeMap::new(),
@@ -111,6 +138,7 @@ impl Fake {
                 requests_seen: 0,
                 script: honest(),
                 never_ready: false,
+                unstoppable: false,
                 fatal: false,
                 enables: 0,
                 commands: 0,
@@ -123,6 +151,12 @@ impl Fake {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Nothing keeps it from memory any more.
+    pub(super) fn break_loose(&self) {
+        self.state().unstoppable = true;
+        self.mapper.stuck.store(true, Ordering::Relaxed);
     }
 
     /// Posts an answer that a script has held back.
@@ -329,6 +363,9 @@ impl Device for Fake {
             return;
         }
         let enable = value & u64::from(spec::CC_EN) != 0;
+        if !enable && state.unstoppable {
+            return;
+        }
         if !enable {
             state.csts = 0;
             state.fatal = false;
@@ -364,16 +401,24 @@ impl Device for Fake {
     }
 
     fn mapper(&self) -> Arc<dyn Mapper> {
-        self.space.clone()
+        self.mapper.clone()
     }
 
     fn stop_dma(&self) -> Result<()> {
-        self.state().rings.clear();
+        let mut state = self.state();
+        if state.unstoppable {
+            return Err(Error::new(ErrorKind::Io, "it does not stop"));
+        }
+        state.rings.clear();
         Ok(())
     }
 
     fn now_ns(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     fn relax(&self) {

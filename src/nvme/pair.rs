@@ -150,8 +150,14 @@ impl Queue for QueuePair {
 
     #[inline]
     fn relax(&mut self) {
-        self.controller.port.device.relax();
+        let device = &*self.controller.port.device;
+        device.relax();
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
+        if self.outstanding != 0 && device.is_gone() {
+            self.watch.look_soon();
+            self.countdown = 0;
+            return;
+        }
         if self.sleeper.is_some() {
             self.doze();
         }

@@ -68,6 +68,11 @@ impl SubmissionRing {
         self.bell.is_shadowed()
     }
 
+    /// The device was told of all.
+    pub(super) fn is_rung(&self) -> bool {
+        self.tail == self.rung
+    }
+
     /// Tells a device with shadow doorbells once more.
     pub(super) fn insist(&self) {
         self.bell.insist(self.rung);
@@ -191,6 +196,11 @@ impl CompletionRing {
     /// As [`SubmissionRing::shadow_admin`].
     pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>) {
         self.bell.shadow_by(Some(shadows), self.rung, true);
+    }
+
+    /// The device was told of all.
+    pub(super) fn is_rung(&self) -> bool {
+        self.head == self.rung
     }
 
     /// Tells a device with shadow doorbells once more.

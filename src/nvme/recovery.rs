@@ -17,7 +17,7 @@ use super::info::NamespaceInfo;
 use super::pair::{POLLS_PER_LOOK, QueuePair, next_cid};
 use super::port::{ALL_ONES, nanoseconds};
 use super::slots::{NONE, Stage};
-use super::spec::{CSTS_CFS, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
+use super::spec::{CSTS_CFS, CSTS_RDY, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
 use crate::block::{Completion, Status};
 
 /// Resets in a row before a queue that the controller does not create again is given up.
@@ -86,6 +86,11 @@ impl Watch {
             replaced: false,
             read_only: options.read_only,
         }
+    }
+
+    /// Looks at the next occasion.
+    pub(super) fn look_soon(&mut self) {
+        self.next_look_ns = 0;
     }
 
     /// Whether a reset is due, or everything is over: nobody is to wait for the device then.
@@ -189,6 +194,8 @@ impl QueuePair {
         match self.controller.port.device.read32(REG_CSTS) {
             ALL_ONES => return true,
             csts if csts & CSTS_CFS != 0 => return true,
+            // Somebody else disabled or reset it: it has forgotten this queue.
+            csts if csts & CSTS_RDY == 0 => return true,
             _ => {}
         }
         if self.cq.peek().is_some() {
@@ -402,8 +409,15 @@ impl QueuePair {
     fn end_all(&mut self, status: Status) {
         self.watch.gone = true;
         self.generation = GONE;
+        let loose = self.controller.dma_is_loose();
+        let status = if loose { Status::Unfenced } else { status };
         for at in 0..self.trackers.len() {
-            if self.trackers[at].chain != NONE {
+            let chain = self.trackers[at].chain;
+            if loose && let Some(slot) = self.slots.get_mut(usize::from(chain)) {
+                // Whatever else went wrong before: the memory counts.
+                slot.status = status;
+            }
+            if chain != NONE {
                 let at = u16::try_from(at).unwrap_or(NONE);
                 if let Some(completion) = self.settle(at, status) {
                     self.keep(completion);

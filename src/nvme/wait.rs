@@ -111,9 +111,13 @@ impl QueuePair {
         if nothing_to_come || !sleeper.is_tired(head) {
             return;
         }
-        // What the device was not told of, it will not end.
-        self.sq.ring();
-        self.cq.ring();
+        // What the device was not told of, it will not end; and a device whose doorbells take its `relax` to arrive
+        // has not had one since.
+        if !self.sq.is_rung() || !self.cq.is_rung() {
+            self.sq.ring();
+            self.cq.ring();
+            return;
+        }
         if self.cq.peek().is_some() {
             return;
         }

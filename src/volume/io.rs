@@ -50,7 +50,7 @@ pub struct Io {
 pub struct Done {
     /// What it was submitted with.
     pub user_data: u64,
-    /// Its buffer; empty for a sync.
+    /// Its buffer; empty for a sync, and where the device is gone without being cut off from memory.
     pub buf: DmaBuf,
     /// Bytes read or written, contiguous from the offset, up to the first failure if there was one;
     /// the error when there are none.

@@ -166,7 +166,10 @@ impl RawIo {
         self.queue.poll(slots.len(), &mut |end| {
             let index = usize::try_from(end.token).unwrap_or(usize::MAX);
             if let Some(slot) = slots.get_mut(index) {
-                slot.take_back();
+                // Otherwise it stays lent, and is never used again.
+                if end.status != Status::Unfenced {
+                    slot.take_back();
+                }
                 done(index, end.status);
             }
         })

@@ -421,6 +421,10 @@ impl Device for EmuDevice {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        self.shared.registers.gone.load(Ordering::Acquire)
+    }
+
     fn interrupt_vectors(&self) -> u16 {
         self.shared.vectors.count()
     }

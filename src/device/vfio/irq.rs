@@ -56,6 +56,13 @@ impl Vectors {
         Ok(event)
     }
 
+    /// Wakes whoever sleeps: nobody else will.
+    fn raise_all(&self) {
+        for event in self.events.iter().flatten() {
+            event.raise();
+        }
+    }
+
     /// All vectors at once, connected to nothing yet: older kernels cannot add any later.
     fn switch_on(&mut self, device: &File) -> Result<()> {
         while self.count > 0 {
@@ -74,5 +81,12 @@ impl Vectors {
             ErrorKind::Unsupported,
             "the device has no MSI-X interrupts",
         ))
+    }
+}
+
+impl Drop for Vectors {
+    /// The device is given back; what waits for it is to see that.
+    fn drop(&mut self) {
+        self.raise_all();
     }
 }

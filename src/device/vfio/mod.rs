@@ -208,6 +208,11 @@ impl Device for VfioDevice {
         std::hint::spin_loop();
     }
 
+    fn is_gone(&self) -> bool {
+        // The one that the type itself has.
+        Self::is_gone(self)
+    }
+
     fn interrupt_vectors(&self) -> u16 {
         self.shared.interrupt_vectors()
     }

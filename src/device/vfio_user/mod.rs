@@ -321,6 +321,11 @@ impl Device for VfioUserDevice {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        // The one that the type itself has.
+        Self::is_gone(self)
+    }
+
     fn interrupt_vectors(&self) -> u16 {
         self.vectors.count
     }

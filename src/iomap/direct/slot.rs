@@ -2,7 +2,7 @@
 
 use super::super::Ops;
 use super::{FLUSH_BLOCK, SLOT_BITS};
-use crate::block::Completion;
+use crate::block::{Completion, Status};
 use crate::error::{Error, Result};
 use crate::mem::{DmaBuf, Lent};
 
@@ -83,7 +83,7 @@ impl Rejected {
 pub struct Ended<S> {
     /// What it was submitted with.
     pub user_data: u64,
-    /// Its memory.
+    /// Its memory; empty when the device could not be kept from it ([`Status::Unfenced`]).
     pub buf: DmaBuf,
     /// Bytes done, contiguous from the offset up to the first failure; the error when there are none.
     pub result: Result<usize>,
@@ -211,9 +211,15 @@ impl<S> Slot<S> {
         } else {
             block << block_shift
         };
-        if let Some(error) = completion.status.error() {
-            self.fail(at, error);
+        let Some(error) = completion.status.error() else {
+            return;
+        };
+        if completion.status == Status::Unfenced {
+            // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be reported.
+            drop(self.lent.take());
+            return self.fail(0, error);
         }
+        self.fail(at, error);
     }
 
     /// Notes a failure; the one that is first in the file counts.

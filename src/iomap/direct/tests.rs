@@ -42,6 +42,8 @@ struct RamQueue {
     space: Arc<DmaSpace>,
     bytes: Vec<u8>,
     bad: HashSet<u64>,
+    /// These blocks end as if the device were gone, and not cut off.
+    unfenced: HashSet<u64>,
     pending: Vec<Completion>,
     rng: SmallRng,
     log: Vec<(Op, ChainFlags)>,
@@ -50,6 +52,9 @@ struct RamQueue {
 impl RamQueue {
     fn transfer(&mut self, chain: &Chain<'_>) -> Status {
         let error = Status::Device { sct: 2, sc: 0x81 };
+        if (chain.lba.0..chain.lba.0 + chain.blocks).any(|block| self.unfenced.contains(&block)) {
+            return Status::Unfenced;
+        }
         if (chain.lba.0..chain.lba.0 + chain.blocks).any(|block| self.bad.contains(&block)) {
             return error;
         }
@@ -144,6 +149,7 @@ fn bench(seed: u64, volatile_write_cache: bool, fua: bool) -> Bench {
         space,
         bytes,
         bad: HashSet::new(),
+        unfenced: HashSet::new(),
         pending: Vec::new(),
         rng,
         log: Vec::new(),
@@ -537,4 +543,28 @@ fn a_write_may_fill_the_last_block_when_told_so() {
     let buf = bench.buf(1024);
     let error = bench.run(&file, through, 2560, buf).unwrap_err().error;
     assert_eq!(error.unwrap().kind(), ErrorKind::NotOverwrite);
+}
+
+#[test]
+fn memory_that_the_device_was_not_cut_off_from_is_not_given_back() {
+    for seed in 0..50 {
+        let mut bench = bench(seed, true, true);
+        let hole = (Kind::Hole, 4 * BLOCK);
+        let extent = (Kind::Mapped, 8 * BLOCK);
+        let file = file(&[extent, hole, extent], 20 * BLOCK);
+        let last = file.layout.mappings[2].addr / BLOCK;
+        bench.queue.unfenced.insert(last + 3);
+        let used = bench.heap.used_bytes();
+        let buf = bench.buf(20 * BLOCK);
+        let ended = bench.run(&file, What::Read, 0, buf).unwrap();
+        // The first blocks are good; but where they are, the device may still write.
+        let error = ended.result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeviceGone, "seed {seed}");
+        assert!(ended.buf.is_empty());
+        assert!(bench.heap.used_bytes() > used, "seed {seed}: it is leaked");
+        let buf = bench.buf(8 * BLOCK);
+        let ended = bench.run(&file, What::Read, 0, buf).unwrap();
+        assert_eq!(ended.result.unwrap(), 8 * 512, "others are not");
+        assert_eq!(ended.buf.len(), 8 * 512);
+    }
 }

@@ -252,6 +252,64 @@ fn a_failed_reset_ends_everything() {
 }
 
 #[test]
+fn memory_of_a_device_that_cannot_be_stopped_is_not_given_back() {
+    let rig = Rig::new();
+    let (controller, mut pair) = rig.pair(8);
+    // The third answer is an error, all others are lost: one chain has failed in part when the end comes.
+    spoil(&rig, |n, answer| {
+        let status = spec::SC_LBA_OUT_OF_RANGE;
+        if n == 3 {
+            vec![Answer { status, ..answer }]
+        } else {
+            vec![]
+        }
+    });
+    let memory = rig.lend(32 * BLOCK);
+    let seams = |from: usize, count: usize| -> Vec<_> {
+        (from..from + count)
+            .map(|n| memory.segment(2 * n * BLOCK..(2 * n + 1) * BLOCK).unwrap())
+            .collect()
+    };
+    let lists = [seams(0, 1), seams(1, 3), seams(4, 11)];
+    for (token, list) in lists.iter().enumerate() {
+        pair.submit(&chain(Op::Read, 0, list, token as u64))
+            .unwrap();
+    }
+    rig.fake.break_loose();
+    let ended = drain(&mut pair);
+    assert_eq!(ended.len(), 3);
+    assert!(ended.values().all(|&s| s == Status::Unfenced), "{ended:?}");
+    let used = rig.heap.used_bytes();
+    drop(pair);
+    assert!(controller.stats().leaked_bytes > 0);
+    drop(controller);
+    assert_eq!(rig.heap.used_bytes(), used, "rings and pages stay as well");
+}
+
+#[test]
+fn a_device_that_is_known_to_be_gone_ends_everything_at_once() {
+    let rig = Rig::new();
+    let (controller, mut pair) = rig.pair(8);
+    spoil(&rig, |_, _| vec![]);
+    let memory = rig.lend(4096);
+    let segment = [memory.segment(0..BLOCK).unwrap()];
+    pair.submit(&chain(Op::Read, 0, &segment, 0)).unwrap();
+    for _ in 0..100 {
+        pair.poll(1, &mut |_| {});
+        pair.relax();
+    }
+    rig.fake.gone.store(true, Ordering::Relaxed);
+    let mut rounds = 0;
+    while pair.outstanding() > 0 && rounds < 10 {
+        pair.relax();
+        pair.poll(1, &mut |c| assert_eq!(c.status, Status::Gone));
+        rounds += 1;
+    }
+    assert!(rounds < 3, "{rounds}");
+    assert_eq!(controller.stats().timeouts, 0);
+}
+
+#[test]
 fn dropping_a_queue_with_operations_outstanding_is_bounded() {
     let rig = Rig::new();
     let (controller, mut pair) = rig.pair(8);
