@@ -228,21 +228,25 @@ impl HeapInner {
                 ),
             ));
         }
-        let want = self
+        let mut want = self
             .config
             .arena_bytes
             .next_multiple_of(HUGE_PAGE_BYTES)
             .min(room)
             .max(need);
-        let arena = Arc::new(self.new_arena(want, need)?);
-        for (done, mapper) in state.mappers.iter().enumerate() {
-            if let Err(error) = mapper.map(&arena) {
-                for mapper in &state.mappers[..done] {
-                    let _ = mapper.unmap(&arena);
+        let arena = loop {
+            let arena = Arc::new(self.new_arena(want, need)?);
+            match state.map(&arena) {
+                Ok(()) => break arena,
+                // The host pins only so much memory for this user: a smaller arena may be enough.
+                Err(error) if error.kind() == ErrorKind::OutOfMemory && want > need => {
+                    want = (want.min(arena.len_bytes()) / 2)
+                        .next_multiple_of(HUGE_PAGE_BYTES)
+                        .max(need);
                 }
-                return Err(error);
+                Err(error) => return Err(error),
             }
-        }
+        };
         let free = BTreeMap::from([(0, arena.len_bytes())]);
         state.arenas.push(Piece { arena, free });
         Ok(())
@@ -296,6 +300,19 @@ impl State {
             .iter()
             .map(|piece| piece.arena.len_bytes())
             .sum()
+    }
+
+    /// Maps an arena in every device, or in none.
+    fn map(&self, arena: &Arc<Arena>) -> Result<()> {
+        for (done, mapper) in self.mappers.iter().enumerate() {
+            if let Err(error) = mapper.map(arena) {
+                for mapper in &self.mappers[..done] {
+                    let _ = mapper.unmap(arena);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// First fit. Not on the hot path: buffers are cut when a program or a queue starts.
@@ -419,6 +436,43 @@ mod tests {
         drop(keep);
         heap.alloc(64, 64).unwrap();
         assert_eq!(heap.reserved_bytes(), 2 << 20);
+    }
+
+    /// A host that pins so many bytes and no more, as `RLIMIT_MEMLOCK` has it.
+    struct Miser(Mutex<usize>);
+
+    impl Mapper for Miser {
+        fn map(&self, arena: &Arc<Arena>) -> Result<()> {
+            let mut left = self.0.lock().unwrap();
+            *left = left
+                .checked_sub(arena.len_bytes())
+                .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "no more may be pinned"))?;
+            Ok(())
+        }
+
+        fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
+            *self.0.lock().unwrap() += arena.len_bytes();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn arenas_are_as_large_as_the_host_lets_them_be() {
+        let heap = Heap::new(HeapConfig {
+            arena_bytes: 32 << 20,
+            huge_pages: HugePages::Never,
+            ..HeapConfig::default()
+        });
+        heap.attach(Arc::new(Miser(Mutex::new(11 << 20)))).unwrap();
+        let small = heap.alloc(4096, 4096).unwrap();
+        assert_eq!(heap.reserved_bytes(), 8 << 20);
+        // Does not fit the first arena, nor what is left.
+        let error = heap.alloc(8 << 20, 4096).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        let more = heap.alloc((8 << 20) - 8192, 4096).unwrap();
+        let last = heap.alloc(1 << 20, 4096).unwrap();
+        assert_eq!(heap.reserved_bytes(), 10 << 20);
+        drop((small, more, last));
     }
 
     #[test]
