@@ -13,8 +13,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rig::{Memory, drain};
 use xtent::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status};
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultPlan, Medium, Mode, Scope};
+use xtent::device::Device;
+use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope};
 use xtent::mem::{Lent, Segment};
+use xtent::nvme::spec::{ADM_ABORT, OPC_READ};
 use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
 use xtent::units::Lba;
 
@@ -132,6 +134,80 @@ fn run(seed: u64, memory: &Memory, slots: &[Lent]) -> (u64, u64, u64) {
     drop(pair);
     assert_eq!(Arc::strong_count(&controller), 1);
     (stats.resets, stats.retries, errors)
+}
+
+/// A controller that takes no command any more: neither those that were sent, nor the aborts, until it is reset,
+/// and for a while not even then.
+#[test]
+fn a_controller_that_stops_answering_is_reset_and_operations_end_in_time() {
+    const TIMEOUT: Duration = Duration::from_millis(2);
+    const DEPTH: u64 = 16;
+    const RETRIES: u8 = 2;
+    let memory = Memory::new();
+    let device = EmuDevice::start(EmuConfig {
+        medium: Medium::memory(1 << 20),
+        mode: Mode::Stepped,
+        tick_ns: 20_000,
+        ..EmuConfig::default()
+    })
+    .unwrap();
+    let options = ControllerOptions {
+        admin_timeout: TIMEOUT,
+        ..ControllerOptions::default()
+    };
+    let controller = Controller::open(device.clone(), &memory.heap, options).unwrap();
+    let options = QueueOptions {
+        timeout: TIMEOUT,
+        retries: RETRIES,
+        ..QueueOptions::default()
+    };
+    let mut queues = [(); 2].map(|()| controller.queue(1, options.clone()).unwrap());
+    let lent = memory.lend(512);
+    let segments = [lent.segment(0..512).unwrap()];
+    let read_all = |queues: &mut [QueuePair; 2]| {
+        for pair in &mut *queues {
+            for token in 0..DEPTH {
+                let chain = rig::chain(Op::Read, token, 1, &segments, token);
+                pair.submit(&chain).unwrap();
+            }
+        }
+        let ended = queues.each_mut().map(drain);
+        ended.map(|ended| ended.into_values().collect::<Vec<_>>())
+    };
+    let silent = |opcode, scope, times| {
+        let rule = FaultRule::new(Fault::Lost).on(scope).opcode(opcode);
+        device.inject(rule.times(times));
+    };
+    let all = vec![Status::Success; usize::try_from(DEPTH).unwrap()];
+
+    // Once: a reset brings them all through.
+    silent(OPC_READ, Scope::Io, 2 * DEPTH);
+    silent(ADM_ABORT, Scope::Admin, 1);
+    assert_eq!(read_all(&mut queues), [all.clone(), all.clone()]);
+    let resets = controller.stats().resets;
+    assert!(resets > 0, "{:?}", controller.stats());
+
+    // For good: all end, no later than the retries allow.
+    silent(OPC_READ, Scope::Io, u64::MAX);
+    silent(ADM_ABORT, Scope::Admin, u64::MAX);
+    let start = device.now_ns();
+    let ended = read_all(&mut queues);
+    // Each attempt: the deadline, the look at it, the abort's own deadline; of one queue after the other.
+    let most = TIMEOUT * 2 * 3 * (u32::from(RETRIES) + 1);
+    let took = Duration::from_nanos(device.now_ns() - start);
+    assert!(took < most, "it took {took:?} of the device's clock");
+    for status in ended.iter().flatten() {
+        assert!(
+            matches!(status, Status::TimedOut | Status::Reset),
+            "{status:?}"
+        );
+    }
+    assert!(controller.stats().resets > resets);
+
+    // And it comes back.
+    device.set_faults(FaultPlan::none(1));
+    assert_eq!(read_all(&mut queues), [all.clone(), all]);
+    assert_eq!(controller.stats().leaked_bytes, 0);
 }
 
 /// A flaky controller, whose aborts often fail and which stops for good now and then.
