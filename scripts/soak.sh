@@ -8,6 +8,7 @@
 #   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
 #   overwrite      random direct overwrites of each block size, with small and large commands, verified by a
 #                  kernel mount (100,000 writes on each; root)
+#   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
 #
 # Figures of the last full runs are in docs/soak.md.
@@ -16,7 +17,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -42,6 +43,12 @@ case $name in
 faults) campaign faults 10000 ;;
 hostile-image) campaign hostile_image 20000 ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
+vfio-cycles)
+    count=${runs:-1000}
+    step "$name: $count cycles"
+    # A cycle takes half a second on a quiet machine.
+    scripts/vm/test --verbose --env "XTENT_VFIO_CYCLES=$count" --timeout $((300 + count * 3)) cycles
+    ;;
 fuzz)
     need_packages clang:clang
     cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked

@@ -24,7 +24,10 @@ TIMED_OUT = 124
 TAIL_LINES = 40
 
 # What a guest may ask for: what happens to disks and machines, nothing that touches the host's files.
-GUEST_MAY = {"device_add", "device_del", "stop", "cont", "qom-get", "qom-set", "block_resize", "system_reset"}
+GUEST_MAY = {
+    "device_add", "device_del", "stop", "cont", "qom-get", "qom-set", "block_resize", "block_set_io_throttle",
+    "system_reset",
+}
 
 FAULT = re.compile(r"DMAR: .*([Ff]ault|\[(DMA|INTR))")
 
@@ -74,6 +77,8 @@ def watch(machine, options):
     with open(options.console, "w", encoding="utf-8") as console:
         for raw in machine.stdout:
             line = raw.decode("utf-8", "replace").rstrip("\r\n")
+            if line.endswith("aio failed: Input/output error"):
+                continue  # QEMU's word on each error that it was asked to make
             stamped = f"[{time.monotonic() - start:7.3f}] {line}"
             lines.append(stamped)
             console.write(stamped + "\n")

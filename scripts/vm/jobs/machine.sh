@@ -1,6 +1,6 @@
 #!/bin/sh
 # The machine itself keeps what scripts/vm/run promises: block sizes, bad sectors, pauses, unplugging.
-# vm: --smp 1 --hugepages 32 --nvme size=64M,slot=4,serial=SMOKE,read-error=65536 --nvme size=64M,serial=GONE,lba=4096,hotplug=on
+# machine: small
 set -u
 
 # disk_with SERIAL: the name of its namespace.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # vfio-setup.sh refuses a disk in use, forced or not, and says by what.
-# vm: --smp 1 --timeout 420 --nvme size=64M,slot=4,serial=FREE --nvme size=64M,slot=5,serial=FREE4K,lba=4096 --nvme size=64M,slot=6.0,serial=PAIRA --nvme size=64M,slot=6.1,serial=PAIRB --nvme size=320M,slot=7,serial=WORK -- -device edu,addr=6.2
+# machine: setup
 # Names of disks have no blanks:
 # shellcheck disable=SC2086
 # shellcheck source=scripts/vm/jobs/lib/setup.sh

@@ -1,10 +1,13 @@
 #!/bin/sh
 # vfio-setup.sh: words, status, the round trip, owners, groups, hugepages, what lasts over a boot.
-# vm: --smp 1 --timeout 420 --nvme size=64M,slot=4,serial=FREE --nvme size=64M,slot=5,serial=FREE4K,lba=4096 --nvme size=64M,slot=6.0,serial=PAIRA --nvme size=64M,slot=6.1,serial=PAIRB --nvme size=320M,slot=7,serial=WORK -- -device edu,addr=6.2
+# machine: setup
 # Names of disks have no blanks:
 # shellcheck disable=SC2086
 # shellcheck source=scripts/vm/jobs/lib/setup.sh
 . ./lib/setup.sh
+
+# Jobs before this one may have left them.
+modprobe -r vfio-pci vfio_iommu_type1
 
 echo "-- words"
 expect 2 "unknown command" setup frobnicate

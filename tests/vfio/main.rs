@@ -1,12 +1,23 @@
-//! The driver on PCI controllers over VFIO.
+//! The driver on PCI controllers over VFIO: what is not the same on the embedded controller.
 //!
-//! Needs controllers that vfio-pci has, each with an XFS that holds a file `data` of at least 1 MiB, which is
-//! overwritten: their addresses in `XTENT_VFIO`, with commas between. With `XTENT_VFIO_UNPLUG` the last test takes
-//! the first of them away; `XTENT_VFIO_CYCLES` says how often controllers are opened and closed.
+//! Runs in the virtual machine (`scripts/vm/test`), whose jobs say by environment variables which controllers a
+//! test gets, and what is special about them; without, a test is skipped.
+//!
+//! Here: `XTENT_VFIO` names controllers, with commas between, that vfio-pci has, each with an XFS that holds a
+//! file `data` of at least 1 MiB, which is overwritten. With `XTENT_VFIO_UNPLUG` the last test takes the first of
+//! them away; `XTENT_VFIO_CYCLES` says how often controllers are opened and closed.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod alternate;
+mod dma;
+mod errors;
 mod rig;
+mod sigbus;
+mod stall;
+mod unplug;
+#[path = "../rig/mod.rs"]
+mod window;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,36 +27,14 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rig::{alone, bring_up, controllers, open, read_once};
 use xtent::ErrorKind;
-use xtent::block::{Chain, ChainFlags, Op, Queue, Status, Wait};
+use xtent::block::{Op, Queue, Status, Wait};
 use xtent::device::Device;
 use xtent::device::vfio::{VfioDevice, VfioOptions};
 use xtent::mem::{Heap, HeapConfig, Segment};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
-use xtent::units::Lba;
+use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
 use xtent::volume::{OpenOptions, Volume, VolumeOptions};
-
-/// The controllers' addresses; `None`, and a word about it, when there are none.
-fn controllers() -> Option<Vec<String>> {
-    let list = std::env::var("XTENT_VFIO").unwrap_or_default();
-    let list: Vec<_> = list.split_terminator(',').map(str::to_owned).collect();
-    if list.is_empty() {
-        eprintln!("SKIPPED: XTENT_VFIO names no controllers");
-        return None;
-    }
-    Some(list)
-}
-
-/// One test at a time has the controllers.
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ONE.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn open(address: &str) -> Arc<VfioDevice> {
-    VfioDevice::open(address, &VfioOptions::default()).unwrap()
-}
 
 /// Random direct overwrites and reads of `data`, against a copy in memory.
 fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
@@ -86,44 +75,6 @@ fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
         }
     }
     file.sync_all(&mut io).unwrap();
-}
-
-/// A read of the first 4 KiB, and how it ended.
-fn read_once(pair: &mut QueuePair, heap: &Heap) -> Status {
-    let memory = heap.alloc(4096, 4096).unwrap().lend();
-    let segments = [memory.segment(0..4096).unwrap()];
-    let chain = Chain {
-        op: Op::Read,
-        flags: ChainFlags::default(),
-        lba: Lba(0),
-        blocks: 4096 / u64::from(pair.limits().block_bytes),
-        segments: &segments,
-        token: 7,
-    };
-    pair.submit(&chain).unwrap();
-    let mut ended = None;
-    while ended.is_none() {
-        pair.poll(1, &mut |completion| ended = Some(completion.status));
-        pair.relax();
-    }
-    ended.unwrap()
-}
-
-fn bring_up(device: &Arc<VfioDevice>, heap: &Heap) -> (Arc<Controller>, QueuePair) {
-    let device: Arc<dyn Device> = Arc::<VfioDevice>::clone(device);
-    // Short: the watch looks at a sixteenth of it whether the device is still up.
-    let timeout = Duration::from_secs(2);
-    let options = ControllerOptions {
-        admin_timeout: timeout,
-        ..ControllerOptions::default()
-    };
-    let controller = Controller::open(device, heap, options).unwrap();
-    let options = QueueOptions {
-        timeout,
-        ..QueueOptions::default()
-    };
-    let pair = controller.queue(1, options).unwrap();
-    (controller, pair)
 }
 
 #[test]
@@ -249,7 +200,7 @@ fn shadow_doorbells_and_scattered_memory() {
     const BYTES: usize = 64 << 10;
     for address in &addresses {
         let device = open(address);
-        let memory = rig::Memory::new();
+        let memory = window::Memory::new();
         let (whole, parts) = (memory.lend(BYTES), memory.lend(4 * BYTES));
         let whole = [whole.segment(0..BYTES).unwrap()];
         // Blocks of 4 KiB and nearly so, with seams that are no pages' and no blocks'.
@@ -280,9 +231,9 @@ fn shadow_doorbells_and_scattered_memory() {
             let mut pair = controller.queue(1, options).unwrap();
             let blocks = BYTES as u64 / u64::from(pair.limits().block_bytes);
             let mut run = |op, segments: &[Segment]| {
-                pair.submit(&rig::chain(op, 0, blocks, segments, 1))
+                pair.submit(&window::chain(op, 0, blocks, segments, 1))
                     .unwrap();
-                assert_eq!(rig::drain(&mut pair)[&1], Status::Success);
+                assert_eq!(window::drain(&mut pair)[&1], Status::Success);
             };
             run(Op::Read, &whole);
             let want = memory.bytes(&whole);
@@ -303,10 +254,10 @@ fn shadow_doorbells_and_scattered_memory() {
                         len_bytes: pair.limits().block_bytes,
                         ..whole[0]
                     }];
-                    pair.submit(&rig::chain(Op::Read, 0, 1, &one, token))
+                    pair.submit(&window::chain(Op::Read, 0, 1, &one, token))
                         .unwrap();
                 }
-                assert!(rig::drain(&mut pair).values().all(|s| s.is_success()));
+                assert!(window::drain(&mut pair).values().all(|s| s.is_success()));
             }
             assert_eq!(controller.stats(), xtent::nvme::Stats::default());
         }
@@ -337,6 +288,11 @@ fn in_use() -> BTreeMap<&'static str, u64> {
         ),
         ("hugepages free", of("/proc/meminfo", "HugePages_Free:")),
         ("pinned KiB", of("/proc/self/status", "VmPin:")),
+        // Of the whole host: the pages that IOMMU mappings hold.
+        ("pages pinned", {
+            let count = |name| of("/proc/vmstat", name);
+            count("nr_foll_pin_acquired") - count("nr_foll_pin_released")
+        }),
         ("locked KiB", of("/proc/self/status", "VmLck:")),
     ])
 }
