@@ -216,7 +216,7 @@ impl<S> Slot<S> {
         };
         if completion.status == Status::Unfenced {
             // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be reported.
-            drop(self.lent.take());
+            self.lent = None;
             return self.fail(0, error);
         }
         self.fail(at, error);
