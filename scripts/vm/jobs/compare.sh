@@ -16,8 +16,9 @@ wrong() {
 }
 driver() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")"; }
 node() { for d in "/sys/bus/pci/devices/$1"/nvme/nvme*/nvme*n*; do echo "/dev/${d##*/}"; done; }
+# In a process of its own, whose number is then xtent's.
 compare() {
-    ./xtent compare --device "$disk" --i-may-erase ERASEME --file-size 16m --rounds 1 --runtime $runtime --ramp-time 0 "$@"
+    exec ./xtent compare --device "$disk" --i-may-erase ERASEME --file-size 16m --rounds 1 --runtime $runtime --ramp-time 0 "$@"
 }
 
 # refused STATUS TEXT DEVICE SERIAL: the command ends so and says so, and the disk's content is as it was.
@@ -63,7 +64,7 @@ grep -q "vfio-setup.sh reset $other" $out || wrong "it does not say how to give 
 sh ./vfio-setup.sh reset $other >/dev/null
 
 echo "-- the comparison"
-compare --json /tmp/compare.json --report /tmp/compare.html >$out 2>&1 || wrong "compare ended with $?"
+(compare --json /tmp/compare.json --report /tmp/compare.html) >$out 2>&1 || wrong "compare ended with $?"
 cat $out
 for text in "4k random read, depth 1 " "over VFIO" "ok: xtent reads /bench/read.dat as it was filled" \
     "ok: xtent wrote, the kernel read" "ok: the kernel wrote, xtent read" "after by the kernel" \
@@ -118,7 +119,9 @@ for phase in erasing mounted bypassing back; do
 done
 
 echo "-- SIGKILL"
+# Nobody removes the empty directory that was mounted on.
 kill_in mounted KILL
+rmdir /tmp/xtent-*
 restored "SIGKILL while mounted"
 kill_in bypassing KILL
 [ "$(driver $disk)" = vfio-pci ] || wrong "SIGKILL: the driver is $(driver $disk)"
@@ -126,6 +129,6 @@ sh ./vfio-setup.sh reset >$out || wrong "reset after SIGKILL"
 restored "SIGKILL, reset"
 kill_in bypassing KILL
 runtime=100ms
-compare >$out 2>&1 || wrong "the comparison after SIGKILL ended with $?"
+(compare) >$out 2>&1 || wrong "the comparison after SIGKILL ended with $?"
 restored "SIGKILL, the next comparison"
 [ $failures = 0 ]
