@@ -1,9 +1,9 @@
 //! Admin commands (section 5).
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::controller::{Controller, Done};
+use super::health::WARNING_TEMPERATURE_K;
 use super::identify;
 use super::medium::Transfer;
 use super::prp;
@@ -12,28 +12,23 @@ use crate::nvme::spec::{
     ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
     ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES,
     CC_IOCQES_SHIFT, CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS,
-    CNS_NAMESPACE, Command, FEAT_NUMBER_OF_QUEUES, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES,
-    PAGE_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, SC_ABORT_REQUESTED,
-    SC_ASYNC_EVENT_LIMIT, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE,
-    SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_INTERRUPT_VECTOR, SC_INVALID_LOG_PAGE,
-    SC_INVALID_NAMESPACE, SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET, SC_INVALID_QUEUE_DELETION,
-    SC_INVALID_QUEUE_ID, SC_INVALID_QUEUE_SIZE, SC_SQ_DELETED, StatusField,
+    CNS_NAMESPACE, Command, FEAT_ASYNC_EVENTS, FEAT_NUMBER_OF_QUEUES, FEAT_TEMPERATURE_THRESHOLD,
+    FEAT_VOLATILE_WRITE_CACHE, PAGE_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT,
+    SC_ABORT_REQUESTED, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE,
+    SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_INTERRUPT_VECTOR, SC_INVALID_NAMESPACE,
+    SC_INVALID_OPCODE, SC_INVALID_PRP_OFFSET, SC_INVALID_QUEUE_DELETION, SC_INVALID_QUEUE_ID,
+    SC_INVALID_QUEUE_SIZE, SC_SQ_DELETED, StatusField,
 };
 use crate::units::Iova;
 
 /// Most asynchronous event requests outstanding.
 pub(super) const EVENT_REQUESTS: u8 = 4;
-/// Most bytes of a log page that a host may ask for at once.
-const LONGEST_LOG_BYTES: u64 = 1 << 20;
-/// Event: error status, "invalid doorbell write value", details in the error log page.
-const EVENT_INVALID_DOORBELL: u32 = 1 << 8 | 1 << 16;
 /// Features by identifier, 0 to 0x0f.
 const FEATURES: usize = 16;
 const FEAT_ARBITRATION: u32 = 0x01;
-const FEAT_TEMPERATURE_THRESHOLD: u32 = 0x04;
-const FEAT_ASYNC_EVENTS: u32 = 0x0b;
-/// Kelvin; above it the device would warn.
-const TEMPERATURE_LIMIT_K: u32 = 343;
+/// Temperature threshold: which sensor (0 for the composite temperature, 15 for all), and over or under.
+const THRESHOLD_SENSOR_SHIFT: u32 = 16;
+const THRESHOLD_TYPE_SHIFT: u32 = 20;
 
 /// Feature values.
 #[derive(Debug)]
@@ -49,7 +44,7 @@ impl Features {
         let mut default = [0; FEATURES];
         // No limit to a burst.
         default[FEAT_ARBITRATION as usize] = 7;
-        default[FEAT_TEMPERATURE_THRESHOLD as usize] = TEMPERATURE_LIMIT_K;
+        default[FEAT_TEMPERATURE_THRESHOLD as usize] = WARNING_TEMPERATURE_K.into();
         default[FEAT_VOLATILE_WRITE_CACHE as usize] = u32::from(volatile_write_cache);
         let queues = u32::from(max_io_queues) - 1;
         default[FEAT_NUMBER_OF_QUEUES as usize] = queues | queues << 16;
@@ -66,20 +61,16 @@ impl Features {
         self.current[FEAT_VOLATILE_WRITE_CACHE as usize] & 1 == 1
     }
 
+    /// The current value of a feature that there is.
+    pub(super) fn value(&self, id: u32) -> u32 {
+        self.current.get(id as usize).copied().unwrap_or(0)
+    }
+
     fn index(id: u32) -> Option<usize> {
         // 1 to 0x0b but the LBA range type, which is optional.
         let known = (FEAT_ARBITRATION..=FEAT_ASYNC_EVENTS).contains(&id) && id != 3;
         known.then_some(id as usize)
     }
-}
-
-/// Asynchronous events and the requests that wait for them (section 5.2).
-#[derive(Debug, Default)]
-pub(super) struct Events {
-    requests: VecDeque<u16>,
-    waiting: Option<u32>,
-    /// Told, and not again before the host has read the error log.
-    masked: bool,
 }
 
 impl Controller {
@@ -108,7 +99,7 @@ impl Controller {
     }
 
     /// Delivers `bytes` to the command's host memory.
-    fn send(&mut self, command: &Command, bytes: &[u8]) -> Result<(), StatusField> {
+    pub(super) fn send(&mut self, command: &Command, bytes: &[u8]) -> Result<(), StatusField> {
         let (prp1, prp2) = (command.prp1.get(), command.prp2.get());
         let len = bytes.len() as u64;
         let sent = prp::walk(&self.space, prp1, prp2, len, &mut self.segments).and_then(|()| {
@@ -309,6 +300,14 @@ impl Controller {
                 }
                 self.features.current[at] = value & 1;
             }
+            FEAT_TEMPERATURE_THRESHOLD => {
+                let kelvins = low16(value);
+                match threshold_type(value)? {
+                    Threshold::Over => self.features.current[at] = kelvins.into(),
+                    Threshold::Under => *self.under_temperature() = kelvins,
+                }
+                self.check_temperature();
+            }
             _ => self.features.current[at] = value,
         }
         Ok(Done::SUCCESS)
@@ -339,7 +338,11 @@ impl Controller {
         if id == FEAT_VOLATILE_WRITE_CACHE && !self.offer.volatile_write_cache {
             return Err(SC_INVALID_FIELD.do_not_retry());
         }
+        let under = id == FEAT_TEMPERATURE_THRESHOLD
+            && threshold_type(command.cdw10_15[1].get())? == Threshold::Under;
         match dw10 >> 8 & 7 {
+            0 if under => Ok(Done::value(u32::from(*self.under_temperature()))),
+            1 | 2 if under => Ok(Done::value(0)),
             0 => Ok(Done::value(self.features.current[at])),
             1 | 2 => Ok(Done::value(self.features.default[at])),
             // Supported capabilities: changeable, neither saveable nor per namespace.
@@ -347,53 +350,24 @@ impl Controller {
             _ => Err(SC_INVALID_FIELD.do_not_retry()),
         }
     }
+}
 
-    fn request_event(&mut self, command: &Command) -> Option<Done> {
-        if self.events.requests.len() >= usize::from(EVENT_REQUESTS) {
-            return Some(Done::failed(SC_ASYNC_EVENT_LIMIT.do_not_retry()));
-        }
-        if let Some(event) = self.events.waiting.take() {
-            return Some(Done::value(event));
-        }
-        self.events.requests.push_back(command.cid.get());
-        None
-    }
+/// Whether a temperature threshold is for too much or for too little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Threshold {
+    Over,
+    Under,
+}
 
-    pub(super) fn raise_invalid_doorbell(&mut self) {
-        if std::mem::replace(&mut self.events.masked, true) {
-            return;
-        }
-        match self.events.requests.pop_front() {
-            Some(cid) => self.complete(0, cid, Done::value(EVENT_INVALID_DOORBELL)),
-            None => self.events.waiting = Some(EVENT_INVALID_DOORBELL),
-        }
-    }
-
-    fn get_log_page(&mut self, command: &Command) -> Result<(), StatusField> {
-        let [dw10, dw11, dw12, dw13, ..] = command.cdw10_15.map(|dw| dw.get());
-        let dwords = u64::from(dw10 >> 16 | dw11 << 16) + 1;
-        let offset = u64::from(dw12) | u64::from(dw13) << 32;
-        let page = match dw10 & 0xff {
-            // Errors: none are kept but the count.
-            0x01 => {
-                if dw10 >> 15 & 1 == 0 {
-                    self.events.masked = false;
-                }
-                vec![0; IDENTIFY_BYTES]
-            }
-            0x02 => identify::smart_log(&self.stats),
-            0x03 => identify::firmware_log(&self.offer),
-            _ => return Err(SC_INVALID_LOG_PAGE.do_not_retry()),
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = page.get(start..).filter(|_| offset % 4 == 0);
-        let (Some(rest), true) = (rest, dwords * 4 <= LONGEST_LOG_BYTES) else {
-            return Err(SC_INVALID_FIELD.do_not_retry());
-        };
-        // Past the page's end there is nothing: zeroes.
-        let mut bytes = rest.to_vec();
-        bytes.resize(usize::try_from(dwords * 4).unwrap_or(0), 0);
-        self.send(command, &bytes)
+/// The kind of threshold that CDW11 names. The composite temperature is the one there is.
+fn threshold_type(dw11: u32) -> Result<Threshold, StatusField> {
+    match (
+        dw11 >> THRESHOLD_SENSOR_SHIFT & 0xf,
+        dw11 >> THRESHOLD_TYPE_SHIFT & 3,
+    ) {
+        (0 | 0xf, 0) => Ok(Threshold::Over),
+        (0 | 0xf, 1) => Ok(Threshold::Under),
+        _ => Err(SC_INVALID_FIELD.do_not_retry()),
     }
 }
 

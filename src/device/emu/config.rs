@@ -18,6 +18,39 @@ pub enum Mode {
     Stepped,
 }
 
+/// Writes that are all or nothing, in blocks, as the controller says it. What it says changes nothing of what it
+/// does: a block is never torn, and a write of several may be, by a fault or by a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AtomicOffer {
+    /// Against other commands, 1 to 65,536.
+    pub write_blocks: u32,
+    /// Against loss of power, 1 to 65,536.
+    pub power_fail_blocks: u32,
+    /// Writes across multiples of so many blocks are not atomic: 2 to 65,536, or 0 for no boundaries.
+    pub boundary_blocks: u32,
+}
+
+impl Default for AtomicOffer {
+    fn default() -> Self {
+        Self {
+            write_blocks: 1,
+            power_fail_blocks: 1,
+            boundary_blocks: 0,
+        }
+    }
+}
+
+/// What the SMART log has from before the controller was powered on. Its own start is one more power cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Past {
+    /// Times the power came on.
+    pub power_cycles: u64,
+    /// Hours of power.
+    pub power_on_hours: u64,
+    /// Times the power went without a shutdown; see [`super::EmuStats::unsafe_shutdowns`].
+    pub unsafe_shutdowns: u64,
+}
+
 /// An embedded controller's capabilities, medium, faults and way of working. Start from
 /// [`EmuConfig::default`] (64 MiB of memory, 512-byte blocks, a volatile write cache, no faults, threaded):
 ///
@@ -75,6 +108,10 @@ pub struct EmuConfig {
     pub dataset_management: bool,
     /// Most abort commands at a time, 1 to 256. They are executed at once, so the limit is only told.
     pub abort_limit: u16,
+    /// What identify says of atomic writes.
+    pub atomic: AtomicOffer,
+    /// What the SMART log begins with.
+    pub past: Past,
     /// Model, printable ASCII of at most 40 characters.
     pub model: String,
     /// Serial number, printable ASCII of at most 20 characters.
@@ -115,6 +152,8 @@ impl Default for EmuConfig {
             write_zeroes: true,
             dataset_management: true,
             abort_limit: 8,
+            atomic: AtomicOffer::default(),
+            past: Past::default(),
             model: "xtent embedded controller".to_owned(),
             serial: "XTENT0001".to_owned(),
             firmware: "1.0".to_owned(),
@@ -154,6 +193,14 @@ impl EmuConfig {
         let shift = self.doorbell_stride_shift.into();
         within("doorbell_stride_shift", shift, 0, 10)?;
         within("abort_limit", self.abort_limit.into(), 1, 256)?;
+        let atomic = &self.atomic;
+        within("atomic.write_blocks", atomic.write_blocks.into(), 1, 65_536)?;
+        let power_fail = atomic.power_fail_blocks.into();
+        within("atomic.power_fail_blocks", power_fail, 1, 65_536)?;
+        if atomic.boundary_blocks != 0 {
+            let boundary = atomic.boundary_blocks.into();
+            within("atomic.boundary_blocks", boundary, 2, 65_536)?;
+        }
         within("tick_ns", self.tick_ns, 1, 1 << 40)?;
         for (what, text, longest) in [
             ("model", &self.model, 40),

@@ -178,6 +178,8 @@ impl Controller {
     /// The power goes. Commands under way are done or not; what is cached is kept or lost, block by block.
     /// `None` when the medium was taken before.
     pub(super) fn power_cut(&mut self, rng: &mut SmallRng) -> Option<Result<Medium, StatusField>> {
+        let shut_down = self.registers.csts() & CSTS_SHST_MASK == CSTS_SHST_COMPLETE;
+        self.stats.unsafe_shutdowns += u64::from(!shut_down && !self.namespaces.is_empty());
         if self.running {
             self.half_do_what_is_under_way(rng);
         }

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 
 use rand::Rng;
 
-use super::admin::{Events, Features};
+use super::admin::Features;
 use super::clock::Clock;
-use super::config::EmuConfig;
+use super::config::{AtomicOffer, EmuConfig};
 use super::fault::{Event, Fault, Faults, Target};
+use super::health::{Events, Health};
 use super::irq::Vectors;
 use super::namespace::Namespace;
 use super::queue::{Cq, Entry, Sq};
@@ -91,6 +92,7 @@ pub(super) struct Offer {
     pub(super) abort_limit: u16,
     pub(super) sgl: bool,
     pub(super) shadow_doorbells: bool,
+    pub(super) atomic: AtomicOffer,
     pub(super) model: String,
     pub(super) serial: String,
     pub(super) firmware: String,
@@ -118,6 +120,7 @@ pub(super) struct Controller {
     pub(super) stats: EmuStats,
     pub(super) features: Features,
     pub(super) events: Events,
+    pub(super) health: Health,
     /// Enabled, and becomes ready when the clock is here.
     pub(super) ready_at: Option<u64>,
     /// Enabled, ready and well: commands are fetched.
@@ -155,6 +158,7 @@ impl Controller {
             vectors,
             features: Features::new(config.max_io_queues, config.volatile_write_cache),
             events: Events::default(),
+            health: Health::new(config.past),
             offer: Offer {
                 mdts: config.mdts,
                 noiob_blocks: config.noiob_blocks,
@@ -168,6 +172,7 @@ impl Controller {
                 abort_limit: config.abort_limit,
                 sgl: config.sgl,
                 shadow_doorbells: config.shadow_doorbells,
+                atomic: config.atomic,
                 model: config.model,
                 serial: config.serial,
                 firmware: config.firmware,
@@ -288,6 +293,9 @@ impl Controller {
     #[inline]
     fn run(&mut self, sq: u16, command: Command) {
         if let Some(done) = self.execute(sq, &command) {
+            if !done.status.is_success() {
+                self.note_error(sq, &command, done.status);
+            }
             self.complete(sq, command.cid.get(), done);
         }
     }
@@ -332,7 +340,10 @@ impl Controller {
     fn run_faulty(&mut self, sq: u16, command: Command, fault: Fault) {
         let cid = command.cid.get();
         match fault {
-            Fault::Status(status) => self.complete(sq, cid, Done::failed(status)),
+            Fault::Status(status) => {
+                self.note_error(sq, &command, status);
+                self.complete(sq, cid, Done::failed(status));
+            }
             Fault::Lost => self.hold(sq, command, None, u64::MAX, u64::MAX),
             Fault::LostCompletion => {
                 let done = self.execute(sq, &command);
@@ -352,6 +363,7 @@ impl Controller {
             }
             Fault::Torn => {
                 let status = self.write_torn(&command).err().unwrap_or(SC_WRITE_FAULT);
+                self.note_error(sq, &command, status);
                 self.complete(sq, cid, Done::failed(status));
             }
             Fault::GarbageIdentify => {

@@ -7,12 +7,13 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::admin::{EVENT_REQUESTS, low16};
 use super::controller::Offer;
+use super::health::{CRITICAL_TEMPERATURE_K, ERROR_LOG_ENTRIES, WARNING_TEMPERATURE_K};
 use super::namespace::Namespace;
 use super::registers::VERSION;
-use super::stats::EmuStats;
 use crate::nvme::spec::{
-    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LbaFormat, OACS_DOORBELL_BUFFER_CONFIG,
-    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_DWORD_ALIGNMENT, VWC_PRESENT,
+    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LPA_EXTENDED, LbaFormat,
+    NOTICE_NAMESPACE, OACS_DOORBELL_BUFFER_CONFIG, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES,
+    SGLS_DWORD_ALIGNMENT, VWC_PRESENT,
 };
 
 /// Namespace attributes: currently write protected (NVM, figure 97, byte 99).
@@ -21,8 +22,6 @@ const NSATTR_AT: usize = 99;
 const NGUID_AT: usize = 104;
 /// A deallocated block reads as zeroes, and write zeroes may deallocate.
 const DLFEAT: u8 = 1 | 1 << 3;
-/// Kelvin: 27 degrees Celsius.
-const TEMPERATURE_K: u16 = 300;
 
 pub(super) type Page = [u8; IDENTIFY_BYTES];
 
@@ -32,6 +31,11 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
         *to = from;
     }
     out
+}
+
+/// A number of blocks as the specification counts them; 0 stays.
+fn zero_based(blocks: u32) -> U16 {
+    U16::new(u16::try_from(blocks.saturating_sub(1)).unwrap_or(u16::MAX))
 }
 
 pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
@@ -46,6 +50,15 @@ pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
     }
     page.acl = low16(u32::from(offer.abort_limit) - 1).to_le_bytes()[0];
     page.aerl = EVENT_REQUESTS - 1;
+    page.oaes = U32::new(NOTICE_NAMESPACE);
+    page.elpe = ERROR_LOG_ENTRIES - 1;
+    page.lpa = LPA_EXTENDED;
+    // One slot, which is read-only.
+    page.frmw = 1 << 1 | 1;
+    page.wctemp = U16::new(WARNING_TEMPERATURE_K);
+    page.cctemp = U16::new(CRITICAL_TEMPERATURE_K);
+    page.awun = zero_based(offer.atomic.write_blocks);
+    page.awupf = zero_based(offer.atomic.power_fail_blocks);
     page.sqes = 0x66;
     page.cqes = 0x44;
     page.nn = U32::new(u32::try_from(namespaces).unwrap_or(u32::MAX));
@@ -75,6 +88,8 @@ pub(super) fn namespace(offer: &Offer, namespace: &Namespace, nsid: u32) -> Page
     page.nuse = page.nsze;
     page.dlfeat = DLFEAT;
     page.noiob = U16::new(offer.noiob_blocks);
+    page.nabsn = zero_based(offer.atomic.boundary_blocks);
+    page.nabspf = page.nabsn;
     page.lbaf[0] = LbaFormat {
         metadata_bytes: U16::new(0),
         data_shift: namespace.lba_bytes.trailing_zeros().to_le_bytes()[0],
@@ -135,25 +150,6 @@ pub(super) fn spoil(page: &mut Page, rng: &mut SmallRng) {
         };
         page[at] = rng.random();
     }
-}
-
-/// SMART / health information (section 5.16.1.3), 512 bytes.
-pub(super) fn smart_log(stats: &EmuStats) -> Vec<u8> {
-    let mut page = vec![0; 512];
-    page[1..3].copy_from_slice(&TEMPERATURE_K.to_le_bytes());
-    // Available spare and its threshold, in percent.
-    page[3] = 100;
-    page[4] = 10;
-    let mut put = |at: usize, value: u64| page[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    // Data units are thousands of 512 bytes, rounded up.
-    put(32, stats.read_bytes.div_ceil(512_000));
-    put(48, stats.written_bytes.div_ceil(512_000));
-    put(64, stats.reads);
-    put(80, stats.writes);
-    // Power cycles.
-    put(112, 1);
-    put(176, stats.invalid_doorbells);
-    page
 }
 
 /// Firmware slot information (section 5.16.1.4), 512 bytes: slot 1 is active.

@@ -21,7 +21,7 @@ use rand::rngs::SmallRng;
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, DmaSpace, Doorbell, DoorbellArray, Mapper};
-use crate::nvme::spec::{REG_DOORBELLS, StatusField, status_name};
+use crate::nvme::spec::{CriticalWarning, EventWord, REG_DOORBELLS, StatusField, status_name};
 use crate::sys::EventFd;
 
 mod admin;
@@ -31,6 +31,7 @@ mod config;
 mod control;
 mod controller;
 mod fault;
+mod health;
 mod identify;
 mod io;
 mod irq;
@@ -44,7 +45,7 @@ mod shadow;
 mod stats;
 mod worker;
 
-pub use config::{EmuConfig, Mode};
+pub use config::{AtomicOffer, EmuConfig, Mode, Past};
 pub use fault::{Fault, FaultPlan, FaultRate, FaultRule, Scope};
 pub use medium::Medium;
 pub use stats::EmuStats;
@@ -239,6 +240,70 @@ impl EmuDevice {
         self.shared.lock().faults = fault::Faults::new(plan);
     }
 
+    /// Another temperature, in kelvins: over the host's threshold there is a SMART warning, and an event for a
+    /// host that asked for it.
+    pub fn set_temperature(&self, kelvins: u16) {
+        self.shared.lock().set_temperature(kelvins);
+        self.wake();
+    }
+
+    /// What is critical from now on, in the SMART log; the host hears of what is new, if it asked for that.
+    pub fn set_warning(&self, warning: CriticalWarning) {
+        self.shared.lock().set_warning(warning);
+        self.wake();
+    }
+
+    /// Raises an event, whatever the host asked for, and whether it makes sense or not.
+    pub fn raise(&self, event: EventWord) {
+        self.shared.lock().raise(event);
+        self.wake();
+    }
+
+    /// Another size for the namespace, in blocks, at most what its medium has; the host hears of it. Returns
+    /// the size that it has then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceGone`] when the medium was taken.
+    pub fn resize(&self, blocks: u64) -> Result<u64> {
+        let mut controller = self.shared.lock();
+        let namespace = controller.namespaces.first_mut();
+        let blocks = namespace
+            .ok_or_else(|| self.without_medium())?
+            .resize(blocks);
+        controller.namespace_changed(1);
+        drop(controller);
+        self.wake();
+        Ok(blocks)
+    }
+
+    /// Another size for the namespace's blocks, in bytes: 512 or 4096, as if another host had formatted it; this
+    /// one hears of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for another block size, [`ErrorKind::DeviceGone`] when the medium was taken,
+    /// [`ErrorKind::Io`] when it fails.
+    pub fn format(&self, lba_bytes: u32) -> Result<()> {
+        if !matches!(lba_bytes, 512 | 4096) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("the block size is {lba_bytes}, and must be 512 or 4096"),
+            ));
+        }
+        let mut controller = self.shared.lock();
+        let namespace = controller.namespaces.first_mut();
+        let namespace = namespace.ok_or_else(|| self.without_medium())?;
+        namespace.format(lba_bytes).map_err(of_medium)?;
+        controller.namespace_changed(1);
+        drop(controller);
+        self.wake();
+        Ok(())
+    }
+
+    fn without_medium(&self) -> Error {
+        Error::new(ErrorKind::DeviceGone, "the medium was taken already")
+            .on_device(self.name.as_str())
+    }
+
     /// Cuts the power: the device is gone for its host (registers read as ones), commands under way are
     /// done, half done or not done, and with [`EmuConfig::cache_model`] every block that was not made
     /// durable is kept or lost, by `seed`. The medium that is left can be put into a new controller.
@@ -267,13 +332,7 @@ impl EmuDevice {
     ) -> Result<Medium> {
         let error = match medium {
             Some(Ok(medium)) => return Ok(medium),
-            Some(Err(status)) => Error::new(
-                ErrorKind::Io,
-                format!(
-                    "the medium reported {}",
-                    status_name(status.sct(), status.sc())
-                ),
-            ),
+            Some(Err(status)) => of_medium(status),
             None => Error::new(ErrorKind::DeviceGone, "the medium was taken already"),
         };
         Err(error.during(operation).on_device(self.name.as_str()))
@@ -320,6 +379,11 @@ impl EmuDevice {
             thread.unpark();
         }
     }
+}
+
+fn of_medium(status: StatusField) -> Error {
+    let what = status_name(status.sct(), status.sc());
+    Error::new(ErrorKind::Io, format!("the medium reported {what}"))
 }
 
 fn spawn(shared: &Arc<Shared>, spin: Duration) -> Result<JoinHandle<()>> {

@@ -32,6 +32,22 @@ impl Namespace {
         }
     }
 
+    /// Another size, as far as the medium reaches. What lies beyond the end is kept.
+    pub(super) fn resize(&mut self, blocks: u64) -> u64 {
+        let most = self.medium.len_bytes() / u64::from(self.lba_bytes);
+        self.blocks = blocks.clamp(1, most);
+        self.blocks
+    }
+
+    /// Blocks of another size, as many as there is room for. What was written stays on the medium.
+    pub(super) fn format(&mut self, lba_bytes: u32) -> Result<(), StatusField> {
+        self.flush()?;
+        self.lba_bytes = lba_bytes;
+        self.blocks = self.medium.len_bytes() / u64::from(lba_bytes);
+        self.cache = self.cache.is_some().then(|| Cache::new(lba_bytes));
+        Ok(())
+    }
+
     fn bytes(&self, blocks: u64) -> u64 {
         blocks * u64::from(self.lba_bytes)
     }

@@ -34,6 +34,8 @@ pub struct EmuStats {
     pub dma_faults: u64,
     /// Controller resets: by CC.EN, NSSR or [`crate::device::Device::stop_dma`].
     pub resets: u64,
+    /// Times the power was cut while the host had not shut the controller down.
+    pub unsafe_shutdowns: u64,
     /// Abort commands that aborted something.
     pub aborts: u64,
     /// Abort commands that did not.

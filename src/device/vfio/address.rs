@@ -26,6 +26,24 @@ pub struct PciAddress {
     pub function: u8,
 }
 
+impl PciAddress {
+    /// The NUMA node that the device is near to; `None` where there is one node only, or it is not known.
+    pub fn numa_node(self) -> Option<u32> {
+        let text = fs::read_to_string(self.sysfs().join("numa_node")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// The IOMMU group of the device; `None` without an IOMMU.
+    pub fn iommu_group(self) -> Option<u32> {
+        let link = fs::read_link(self.sysfs().join("iommu_group")).ok()?;
+        file_name(&link)?.parse().ok()
+    }
+
+    fn sysfs(self) -> PathBuf {
+        Path::new(SYSFS).join(format!("bus/pci/devices/{self}"))
+    }
+}
+
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
