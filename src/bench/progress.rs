@@ -50,6 +50,11 @@ impl Progress {
         self.0.suspend(|| eprintln!("xtent: note: {text}"));
     }
 
+    /// Does something that writes to the terminal, with the bar out of the way.
+    pub(crate) fn aside(&self, write: impl FnOnce()) {
+        self.0.suspend(write);
+    }
+
     pub(crate) fn add(&self, count: u64) {
         self.0.inc(count);
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use xtent::volume::{Target, TargetInfo, Volume, VolumeOptions, Wait};
 
+use super::events;
 use super::failure::{Failure, USAGE, check_interrupted, complain};
 use super::output::size_text;
 use super::values::{size, time, wait};
@@ -101,12 +102,21 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     let progress = progress(&workload);
     let started = std::time::Instant::now();
-    let tick = |ios: u64| match workload.runtime {
-        Some(_) => progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)),
-        None => progress.set(ios),
+    let watched = place.target();
+    let tick = |ios: u64| {
+        events::tell_of(&watched, |text| progress.aside(|| complain(text)));
+        match workload.runtime {
+            Some(_) => {
+                progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+            }
+            None => progress.set(ios),
+        }
     };
-    let outcome = place.run(&workload, &tick)?;
+    let outcome = place.run(&workload, &tick);
     drop(progress);
+    // What the controller said just now may explain an error.
+    events::tell_of(&watched, complain);
+    let outcome = outcome?;
     check_interrupted()?;
     // Asked again: DMA memory is reserved when it is first needed.
     let target = place.info();
@@ -174,6 +184,13 @@ impl<'a> Place<'a> {
             }),
         }
         .map_err(|error| error.on_device(self.info().target))
+    }
+
+    fn target(&self) -> Target {
+        match self {
+            Self::File { volume, .. } => volume.target(),
+            Self::Raw(target) => target.clone(),
+        }
     }
 
     fn info(&self) -> TargetInfo {

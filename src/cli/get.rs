@@ -79,7 +79,9 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
         progress,
         temporary: 0,
     };
-    copy.start(path, &metadata)?;
+    let result = copy.start(path, &metadata);
+    super::events::tell(&volume);
+    result?;
     copy.failures.result()
 }
 

@@ -4,11 +4,18 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use xtent::volume::{ControllerMode, FilesystemInfo, Target, TargetInfo, Volume, VolumeOptions};
+use xtent::mem::HugePages;
+use xtent::volume::{
+    ControllerMode, Drive, DriveInfo, FilesystemInfo, NamespaceSummary, Target, TargetInfo,
+    TargetKind, TargetSpec, Volume, VolumeOptions,
+};
 
 use super::TargetArg;
 use super::failure::Failure;
-use super::output::size_text;
+use super::output::{celsius, size_text};
+
+/// A look needs no more memory.
+const MEMORY_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct InfoArgs {
@@ -22,19 +29,31 @@ pub(super) struct InfoArgs {
 pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let options = VolumeOptions {
         controller: ControllerMode::Inline,
+        huge_pages: HugePages::IfFree,
+        memory_limit_bytes: MEMORY_BYTES,
         ..super::reading()
     };
     args.target.check()?;
-    let target = Target::open(&args.target.target, &options).map_err(Failure::target)?;
-    let target_info = target.info().clone();
+    let spec = TargetSpec::parse(&args.target.target)?;
+    let (drive, target) = if matches!(spec.kind, TargetKind::Uring(_)) {
+        // The kernel has the controller.
+        (None, Target::open_spec(&spec, &options))
+    } else {
+        let drive = Drive::open(&args.target.target, &options).map_err(Failure::target)?;
+        let target = drive.target();
+        (Some(drive.info()), target)
+    };
+    let target_info = target.as_ref().ok().map(|target| target.info().clone());
     // What can be said of the controller is said even when the filesystem cannot be opened.
-    let volume = Volume::on(target, &options).map_err(Failure::target);
+    let volume = target.and_then(|target| Volume::on(target, &options));
+    let volume = volume.map_err(Failure::target);
     let filesystem = volume.as_ref().ok().map(|volume| volume.info().filesystem);
     let mut out = std::io::stdout().lock();
     if args.json {
         let error = volume.as_ref().err().and_then(Failure::text);
         let mut value = json!({
             "target": target_info,
+            "controller": drive,
             "filesystem": filesystem,
             "filesystem_error": error,
         });
@@ -44,7 +63,11 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
         }
         writeln!(out, "{value:#}")?;
     } else {
-        print_target(&mut out, &target_info)?;
+        match (&drive, &target_info) {
+            (Some(drive), target) => print_drive(&mut out, drive, target.as_ref())?,
+            (None, Some(target)) => print_disk(&mut out, target)?,
+            (None, None) => {}
+        }
         if let Some(filesystem) = &filesystem {
             print_filesystem(&mut out, filesystem)?;
         }
@@ -53,45 +76,179 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     volume.map(drop)
 }
 
-fn print_target(out: &mut impl Write, info: &TargetInfo) -> std::io::Result<()> {
-    let yes_no = |yes| if yes { "yes" } else { "no" };
-    let transfer = info
-        .max_transfer_bytes
-        .map_or("no limit".into(), |bytes| size_text(u64::from(bytes)));
-    let boundary = match info.boundary_blocks {
-        0 => "none".into(),
-        blocks => format!("every {blocks} blocks"),
-    };
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+/// A disk that the kernel has.
+fn print_disk(out: &mut impl Write, info: &TargetInfo) -> std::io::Result<()> {
     writeln!(out, "target      {}", info.target)?;
     writeln!(out, "  behind it {}", info.engine)?;
     writeln!(out, "  memory    {}", info.memory)?;
     writeln!(
         out,
+        "disk        {} serial {} firmware {}",
+        info.model, info.serial, info.firmware
+    )?;
+    writeln!(
+        out,
+        "  size      {} ({} bytes), LBA of {} bytes; volatile write cache {}",
+        size_text(info.capacity_bytes),
+        info.capacity_bytes,
+        info.lba_bytes,
+        yes_no(info.volatile_write_cache)
+    )
+}
+
+fn print_drive(
+    out: &mut impl Write,
+    info: &DriveInfo,
+    target: Option<&TargetInfo>,
+) -> std::io::Result<()> {
+    writeln!(out, "target      {}", info.target)?;
+    writeln!(out, "  behind it {}", info.engine)?;
+    let pages = info.huge_pages.map_or(String::new(), |pages| {
+        format!(
+            "; {} of {} hugepages of 2 MiB are free",
+            pages.free, pages.total
+        )
+    });
+    writeln!(out, "  memory    {}{pages}", info.memory)?;
+    if let Some(address) = &info.pci_address {
+        let or_none = |number: Option<u32>| number.map_or("none".into(), |n| n.to_string());
+        writeln!(
+            out,
+            "  PCI       {address}, NUMA node {}, IOMMU group {}",
+            or_none(info.numa_node),
+            or_none(info.iommu_group)
+        )?;
+    }
+    print_controller(out, info)?;
+    for namespace in &info.namespaces {
+        // Thousands are for --json.
+        if target.is_some_and(|target| target.nsid != namespace.nsid) {
+            continue;
+        }
+        print_namespace(out, namespace)?;
+    }
+    let others = info.namespaces.len().saturating_sub(1);
+    match target {
+        Some(_) if others > 0 => writeln!(out, "  {others} more namespaces: --json has them"),
+        _ => Ok(()),
+    }
+}
+
+fn print_controller(out: &mut impl Write, info: &DriveInfo) -> std::io::Result<()> {
+    let transfer = info
+        .max_transfer_bytes
+        .map_or("no limit".into(), |bytes| size_text(u64::from(bytes)));
+    let names = |names: &[String]| match names {
+        [] => "none".to_owned(),
+        names => names.join(" "),
+    };
+    writeln!(
+        out,
         "controller  {} serial {} firmware {}",
         info.model, info.serial, info.firmware
     )?;
-    writeln!(out, "  NVMe      {}", info.nvme_version)?;
+    writeln!(
+        out,
+        "  NVMe      {}, controller {}, {}",
+        info.nvme_version,
+        info.controller_id,
+        if info.subsystem_nqn.is_empty() {
+            "no subsystem name"
+        } else {
+            &info.subsystem_nqn
+        }
+    )?;
     writeln!(out, "  transfer  {transfer}")?;
     writeln!(
         out,
-        "  queues    {} pairs, {} operations each, waited for by {}",
+        "  queues    {} pairs of at most {} entries; shadow doorbells {}",
         info.max_queue_pairs,
-        info.queue_depth,
-        super::output::waiting(&info.wait)
+        info.max_queue_entries,
+        yes_no(info.shadow_doorbells)
     )?;
     writeln!(
         out,
         "  volatile write cache  {}",
         yes_no(info.volatile_write_cache)
     )?;
+    writeln!(out, "  admin commands  {}", names(&info.admin_commands))?;
+    writeln!(out, "  NVM commands    {}", names(&info.nvm_commands))?;
+    writeln!(out, "  SGL             {}", names(&info.sgl))?;
+    let degrees = |kelvins: Option<u16>| match kelvins {
+        Some(kelvins) => celsius(kelvins),
+        None => "not said".into(),
+    };
+    writeln!(
+        out,
+        "  temperature     {}; warns from {}, critical from {}",
+        degrees(info.temperature_k),
+        degrees(info.warning_temperature_k),
+        degrees(info.critical_temperature_k)
+    )?;
+    writeln!(
+        out,
+        "  logs            {} error entries, {} firmware slots (see `xtent smart`)",
+        info.error_log_entries, info.firmware_slots
+    )
+}
+
+fn print_namespace(out: &mut impl Write, info: &NamespaceSummary) -> std::io::Result<()> {
+    let boundary = match info.boundary_blocks {
+        0 => "none".into(),
+        blocks => format!("every {blocks} blocks"),
+    };
     writeln!(
         out,
         "namespace   {}: {} ({} bytes), LBA of {} bytes, boundaries {boundary}",
         info.nsid,
-        size_text(info.capacity_bytes),
-        info.capacity_bytes,
+        size_text(info.size_bytes),
+        info.size_bytes,
         info.lba_bytes,
-    )
+    )?;
+    let formats: Vec<_> = info
+        .formats
+        .iter()
+        .enumerate()
+        .map(|(index, format)| {
+            let mark = if index == info.format { "*" } else { "" };
+            format!("{}+{}{mark}", format.lba_bytes, format.metadata_bytes)
+        })
+        .collect();
+    writeln!(
+        out,
+        "  formats   {} (bytes of data + metadata; * in use)",
+        formats.join(" ")
+    )?;
+    let atomic = &info.atomic;
+    let boundary = match atomic.boundary_blocks {
+        0 => String::new(),
+        blocks => format!(
+            ", not across multiples of {blocks} from {}",
+            atomic.boundary_offset_blocks
+        ),
+    };
+    writeln!(
+        out,
+        "  atomic    writes of {} blocks, of {} when the power fails{boundary}",
+        atomic.normal_blocks, atomic.power_fail_blocks
+    )?;
+    let identities = [("NGUID", &info.nguid), ("EUI64", &info.eui64)];
+    for (name, value) in identities {
+        if let Some(value) = value {
+            writeln!(out, "  {name}     {value}")?;
+        }
+    }
+    if info.write_protected {
+        writeln!(out, "  write protected")?;
+    }
+    match &info.unusable {
+        Some(why) => writeln!(out, "  cannot be used: {why}"),
+        None => Ok(()),
+    }
 }
 
 fn print_filesystem(out: &mut impl Write, info: &FilesystemInfo) -> std::io::Result<()> {

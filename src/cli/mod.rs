@@ -8,6 +8,7 @@ mod bench;
 mod cat;
 mod compare;
 mod docs;
+mod events;
 mod failure;
 mod fiemap;
 mod get;
@@ -16,6 +17,7 @@ mod ls;
 mod output;
 mod put;
 mod serve;
+mod smart;
 mod stat;
 mod tree;
 mod values;
@@ -70,6 +72,8 @@ fn help() -> String {
 enum Command {
     /// Shows the controller, the namespace and the filesystem
     Info(info::InfoArgs),
+    /// Shows the health of a disk, its last errors and its firmware
+    Smart(smart::SmartArgs),
     /// Lists directories
     Ls(ls::LsArgs),
     /// Shows all that is known of files
@@ -153,6 +157,7 @@ pub(crate) fn main() -> ExitCode {
     xtent::sys::catch_interrupts();
     let result = match cli.command {
         Command::Info(args) => info::run(&args),
+        Command::Smart(args) => smart::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Cat(args) => cat::run(&args),

@@ -168,6 +168,14 @@ pub(super) fn waiting(name: &str) -> &str {
     }
 }
 
+/// A temperature for people; 0 kelvins is a device's way to say nothing.
+pub(super) fn celsius(kelvins: u16) -> String {
+    match kelvins {
+        0 => "not said".to_owned(),
+        kelvins => format!("{} C", i32::from(kelvins) - 273),
+    }
+}
+
 /// Bytes for people.
 pub(super) fn size_text(bytes: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]

@@ -63,7 +63,9 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
         len_bytes
     });
     progress.message(args.path.to_string_lossy());
-    let crc = write(&file, &mut io, &mut local, args, len_bytes, &progress)?;
+    let crc = write(&file, &mut io, &mut local, args, len_bytes, &progress);
+    super::events::tell(&volume);
+    let crc = crc?;
     file.sync_data(&mut io)?;
     if args.verify && read_back(&file, &mut io, args.offset, len_bytes, &progress)? != crc {
         let path = args.path.as_encoded_bytes().escape_ascii();

@@ -18,6 +18,8 @@ pub enum HugePages {
     /// Hugepages where there are enough; otherwise ordinary memory, said once on stderr.
     #[default]
     Prefer,
+    /// Hugepages where there are enough; otherwise ordinary memory, silently.
+    IfFree,
     /// Hugepages or an error.
     Require,
     /// Ordinary memory, silently.
@@ -277,7 +279,9 @@ impl HeapInner {
                 Err(_) => break,
             }
         }
-        say_once_that_hugepages_are_missing(want);
+        if self.config.huge_pages != HugePages::IfFree {
+            say_once_that_hugepages_are_missing(want);
+        }
         ordinary(want)
     }
 }

@@ -26,6 +26,7 @@
 mod bounce;
 mod core;
 mod dir;
+mod drive;
 mod engine;
 mod file;
 mod image;
@@ -43,7 +44,9 @@ mod walk;
 pub use crate::block::Wait;
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::DmaBuf;
+pub use crate::nvme::{ErrorEntry, Event, FirmwareSlots, SmartInfo};
 pub use dir::{DirEntries, DirEntry, ReadDir};
+pub use drive::{AtomicSummary, Drive, DriveInfo, FormatSummary, HugePageCount, NamespaceSummary};
 pub use file::{File, OpenOptions};
 pub use info::{FilesystemInfo, TargetInfo, VolumeInfo};
 pub use io::{Done, Io, SubmitError, SubmitReason};

@@ -18,7 +18,7 @@ use crate::device::vfio::{VfioDevice, VfioOptions};
 use crate::device::vfio_user::{VfioUserDevice, VfioUserOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Backing, Heap, HeapConfig};
-use crate::nvme::{Controller, ControllerInfo, ControllerOptions};
+use crate::nvme::{Controller, ControllerInfo, ControllerOptions, Event};
 use crate::xfs::{Fs, FsOptions};
 
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
@@ -65,36 +65,37 @@ impl Target {
     /// # Errors
     /// As [`Target::open`].
     pub fn open_spec(spec: &TargetSpec, options: &VolumeOptions) -> Result<Self> {
-        let no_recovery = options.no_recovery || spec.no_recovery;
-        let in_use = options.allow_in_use || spec.allow_in_use;
-        let access = ImageAccess {
-            read_only: options.read_only || spec.read_only || no_recovery || in_use,
-            in_use,
-        };
-        let heap = Heap::new(HeapConfig {
-            huge_pages: options.huge_pages,
-            limit_bytes: options.memory_limit_bytes,
-            shareable: matches!(spec.kind, TargetKind::VfioUser { .. }),
-            ..HeapConfig::default()
-        });
-        let (engine, words) = engine_of(spec, options, access, &heap)?;
+        let (access, heap) = (access_of(spec, options), heap_of(spec, options));
+        if let TargetKind::Uring(path) = &spec.kind {
+            let disk = super::uring::open(spec, path.as_ref(), access, &heap)?;
+            return Self::on_engine(spec, options, heap, Engine::Uring(disk), None);
+        }
+        let (controller, words) = controller_of(spec, options, access, &heap)?;
+        let nsid = namespace_of(spec, &controller.info())?;
+        let engine = Engine::Nvme { controller, nsid };
+        Self::on_engine(spec, options, heap, engine, Some(words))
+    }
+
+    /// The target on an engine that is there. `words` say what that is, where it does not know itself.
+    pub(super) fn on_engine(
+        spec: &TargetSpec,
+        options: &VolumeOptions,
+        heap: Heap,
+        engine: Engine,
+        words: Option<String>,
+    ) -> Result<Self> {
         let queue_depth = spec
             .queue_depth
             .unwrap_or(options.queue_depth)
             .clamp(1, 4095);
-        let memory = match heap.backing() {
-            Some(Backing::Huge) => "hugepages",
-            Some(Backing::Locked) => "locked pages",
-            Some(Backing::Pageable) | None => "pageable memory",
-        };
         let info = engine.info()?;
         let info = TargetInfo {
             target: spec.text.clone(),
             engine: words.unwrap_or(info.engine),
-            read_only: info.read_only || access.read_only,
+            read_only: info.read_only || access_of(spec, options).read_only,
             queue_depth,
             wait: wait_of(spec, options).name().to_owned(),
-            memory: memory.to_owned(),
+            memory: memory_of(&heap).to_owned(),
             ..info
         };
         Ok(Self {
@@ -106,9 +107,19 @@ impl Target {
                 queue_depth: queue_depth as usize,
                 command_timeout: options.command_timeout,
                 wait: wait_of(spec, options),
-                no_recovery,
+                no_recovery: options.no_recovery || spec.no_recovery,
             }),
         })
+    }
+
+    /// What the controller reported since the last call, oldest first: health warnings, namespaces that
+    /// changed. Cheap where there is nothing; to be asked now and then by one thread.
+    pub fn events(&self) -> Vec<Event> {
+        match &self.shared.engine {
+            Engine::Nvme { controller, .. } => controller.events(),
+            // The kernel keeps what the device reports to itself.
+            Engine::Uring(_) => Vec::new(),
+        }
     }
 
     /// What stands behind it.
@@ -122,29 +133,52 @@ fn wait_of(spec: &TargetSpec, options: &VolumeOptions) -> Wait {
     spec.wait.unwrap_or(options.wait)
 }
 
-/// The engine of a target; in words what it is, where it does not know that itself.
-fn engine_of(
+/// How its file may be used.
+pub(super) fn access_of(spec: &TargetSpec, options: &VolumeOptions) -> ImageAccess {
+    let no_recovery = options.no_recovery || spec.no_recovery;
+    let in_use = options.allow_in_use || spec.allow_in_use;
+    ImageAccess {
+        read_only: options.read_only || spec.read_only || no_recovery || in_use,
+        in_use,
+    }
+}
+
+/// Its memory.
+pub(super) fn heap_of(spec: &TargetSpec, options: &VolumeOptions) -> Heap {
+    Heap::new(HeapConfig {
+        huge_pages: options.huge_pages,
+        limit_bytes: options.memory_limit_bytes,
+        shareable: matches!(spec.kind, TargetKind::VfioUser { .. }),
+        ..HeapConfig::default()
+    })
+}
+
+/// What that is made of.
+pub(super) fn memory_of(heap: &Heap) -> &'static str {
+    match heap.backing() {
+        Some(Backing::Huge) => "hugepages",
+        Some(Backing::Locked) => "locked pages",
+        Some(Backing::Pageable) | None => "pageable memory",
+    }
+}
+
+/// The controller of a target, up and running, and in words what it is.
+pub(super) fn controller_of(
     spec: &TargetSpec,
     options: &VolumeOptions,
     access: ImageAccess,
     heap: &Heap,
-) -> Result<(Engine, Option<String>)> {
-    if let TargetKind::Uring(path) = &spec.kind {
-        let disk = super::uring::open(spec, path.as_ref(), access, heap)?;
-        return Ok((Engine::Uring(disk), None));
-    }
+) -> Result<(Arc<Controller>, String)> {
     let (device, words) = device_of(spec, options, access)?;
     let controller_options = ControllerOptions {
         shadow_doorbells: spec.shadow_doorbells.unwrap_or(true),
         ..ControllerOptions::default()
     };
     let controller = Controller::open(device, heap, controller_options)?;
-    let nsid = namespace_of(spec, &controller.info())?;
-    let words = format!("xtent's own NVMe driver over {words}");
-    Ok((Engine::Nvme { controller, nsid }, Some(words)))
+    Ok((controller, format!("xtent's own NVMe driver over {words}")))
 }
 
-/// The controller of a target, and in words what it is.
+/// The device of a target, and in words what it is.
 fn device_of(
     spec: &TargetSpec,
     options: &VolumeOptions,
@@ -194,7 +228,7 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
 const SERVED_QUEUES: u16 = 63;
 
 /// The namespace that a target names, or the only one.
-fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
+pub(super) fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
     let (named, how) = match spec.kind {
         TargetKind::Pci { nsid, .. } => (nsid, "/"),
         TargetKind::VfioUser { nsid, .. } => (nsid, ",nsid="),
@@ -210,7 +244,14 @@ fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
             "the controller has no active namespace",
         )),
         several => {
-            let ids: Vec<_> = several.iter().map(|n| n.nsid.to_string()).collect();
+            let mut ids: Vec<_> = several
+                .iter()
+                .take(32)
+                .map(|n| n.nsid.to_string())
+                .collect();
+            if several.len() > ids.len() {
+                ids.push("...".to_owned());
+            }
             Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(

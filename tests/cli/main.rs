@@ -5,6 +5,7 @@
 mod common;
 mod kernel;
 mod raw;
+mod smart;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -98,7 +99,7 @@ fn help_names_every_command_and_the_exit_codes() {
         assert!(help.contains(word), "{word}");
     }
     for command in [
-        "info", "ls", "stat", "cat", "get", "put", "fiemap", "bench", "compare",
+        "info", "smart", "ls", "stat", "cat", "get", "put", "fiemap", "bench", "compare",
     ] {
         assert!(text(&[command, "--help"]).contains("Usage"), "{command}");
     }
