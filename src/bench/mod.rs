@@ -7,6 +7,7 @@
 pub(crate) mod chart;
 pub(crate) mod compare;
 pub(crate) mod disk;
+pub(crate) mod engines;
 pub(crate) mod environment;
 pub(crate) mod handover;
 pub(crate) mod hist;

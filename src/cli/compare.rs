@@ -12,6 +12,7 @@ use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complai
 use super::values::{size, time};
 use crate::bench::compare::{Comparison, Plan, Side, run as compare};
 use crate::bench::disk::DiskSpec;
+use crate::bench::engines::EngineName;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumSpec};
 use crate::bench::nvme_sysfs::{Controller, Places};
@@ -32,7 +33,8 @@ use crate::bench::{image, page, report};
     the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.\n\n\
     Mounts are private to the process and end with it, even when it is killed.\n\n\
     Examples: xtent compare --image disk.img --report report.html\n\
-    \x20         xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html"
+    \x20         xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html\n\
+    \x20         xtent compare --engines native,spdk --target pci:0000:01:00.0"
 )]
 pub(super) struct CompareArgs {
     /// An XFS image, not in use; without it a temporary one is made by mkfs.xfs
@@ -43,9 +45,24 @@ pub(super) struct CompareArgs {
     #[arg(conflicts_with_all = ["image", "read_file", "write_file", "no_kernel"])]
     #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller"])]
     device: Option<String>,
-    /// The serial number of that disk, for proof that it is the one you mean
-    #[arg(long, value_name = "SERIAL", requires = "device")]
-    i_may_erase: Option<String>,
+    /// The serial number of that disk, or of the target of --engines, for proof that it is the one you mean
+    #[arg(long, value_name = "SERIAL", conflicts_with = "image")]
+    pub(super) i_may_erase: Option<String>,
+    /// Compares engines on the blocks of one target, without a filesystem; it is only read, unless
+    /// --i-may-erase names its serial number
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        requires = "target"
+    )]
+    pub(super) engines: Vec<EngineName>,
+    /// The target of --engines (see `xtent --help`)
+    #[arg(long, value_name = "TARGET", requires = "engines")]
+    #[arg(conflicts_with_all = ["image", "device", "read_file", "write_file", "no_kernel", "report"])]
+    #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller", "target_options"])]
+    target: Option<String>,
     /// Bytes of each of the two files made on that disk [default: 1g, less on a small disk]
     #[arg(long, value_name = "SIZE", requires = "device", value_parser = size)]
     file_size: Option<u64>,
@@ -60,19 +77,19 @@ pub(super) struct CompareArgs {
     report: Option<LocalPath>,
     /// Writes everything as JSON (`-` for standard output, instead of the table)
     #[arg(long, value_name = "FILE")]
-    json: Option<LocalPath>,
+    pub(super) json: Option<LocalPath>,
     /// How often each side has its turn
     #[arg(long, visible_alias = "alternate", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
-    rounds: u16,
+    pub(super) rounds: u16,
     /// How long each workload runs in each turn
     #[arg(long, default_value = "2", value_parser = time)]
-    runtime: Duration,
+    pub(super) runtime: Duration,
     /// How long it runs before that without being measured
     #[arg(long, default_value = "0.2", value_parser = time)]
-    ramp_time: Duration,
+    pub(super) ramp_time: Duration,
     /// What the offsets follow from
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub(super) seed: u64,
     /// Leaves the kernel's side out
     #[arg(long)]
     no_kernel: bool,
@@ -100,6 +117,15 @@ enum Controlled {
 pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(warning) = Environment::gather().warning() {
         complain(&format!("warning: {warning}"));
+    }
+    if let Some(target) = &args.target {
+        return super::compare_engines::run(args, target);
+    }
+    if args.i_may_erase.is_some() && args.device.is_none() {
+        return Err(Failure::new(
+            USAGE,
+            "--i-may-erase goes with --device or with --engines",
+        ));
     }
     let comparison = match &args.device {
         Some(device) => on_disk(args, device)?,
@@ -261,6 +287,6 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
     Ok(())
 }
 
-fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|error| Failure::local("cannot write", path, error))
 }

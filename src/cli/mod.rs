@@ -7,6 +7,7 @@
 mod bench;
 mod cat;
 mod compare;
+mod compare_engines;
 mod docs;
 mod events;
 mod failure;
@@ -16,6 +17,7 @@ mod info;
 mod ls;
 mod output;
 mod put;
+mod put_raw;
 mod serve;
 mod smart;
 mod stat;
@@ -50,6 +52,7 @@ Targets:
   ram:1G,load=FILE    memory behind the embedded controller, filled from a file
   vfio-user:SOCKET    a controller that another process serves (SPDK's nvmf_tgt, `xtent serve vfio-user`);
                       with nsid=N where it has several namespaces
+  uring:/dev/nvme0n1  a block device, or a file, through the kernel's block layer (io_uring)
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   readonly norecovery (read although the log is dirty) inuse (read although others use the image)";

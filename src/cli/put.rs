@@ -4,9 +4,10 @@ use std::fs::File as HostFile;
 use std::io::Read;
 
 use clap::Args;
-use xtent::volume::{Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Volume};
+use xtent::volume::{Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Target, Volume};
 use xtent::{Error, ErrorKind};
 
+use super::bench::check_serial;
 use super::failure::{CORRUPT, Failure, OPERATION, check_interrupted, complain};
 use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::progress::Progress;
@@ -18,7 +19,9 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 #[command(
     after_help = "The file must exist and have its blocks: xtent overwrites in place and does not \
     extend, fill holes or write to shared blocks yet; what it cannot do it refuses before it writes. The \
-    data is flushed to the device before xtent ends. Times of the file stay as they are."
+    data is flushed to the device before xtent ends. Times of the file stay as they are.\n\n\
+    With --raw the local file, an image say, is written to the blocks of the target from the first one on; \
+    what was there is LOST."
 )]
 pub(super) struct PutArgs {
     /// The local file
@@ -27,8 +30,19 @@ pub(super) struct PutArgs {
     #[command(flatten)]
     target: TargetArg,
     /// The file in the volume that is overwritten
-    #[arg(value_name = "PATH")]
-    path: VolumePath,
+    #[arg(
+        value_name = "PATH",
+        required_unless_present = "raw",
+        conflicts_with = "raw"
+    )]
+    path: Option<VolumePath>,
+    /// Writes to the target's own blocks instead of a file of a volume
+    #[arg(long, conflicts_with = "offset")]
+    raw: bool,
+    /// With --raw: the serial number of the target (`xtent info` shows it), for proof that it is the one you
+    /// mean
+    #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
+    i_may_erase: Option<String>,
     /// The byte in the volume's file to begin at
     #[arg(long, default_value = "0", value_parser = super::values::size)]
     offset: u64,
@@ -46,10 +60,17 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
         return Err(Failure::new(OPERATION, text));
     }
     let len_bytes = about.len();
+    let Some(path) = &args.path else {
+        args.target.check()?;
+        let target = Target::open(&args.target.target, &super::copying());
+        let target = target.map_err(Failure::target)?;
+        check_serial(&target, args.i_may_erase.as_deref())?;
+        return super::put_raw::run(&target, &mut local, &args.local, args.verify);
+    };
     let volume = args.target.open(&super::copying())?;
     let mut io = volume.io()?;
     let options = OpenOptions::new().read(true).write(true);
-    let file = options.open(&volume, &mut io, &args.path)?;
+    let file = options.open(&volume, &mut io, path)?;
     check_room(&file, &mut io, &volume, args.offset, len_bytes)?;
     let rest = file.len_bytes() - args.offset - len_bytes;
     if rest > 0 {
@@ -62,13 +83,13 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     } else {
         len_bytes
     });
-    progress.message(args.path.to_string_lossy());
+    progress.message(path.to_string_lossy());
     let crc = write(&file, &mut io, &mut local, args, len_bytes, &progress);
     super::events::tell(&volume);
     let crc = crc?;
     file.sync_data(&mut io)?;
     if args.verify && read_back(&file, &mut io, args.offset, len_bytes, &progress)? != crc {
-        let path = args.path.as_encoded_bytes().escape_ascii();
+        let path = path.as_encoded_bytes().escape_ascii();
         let text = format!("verify {path}: what was read back is not what was written");
         return Err(Failure::new(CORRUPT, text));
     }

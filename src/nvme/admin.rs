@@ -107,7 +107,7 @@ impl Admin {
         let cq = heap.alloc(entries as usize * CQE_BYTES, 4096)?;
         Ok(Self {
             sq: SubmissionRing::new(sq, sq_bell, entries),
-            cq: CompletionRing::new(cq, cq_bell, entries),
+            cq: CompletionRing::new(cq, cq_bell, entries, entries - 1),
             data: SharedWords::new(heap.alloc(IDENTIFY_BYTES, 4096)?),
             shadows: None,
             next_cid: 0,
@@ -374,19 +374,22 @@ impl Admin {
         counters: &Counters,
         id: u16,
         rings: (Iova, Iova),
-        entries: u32,
+        entries: (u32, u32),
         vector: Option<u16>,
     ) -> Result<(), Failure> {
         let (sq, cq) = rings;
-        let size_and_id = (entries - 1) << 16 | u32::from(id);
+        let size_and_id = |entries: u32| (entries - 1) << 16 | u32::from(id);
         let interrupt = vector.map_or(0, |vector| {
             QUEUE_INTERRUPTS | u32::from(vector) << QUEUE_VECTOR_SHIFT
         });
-        let mut create = command(ADM_CREATE_CQ, [size_and_id, QUEUE_CONTIGUOUS | interrupt]);
+        let mut create = command(
+            ADM_CREATE_CQ,
+            [size_and_id(entries.1), QUEUE_CONTIGUOUS | interrupt],
+        );
         create.prp1.set(cq.0);
         self.run(port, counters, create)?;
         let with_cq = u32::from(id) << 16 | QUEUE_CONTIGUOUS;
-        let mut create = command(ADM_CREATE_SQ, [size_and_id, with_cq]);
+        let mut create = command(ADM_CREATE_SQ, [size_and_id(entries.0), with_cq]);
         create.prp1.set(sq.0);
         if let Err(failure) = self.run(port, counters, create) {
             if let Failure::Status(_) = failure {

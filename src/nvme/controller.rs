@@ -190,11 +190,8 @@ impl Controller {
         let port = Port::new(device)?;
         // What an earlier owner left running must stop before our memory is mapped.
         port.disable()?;
-        // Before the first arena is made: how much the host lets a device reach decides its size.
+        let admin = Admin::new(&port, heap, options.admin_timeout)?;
         heap.attach(Arc::clone(&mapper))?;
-        let admin = Admin::new(&port, heap, options.admin_timeout).inspect_err(|_| {
-            let _ = heap.detach(&mapper);
-        })?;
         let name = port.device.name().to_owned();
         // From here on dropping the controller undoes what was done.
         let controller = Self {

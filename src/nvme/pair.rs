@@ -135,7 +135,7 @@ impl Queue for QueuePair {
                 status: Status::Success,
             });
             if self.outstanding == 0 {
-                self.cq.ring();
+                self.cq.give_back();
                 return 1;
             }
             return 1 + self.reap(budget - 1, done);
@@ -424,7 +424,7 @@ impl QueuePair {
                 Err(Confused) => break,
             }
         }
-        self.cq.ring();
+        self.cq.give_back();
         count
     }
 

@@ -124,6 +124,8 @@ pub(super) struct CompletionRing {
     mask: u32,
     head: u32,
     rung: u32,
+    /// How many entries may be taken before the device is told.
+    lag: u32,
     /// What bit 16 of a new entry is, in place.
     phase: u32,
 }
@@ -131,7 +133,8 @@ pub(super) struct CompletionRing {
 const PHASE: u32 = 1 << 16;
 
 impl CompletionRing {
-    pub(super) fn new(memory: DmaBuf, bell: Bell, entries: u32) -> Self {
+    /// For at most so many commands outstanding.
+    pub(super) fn new(memory: DmaBuf, bell: Bell, entries: u32, commands: u32) -> Self {
         assert!(entries.is_power_of_two() && memory.len() == entries as usize * CQE_BYTES);
         Self {
             words: SharedWords::new(memory),
@@ -139,6 +142,7 @@ impl CompletionRing {
             mask: entries - 1,
             head: 0,
             rung: 0,
+            lag: lag(entries, commands),
             phase: PHASE,
         }
     }
@@ -184,6 +188,18 @@ impl CompletionRing {
         }
     }
 
+    /// Gives the device back what was popped, once that is worth a doorbell. The device has room for every
+    /// command that is outstanding all the same, so it cannot tell the difference.
+    ///
+    /// The doorbell shares a cache line with that of the submission queue, which a controller that is a program
+    /// keeps looking at; and on PCI it is a write across the bus.
+    #[inline]
+    pub(super) fn give_back(&mut self) {
+        if self.head.wrapping_sub(self.rung) & self.mask > self.lag {
+            self.ring();
+        }
+    }
+
     /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
     pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
@@ -221,6 +237,13 @@ impl CompletionRing {
     pub(super) fn leak(&mut self) -> usize {
         leak(&mut self.words)
     }
+}
+
+/// Of a ring of so many entries, at most a quarter is kept back, and no more than what is to spare: a ring is full
+/// with one entry free.
+fn lag(entries: u32, commands: u32) -> u32 {
+    let spare = (entries - 1).saturating_sub(commands);
+    spare.min(entries / 4)
 }
 
 pub(super) fn leak(words: &mut SharedWords) -> usize {
@@ -286,7 +309,7 @@ mod tests {
     fn the_phase_tells_new_entries_over_many_wraps() {
         let rig = Rig::new();
         let memory = rig.heap.alloc(8 * CQE_BYTES, 4096).unwrap();
-        let mut cq = CompletionRing::new(memory, rig.bell(1), 8);
+        let mut cq = CompletionRing::new(memory, rig.bell(1), 8, 7);
         let range = rig.space.translate(cq.iova(), 8 * CQE_BYTES).unwrap();
         let (mut at, mut phase) = (0usize, 1u32);
         for n in 0..100u32 {
@@ -300,8 +323,25 @@ mod tests {
             assert_eq!((u32::from(entry.cid()), cq.dw0()), (n & 0xff, n));
             assert_eq!((entry.status().sct(), entry.status().sc()), (1, 2));
             cq.pop();
-            cq.ring();
+            cq.give_back();
             assert_eq!(rig.bells[1].load(Ordering::Relaxed) as usize, at);
+        }
+    }
+
+    #[test]
+    fn entries_are_given_back_late_but_never_too_late() {
+        let rig = Rig::new();
+        for (entries, commands, wanted) in [(128, 1, 32), (16, 8, 4), (16, 13, 2), (16, 15, 0)] {
+            assert_eq!(lag(entries, commands), wanted);
+            let memory = rig.heap.alloc(entries as usize * CQE_BYTES, 4096).unwrap();
+            let mut cq = CompletionRing::new(memory, rig.bell(1), entries, commands);
+            for n in 1..=1000 {
+                cq.pop();
+                cq.give_back();
+                let held = (n - cq.rung) & (entries - 1);
+                assert!(held <= wanted, "{held} kept back of {wanted}");
+                assert!(held + commands < entries, "the device has no room");
+            }
         }
     }
 }

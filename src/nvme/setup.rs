@@ -95,7 +95,7 @@ impl QueuePair {
             &self.controller.counters,
             self.id,
             (self.sq.iova(), self.cq.iova()),
-            self.sq.entries(),
+            (self.sq.entries(), self.cq.entries()),
             self.sleeper.as_ref().map(|sleeper| sleeper.vector),
         )
     }
@@ -111,19 +111,21 @@ impl QueuePair {
         let most = 1usize << controller.info().max_queue_entries.ilog2();
         let entries = (options.depth + 1).next_power_of_two().min(most);
         let depth = options.depth.min(entries - 1);
+        let cq_entries = (2 * entries).max(LEAST_COMPLETION_ENTRIES).min(most);
         let ring = u32::try_from(entries).unwrap_or(2);
+        let cq_ring = u32::try_from(cq_entries).unwrap_or(2);
         let port = &controller.port;
         let stride = port.cap.doorbell_stride_bytes();
         let sq_bell = Bell::new(&*port.device, sq_doorbell_offset(id, stride))?;
         let cq_bell = Bell::new(&*port.device, cq_doorbell_offset(id, stride))?;
         let heap = &controller.heap;
         let sq = heap.alloc(entries * SQE_BYTES, PAGE_BYTES)?;
-        let cq = heap.alloc(entries * CQE_BYTES, PAGE_BYTES)?;
+        let cq = heap.alloc(cq_entries * CQE_BYTES, PAGE_BYTES)?;
         let lists = heap.alloc(depth * PAGE_BYTES, PAGE_BYTES)?;
         let limits = limits(controller, namespace, options, depth);
         Ok(Self {
             sq: SubmissionRing::new(sq, sq_bell, ring),
-            cq: CompletionRing::new(cq, cq_bell, ring),
+            cq: CompletionRing::new(cq, cq_bell, cq_ring, u32::try_from(depth).unwrap_or(ring)),
             generation: GONE,
             controller: Arc::clone(controller),
             countdown: POLLS_PER_LOOK,
@@ -152,6 +154,9 @@ impl QueuePair {
         })
     }
 }
+
+/// Completion queues are longer than they need be: so the device seldom has to be told what was taken.
+const LEAST_COMPLETION_ENTRIES: usize = 128;
 
 fn usable_namespace(info: &ControllerInfo, nsid: u32) -> Result<&NamespaceInfo> {
     let Some(namespace) = info.namespace(nsid) else {

@@ -41,6 +41,25 @@ fn raw_blocks_are_measured_and_written_only_when_named() {
 }
 
 #[test]
+fn an_image_is_put_onto_blocks() {
+    let (file, target) = blocks();
+    let mut image: Vec<u8> = (0..3_000_001u32).map(|n| (n % 251) as u8).collect();
+    let local = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(local.path(), &image).unwrap();
+    let local_path = local.path().to_str().unwrap();
+    let base = ["put", "--raw", local_path, &target];
+    run(2, &base);
+    let named = [&base[..], &["--i-may-erase", "XTENT0001"]].concat();
+    run(0, &[&named[..], &["--verify"]].concat());
+    image.resize(8 << 20, 0);
+    assert_eq!(std::fs::read(file.path()).unwrap(), image);
+    local.as_file().set_len(9 << 20).unwrap();
+    let (_, stderr) = run(1, &named);
+    assert!(stderr.contains("nothing was written"), "{stderr}");
+    run(2, &[&base[..], &["/data"]].concat());
+}
+
+#[test]
 fn a_file_or_the_blocks_but_not_both() {
     let (_file, target) = blocks();
     run(2, &["bench", "--raw", &target, "/data"]);
@@ -50,6 +69,40 @@ fn a_file_or_the_blocks_but_not_both() {
         2,
         &["bench", "--raw", &target, "--bs", "512", "--size", "1g"],
     );
+}
+
+#[test]
+fn engines_are_compared_on_one_target() {
+    let (file, target) = blocks();
+    let path = file.path().to_str().unwrap();
+    let base = ["compare", "--target", &target, "--rounds", "2"];
+    let quick = ["--runtime", "50ms", "--ramp-time", "5ms", "--json", "-"];
+    let with = |more: &[&'static str]| [&base[..], &quick, more].concat();
+
+    let all = with(&["--engines", "native,spdk,uring"]);
+    let value = json(&all);
+    assert_eq!(value["left out"][0]["engine"], "spdk");
+    let workloads = value["workloads"].as_array().unwrap();
+    assert_eq!(workloads.len(), 4, "nothing is written");
+    for row in workloads {
+        let native = &row["engines"]["native"];
+        assert_eq!(native["rounds"].as_array().unwrap().len(), 2);
+        let [least, most] = [0, 1].map(|n| native["iops_spread"][n].as_f64().unwrap());
+        let median = native["median"]["iops"].as_f64().unwrap();
+        assert!(least > 0.0 && least <= median && median <= most, "{row}");
+    }
+    assert!(std::fs::read(path).unwrap().iter().all(|&byte| byte == 0));
+    if ring_is_here(&format!("uring:{path}")) {
+        assert!(workloads[0]["engines"]["uring"]["median"]["p50_ns"].as_f64() > Some(0.0));
+    }
+
+    let (_, stderr) = run(2, &with(&["--engines", "native", "--i-may-erase", "OTHER"]));
+    assert!(stderr.contains("nothing was written"), "{stderr}");
+    let writing = with(&["--engines", "native", "--i-may-erase", "XTENT0001"]);
+    assert_eq!(json(&writing)["workloads"].as_array().unwrap().len(), 6);
+    run(2, &["compare", "--engines", "native"]);
+    run(2, &["compare", "--i-may-erase", "X"]);
+    run(3, &with(&["--engines", "spdk"]));
 }
 
 /// Whether the kernel opens the target by io_uring; says why not.

@@ -1,0 +1,422 @@
+//! Engines beside each other on one target: the same operations on its blocks, turn and turn about, no
+//! filesystem.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use xtent::volume::{Target, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
+use xtent::{Error, ErrorKind, Result};
+
+use super::compare::Rounds;
+use super::environment::Environment;
+use super::hist::{count_text, time_text};
+use super::progress::Progress;
+use super::raw_engine::RawEngine;
+use super::report::times;
+use super::runner::{self, check_interrupted};
+use super::workload::{Rw, Workload, mix};
+
+/// What can drive a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineName {
+    /// xtent's own NVMe driver
+    Native,
+    /// SPDK's NVMe driver
+    Spdk,
+    /// The kernel's block layer, by io_uring
+    Uring,
+}
+
+impl EngineName {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Spdk => "spdk",
+            Self::Uring => "uring",
+        }
+    }
+
+    /// How this engine names what a target names; or why it cannot drive it.
+    fn target(self, spec: &TargetSpec) -> std::result::Result<String, &'static str> {
+        let same = spec.text.clone();
+        match (self, &spec.kind) {
+            (Self::Uring, TargetKind::Uring(_)) | (Self::Spdk, TargetKind::Spdk(_)) => Ok(same),
+            (Self::Native, TargetKind::Spdk(text)) => vfio_user_of(text)
+                .ok_or("xtent's own driver reaches controllers by pci: and vfio-user: only"),
+            (Self::Native, TargetKind::Uring(path)) if Path::new(path).is_file() => {
+                Ok(format!("image:{}", escaped(path)))
+            }
+            (Self::Native, TargetKind::Uring(_)) => Err(
+                "the disk is with the kernel's driver: bind it (vfio-setup.sh) and name it by pci:",
+            ),
+            (Self::Native, _) => Ok(same),
+            (Self::Uring, TargetKind::Image(path)) => path
+                .to_str()
+                .map(|path| format!("uring:{}", escaped(path)))
+                .ok_or("its name is not UTF-8"),
+            (Self::Uring, TargetKind::Pci { .. }) => Err(
+                "the kernel has no device of a disk that is with VFIO (compare --device hands one to and fro)",
+            ),
+            (Self::Uring, _) => Err("the kernel does not reach it"),
+            (Self::Spdk, TargetKind::Pci { address, .. }) => {
+                Ok(format!("spdk:trtype=PCIe traddr={address}"))
+            }
+            (Self::Spdk, TargetKind::VfioUser { socket, .. }) => {
+                // SPDK names the directory.
+                let dir = if socket.ends_with("cntrl") {
+                    socket.parent().unwrap_or(socket)
+                } else {
+                    socket
+                };
+                dir.to_str()
+                    .map(|dir| format!("spdk:trtype=VFIOUSER traddr={dir}"))
+                    .ok_or("its name is not UTF-8")
+            }
+            (Self::Spdk, _) => Err("SPDK drives controllers, and this is a file or memory"),
+        }
+    }
+}
+
+/// A path in a target: commas are doubled there.
+fn escaped(path: &str) -> String {
+    path.replace(',', ",,")
+}
+
+/// The socket of `trtype=VFIOUSER traddr=DIR`.
+fn vfio_user_of(transport: &str) -> Option<String> {
+    let field = |name: &str| {
+        transport.split_whitespace().find_map(|word| {
+            let (key, value) = word.split_once(['=', ':'])?;
+            key.eq_ignore_ascii_case(name).then_some(value)
+        })
+    };
+    let is_vfio_user = field("trtype")?.eq_ignore_ascii_case("VFIOUSER");
+    is_vfio_user.then_some(format!("vfio-user:{}", field("traddr")?))
+}
+
+/// What to compare, and how long.
+#[derive(Debug, Clone)]
+pub(crate) struct EnginesPlan {
+    pub(crate) target: String,
+    pub(crate) engines: Vec<EngineName>,
+    pub(crate) rounds: usize,
+    pub(crate) runtime: Duration,
+    pub(crate) ramp_time: Duration,
+    pub(crate) seed: u64,
+    /// The serial number that allows writing.
+    pub(crate) may_erase: Option<String>,
+}
+
+/// One engine's side.
+#[derive(Debug)]
+struct Side {
+    engine: EngineName,
+    target: String,
+    info: TargetInfo,
+}
+
+/// One workload with what each side made of it, in their order.
+#[derive(Debug)]
+struct Row {
+    workload: Workload,
+    sides: Vec<Rounds>,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct EnginesComparison {
+    plan: EnginesPlan,
+    environment: Environment,
+    sides: Vec<Side>,
+    /// Engines that had no turn, and why.
+    pub(crate) left_out: Vec<(EngineName, String)>,
+    rows: Vec<Row>,
+}
+
+fn open(plan: &EnginesPlan, target: &str) -> Result<Target> {
+    let target = Target::open(
+        target,
+        &VolumeOptions {
+            read_only: plan.may_erase.is_none(),
+            ..VolumeOptions::default()
+        },
+    )?;
+    match &plan.may_erase {
+        Some(given) if *given != target.info().serial => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "--i-may-erase {given}: the serial number of {} is {}; nothing was written",
+                target.info().target,
+                target.info().serial
+            ),
+        )),
+        _ => Ok(target),
+    }
+}
+
+/// The list that is run. Writes only where they are allowed.
+fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
+    const K: usize = 1024;
+    let small = (4 * K).max(info.lba_bytes as usize);
+    let list = [
+        ("random read, depth 1", Rw::Randread, small, 1),
+        ("random read, depth 32", Rw::Randread, small, 32),
+        ("random read, depth 128", Rw::Randread, small, 128),
+        ("sequential read, depth 8", Rw::Read, 128 * K, 8),
+        ("random write, depth 1", Rw::Randwrite, small, 1),
+        ("random write, depth 32", Rw::Randwrite, small, 32),
+    ];
+    list.into_iter()
+        .filter(|(_, rw, ..)| !rw.writes() || plan.may_erase.is_some())
+        .enumerate()
+        .map(|(index, (name, rw, block_bytes, iodepth))| Workload {
+            name: format!("{}k {name}", block_bytes / K),
+            rw,
+            rwmixread: 0,
+            block_bytes,
+            iodepth,
+            numjobs: 1,
+            size_bytes: info.capacity_bytes,
+            runtime: Some(plan.runtime),
+            ramp_time: Some(plan.ramp_time),
+            number_ios: None,
+            verify: false,
+            seed: mix(plan.seed ^ mix(index as u64)),
+        })
+        .collect()
+}
+
+/// How many turns of workloads there are at most.
+pub(crate) fn turns(plan: &EnginesPlan) -> u64 {
+    let each = if plan.may_erase.is_some() { 6 } else { 4 };
+    (plan.rounds * plan.engines.len()) as u64 * each
+}
+
+/// Runs the comparison. Nothing is written unless the plan allows it.
+pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesComparison> {
+    let environment = Environment::gather();
+    let spec = TargetSpec::parse(&plan.target)?;
+    let (mut sides, mut left_out) = (Vec::new(), Vec::new());
+    for &engine in &plan.engines {
+        progress.message(format!("opening by {}", engine.name()));
+        let target = match engine.target(&spec) {
+            Ok(target) => target,
+            Err(why) => {
+                left_out.push((engine, why.to_owned()));
+                continue;
+            }
+        };
+        match open(&plan, &target) {
+            Ok(opened) => sides.push(Side {
+                engine,
+                target,
+                info: opened.info().clone(),
+            }),
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                left_out.push((engine, error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(first) = sides.first() else {
+        let why: Vec<_> = left_out
+            .iter()
+            .map(|(engine, why)| format!("{}: {why}", engine.name()))
+            .collect();
+        return Err(Error::new(ErrorKind::Unsupported, why.join("; ")).on_device(plan.target));
+    };
+    let mut rows: Vec<Row> = workloads(&plan, &first.info)
+        .into_iter()
+        .map(|workload| Row {
+            workload,
+            sides: sides.iter().map(|_| Rounds::default()).collect(),
+        })
+        .collect();
+    for round in 0..plan.rounds {
+        for (at, side) in sides.iter().enumerate() {
+            turn(&plan, round, at, side, &mut rows, progress)?;
+        }
+    }
+    Ok(EnginesComparison {
+        plan,
+        environment,
+        sides,
+        left_out,
+        rows,
+    })
+}
+
+/// One engine's turn: it opens the target, runs every workload and closes it again.
+fn turn(
+    plan: &EnginesPlan,
+    round: usize,
+    at: usize,
+    side: &Side,
+    rows: &mut [Row],
+    progress: &Progress,
+) -> Result<()> {
+    let target = open(plan, &side.target)?;
+    for row in rows {
+        let name = side.engine.name();
+        progress.message(format!("round {} {name}: {}", round + 1, row.workload.name));
+        let mut workload = row.workload.clone();
+        // Other offsets each round, the same for every engine.
+        workload.seed = mix(workload.seed ^ round as u64);
+        let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
+        let outcome = runner::run(&workload, &|_| {}, |_| {
+            RawEngine::new(&target, depth, block_bytes)
+        })
+        .map_err(|error| error.on_device(side.target.as_str()))?;
+        row.sides[at].outcomes.push(outcome);
+        row.sides[at].engine.clone_from(&side.info.engine);
+        progress.add(1);
+        check_interrupted()?;
+    }
+    Ok(())
+}
+
+impl EnginesComparison {
+    /// The table for a terminal: medians, and the least and most of all rounds.
+    pub(crate) fn table(&self) -> String {
+        let mut text = String::new();
+        for row in &self.rows {
+            let _ = writeln!(text, "{}", row.workload.name);
+            let base = row
+                .sides
+                .first()
+                .map_or(0.0, |rounds| rounds.iops().median());
+            for (side, rounds) in self.sides.iter().zip(&row.sides) {
+                let iops = rounds.iops();
+                let (least, most) = iops.spread();
+                let _ = writeln!(
+                    text,
+                    "  {:<8}{:>9} IOPS ({} .. {}){:>10} p50{:>10} p99{:>9}",
+                    side.engine.name(),
+                    count_text(iops.median()),
+                    count_text(least),
+                    count_text(most),
+                    time_text(rounds.percentile_ns(50.0).median()),
+                    time_text(rounds.percentile_ns(99.0).median()),
+                    if base > 0.0 {
+                        times(iops.median() / base)
+                    } else {
+                        "-".into()
+                    },
+                );
+            }
+        }
+        for side in &self.sides {
+            let _ = writeln!(
+                text,
+                "{}: {}, {} ({})",
+                side.engine.name(),
+                side.target,
+                side.info.engine,
+                side.info.memory
+            );
+        }
+        let _ = writeln!(
+            text,
+            "Medians of {} rounds, with the least and the most. Ratios: IOPS beside those of {}.",
+            self.plan.rounds,
+            self.sides.first().map_or("none", |side| side.engine.name())
+        );
+        text
+    }
+
+    /// Everything for a script.
+    pub(crate) fn json(&self) -> Value {
+        let rows: Vec<Value> = self.rows.iter().map(|row| self.row_json(row)).collect();
+        let sides: Vec<Value> = self
+            .sides
+            .iter()
+            .map(|side| {
+                json!({
+                    "engine": side.engine.name(),
+                    "target": side.target,
+                    "info": side.info,
+                })
+            })
+            .collect();
+        let left_out: Vec<Value> = self
+            .left_out
+            .iter()
+            .map(|(engine, why)| json!({ "engine": engine.name(), "reason": why }))
+            .collect();
+        json!({
+            "xtent version": self.environment.xtent,
+            "environment": self.environment,
+            "target": self.plan.target,
+            "rounds": self.plan.rounds,
+            "runtime": self.plan.runtime.as_secs_f64(),
+            "ramp_time": self.plan.ramp_time.as_secs_f64(),
+            "seed": self.plan.seed,
+            "engines": sides,
+            "left out": left_out,
+            "workloads": rows,
+        })
+    }
+
+    fn row_json(&self, row: &Row) -> Value {
+        let mut engines = serde_json::Map::new();
+        for (side, rounds) in self.sides.iter().zip(&row.sides) {
+            let (least, most) = rounds.iops().spread();
+            let each: Vec<Value> = rounds
+                .outcomes
+                .iter()
+                .map(|outcome| {
+                    json!({
+                        "read": outcome.read.json(outcome.elapsed),
+                        "write": outcome.write.json(outcome.elapsed),
+                    })
+                })
+                .collect();
+            let value = json!({
+                "median": {
+                    "iops": rounds.iops().median(),
+                    "p50_ns": rounds.percentile_ns(50.0).median(),
+                    "p99_ns": rounds.percentile_ns(99.0).median(),
+                },
+                "iops_spread": [least, most],
+                "rounds": each,
+            });
+            engines.insert(side.engine.name().to_owned(), value);
+        }
+        json!({
+            "name": row.workload.name,
+            "job options": row.workload,
+            "engines": engines,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_target_is_named_as_each_engine_names_it() {
+        let of = |engine: EngineName, text: &str| engine.target(&TargetSpec::parse(text).unwrap());
+        let ok = |text: &str| Ok(text.to_owned());
+        use EngineName::{Native, Spdk, Uring};
+        assert_eq!(of(Native, "image:a,,b"), ok("image:a,,b"));
+        assert_eq!(of(Uring, "image:a,,b"), ok("uring:a,,b"));
+        assert!(of(Spdk, "image:a").is_err());
+        assert_eq!(
+            of(Spdk, "pci:01:00.0"),
+            ok("spdk:trtype=PCIe traddr=0000:01:00.0")
+        );
+        assert!(of(Uring, "pci:01:00.0").is_err());
+        for target in ["vfio-user:/run/x", "vfio-user:/run/x/cntrl"] {
+            assert_eq!(of(Native, target), ok(target));
+            assert_eq!(of(Spdk, target), ok("spdk:trtype=VFIOUSER traddr=/run/x"));
+        }
+        let spdk = "spdk:trtype=VFIOUSER traddr=/run/x";
+        assert_eq!(of(Native, spdk), ok("vfio-user:/run/x"));
+        assert!(of(Native, "spdk:trtype=TCP traddr=127.0.0.1").is_err());
+        assert!(of(Native, "uring:/dev/null").is_err());
+    }
+}

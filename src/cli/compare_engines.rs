@@ -1,0 +1,44 @@
+//! `xtent compare --engines`: engines beside each other on one target.
+
+use std::io::Write;
+
+use xtent::ErrorKind;
+
+use super::compare::{CompareArgs, write};
+use super::failure::{Failure, check_interrupted, complain};
+use crate::bench::engines::{EnginesPlan, run as compare, turns};
+use crate::bench::progress::Progress;
+
+pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
+    let plan = EnginesPlan {
+        target: target.to_owned(),
+        engines: args.engines.clone(),
+        rounds: usize::from(args.rounds),
+        runtime: args.runtime,
+        ramp_time: args.ramp_time,
+        seed: args.seed,
+        may_erase: args.i_may_erase.clone(),
+    };
+    let progress = Progress::steps(turns(&plan));
+    let comparison = compare(plan, &progress);
+    drop(progress);
+    check_interrupted()?;
+    let comparison = comparison.map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => error.into(),
+        _ => Failure::target(error),
+    })?;
+    for (engine, why) in &comparison.left_out {
+        complain(&format!("note: {} is left out: {why}", engine.name()));
+    }
+    let mut out = std::io::stdout().lock();
+    match &args.json {
+        Some(path) if path.as_os_str() == "-" => writeln!(out, "{:#}", comparison.json())?,
+        Some(path) => {
+            write(path, &format!("{:#}\n", comparison.json()))?;
+            write!(out, "{}", comparison.table())?;
+        }
+        None => write!(out, "{}", comparison.table())?,
+    }
+    out.flush()?;
+    Ok(())
+}
