@@ -240,6 +240,12 @@ fn print(out: &mut impl Write, info: &DriveInfo, smart: &SmartInfo) -> std::io::
     line("unsafe shutdowns", smart.unsafe_shutdowns.to_string())?;
     line("media and integrity errors", smart.media_errors.to_string())?;
     line("error log entries", smart.error_entries.to_string())?;
+    print_heat(out, smart)
+}
+
+/// What the controller counts and measures of its temperature.
+fn print_heat(out: &mut impl Write, smart: &SmartInfo) -> std::io::Result<()> {
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<28}{value}");
     let minutes = |minutes: u32| format!("{minutes} min");
     line("above warning temperature", minutes(smart.warning_minutes))?;
     line(

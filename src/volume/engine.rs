@@ -105,6 +105,10 @@ fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&Namespac
 
 /// One thread's queue on an engine.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one a thread, and no pointer on the way to its queue"
+)]
 pub(super) enum EngineQueue {
     /// A queue pair of the crate's own driver.
     Nvme(QueuePair),
