@@ -103,7 +103,9 @@ fn every_size_reads_back_what_was_written(stand: &Stand) -> Outcome {
 fn every_depth_wraps_its_rings(stand: &Stand) -> Outcome {
     let memory = Memory::new();
     let rig = stand.open(&memory);
-    for depth in [1, 2, 3, 64, 1023] {
+    // A queue holds one command less than it has entries.
+    let most = rig.info().max_queue_entries as usize - 1;
+    for depth in [1, 2, 3, 64, 1023.min(most)] {
         let mut pair = queue(&rig, depth, TIMEOUT);
         assert_eq!(pair.limits().depth, depth);
         let block = pair.limits().block_bytes as usize;
@@ -239,6 +241,9 @@ fn operations_without_memory_do_what_they_say(stand: &Stand) -> Outcome {
         .unwrap();
     assert!(drain(&mut pair)[&4].is_success());
     assert!(memory.bytes(&segments) == vec![0; block]);
+    if !pair.limits().deallocate {
+        return Ok(());
+    }
     pair.submit(&chain(Op::Deallocate, 0, 160_000, &[], 5))
         .unwrap();
     assert!(drain(&mut pair)[&5].is_success());

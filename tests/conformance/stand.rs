@@ -12,7 +12,7 @@ use xtent::device::Device;
 use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use xtent::device::vfio::{VfioDevice, VfioOptions};
 use xtent::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::nvme::{Controller, ControllerInfo, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
@@ -152,6 +152,11 @@ impl Rig {
     /// A queue on the first namespace.
     pub(crate) fn queue(&self, options: QueueOptions) -> QueuePair {
         self.controller.queue(1, options).unwrap()
+    }
+
+    /// What the controller says of itself.
+    pub(crate) fn info(&self) -> Arc<ControllerInfo> {
+        self.controller.info()
     }
 
     /// What went wrong so far.

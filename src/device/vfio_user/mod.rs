@@ -33,7 +33,7 @@ use self::region::Registers;
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, Doorbell, Mapper};
-use crate::nvme::spec::{CC_EN, REG_CC, REG_DOORBELLS};
+use crate::nvme::spec::{CC_EN, CSTS_RDY, Capabilities, REG_CAP, REG_CC, REG_CSTS, REG_DOORBELLS};
 use crate::sys::{EventFd, connect_unix};
 
 /// Waiting rounds of a thread between two offers of its processor to the server.
@@ -138,6 +138,8 @@ impl VfioUserDevice {
             .ok_or_else(|| Error::new(ErrorKind::System, "the doorbells are not there"))
     }
 
+    /// Not every server's reset stops the controller (SPDK's does not), so that it is also disabled, and seen
+    /// to be.
     fn stop(&self) -> Result<()> {
         if self.is_gone() {
             return Err(cut_off());
@@ -148,18 +150,36 @@ impl VfioUserDevice {
                 command: wire::RESET,
                 ..Request::default()
             })?;
-        } else {
-            self.registers.write32(REG_CC, 0);
         }
+        self.disable()?;
         if let Some(bells) = self.bells.get() {
             bells.reset();
         }
         // After the reset the command register may be anything.
-        self.registers.set_master(false)?;
-        if self.is_gone() {
-            Err(cut_off())
-        } else {
-            Ok(())
+        self.registers.set_master(false)
+    }
+
+    /// CC.EN to 0, until CSTS.RDY follows.
+    fn disable(&self) -> Result<()> {
+        let read = |offset| self.registers.read32(offset).ok_or_else(cut_off);
+        let cc = read(REG_CC)?;
+        if cc & CC_EN != 0 {
+            self.registers.write32(REG_CC, cc & !CC_EN);
+        }
+        let limit = Capabilities(u64::from(read(REG_CAP)?)).timeout_ms();
+        let deadline = Instant::now() + Duration::from_millis(limit.clamp(500, 127_500));
+        loop {
+            match read(REG_CSTS)? {
+                u32::MAX => return Err(cut_off()),
+                csts if csts & CSTS_RDY == 0 => return Ok(()),
+                _ if Instant::now() > deadline => {
+                    return Err(Error::new(
+                        ErrorKind::Timeout,
+                        "the controller was disabled, but CSTS.RDY did not become 0",
+                    ));
+                }
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 }
