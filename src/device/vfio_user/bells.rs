@@ -15,6 +15,9 @@ use crate::nvme::spec::REG_DOORBELLS;
 
 /// Doorbells at most, in words.
 const WORDS: usize = 16 << 10;
+/// What a word holds once its value was taken: no doorbell is ever rung with it. So each ring is seen, even one
+/// with the value of the ring before, as happens when a queue is made anew.
+const TAKEN: u32 = u32::MAX;
 /// Between two looks of the thread.
 const LOOK: Duration = Duration::from_micros(200);
 
@@ -30,23 +33,16 @@ pub(super) struct Bells {
 struct Shared {
     words: Arc<[AtomicU32]>,
     registers: Arc<Registers>,
-    /// Those handed out.
-    sent: Mutex<Vec<Sent>>,
-}
-
-/// A doorbell, and what the server knows of it.
-#[derive(Debug, Clone, Copy)]
-struct Sent {
-    index: usize,
-    value: u32,
+    /// The indices of those handed out.
+    known: Mutex<Vec<usize>>,
 }
 
 impl Bells {
     pub(super) fn new(registers: &Arc<Registers>) -> Result<Self> {
         let shared = Arc::new(Shared {
-            words: (0..WORDS).map(|_| AtomicU32::new(0)).collect(),
+            words: (0..WORDS).map(|_| AtomicU32::new(TAKEN)).collect(),
             registers: Arc::clone(registers),
-            sent: Mutex::default(),
+            known: Mutex::default(),
         });
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
@@ -64,7 +60,7 @@ impl Bells {
         })
     }
 
-    /// The doorbell at a register offset, at zero: whoever asks for it has a new queue.
+    /// The doorbell at a register offset.
     pub(super) fn doorbell(&self, offset: u32) -> Result<Doorbell> {
         let index = offset
             .checked_sub(REG_DOORBELLS)
@@ -77,30 +73,20 @@ impl Bells {
                 format!("the doorbell at {offset:#x} lies too far off to be written by message"),
             ));
         };
-        let mut sent = self
-            .shared
-            .sent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        sent.retain(|bell| bell.index != index);
-        sent.push(Sent { index, value: 0 });
-        if let Some(word) = self.shared.words.get(index) {
-            word.store(0, Ordering::Relaxed);
+        let known = self.shared.known.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(&index) {
+            known.push(index);
         }
         Ok(doorbell)
     }
 
-    /// The controller was reset: all its doorbells are zero.
+    /// The controller was reset: what was rung before is of no concern.
     pub(super) fn reset(&self) {
-        let mut sent = self
-            .shared
-            .sent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for bell in &mut *sent {
-            bell.value = 0;
-            if let Some(word) = self.shared.words.get(bell.index) {
-                word.store(0, Ordering::Relaxed);
+        let known = self.shared.known.lock();
+        for index in &*known.unwrap_or_else(PoisonError::into_inner) {
+            if let Some(word) = self.shared.words.get(*index) {
+                word.store(TAKEN, Ordering::Relaxed);
             }
         }
     }
@@ -113,26 +99,26 @@ impl Bells {
 
 impl Shared {
     fn look(&self) -> bool {
-        let mut sent = match self.sent.try_lock() {
-            Ok(sent) => sent,
+        let known = match self.known.try_lock() {
+            Ok(known) => known,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             // Another thread is at it.
             Err(TryLockError::WouldBlock) => return false,
         };
         let mut any = false;
-        for bell in &mut *sent {
-            let Some(word) = self.words.get(bell.index) else {
+        for index in &*known {
+            let Some(word) = self.words.get(*index) else {
                 continue;
             };
-            // What was stored before the doorbell is in memory before the message goes out.
-            let value = u32::from_le(word.load(Ordering::Acquire));
-            if value != bell.value {
-                bell.value = value;
-                any = true;
-                let at = u32::try_from(bell.index * 4).unwrap_or(u32::MAX);
-                self.registers
-                    .write32(REG_DOORBELLS.saturating_add(at), value);
+            if word.load(Ordering::Relaxed) == TAKEN {
+                continue;
             }
+            // What was stored before the doorbell is in memory before the message goes out.
+            let value = u32::from_le(word.swap(TAKEN, Ordering::Acquire));
+            any = true;
+            let at = u32::try_from(index * 4).unwrap_or(u32::MAX);
+            let offset = REG_DOORBELLS.saturating_add(at);
+            self.registers.write32(offset, value);
         }
         any
     }
