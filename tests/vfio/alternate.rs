@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::volume::{OpenOptions, Volume, VolumeOptions};
 
-use super::rig::{Mounted, alone, disk_of, run, seed, told};
+use super::rig::{Mounted, alone, disk_of, run, run_when_free, seed, told};
 
 const KERNEL_WRITES: usize = 60;
 const OUR_WRITES: usize = 150;
@@ -152,7 +152,7 @@ fn take_turns(address: &str, seed: u64, rounds: usize) {
             &["./vfio-setup.sh", "bind", "--force", address, address],
         );
         model.our_turn(address, round);
-        run("sh", &["./vfio-setup.sh", "reset", address]);
+        run_when_free("sh", &["./vfio-setup.sh", "reset", address]);
         model.kernel_turn(&disk_of(address), round);
     }
     println!("{address}: {rounds} rounds");

@@ -146,11 +146,6 @@ fn under_load(controllers: &[(String, String)], take_away: impl FnOnce() + Send)
     });
     assert!(device.is_gone());
     println!("good before: {good:?}");
-    let again = Volume::open(&format!("pci:{files}"), &VolumeOptions::default()).unwrap_err();
-    assert!(
-        [ErrorKind::NotFound, ErrorKind::Busy].contains(&again.kind()),
-        "{again}"
-    );
     drop((controller, device, volume));
     for (address, _) in controllers {
         // The kernel finishes the removal once everybody has let go.
