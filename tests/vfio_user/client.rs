@@ -424,7 +424,9 @@ fn end_under_load(end: impl FnOnce(Serving, Proxy), proxy: (Serving, Proxy)) {
         let _ = pair.submit(&chain(Op::Read, 0, 8, &segments, token));
     }
     for (token, status) in drain(&mut pair) {
-        assert_eq!(status, Status::Gone, "{token}");
+        // Whoever cut the connection may still have the memory: the driver says so when it tried to stop it.
+        let ended = matches!(status, Status::Gone | Status::Unfenced);
+        assert!(ended, "{token}: {status}");
     }
     assert!(device.is_gone());
     assert_eq!(device.read32(0x1c), u32::MAX);
