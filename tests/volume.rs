@@ -41,12 +41,11 @@ fn an_image_in_use_is_refused_by_name() {
 #[test]
 fn targets_of_later_kinds_and_no_filesystems_are_refused_by_name() {
     let options = VolumeOptions::default();
-    for target in ["spdk:trtype=TCP", "uring:/dev/nvme0n1"] {
-        let error = Volume::open(target, &options).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-        let scheme = target.split(':').next().unwrap();
-        assert!(error.detail().contains(scheme), "{error}");
-    }
+    let error = Volume::open("spdk:trtype=TCP", &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.detail().contains("spdk"), "{error}");
+    let error = Volume::open("uring:/nowhere/nvme0n1", &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let error = Volume::open("ram:64M,inline", &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     let error = Volume::open("/", &options).unwrap_err();
