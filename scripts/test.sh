@@ -46,7 +46,7 @@ if ! $quick; then
     step "AddressSanitizer on the unsafe islands"
     scripts/asan.sh
 
-    step "SPDK, over vfio-user"
+    step "SPDK, both ways"
     scripts/spdk/test.sh
 
     step "cost in instructions"

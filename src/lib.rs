@@ -10,6 +10,7 @@ pub mod error;
 pub mod iomap;
 pub mod mem;
 pub mod nvme;
+pub mod spdk;
 pub mod sys;
 pub mod units;
 pub mod uring;

@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("device", 1),
     ("block", 2),
     ("nvme", 3),
+    ("spdk", 3),
     ("uring", 3),
     ("iomap", 4),
     ("xfs", 5),
@@ -35,7 +36,7 @@ const PEERS: &[(&str, &str)] = &[
 ];
 
 /// The only directories with unsafe code.
-const UNSAFE_ISLANDS: &[&str] = &["src/device/vfio/", "src/mem/", "src/sys/"];
+const UNSAFE_ISLANDS: &[&str] = &["src/device/vfio/", "src/mem/", "src/spdk/", "src/sys/"];
 
 const MAX_LINES: usize = 600;
 

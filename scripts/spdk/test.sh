@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Runs xtent and an installed SPDK against each other, over vfio-user, both ways. Without an SPDK it says SKIPPED.
+# Tests xtent with an installed SPDK, both ways: SPDK's driver as an engine of xtent's (the feature `spdk`) against
+# SPDK's own target, over NVMe/TCP on loopback and over vfio-user; SPDK's programs against `xtent serve vfio-user`;
+# and xtent's own driver against SPDK's target. Needs no disk. Without an SPDK it says SKIPPED.
 #
-#   scripts/spdk/test.sh        SPDK's identify, hello_world and perf drive `xtent serve vfio-user`; xtent drives
-#                               SPDK's nvmf_tgt: commands, files, and the driver's conformance list
+#   scripts/spdk/test.sh [PART...]      parts are missing, engine, host and target; all of them when none is named
 #
-# SPDK is looked for in $SPDK_DIR (where it was built or installed), /opt/spdk, /usr/local and the PATH. Only its
-# hello_world needs free 2 MiB hugepages.
+#   missing   what the feature says without SPDK, or with one that is too old (needs none)
+#   engine    bindings, lints, linking, the engine's tests, the conformance list's files through it
+#   host      SPDK's identify, hello_world and perf drive xtent's controller; then xtent's driver, for the data
+#   target    xtent's driver on SPDK's nvmf_tgt: the conformance list, files
+#
+# SPDK is looked for in $SPDK_DIR (where it was built or installed), by pkg-config, in /opt/spdk, /usr/local and the
+# PATH. Only its hello_world needs free 2 MiB hugepages; the targets need root.
 #
 # Functions here are called by trap and by name.
 # shellcheck disable=SC2317,SC2329
@@ -31,28 +37,48 @@ skip() {
     echo "SKIPPED: $*"
 }
 
+parts=("$@")
+for part in "${parts[@]}"; do
+    case $part in
+    missing | engine | host | target) ;;
+    -h | --help)
+        sed -n '2,/^$/s/^# \{0,1\}//p' "$0" | sed '/^Functions/,$d'
+        exit 0
+        ;;
+    *) die "there is no part '$part'; see --help" ;;
+    esac
+done
+# wanted PART: whether it is to be run.
+wanted() {
+    [ ${#parts[@]} -eq 0 ] || [[ " ${parts[*]} " = *" $1 "* ]]
+}
+
 tgt=$(find_spdk nvmf_tgt)
 identify=$(find_spdk spdk_nvme_identify)
 perf=$(find_spdk spdk_nvme_perf)
 hello=$(find_spdk hello_world)
-if [ -z "$tgt$identify$perf" ]; then
-    skip "no SPDK found: set SPDK_DIR to where it was built or installed (https://spdk.io/doc/getting_started.html)"
-    exit 0
-fi
+for dir in ${SPDK_DIR:+"$SPDK_DIR/lib" "$SPDK_DIR/build/lib"} /opt/spdk/lib /usr/local/lib; do
+    if ! pkg-config --exists spdk_nvme 2>/dev/null && [ -e "$dir/pkgconfig/spdk_nvme.pc" ]; then
+        export PKG_CONFIG_PATH=$dir/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
+    fi
+done
 need_cargo
-cargo build --locked --quiet
-cargo test --locked --quiet --test conformance --no-run
-xtent=${CARGO_TARGET_DIR:-target}/debug/xtent
+target_dir=${CARGO_TARGET_DIR:-$PWD/target}
+xtent=$target_dir/debug/xtent
 
 work=$(mktemp -d)
 children=()
 # Ends what is still running, each by its own id.
-finish() {
+end_children() {
     local pid
     for pid in "${children[@]}"; do
         kill "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
     done
+    children=()
+}
+finish() {
+    end_children
     rm -rf "$work"
 }
 trap finish EXIT
@@ -89,55 +115,154 @@ check() {
     fi
 }
 
-step "SPDK's host drives xtent's controller"
-mkdir "$work/ours"
-"$xtent" serve vfio-user "$work/ours" --media ram:1400M 2>"$work/serve.log" &
-children+=($!)
-wait_for "$work/ours/cntrl" "$work/serve.log"
-trid="trtype:VFIOUSER traddr:$work/ours subnqn:nqn.2014-08.org.nvmexpress:xtent"
-if [ -n "$identify" ]; then
-    check identify "$identify" -r "$trid" -s 128 --no-huge
-    grep -q 'xtent embedded controller' "$work/log" || die "identify shows another controller"
-else
-    skip "spdk_nvme_identify is not there"
-fi
-free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
-size=$(sed -n 's/^Hugepagesize: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-if [ -z "$hello" ]; then
-    skip "hello_world is not there: it is only in SPDK's build directory (SPDK_DIR)"
-elif [ "${free:-0}" -lt 64 ] || [ "$size" != 2048 ]; then
-    skip "hello_world wants 64 free hugepages of 2 MiB: echo 128 > /proc/sys/vm/nr_hugepages"
-else
-    check hello_world "$hello" -r "$trid" -g
-    grep -q 'Hello world!' "$work/log" || die "hello_world did not read what it wrote"
-fi
-if [ -n "$perf" ]; then
-    for load in "randrw 4096 32" "randread 512 1" "randwrite 131072 8"; do
-        read -r rw bytes depth <<<"$load"
-        check "perf $load" "$perf" -r "$trid" -s 128 --no-huge -q "$depth" -o "$bytes" -w "$rw" -M 50 -t 3 -c 1
-        sed -n 's/^Total *: */        IOPS, MiB\/s, mean, min, max us: /p' "$work/log"
+# says LOG WORDS: fails unless the log has them.
+says() {
+    grep -q -- "$2" "$1" || {
+        cat "$1" >&2
+        die "this does not say: $2"
+    }
+}
+
+test_missing() {
+    step "without SPDK the feature says what is missing"
+    if PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR="$work" cargo check --locked --features spdk >"$work/log" 2>&1; then
+        die "--features spdk was built without SPDK"
+    fi
+    says "$work/log" "does not know .spdk_nvme."
+    says "$work/log" "v24.09 or newer"
+    says "$work/log" "https://spdk.io/doc/getting_started.html"
+
+    step "an SPDK that is too old is refused by its version"
+    mkdir -p "$work/old/include/spdk"
+    local name
+    for name in spdk_nvme spdk_env_dpdk spdk_syslibs; do
+        printf 'Name: %s\nDescription: old\nVersion: 1.0\nLibs:\nCflags: -I%s\n' \
+            "$name" "$work/old/include" >"$work/old/$name.pc"
     done
-else
-    skip "spdk_nvme_perf is not there"
-fi
-# The data are checked by our own driver, on the same controller.
-check "the driver's list, after them" conformance "$work/ours/cntrl"
+    printf '#define SPDK_VERSION_MAJOR 23\n#define SPDK_VERSION_MINOR 5\n' >"$work/old/include/spdk/version.h"
+    if PKG_CONFIG_PATH="$work/old" PKG_CONFIG_LIBDIR="$work/old" \
+        cargo check --locked --features spdk >"$work/log" 2>&1; then
+        die "--features spdk was built with an SPDK that is too old"
+    fi
+    says "$work/log" "SPDK v23.05 was found, which is too old"
+}
 
-if [ -z "$tgt" ]; then
-    skip "nvmf_tgt is not there"
-    exit "$failed"
-fi
+# A package of its own that depends on xtent, with the same profile, so that little is compiled again.
+test_dependent() {
+    step "a program that depends on xtent is linked with SPDK"
+    mkdir -p "$work/dependent/src"
+    cat >"$work/dependent/Cargo.toml" <<END
+[package]
+name = "dependent"
+version = "0.1.0"
+edition = "2024"
 
-step "xtent drives SPDK's controller"
-truncate -s 1400M "$work/raw.img"
-truncate -s 512M "$work/xfs.img"
-head -c 32M /dev/urandom >"$work/data"
-printf '/\n0 0\nd--755 0 0\ndata ---644 0 0 %s\n$\n' "$work/data" >"$work/proto"
-if command -v mkfs.xfs >/dev/null; then
-    mkfs.xfs -q -p "$work/proto" "$work/xfs.img"
-fi
-mkdir "$work/raw" "$work/xfs"
-cat >"$work/config.json" <<EOF
+[workspace]
+
+[dependencies]
+xtent = { path = "$PWD", features = ["spdk"] }
+
+[profile.dev]
+opt-level = 1
+debug = "line-tables-only"
+END
+    cat >"$work/dependent/src/main.rs" <<'END'
+fn main() {
+    let options = xtent::spdk::EnvironmentOptions::default();
+    xtent::spdk::Environment::start(&options).expect("SPDK's environment");
+    // Fails at the address, not for want of the transport: that is what whole-archive linking is for.
+    let id = "trtype=TCP traddr=127.0.0.1 trsvcid=1 subnqn=nqn.2016-06.io.spdk:none";
+    let options = xtent::spdk::ControllerOptions::default();
+    let error = xtent::spdk::Controller::open(&id.parse().expect("an id"), None, options).unwrap_err();
+    assert!(!error.to_string().contains("has no TCP"), "{error}");
+    println!("{error}");
+}
+END
+    cp Cargo.lock "$work/dependent/"
+    cargo run --quiet --offline --manifest-path "$work/dependent/Cargo.toml" --target-dir "$target_dir"
+}
+
+# run_tests COMMAND...: shows what was run and what was skipped; everything when it fails.
+run_tests() {
+    "$@" >"$work/log" 2>&1 || {
+        cat "$work/log"
+        die "tests failed: $*"
+    }
+    grep -E '^(test |test result|[[:space:]]+Running)|SKIPPED' "$work/log"
+}
+
+test_engine() {
+    if ! pkg-config --exists spdk_nvme spdk_env_dpdk spdk_syslibs; then
+        skip "pkg-config knows no SPDK (PKG_CONFIG_PATH names the directory of spdk_nvme.pc): not tried as an engine"
+        return
+    fi
+    step "bindings, and lints with the feature"
+    run_tests cargo test --locked -p spdk-sys --features installed
+    cargo clippy --all-targets --locked --quiet --features spdk -- -D warnings
+    test_dependent
+    step "SPDK's driver as an engine, on SPDK's target"
+    XTENT_SPDK_BIN=${tgt%/*}
+    export XTENT_SPDK_BIN
+    run_tests cargo test --locked --features spdk --lib spdk:: -- --show-output
+    run_tests cargo test --locked --features spdk --test spdk -- --show-output
+    step "files through it"
+    XTENT_CONFORMANCE=spdk-tcp,spdk-vfio-user XTENT_SCALE=small \
+        run_tests cargo test --locked --features spdk --test conformance -- --test-threads=1
+}
+
+test_host() {
+    local free size load rw bytes depth trid
+    step "SPDK's host drives xtent's controller"
+    mkdir "$work/ours"
+    "$xtent" serve vfio-user "$work/ours" --media ram:1400M 2>"$work/serve.log" &
+    children+=($!)
+    wait_for "$work/ours/cntrl" "$work/serve.log"
+    trid="trtype:VFIOUSER traddr:$work/ours subnqn:nqn.2014-08.org.nvmexpress:xtent"
+    if [ -n "$identify" ]; then
+        check identify "$identify" -r "$trid" -s 128 --no-huge
+        grep -q 'xtent embedded controller' "$work/log" || die "identify shows another controller"
+    else
+        skip "spdk_nvme_identify is not there"
+    fi
+    free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+    size=$(sed -n 's/^Hugepagesize: *\([0-9]*\) kB/\1/p' /proc/meminfo)
+    if [ -z "$hello" ]; then
+        skip "hello_world is not there: it is only in SPDK's build directory (SPDK_DIR)"
+    elif [ "${free:-0}" -lt 64 ] || [ "$size" != 2048 ]; then
+        skip "hello_world wants 64 free hugepages of 2 MiB: echo 128 > /proc/sys/vm/nr_hugepages"
+    else
+        check hello_world "$hello" -r "$trid" -g
+        grep -q 'Hello world!' "$work/log" || die "hello_world did not read what it wrote"
+    fi
+    if [ -n "$perf" ]; then
+        for load in "randrw 4096 32" "randread 512 1" "randwrite 131072 8"; do
+            read -r rw bytes depth <<<"$load"
+            check "perf $load" "$perf" -r "$trid" -s 128 --no-huge -q "$depth" -o "$bytes" -w "$rw" -M 50 -t 3 -c 1
+            sed -n 's/^Total *: */        IOPS, MiB\/s, mean, min, max us: /p' "$work/log"
+        done
+    else
+        skip "spdk_nvme_perf is not there"
+    fi
+    # The data are checked by our own driver, on the same controller.
+    check "the driver's list, after them" conformance "$work/ours/cntrl"
+    end_children
+}
+
+test_target() {
+    if [ -z "$tgt" ]; then
+        skip "nvmf_tgt is not there"
+        return
+    fi
+    step "xtent drives SPDK's controller"
+    truncate -s 1400M "$work/raw.img"
+    truncate -s 512M "$work/xfs.img"
+    head -c 32M /dev/urandom >"$work/data"
+    printf '/\n0 0\nd--755 0 0\ndata ---644 0 0 %s\n$\n' "$work/data" >"$work/proto"
+    if command -v mkfs.xfs >/dev/null; then
+        mkfs.xfs -q -p "$work/proto" "$work/xfs.img"
+    fi
+    mkdir "$work/raw" "$work/xfs"
+    cat >"$work/config.json" <<EOF
 {"subsystems": [
   {"subsystem": "bdev", "config": [
     {"method": "bdev_aio_create", "params": {"name": "raw", "filename": "$work/raw.img", "block_size": 512}},
@@ -154,18 +279,41 @@ $(for name in raw xfs; do
 done)
     {"method": "nvmf_set_crdt", "params": {"crdt1": 0, "crdt2": 0, "crdt3": 0}}]}]}
 EOF
-"$tgt" --no-huge -s 1024 -m 0x1 -c "$work/config.json" -r "$work/rpc.sock" >"$work/tgt.log" 2>&1 &
-children+=($!)
-wait_for "$work/xfs/cntrl" "$work/tgt.log"
-check "the driver's list" conformance "$work/raw/cntrl"
-if command -v mkfs.xfs >/dev/null; then
-    check info "$xtent" info "vfio-user:$work/xfs"
-    check ls "$xtent" ls -la "vfio-user:$work/xfs" /
-    check cat sh -c "'$xtent' cat 'vfio-user:$work/xfs' /data | cmp - '$work/data'"
-    check "bench, verified" "$xtent" bench "vfio-user:$work/xfs" /data --rw randwrite --bs 4k --iodepth 32 --verify
-    check "bench by interrupts" "$xtent" bench "vfio-user:$work/xfs,wait=interrupt" /data --rw randread --bs 4k \
-        --iodepth 4 --runtime 2
-else
-    skip "mkfs.xfs is not there: no test of files"
+    "$tgt" --no-huge -s 1024 -m 0x1 -c "$work/config.json" -r "$work/rpc.sock" >"$work/tgt.log" 2>&1 &
+    children+=($!)
+    wait_for "$work/xfs/cntrl" "$work/tgt.log"
+    check "the driver's list" conformance "$work/raw/cntrl"
+    if command -v mkfs.xfs >/dev/null; then
+        check info "$xtent" info "vfio-user:$work/xfs"
+        check ls "$xtent" ls -la "vfio-user:$work/xfs" /
+        check cat sh -c "'$xtent' cat 'vfio-user:$work/xfs' /data | cmp - '$work/data'"
+        check "bench, verified" "$xtent" bench "vfio-user:$work/xfs" /data --rw randwrite --bs 4k --iodepth 32 --verify
+        check "bench by interrupts" "$xtent" bench "vfio-user:$work/xfs,wait=interrupt" /data --rw randread --bs 4k \
+            --iodepth 4 --runtime 2
+    else
+        skip "mkfs.xfs is not there: no test of files"
+    fi
+    end_children
+}
+
+if wanted missing; then
+    test_missing
+fi
+if [ -z "$tgt$identify$perf" ]; then
+    skip "no SPDK found: set SPDK_DIR to where it was built or installed (https://spdk.io/doc/getting_started.html)"
+    exit 0
+fi
+if wanted engine; then
+    test_engine
+fi
+if wanted host || wanted target; then
+    cargo build --locked --quiet
+    cargo test --locked --quiet --test conformance --no-run
+fi
+if wanted host; then
+    test_host
+fi
+if wanted target; then
+    test_target
 fi
 exit "$failed"

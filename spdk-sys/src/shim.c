@@ -148,6 +148,7 @@ void xtent_spdk_ctrlr_info(struct spdk_nvme_ctrlr *ctrlr, struct xtent_spdk_ctrl
     info->version = spdk_nvme_ctrlr_get_regs_vs(ctrlr).raw;
     info->max_transfer_bytes = spdk_nvme_ctrlr_get_max_xfer_size(ctrlr);
     info->queues = (uint16_t)(opts->num_io_queues > UINT16_MAX ? UINT16_MAX : opts->num_io_queues);
+    info->queue_entries = opts->io_queue_size;
     info->volatile_write_cache = data->vwc.present != 0;
     info->discovery = spdk_nvme_ctrlr_is_discovery(ctrlr);
 }

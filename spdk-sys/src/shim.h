@@ -56,6 +56,7 @@ struct xtent_spdk_ctrlr_info {
     char subnqn[224];
     uint32_t version;
     uint32_t max_transfer_bytes;
+    uint32_t queue_entries;
     uint16_t queues;
     bool volatile_write_cache;
     bool discovery;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use xtent::spdk::{Transport, TransportId};
 use xtent::volume::{Target, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
 use xtent::{Error, ErrorKind, Result};
 
@@ -43,9 +44,8 @@ impl EngineName {
     fn target(self, spec: &TargetSpec) -> std::result::Result<String, &'static str> {
         let same = spec.text.clone();
         match (self, &spec.kind) {
-            (Self::Uring, TargetKind::Uring(_)) | (Self::Spdk, TargetKind::Spdk(_)) => Ok(same),
-            (Self::Native, TargetKind::Spdk(text)) => vfio_user_of(text)
-                .ok_or("xtent's own driver reaches controllers by pci: and vfio-user: only"),
+            (Self::Uring, TargetKind::Uring(_)) | (Self::Spdk, TargetKind::Spdk { .. }) => Ok(same),
+            (Self::Native, TargetKind::Spdk { id, nsid }) => own_way(id, *nsid),
             (Self::Native, TargetKind::Uring(path)) if Path::new(path).is_file() => {
                 Ok(format!("image:{}", escaped(path)))
             }
@@ -61,10 +61,11 @@ impl EngineName {
                 "the kernel has no device of a disk that is with VFIO (compare --device hands one to and fro)",
             ),
             (Self::Uring, _) => Err("the kernel does not reach it"),
-            (Self::Spdk, TargetKind::Pci { address, .. }) => {
-                Ok(format!("spdk:trtype=PCIe traddr={address}"))
-            }
-            (Self::Spdk, TargetKind::VfioUser { socket, .. }) => {
+            (Self::Spdk, TargetKind::Pci { address, nsid }) => Ok(with_nsid(
+                format!("spdk:trtype=PCIe traddr={address}"),
+                *nsid,
+            )),
+            (Self::Spdk, TargetKind::VfioUser { socket, nsid }) => {
                 // SPDK names the directory.
                 let dir = if socket.ends_with("cntrl") {
                     socket.parent().unwrap_or(socket)
@@ -72,7 +73,7 @@ impl EngineName {
                     socket
                 };
                 dir.to_str()
-                    .map(|dir| format!("spdk:trtype=VFIOUSER traddr={dir}"))
+                    .map(|dir| with_nsid(format!("spdk:trtype=VFIOUSER traddr={dir}"), *nsid))
                     .ok_or("its name is not UTF-8")
             }
             (Self::Spdk, _) => Err("SPDK drives controllers, and this is a file or memory"),
@@ -85,16 +86,29 @@ fn escaped(path: &str) -> String {
     path.replace(',', ",,")
 }
 
-/// The socket of `trtype=VFIOUSER traddr=DIR`.
-fn vfio_user_of(transport: &str) -> Option<String> {
-    let field = |name: &str| {
-        transport.split_whitespace().find_map(|word| {
-            let (key, value) = word.split_once(['=', ':'])?;
-            key.eq_ignore_ascii_case(name).then_some(value)
-        })
-    };
-    let is_vfio_user = field("trtype")?.eq_ignore_ascii_case("VFIOUSER");
-    is_vfio_user.then_some(format!("vfio-user:{}", field("traddr")?))
+/// A target with the option that names a namespace.
+fn with_nsid(target: String, nsid: Option<u32>) -> String {
+    match nsid {
+        Some(nsid) => format!("{target},nsid={nsid}"),
+        None => target,
+    }
+}
+
+/// How xtent's own driver names what SPDK's does.
+fn own_way(id: &TransportId, nsid: Option<u32>) -> std::result::Result<String, &'static str> {
+    match id.transport {
+        Transport::VfioUser => Ok(with_nsid(
+            format!("vfio-user:{}", escaped(&id.address)),
+            nsid,
+        )),
+        Transport::Pcie => Ok(match nsid {
+            Some(nsid) => format!("pci:{}/{nsid}", id.address),
+            None => format!("pci:{}", id.address),
+        }),
+        Transport::Tcp | Transport::Rdma => {
+            Err("xtent's own driver reaches controllers by pci: and vfio-user: only")
+        }
+    }
 }
 
 /// What to compare, and how long.

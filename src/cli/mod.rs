@@ -14,6 +14,7 @@ mod failure;
 mod fiemap;
 mod get;
 mod info;
+mod list;
 mod ls;
 mod output;
 mod put;
@@ -53,6 +54,10 @@ Targets:
   vfio-user:SOCKET    a controller that another process serves (SPDK's nvmf_tgt, `xtent serve vfio-user`);
                       with nsid=N where it has several namespaces
   uring:/dev/nvme0n1  a block device, or a file, through the kernel's block layer (io_uring)
+  'spdk:trtype=TCP traddr=192.0.2.1 trsvcid=4420 subnqn=NQN'
+                      a controller that SPDK drives (TCP, RDMA, PCIe, VFIOUSER; nsid=N), where xtent was built
+                      with SPDK; XTENT_SPDK=huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off starts SPDK so,
+                      XTENT_SPDK_LOG=1 shows what it logs
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
@@ -77,6 +82,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Shows the health of a disk, its last errors and its firmware
     Smart(smart::SmartArgs),
+    /// Lists NVMe controllers: of this machine, or what a discovery service offers
+    List(list::ListArgs),
     /// Lists directories
     Ls(ls::LsArgs),
     /// Shows all that is known of files
@@ -161,6 +168,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         Command::Info(args) => info::run(&args),
         Command::Smart(args) => smart::run(&args),
+        Command::List(args) => list::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Cat(args) => cat::run(&args),

@@ -73,7 +73,11 @@ impl Arena {
         Self::of(pages)
     }
 
-    fn of(pages: Pages) -> Result<Self> {
+    /// An arena of memory that is there already.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`] when no device addresses are left.
+    pub fn of(pages: Pages) -> Result<Self> {
         let iova = IOVAS
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -65,6 +65,15 @@ pub trait Mapper: Send + Sync {
     fn unmap(&self, arena: &Arc<Arena>) -> Result<()>;
 }
 
+/// Where arenas come from when a device can only reach memory of one origin.
+pub trait ArenaSource: Send + Sync {
+    /// An arena of `len_bytes`, a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`].
+    fn arena(&self, len_bytes: usize) -> Result<Arena>;
+}
+
 /// Memory for DMA. Cheap to clone; all clones share the arenas. Freed pieces are reused; arenas live as
 /// long as the heap and its buffers.
 #[derive(Clone)]
@@ -72,6 +81,7 @@ pub struct Heap(Arc<HeapInner>);
 
 pub(super) struct HeapInner {
     config: HeapConfig,
+    source: Option<Arc<dyn ArenaSource>>,
     state: Mutex<State>,
 }
 
@@ -91,8 +101,14 @@ struct Piece {
 impl Heap {
     /// A heap without arenas; the first allocation makes one.
     pub fn new(config: HeapConfig) -> Self {
+        Self::with_source(config, None)
+    }
+
+    /// As [`Heap::new`], with arenas from `source`, if there is one, instead of the system.
+    pub fn with_source(config: HeapConfig, source: Option<Arc<dyn ArenaSource>>) -> Self {
         Self(Arc::new(HeapInner {
             config,
+            source,
             state: Mutex::default(),
         }))
     }
@@ -256,6 +272,12 @@ impl HeapInner {
 
     /// An arena of `want` bytes, or of fewer hugepages down to `need` before ordinary memory is used.
     fn new_arena(&self, want: usize, need: usize) -> Result<Arena> {
+        if let Some(source) = &self.source {
+            return source.arena(want).or_else(|error| match want > need {
+                true => source.arena(need),
+                false => Err(error),
+            });
+        }
         let shareable = self.config.shareable;
         let huge = |len| match shareable {
             true => Arena::shared(len, true),

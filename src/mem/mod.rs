@@ -20,7 +20,7 @@ mod words;
 
 pub use arena::{Arena, Backing};
 pub use buf::{DmaBuf, Lent, Segment};
-pub use heap::{Heap, HeapConfig, HugePages, Mapper};
+pub use heap::{ArenaSource, Heap, HeapConfig, HugePages, Mapper};
 pub use mmio::{DOORBELLS_IN_FILE, Doorbell, DoorbellArray};
 pub use peer::PeerMemory;
 pub use space::{DmaFault, DmaRange, DmaSpace};

@@ -1,6 +1,7 @@
 //! Memory for DMA: hugepages of 2 MiB, or ordinary locked pages; anonymous, or a file that can be shared.
 
 use std::alloc::Layout;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -32,7 +33,6 @@ pub struct Pages {
     mapping: Mapping,
 }
 
-#[derive(Debug)]
 enum Mapping {
     /// By the `hugepage-rs` crate, with this layout.
     HugepageRs(Layout),
@@ -47,6 +47,19 @@ enum Mapping {
         len_bytes: usize,
         file: File,
     },
+    /// Not ours: whoever lent it takes it back when this is dropped.
+    Lent { _owner: Box<dyn Send + Sync> },
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HugepageRs(_) => "HugepageRs",
+            Self::Own { .. } => "Own",
+            Self::Shared { .. } => "Shared",
+            Self::Lent { .. } => "Lent",
+        })
+    }
 }
 
 // SAFETY: `Pages` owns its mapping; it hands out only the address, and unmapping from another thread is
@@ -173,6 +186,25 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Zeroed memory that someone else reserved, and that `owner` gives back when it is dropped.
+    ///
+    /// # Safety
+    /// `len_bytes` from `base` are readable and writable until `owner` is dropped, and nobody else touches
+    /// them; both are multiples of 2 MiB.
+    pub unsafe fn lent(
+        base: NonNull<u8>,
+        len_bytes: usize,
+        kind: PageKind,
+        owner: Box<dyn Send + Sync>,
+    ) -> Self {
+        Self {
+            base,
+            len_bytes,
+            kind,
+            mapping: Mapping::Lent { _owner: owner },
+        }
+    }
+
     fn map(len_bytes: usize, flags: libc::c_int, kind: PageKind) -> io::Result<Self> {
         // Ordinary mappings are aligned to 4 KiB only: reserve one step more and use the aligned part.
         let slack = if flags == 0 { HUGE_PAGE_BYTES } else { 0 };
@@ -243,7 +275,7 @@ impl Pages {
     pub fn file(&self) -> Option<&File> {
         match &self.mapping {
             Mapping::Shared { file, .. } => Some(file),
-            Mapping::HugepageRs(_) | Mapping::Own { .. } => None,
+            Mapping::HugepageRs(_) | Mapping::Own { .. } | Mapping::Lent { .. } => None,
         }
     }
 }
@@ -262,6 +294,7 @@ impl Drop for Pages {
                 // SAFETY: the whole reservation that was made; nothing refers to it once its owner drops.
                 unsafe { libc::munmap(start.as_ptr().cast(), *len_bytes) };
             }
+            Mapping::Lent { .. } => {}
         }
     }
 }

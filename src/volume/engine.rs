@@ -19,6 +19,9 @@ pub(super) enum Engine {
     },
     /// The kernel's block layer.
     Uring(Disk),
+    /// SPDK's driver.
+    #[cfg(feature = "spdk")]
+    Spdk(Arc<crate::spdk::Controller>),
 }
 
 /// How a queue is made.
@@ -52,6 +55,16 @@ impl Engine {
                     wait: options.wait,
                 })
                 .map(EngineQueue::Uring),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(controller) => controller
+                .queue(crate::spdk::QueueOptions {
+                    depth: options.depth,
+                    max_segments: 1,
+                    timeout: options.timeout,
+                    read_only: options.read_only,
+                    ..crate::spdk::QueueOptions::default()
+                })
+                .map(|queue| EngineQueue::Spdk(Box::new(queue))),
         }
     }
 
@@ -59,6 +72,8 @@ impl Engine {
     pub(super) fn info(&self) -> Result<TargetInfo> {
         match self {
             Self::Uring(disk) => Ok(super::uring::info(disk.info())),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(controller) => Ok(super::spdk::info(controller.info())),
             Self::Nvme { controller, nsid } => {
                 let info = controller.info();
                 let namespace = usable_namespace(&info.namespaces, *nsid)?;
@@ -114,6 +129,9 @@ pub(super) enum EngineQueue {
     Nvme(QueuePair),
     /// A ring of the kernel's.
     Uring(RingQueue),
+    /// A queue pair of SPDK's.
+    #[cfg(feature = "spdk")]
+    Spdk(Box<crate::spdk::SpdkQueue>),
 }
 
 impl Queue for EngineQueue {
@@ -122,6 +140,8 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.limits(),
             Self::Uring(queue) => queue.limits(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.limits(),
         }
     }
 
@@ -130,6 +150,8 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.submit(chain),
             Self::Uring(queue) => queue.submit(chain),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.submit(chain),
         }
     }
 
@@ -138,6 +160,8 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.poll(budget, done),
             Self::Uring(queue) => queue.poll(budget, done),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.poll(budget, done),
         }
     }
 
@@ -146,6 +170,8 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.outstanding(),
             Self::Uring(queue) => queue.outstanding(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.outstanding(),
         }
     }
 
@@ -154,6 +180,8 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.relax(),
             Self::Uring(queue) => queue.relax(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.relax(),
         }
     }
 }

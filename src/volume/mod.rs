@@ -37,6 +37,7 @@ mod open;
 mod path;
 mod raw;
 mod reader;
+mod spdk;
 mod target;
 mod uring;
 mod walk;

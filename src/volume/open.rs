@@ -65,7 +65,14 @@ impl Target {
     /// # Errors
     /// As [`Target::open`].
     pub fn open_spec(spec: &TargetSpec, options: &VolumeOptions) -> Result<Self> {
-        let (access, heap) = (access_of(spec, options), heap_of(spec, options));
+        let access = access_of(spec, options);
+        if let TargetKind::Spdk { id, nsid } = &spec.kind {
+            // SPDK says where the memory comes from.
+            let config = heap_config_of(spec, options);
+            let (engine, heap) = super::spdk::open(id, *nsid, config, wait_of(spec, options))?;
+            return Self::on_engine(spec, options, heap, engine, None);
+        }
+        let heap = heap_of(spec, options);
         if let TargetKind::Uring(path) = &spec.kind {
             let disk = super::uring::open(spec, path.as_ref(), access, &heap)?;
             return Self::on_engine(spec, options, heap, Engine::Uring(disk), None);
@@ -119,6 +126,9 @@ impl Target {
             Engine::Nvme { controller, .. } => controller.events(),
             // The kernel keeps what the device reports to itself.
             Engine::Uring(_) => Vec::new(),
+            // So does SPDK, which acts on it.
+            #[cfg(feature = "spdk")]
+            Engine::Spdk(_) => Vec::new(),
         }
     }
 
@@ -145,12 +155,16 @@ pub(super) fn access_of(spec: &TargetSpec, options: &VolumeOptions) -> ImageAcce
 
 /// Its memory.
 pub(super) fn heap_of(spec: &TargetSpec, options: &VolumeOptions) -> Heap {
-    Heap::new(HeapConfig {
+    Heap::new(heap_config_of(spec, options))
+}
+
+fn heap_config_of(spec: &TargetSpec, options: &VolumeOptions) -> HeapConfig {
+    HeapConfig {
         huge_pages: options.huge_pages,
         limit_bytes: options.memory_limit_bytes,
         shareable: matches!(spec.kind, TargetKind::VfioUser { .. }),
         ..HeapConfig::default()
-    })
+    }
 }
 
 /// What that is made of.
@@ -296,7 +310,7 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
         TargetKind::Pci { .. } | TargetKind::VfioUser { .. } | TargetKind::Uring(_) => {
             later("a disk as a medium")
         }
-        TargetKind::Spdk(_) => later("spdk: targets"),
+        TargetKind::Spdk { .. } => later("an SPDK controller as a medium"),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::block::Wait;
 use crate::device::vfio::PciAddress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::HugePages;
+use crate::spdk::TransportId;
 
 /// How the embedded controller runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,8 +95,13 @@ pub enum TargetKind {
         /// The namespace; `None` for the only one there is.
         nsid: Option<u32>,
     },
-    /// `spdk:TRANSPORT`: a disk or a remote subsystem over SPDK.
-    Spdk(String),
+    /// `spdk:trtype=... traddr=...`, with `nsid=N`: a controller that SPDK drives, of this machine or another.
+    Spdk {
+        /// Where the controller is.
+        id: TransportId,
+        /// The namespace; `None` for the only one there is.
+        nsid: Option<u32>,
+    },
     /// `uring:PATH`: a block device or a file over the kernel's block layer.
     Uring(String),
 }
@@ -145,7 +151,7 @@ const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKE
                        uring:PATH";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
                        wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, \
-                       for ram: load=FILE, and for vfio-user: nsid=N";
+                       for ram: load=FILE, and for vfio-user: and spdk: nsid=N";
 
 impl TargetSpec {
     /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
@@ -314,7 +320,10 @@ fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
             socket: PathBuf::from(rest),
             nsid: None,
         },
-        "spdk" => TargetKind::Spdk(rest.to_owned()),
+        "spdk" => TargetKind::Spdk {
+            id: rest.parse()?,
+            nsid: None,
+        },
         _ => TargetKind::Uring(rest.to_owned()),
     })
 }
@@ -353,8 +362,14 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
             _ => return Err(invalid("the option `load` is for ram: targets only")),
         },
         ("nsid", Some(value)) => match &mut spec.kind {
-            TargetKind::VfioUser { nsid, .. } => *nsid = Some(parse_nsid(value)?),
-            _ => return Err(invalid("the option `nsid` is for vfio-user: targets only")),
+            TargetKind::VfioUser { nsid, .. } | TargetKind::Spdk { nsid, .. } => {
+                *nsid = Some(parse_nsid(value)?);
+            }
+            _ => {
+                return Err(invalid(
+                    "the option `nsid` is for vfio-user: and spdk: targets only",
+                ));
+            }
         },
         ("lba" | "vwc" | "wait" | "dbbuf", Some(value)) => {
             return Err(invalid(format!(

@@ -6,7 +6,8 @@
 //! in many shapes), `vfio-user` (the same behind a socket; these two are meant when nothing is said),
 //! `vfio-user:SOCKET` (a controller that another process serves, SPDK's say; only for the driver's tests, and
 //! **all that is on its disk is lost**) and `pci:ADDRESS` (a controller over VFIO; **all that is on its disk is
-//! lost**, and it must be one that vfio-setup.sh gives away). Stands are independent:
+//! lost**, and it must be one that vfio-setup.sh gives away). `spdk-tcp` and `spdk-vfio-user` (with the feature
+//! `spdk`) are SPDK's driver on a disk of SPDK's own target. Stands are independent:
 //! with `--test-threads=2` two of them work at once.
 //!
 //! `XTENT_SCALE=small` does less of everything, for a machine that is emulated. `XTENT_SEED` changes random

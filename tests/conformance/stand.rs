@@ -31,6 +31,11 @@ pub(crate) trait Engine: Send + Sync {
     /// The disk, for tests of files.
     fn disk(&self, lba_bytes: u32) -> Disk;
 
+    /// Bytes in a block, where it is known without asking the controller.
+    fn block_bytes(&self) -> Option<u32> {
+        None
+    }
+
     /// Why tests of files cannot run; `None` when they can.
     fn missing(&self) -> Option<String> {
         kernel_is_missing()
@@ -98,6 +103,9 @@ impl Stand {
     /// Bytes in a block; asks the device, at the first call.
     pub(crate) fn lba_bytes(&self) -> u32 {
         *self.lba_bytes.get_or_init(|| {
+            if let Some(block_bytes) = self.engine.block_bytes() {
+                return block_bytes;
+            }
             let rig = self.open(&Memory::new());
             let namespaces = &rig.controller.info().namespaces;
             let namespace = namespaces.first().expect("a namespace");
@@ -352,6 +360,48 @@ impl Engine for Socket {
     }
 }
 
+/// A disk that SPDK's own target exports, through SPDK's own driver.
+#[cfg(feature = "spdk")]
+struct Spdk {
+    block_bytes: u32,
+    vfio_user: bool,
+}
+
+#[cfg(feature = "spdk")]
+impl Engine for Spdk {
+    fn device(&self) -> Arc<dyn Device> {
+        unreachable!("tests of our own driver are not for SPDK's")
+    }
+
+    fn disk(&self, lba_bytes: u32) -> Disk {
+        let hands = super::common::nvmf::NvmfHands::new(CAPACITY_BYTES, lba_bytes, self.vfio_user);
+        Disk::new(hands, lba_bytes)
+    }
+
+    fn block_bytes(&self) -> Option<u32> {
+        Some(self.block_bytes)
+    }
+
+    fn missing(&self) -> Option<String> {
+        kernel_is_missing()
+            .or_else(loop_is_missing)
+            .or_else(super::common::nvmf::missing)
+    }
+}
+
+#[cfg(feature = "spdk")]
+fn spdk(word: &str) -> Vec<Stand> {
+    let vfio_user = word == "spdk-vfio-user";
+    let stand = |block_bytes| {
+        let engine = Spdk {
+            block_bytes,
+            vfio_user,
+        };
+        Stand::new(format!("{word}:{block_bytes}"), "spdk", For::Files, engine)
+    };
+    vec![stand(512), stand(4096)]
+}
+
 /// The stands that a word of `XTENT_CONFORMANCE` names.
 fn kinds_of(word: &str) -> Vec<Stand> {
     match word.split_once(':') {
@@ -376,6 +426,8 @@ fn kinds_of(word: &str) -> Vec<Stand> {
                 Pci { address },
             )]
         }
+        #[cfg(feature = "spdk")]
+        None if word == "spdk-tcp" || word == "spdk-vfio-user" => spdk(word),
         _ => panic!(
             "XTENT_CONFORMANCE is a list of `embedded`, `vfio-user`, `vfio-user:SOCKET` and `pci:ADDRESS`, and \
              names `{word}`"

@@ -30,6 +30,11 @@ impl Memory {
             shareable: true,
             ..HeapConfig::default()
         });
+        Self::on(heap)
+    }
+
+    /// Memory of this heap.
+    pub fn on(heap: Heap) -> Self {
         let window = Arc::new(DmaSpace::default());
         heap.attach(window.clone()).unwrap();
         Self { heap, window }

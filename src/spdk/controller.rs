@@ -1,0 +1,592 @@
+//! A controller that SPDK drives: attached, described, shared by the queues of all threads.
+
+use std::ffi::c_char;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use spdk_sys as ffi;
+
+use super::attach::{Attached, Host, attach, detach, new_hostnqn};
+use super::core::{Core, CoreShape};
+use super::env::{Environment, EnvironmentOptions, forget_words, words};
+use super::keeper;
+use super::memory::{Arenas, SpdkMemory, Windows};
+use super::queue::SpdkQueue;
+use super::transport::{Transport, TransportId};
+use crate::block::Limits;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{ArenaSource, Heap, Mapper};
+
+/// The generation of a controller that is gone for good.
+pub(super) const GONE: u64 = u64::MAX;
+
+/// How a controller is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct ControllerOptions {
+    /// Time for the controller to come up, at first and after each reset or reconnection.
+    pub connect_timeout: Duration,
+    /// Time after which a controller that does not come back is gone.
+    pub loss_timeout: Duration,
+    /// Between two signs of life (fabrics).
+    pub keep_alive: Duration,
+}
+
+impl Default for ControllerOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(15),
+            loss_timeout: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How a queue is made.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueOptions {
+    /// Chains outstanding at once.
+    pub depth: usize,
+    /// Most segments of a chain.
+    pub max_segments: usize,
+    /// Time after which a command counts as lost.
+    pub timeout: Duration,
+    /// How often a chain is sent again after a reset or a lost connection.
+    pub retries: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+impl Default for QueueOptions {
+    fn default() -> Self {
+        Self {
+            depth: 128,
+            max_segments: 8,
+            timeout: Duration::from_secs(30),
+            retries: 16,
+            read_only: false,
+        }
+    }
+}
+
+/// A controller and the namespace that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerInfo {
+    /// Model number.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+    /// Firmware revision.
+    pub firmware: String,
+    /// Version of the specification that it follows.
+    pub version: String,
+    /// The subsystem's name.
+    pub subnqn: String,
+    /// I/O queue pairs that it grants.
+    pub queues: u16,
+    /// Most entries of an I/O queue.
+    pub max_queue_entries: u32,
+    /// Written data may be lost with power until a flush.
+    pub volatile_write_cache: bool,
+    /// The namespace.
+    pub nsid: u32,
+    /// Its size in blocks.
+    pub blocks: u64,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// Most bytes of one command.
+    pub max_transfer_bytes: u32,
+    /// Blocks between boundaries that commands do not cross; 0 for none.
+    pub boundary_blocks: u32,
+    /// The namespace is write protected.
+    pub read_only: bool,
+    /// Write zeroes is offered.
+    pub write_zeroes: bool,
+    /// Deallocate is offered.
+    pub deallocate: bool,
+}
+
+/// What happened to a controller since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Commands that passed their deadline.
+    pub timeouts: u64,
+    /// Times that it was reset or connected again.
+    pub resets: u64,
+}
+
+/// What the queues and the keeper share.
+pub(super) struct Shared {
+    pub(super) host: Host,
+    pub(super) options: ControllerOptions,
+    pub(super) nsid: u32,
+    pub(super) info: ControllerInfo,
+    /// Even while it is up, odd during a reset, or [`GONE`].
+    pub(super) generation: AtomicU64,
+    /// The generation that somebody wants to end by a reset, plus one; 0 for none.
+    wanted: AtomicU64,
+    pub(super) ctrlr: AtomicPtr<ffi::spdk_nvme_ctrlr>,
+    /// Who has this makes queue pairs, or resets.
+    pub(super) cores: Mutex<Vec<Arc<Core>>>,
+    pub(super) stop: AtomicBool,
+    bell: Mutex<()>,
+    rung: Condvar,
+    pub(super) timeouts: AtomicU64,
+    pub(super) resets: AtomicU64,
+    started: Instant,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Wants the controller reset, unless it was since `generation`.
+    #[cold]
+    pub(super) fn ask_reset(&self, generation: u64) {
+        if self.wanted.fetch_max(generation + 1, Ordering::AcqRel) <= generation {
+            let _bell = lock(&self.bell);
+            self.rung.notify_all();
+        }
+    }
+
+    pub(super) fn reset_is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) > self.generation.load(Ordering::Acquire)
+    }
+
+    /// Sleeps, but not when there is something to do: a reset is wanted, or the end.
+    pub(super) fn sleep(&self, time: Duration, but_for_resets: bool) {
+        let bell = lock(&self.bell);
+        if self.stopping() || (but_for_resets && self.reset_is_wanted()) {
+            return;
+        }
+        drop(self.rung.wait_timeout(bell, time));
+    }
+
+    /// Whether SPDK takes the controller for failed. The caller has the lock of `cores`.
+    fn has_failed(&self) -> bool {
+        let ctrlr = self.ctrlr.load(Ordering::Acquire);
+        // SAFETY: attached while the lock is held. Polled, because that is how SPDK notices.
+        let polled = unsafe { ffi::spdk_nvme_ctrlr_process_admin_completions(ctrlr) };
+        // SAFETY: as above.
+        polled < 0 || unsafe { ffi::spdk_nvme_ctrlr_is_failed(ctrlr) }
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Gives the core a queue pair. The caller has its `lock`, or nobody else knows of it yet.
+    pub(super) fn equip(&self, core: &Core) -> Result<()> {
+        let ctrlr = self.ctrlr.load(Ordering::Acquire);
+        // SAFETY: the controller is attached: the keeper gives it up under the lock of `cores`, which callers hold.
+        let ns = unsafe { ffi::spdk_nvme_ctrlr_get_ns(ctrlr, self.nsid) };
+        if ns.is_null() {
+            return Err(Error::new(ErrorKind::NotFound, "the namespace is gone"));
+        }
+        let commands = u32::try_from(core.shape.commands).unwrap_or(1024);
+        let entries = (commands + 1).min(self.info.max_queue_entries);
+        // Cut at what PRPs cannot say and at boundaries, a command becomes several requests.
+        let requests = commands.saturating_mul(4).max(256);
+        // SAFETY: as above.
+        let qpair = unsafe { ffi::xtent_spdk_qpair(ctrlr, entries, requests) };
+        if qpair.is_null() {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                format!("the controller grants no queue{}", words()),
+            ));
+        }
+        core.ns.set(ns);
+        core.qpair.set(qpair);
+        Ok(())
+    }
+}
+
+/// A controller that SPDK drives. Dropped, it is detached.
+pub struct Controller {
+    pub(super) shared: Arc<Shared>,
+    pub(super) arenas: Arc<Arenas>,
+    mapper: Arc<dyn Mapper>,
+    environment: &'static Environment,
+    /// The heap that it was opened with, to be left behind.
+    heap: Mutex<Option<Heap>>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+/// Controllers that are open in this process: SPDK would hand out the same one twice.
+static OPEN: Mutex<Vec<(TransportId, Weak<Shared>)>> = Mutex::new(Vec::new());
+
+impl Controller {
+    /// Attaches a controller; `nsid` names a namespace where it has several. The environment is started, if
+    /// it is not, as `XTENT_SPDK` says.
+    ///
+    /// # Errors
+    /// What keeps the environment from starting; a controller that cannot be reached or does not come up; a
+    /// namespace that is not there or has a format that cannot be used.
+    pub fn open(
+        id: &TransportId,
+        nsid: Option<u32>,
+        options: ControllerOptions,
+    ) -> Result<Arc<Self>> {
+        let environment = environment_for(id)?;
+        if id.transport.is_fabrics() && id.subnqn.is_none() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "`subnqn` is missing: it names the subsystem; `xtent list` with the same words shows which there are",
+            ));
+        }
+        let hostnqn = match &id.hostnqn {
+            Some(name) => name.clone(),
+            None => new_hostnqn()?,
+        };
+        check_not_open(id)?;
+        let host = Host {
+            id: id.clone(),
+            hostnqn,
+            keep_alive: options.keep_alive,
+            connect_timeout: options.connect_timeout,
+            admin_timeout: options.connect_timeout,
+        };
+        let attached = attach(&host, options.connect_timeout)?;
+        let info = match describe(&attached, nsid) {
+            Ok(info) => info,
+            Err(error) => {
+                detach(attached);
+                return Err(error);
+            }
+        };
+        let shared = Arc::new(Shared {
+            host,
+            options,
+            nsid: info.nsid,
+            info,
+            generation: AtomicU64::new(2),
+            wanted: AtomicU64::new(0),
+            ctrlr: AtomicPtr::new(attached.0),
+            cores: Mutex::default(),
+            stop: AtomicBool::new(false),
+            bell: Mutex::default(),
+            rung: Condvar::new(),
+            timeouts: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
+            started: Instant::now(),
+        });
+        lock(&OPEN).push((id.clone(), Arc::downgrade(&shared)));
+        let for_keeper = Arc::clone(&shared);
+        let keeper = thread::Builder::new()
+            .name("spdk-keeper".into())
+            .spawn(move || keeper::run(&for_keeper))
+            .map_err(|e| {
+                detach(attached);
+                Error::system("cannot start a thread", e)
+            })?;
+        let arenas = Arc::new(Arenas::new(id.transport));
+        Ok(Arc::new(Self {
+            shared,
+            mapper: arenas.clone(),
+            arenas,
+            environment,
+            heap: Mutex::default(),
+            keeper: Some(keeper),
+        }))
+    }
+
+    /// Where the memory of a heap for this controller must come from; `None` for anywhere.
+    pub fn arena_source(&self) -> Option<Arc<dyn ArenaSource>> {
+        match self.shared.host.id.transport {
+            Transport::VfioUser => Some(Arc::new(SpdkMemory(self.environment))),
+            Transport::Pcie | Transport::Tcp | Transport::Rdma => None,
+        }
+    }
+
+    /// Lets the controller reach the memory of a heap (see [`Controller::arena_source`]), until it is dropped.
+    ///
+    /// # Errors
+    /// When SPDK cannot map it.
+    pub fn attach(&self, heap: &Heap) -> Result<()> {
+        heap.attach(Arc::clone(&self.mapper))?;
+        let before = lock(&self.heap).replace(heap.clone());
+        match before {
+            Some(before) if before.backing().is_some() => before.detach(&self.mapper),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the controller says of itself and its namespace.
+    pub fn info(&self) -> &ControllerInfo {
+        &self.shared.info
+    }
+
+    /// What happened since it was opened.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            timeouts: self.shared.timeouts.load(Ordering::Relaxed),
+            resets: self.shared.resets.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Resets the controller, or connects to it again: what is outstanding is sent again. Returns at once.
+    pub fn reset(&self) {
+        self.shared
+            .ask_reset(self.shared.generation.load(Ordering::Acquire) & !1);
+    }
+
+    /// A queue for the calling thread. During a reset this waits for its end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceGone`]; [`ErrorKind::OutOfMemory`] when the controller has no queue left.
+    pub fn queue(self: &Arc<Self>, options: QueueOptions) -> Result<SpdkQueue> {
+        let info = &self.shared.info;
+        let depth = options.depth.clamp(1, 4095);
+        let limits = Limits {
+            block_bytes: info.block_bytes,
+            capacity_blocks: info.blocks,
+            max_segments: options.max_segments.clamp(1, 256),
+            dma_align_bytes: info.block_bytes,
+            max_transfer_bytes: Some(info.max_transfer_bytes),
+            volatile_write_cache: info.volatile_write_cache,
+            fua: true,
+            write_zeroes: info.write_zeroes,
+            deallocate: info.deallocate,
+            read_only: options.read_only || info.read_only,
+            depth,
+        };
+        let core = Arc::new(Core::new(CoreShape {
+            limits,
+            commands: (depth * 2).clamp(16, 1023),
+            retries: options.retries,
+        }));
+        let generation = self.admit(&core)?;
+        let windows = Windows::new(&self.arenas);
+        Ok(SpdkQueue::new(
+            Arc::clone(self),
+            core,
+            windows,
+            generation,
+            options.timeout,
+        ))
+    }
+}
+
+impl Controller {
+    /// Gives a new core a queue pair and a place among the others. The generation that it belongs to.
+    fn admit(&self, core: &Arc<Core>) -> Result<u64> {
+        let shared = &self.shared;
+        for last in [false, true] {
+            // A reset has this lock all the while: afterwards the controller is up, or gone.
+            let mut cores = lock(&shared.cores);
+            let generation = shared.generation.load(Ordering::Acquire);
+            if generation == GONE {
+                return Err(Error::new(ErrorKind::DeviceGone, "the controller is gone"));
+            }
+            forget_words();
+            match shared.equip(core) {
+                Ok(()) => {
+                    keeper::forget_dropped(&mut cores);
+                    cores.push(Arc::clone(core));
+                    return Ok(generation);
+                }
+                Err(error) if last || !shared.has_failed() => return Err(error),
+                Err(_) => {}
+            }
+            drop(cores);
+            // The connection is gone, and nobody has noticed yet.
+            shared.ask_reset(generation);
+            while shared.generation.load(Ordering::Acquire) == generation {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Err(Error::new(
+            ErrorKind::DeviceGone,
+            "the controller does not stay up",
+        ))
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        drop(lock(&self.shared.bell));
+        self.shared.rung.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        if let Some(heap) = lock(&self.heap).take() {
+            let _ = heap.detach(&self.mapper);
+        }
+        let mine = Arc::downgrade(&self.shared);
+        lock(&OPEN).retain(|(_, shared)| !shared.ptr_eq(&mine));
+    }
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("id", &self.shared.host.id.to_string())
+            .field("generation", &self.shared.generation)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The environment, with PCI where that is needed.
+pub(super) fn environment_for(id: &TransportId) -> Result<&'static Environment> {
+    let pci = id.transport == Transport::Pcie;
+    let mut options = EnvironmentOptions::from_environment()?;
+    options.pci |= pci;
+    let environment = Environment::start(&options)?;
+    if pci && !environment.options().pci {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "SPDK was started without PCI in this process: open PCIe targets first, or set XTENT_SPDK=pci=on",
+        ));
+    }
+    Ok(environment)
+}
+
+fn check_not_open(id: &TransportId) -> Result<()> {
+    // Under names of their own, connections to one subsystem are independent.
+    if id.transport.is_fabrics() && id.hostnqn.is_none() {
+        return Ok(());
+    }
+    let mut open = lock(&OPEN);
+    open.retain(|(_, shared)| shared.strong_count() > 0);
+    match open.iter().any(|(other, _)| other == id) {
+        true => Err(Error::new(
+            ErrorKind::Busy,
+            "this process has the controller open already",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn text<const N: usize>(field: &[c_char; N]) -> String {
+    let bytes: Vec<u8> = field
+        .iter()
+        .map(|&c| c.cast_unsigned())
+        .take_while(|&byte| byte != 0)
+        .collect();
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+/// What a controller and its namespace say, checked.
+pub(super) fn describe(attached: &Attached, nsid: Option<u32>) -> Result<ControllerInfo> {
+    let mut about = ffi::xtent_spdk_ctrlr_info::default();
+    // SAFETY: an attached controller, and a place for the answer.
+    unsafe { ffi::xtent_spdk_ctrlr_info(attached.0, &raw mut about) };
+    if about.discovery {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "this is a discovery service, which has no namespaces: `xtent list` shows what it offers",
+        ));
+    }
+    let nsid = choose_namespace(attached, nsid)?;
+    // SAFETY: as above.
+    let ns = unsafe { ffi::spdk_nvme_ctrlr_get_ns(attached.0, nsid) };
+    if ns.is_null() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no namespace {nsid}"),
+        ));
+    }
+    let mut space = ffi::xtent_spdk_ns_info::default();
+    // SAFETY: controller and namespace are attached, and there is a place for the answer.
+    unsafe { ffi::xtent_spdk_ns_info(attached.0, ns, &raw mut space) };
+    check_namespace(nsid, &space)?;
+    let (major, minor) = (about.version >> 16, about.version >> 8 & 0xff);
+    Ok(ControllerInfo {
+        model: text(&about.model),
+        serial: text(&about.serial),
+        firmware: text(&about.firmware),
+        version: format!("{major}.{minor}.{}", about.version & 0xff),
+        subnqn: text(&about.subnqn),
+        queues: about.queues,
+        max_queue_entries: about.queue_entries.max(2),
+        volatile_write_cache: about.volatile_write_cache,
+        nsid,
+        blocks: space.blocks,
+        block_bytes: space.block_bytes,
+        max_transfer_bytes: space.max_transfer_bytes.max(space.block_bytes),
+        boundary_blocks: space.boundary_blocks,
+        read_only: space.read_only,
+        write_zeroes: space.write_zeroes,
+        deallocate: space.deallocate,
+    })
+}
+
+fn choose_namespace(attached: &Attached, wanted: Option<u32>) -> Result<u32> {
+    let mut active = Vec::new();
+    // SAFETY: an attached controller.
+    let mut next = unsafe { ffi::spdk_nvme_ctrlr_get_first_active_ns(attached.0) };
+    while next != 0 && active.len() < 4096 {
+        active.push(next);
+        // SAFETY: as above.
+        next = unsafe { ffi::spdk_nvme_ctrlr_get_next_active_ns(attached.0, next) };
+    }
+    let names: Vec<_> = active.iter().take(16).map(ToString::to_string).collect();
+    let names = names.join(", ");
+    match (wanted, &active[..]) {
+        (Some(nsid), _) if active.contains(&nsid) => Ok(nsid),
+        (Some(nsid), []) => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no namespace {nsid}: the controller has none"),
+        )),
+        (Some(nsid), _) => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no namespace {nsid}: the controller has {names}"),
+        )),
+        (None, [only]) => Ok(*only),
+        (None, []) => Err(Error::new(
+            ErrorKind::NotFound,
+            "the controller has no namespace",
+        )),
+        (None, _) => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "the controller has the namespaces {names}: add one, as in `,nsid={}`",
+                active[0]
+            ),
+        )),
+    }
+}
+
+fn check_namespace(nsid: u32, space: &ffi::xtent_spdk_ns_info) -> Result<()> {
+    let bytes = space.block_bytes;
+    let why = if space.csi != 0 {
+        format!(
+            "it has the command set {} (zoned, or keys and values)",
+            space.csi
+        )
+    } else if space.protection {
+        "it is formatted with protection information".to_owned()
+    } else if space.metadata_bytes != 0 {
+        format!("each block has {} bytes of metadata", space.metadata_bytes)
+    } else if !(512..=65_536).contains(&bytes) || !bytes.is_power_of_two() {
+        format!("its blocks have {bytes} bytes")
+    } else if space.blocks == 0 || space.blocks.checked_mul(bytes.into()).is_none() {
+        format!("it claims {} blocks", space.blocks)
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("namespace {nsid} cannot be used: {why}"),
+    ))
+}
+
+/// Whether the namespace is still the one that the queues were made for.
+pub(super) fn same_namespace(before: &ControllerInfo, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
+    if ctrlr.is_null() {
+        return false;
+    }
+    describe(&Attached(ctrlr), Some(before.nsid)).is_ok_and(|now| {
+        (now.blocks, now.block_bytes) == (before.blocks, before.block_bytes)
+            && now.max_transfer_bytes >= before.max_transfer_bytes
+    })
+}

@@ -1,0 +1,341 @@
+//! One thread's queue on a namespace that SPDK drives.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use spdk_sys as ffi;
+
+use super::controller::{Controller, GONE};
+use super::core::{ABANDONED, Core, FREED, Overdue};
+use super::memory::Windows;
+use super::slots::{Piece, Stage};
+use crate::block::{Chain, Completion, Limits, Op, Queue, Refused, Status};
+
+/// Polls between two looks at the clock, where the caller never relaxes.
+const POLLS_PER_LOOK: u32 = 4096;
+/// One [`Queue::relax`] counts as this many polls.
+const RELAX_WEIGHT: u32 = 64;
+/// Completions that are taken out at once.
+const BATCH: usize = 32;
+
+/// A queue over one SPDK queue pair. Belongs to one thread at a time.
+///
+/// Dropping it waits for what is outstanding, which ends by its deadline or with the controller.
+pub struct SpdkQueue {
+    core: Arc<Core>,
+    controller: Arc<Controller>,
+    windows: Windows,
+    /// The controller's generation that the queue pair belongs to.
+    generation: u64,
+    limits: Limits,
+    block_shift: u32,
+    countdown: u32,
+    timeout_ns: u64,
+    next_look_ns: u64,
+}
+
+impl SpdkQueue {
+    pub(super) fn new(
+        controller: Arc<Controller>,
+        core: Arc<Core>,
+        windows: Windows,
+        generation: u64,
+        timeout: Duration,
+    ) -> Self {
+        let limits = core.shape.limits;
+        Self {
+            core,
+            controller,
+            windows,
+            generation,
+            limits,
+            block_shift: limits.block_bytes.trailing_zeros(),
+            countdown: POLLS_PER_LOOK,
+            timeout_ns: u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
+            next_look_ns: 0,
+        }
+    }
+
+    /// Refuses what must not reach the device.
+    fn check(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        let limits = &self.limits;
+        let wrong = match chain.op {
+            Op::Flush if chain.blocks != 0 => Some("a flush has no blocks"),
+            Op::Flush => None,
+            Op::Write | Op::WriteZeroes | Op::Deallocate if limits.read_only => {
+                Some("the namespace is read-only")
+            }
+            Op::WriteZeroes if !limits.write_zeroes => Some("write zeroes is not offered"),
+            Op::Deallocate if !limits.deallocate => Some("deallocate is not offered"),
+            _ if chain.blocks == 0 => Some("a chain has at least one block"),
+            _ if chain
+                .lba
+                .checked_add(chain.blocks)
+                .is_none_or(|end| end.0 > limits.capacity_blocks) =>
+            {
+                Some("the blocks are outside of the device")
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(Refused::Invalid(wrong));
+        }
+        if !matches!(chain.op, Op::Read | Op::Write) {
+            return match chain.segments {
+                [] => Ok(()),
+                _ => Err(Refused::Invalid("this operation takes no memory")),
+            };
+        }
+        if chain.segments.len() > limits.max_segments {
+            return Err(Refused::Invalid("more memory segments than the limit"));
+        }
+        let mut sum = 0u64;
+        for segment in chain.segments {
+            if segment.iova.0 % 4 != 0 || segment.len_bytes % limits.block_bytes != 0 {
+                return Err(Refused::Invalid(
+                    "memory is not aligned, or not in whole blocks",
+                ));
+            }
+            if segment.len_bytes == 0 || self.windows.find(segment).is_none() {
+                return Err(Refused::Invalid("memory is not mapped in the device"));
+            }
+            sum += u64::from(segment.len_bytes);
+        }
+        match sum >> self.block_shift == chain.blocks {
+            true => Ok(()),
+            false => Err(Refused::Invalid(
+                "memory and blocks are not of the same length",
+            )),
+        }
+    }
+
+    /// What is done now and then, and when something is wrong. False when the queue pair cannot be used.
+    #[cold]
+    fn look(&mut self) {
+        self.countdown = POLLS_PER_LOOK;
+        let shared = Arc::clone(&self.controller.shared);
+        let now = shared.now_ns();
+        if now < self.next_look_ns {
+            return;
+        }
+        self.next_look_ns = now + (self.timeout_ns / 16).min(250_000_000);
+        let timeout = self.timeout_ns;
+        let Some(_inside) = self.core.gate.enter(&shared.generation, self.generation) else {
+            return;
+        };
+        let qpair = self.core.qpair.get();
+        let must_reset = qpair.is_null()
+            || self.core.look(now, |stage, age, command| match stage {
+                Stage::Sent if age >= timeout => {
+                    shared.timeouts.fetch_add(1, Ordering::Relaxed);
+                    let ctrlr = shared.ctrlr.load(Ordering::Acquire);
+                    // SAFETY: attached, and the queue pair is its: inside of the gate. SPDK compares the command's
+                    // address; the callback touches nothing.
+                    let rc = unsafe {
+                        ffi::spdk_nvme_ctrlr_cmd_abort_ext(
+                            ctrlr,
+                            qpair,
+                            command,
+                            Some(on_abort),
+                            std::ptr::null_mut(),
+                        )
+                    };
+                    match rc {
+                        0 => Overdue::Aborted,
+                        _ => Overdue::Reset,
+                    }
+                }
+                Stage::Aborted if age >= timeout / 2 => Overdue::Reset,
+                Stage::Sent | Stage::Aborted => Overdue::No,
+            });
+        if must_reset {
+            shared.ask_reset(self.generation);
+        }
+    }
+
+    /// The controller has another generation: it is being reset, was reset, or is gone. Hands over what has
+    /// ended meanwhile.
+    #[cold]
+    fn rejoin(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        self.countdown = 0;
+        let mut batch = [None; BATCH];
+        {
+            let _guard = match self.core.lock.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                // The keeper is at it.
+                Err(TryLockError::WouldBlock) => return 0,
+            };
+            let generation = self.controller.shared.generation.load(Ordering::Acquire);
+            if generation == GONE {
+                self.core.end_all(Status::Gone);
+            } else if generation.is_multiple_of(2) {
+                self.generation = generation;
+                return 0;
+            }
+            for place in batch.iter_mut().take(budget) {
+                *place = self.core.next_ended();
+            }
+        }
+        batch.into_iter().flatten().map(done).count()
+    }
+
+    /// One round inside of the gate.
+    #[inline]
+    fn round(&mut self, batch: &mut [Option<Completion>]) -> Option<usize> {
+        let core = &self.core;
+        let generation = &self.controller.shared.generation;
+        let _inside = core.gate.enter(generation, self.generation)?;
+        core.send_waiting();
+        let qpair = core.qpair.get();
+        if !core.has_ended() && core.outstanding.get() > 0 && !qpair.is_null() {
+            // At most BATCH.
+            let most = u32::try_from(batch.len()).unwrap_or(1);
+            // SAFETY: the controller's, and this thread's: inside of the gate.
+            let rc = unsafe { ffi::spdk_nvme_qpair_process_completions(qpair, most) };
+            if rc < 0 {
+                self.controller.shared.ask_reset(self.generation);
+            }
+        }
+        let mut count = 0;
+        for place in batch {
+            *place = core.next_ended();
+            if place.is_none() {
+                break;
+            }
+            count += 1;
+        }
+        Some(count)
+    }
+}
+
+/// An abort was answered: the aborted command says the rest.
+unsafe extern "C" fn on_abort(_: *mut std::ffi::c_void, _: *const ffi::spdk_nvme_cpl) {}
+
+impl Queue for SpdkQueue {
+    #[inline]
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        if self.generation == GONE {
+            return Err(Refused::Gone);
+        }
+        self.check(chain)?;
+        let windows = &mut self.windows;
+        let piece = |at: usize| {
+            let segment = &chain.segments[at];
+            Piece {
+                // Found by `check` just before; otherwise nothing is sent, as a piece without length has no room.
+                base: windows
+                    .find(segment)
+                    .unwrap_or(std::ptr::NonNull::dangling()),
+                len_bytes: segment.len_bytes,
+            }
+        };
+        let shared = &self.controller.shared;
+        if let Some(_inside) = self.core.gate.enter(&shared.generation, self.generation) {
+            if !self.core.take(chain, piece) {
+                return Err(Refused::Full);
+            }
+            self.core.send_waiting();
+            return Ok(());
+        }
+        if shared.generation.load(Ordering::Acquire) == GONE {
+            return Err(Refused::Gone);
+        }
+        // During a reset it only waits; when the keeper is at this very queue, the caller comes again.
+        let Ok(_guard) = self.core.lock.try_lock() else {
+            return Err(Refused::Full);
+        };
+        match self.core.take(chain, piece) {
+            true => Ok(()),
+            false => Err(Refused::Full),
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        let mut handed = 0;
+        if self.countdown == 0 {
+            self.look();
+        }
+        self.countdown = self.countdown.saturating_sub(1);
+        while handed < budget {
+            let mut batch = [None; BATCH];
+            let room = (budget - handed).min(BATCH);
+            let Some(count) = self.round(&mut batch[..room]) else {
+                return handed + self.rejoin(budget - handed, done);
+            };
+            // Outside of the gate: the caller's code may take its time.
+            batch[..count]
+                .iter()
+                .flatten()
+                .for_each(|&completion| done(completion));
+            handed += count;
+            if count < room {
+                break;
+            }
+        }
+        handed
+    }
+
+    #[inline]
+    fn outstanding(&self) -> usize {
+        self.core.outstanding.get() as usize
+    }
+
+    #[inline]
+    fn relax(&mut self) {
+        std::hint::spin_loop();
+        self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
+    }
+}
+
+impl Drop for SpdkQueue {
+    fn drop(&mut self) {
+        // Its end is certain: by its deadline, or by that of the controller. The bound is for what nobody foresaw.
+        let options = &self.controller.shared.options;
+        let patience = Duration::from_nanos(self.timeout_ns.saturating_mul(2))
+            .saturating_add(options.loss_timeout)
+            .saturating_add(options.connect_timeout);
+        let start = Instant::now();
+        while self.core.outstanding.get() > 0 && start.elapsed() < patience {
+            if self.poll(BATCH, &mut |_| {}) == 0 {
+                self.relax();
+                if self.generation != self.controller.shared.generation.load(Ordering::Acquire) {
+                    thread::sleep(Duration::from_micros(100));
+                }
+            }
+        }
+        let mut left = ABANDONED;
+        let generation = &self.controller.shared.generation;
+        let mine = generation.load(Ordering::Acquire);
+        if mine.is_multiple_of(2)
+            && let Some(_inside) = self.core.gate.enter(generation, mine)
+        {
+            let qpair = self.core.qpair.replace(std::ptr::null_mut());
+            if !qpair.is_null() {
+                // SAFETY: the controller's, and this thread's: inside of the gate.
+                unsafe { ffi::spdk_nvme_ctrlr_free_io_qpair(qpair) };
+            }
+            left = FREED;
+        }
+        // From here on nobody uses the core but who has the lock of the cores.
+        self.core.owner.store(left, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for SpdkQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpdkQueue")
+            .field("controller", &self.controller)
+            .field("limits", &self.limits)
+            .field("outstanding", &self.core.outstanding.get())
+            .finish_non_exhaustive()
+    }
+}
