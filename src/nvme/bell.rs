@@ -96,6 +96,16 @@ impl Bell {
         }
     }
 
+    /// Rings a doorbell that has no shadow; false, and nothing done, for one that has.
+    #[inline(always)]
+    pub(super) fn ring_register(&self, new: u32) -> bool {
+        let plain = self.shadow.is_none();
+        if plain {
+            self.register.ring(new);
+        }
+        plain
+    }
+
     #[inline(never)]
     fn ring_in_memory(&self, shadow: &Shadow, old: u32, new: u32) {
         let Shadow {

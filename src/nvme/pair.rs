@@ -87,8 +87,8 @@ impl Queue for QueuePair {
             && let [segment] = chain.segments
             // Not zero either.
             && nlb < u64::from(self.geometry.max_blocks)
-            && chain.lba.0 < self.limits.capacity_blocks
-            && chain.blocks <= self.limits.capacity_blocks - chain.lba.0
+            && let Some(end) = chain.lba.0.checked_add(chain.blocks)
+            && end <= self.limits.capacity_blocks
             && u64::from(segment.len_bytes) == chain.blocks << self.geometry.block_shift
             && is_plain(segment.iova)
             && self.geometry.surely_holds(chain.lba.0, nlb)
@@ -122,7 +122,10 @@ impl Queue for QueuePair {
             return self.poll_slowly(budget, done);
         }
         self.countdown -= 1;
-        self.sq.ring();
+        // As in `submit`: what calls anything is behind a tail call.
+        if !self.sq.ring_register() {
+            return self.poll_shadowed(budget, done);
+        }
         let Some(entry) = self.cq.peek() else {
             return 0;
         };
@@ -135,8 +138,7 @@ impl Queue for QueuePair {
                 status: Status::Success,
             });
             if self.outstanding == 0 {
-                self.cq.give_back();
-                return 1;
+                return if self.cq.owes() { self.settle_up() } else { 1 };
             }
             return 1 + self.reap(budget - 1, done);
         }
@@ -250,6 +252,21 @@ impl QueuePair {
             Some(end) if end <= limits.capacity_blocks => Ok((opcode, fua(chain))),
             _ => invalid("the range is not on the device"),
         }
+    }
+
+    /// A poll that tells the device by memory.
+    #[inline(never)]
+    fn poll_shadowed(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        self.sq.ring();
+        self.reap(budget, done)
+    }
+
+    /// Gives back the entries of a poll that took the only completion; says so.
+    #[cold]
+    #[inline(never)]
+    fn settle_up(&mut self) -> usize {
+        self.cq.ring();
+        1
     }
 
     /// A poll that has more to do than to ring and to reap.

@@ -49,6 +49,20 @@ impl SubmissionRing {
         }
     }
 
+    /// As [`ring`](Self::ring), when that takes nothing but a store to the register; false, and nothing done,
+    /// otherwise. For the hot path, which calls no function.
+    #[inline(always)]
+    pub(super) fn ring_register(&mut self) -> bool {
+        if self.tail == self.rung {
+            return true;
+        }
+        let plain = self.bell.ring_register(self.tail);
+        if plain {
+            self.rung = self.tail;
+        }
+        plain
+    }
+
     /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
     pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
@@ -195,9 +209,15 @@ impl CompletionRing {
     /// keeps looking at; and on PCI it is a write across the bus.
     #[inline]
     pub(super) fn give_back(&mut self) {
-        if self.head.wrapping_sub(self.rung) & self.mask > self.lag {
+        if self.owes() {
             self.ring();
         }
+    }
+
+    /// Giving back what was popped is worth a doorbell.
+    #[inline(always)]
+    pub(super) fn owes(&self) -> bool {
+        self.head.wrapping_sub(self.rung) & self.mask > self.lag
     }
 
     /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
