@@ -175,15 +175,17 @@ fn unplugged_in_the_orderly_way() {
     });
 }
 
-/// Switches a slot's power off, with whatever is in it: the device disappears at once, and the kernel hears of
-/// it afterwards.
+/// Tears out what is in a slot: the device disappears at once, and the kernel hears of it afterwards. QEMU lets go of
+/// a device whose slot is switched off; with the power on again, the empty slot looks as it does after a surprise.
 fn tear_out(port: &str) {
     const PCI_CAPABILITIES: u64 = 0x34;
     const CAPABILITY_PCIE: u8 = 0x10;
     const SLOT_CONTROL: u64 = 0x18;
-    /// Power controller off; power indicator off; and the kernel is told when a card's presence changes, as with
-    /// ports that have no button.
-    const POWER_OFF: u16 = 1 << 10 | 3 << 8 | 1 << 3;
+    /// The kernel is told when a card's presence changes, as with ports that have no button.
+    const PRESENCE_CHANGED: u16 = 1 << 3;
+    const INTERRUPTS: u16 = 1 << 5;
+    /// Power controller off, power indicator off.
+    const POWER_OFF: u16 = 1 << 10 | 3 << 8;
     let config = File::options()
         .read(true)
         .write(true)
@@ -199,14 +201,17 @@ fn tear_out(port: &str) {
         at = u64::from(byte(at + 1));
         assert_ne!(at, 0, "{port} is no PCI Express port");
     }
+    let at = at + SLOT_CONTROL;
     let mut control = [0; 2];
-    config
-        .read_exact_at(&mut control, at + SLOT_CONTROL)
-        .unwrap();
-    let control = u16::from_le_bytes(control) | POWER_OFF;
-    config
-        .write_all_at(&control.to_le_bytes(), at + SLOT_CONTROL)
-        .unwrap();
+    config.read_exact_at(&mut control, at).unwrap();
+    let control = u16::from_le_bytes(control);
+    // Without interrupts first: a kernel that looked between the two would take the slot for switched off.
+    for control in [
+        (control | POWER_OFF) & !INTERRUPTS,
+        control | PRESENCE_CHANGED,
+    ] {
+        config.write_all_at(&control.to_le_bytes(), at).unwrap();
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use vfio_bindings::bindings::vfio::{
@@ -31,12 +31,17 @@ const PCI_COMMAND: u64 = 4;
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 /// The device may access memory.
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
+/// Revision and class code, in configuration space.
+const PCI_CLASS_REVISION: u64 = 0x08;
 
 /// The shared part of a [`super::VfioDevice`]: it is also the mapper that heaps hold.
 pub(super) struct Shared {
     bar: Arc<Bar>,
     /// Known to be absent. Set once, for good.
     gone: AtomicBool,
+    /// It was gone from the bus before it was let go. A link that goes down resets what is behind it (PCI Express,
+    /// hot reset), so that it touches no memory, come what may.
+    off_the_bus: AtomicBool,
     /// The device may access memory; changed under the lock of `open`.
     master: AtomicBool,
     vectors: u16,
@@ -84,6 +89,7 @@ impl Shared {
         Ok(Self {
             bar: Arc::new(bar),
             gone: AtomicBool::new(false),
+            off_the_bus: AtomicBool::new(false),
             // Only with CC.EN: a controller that VFIO could not reset may still be running somebody's queues.
             master: AtomicBool::new(false),
             vectors: open.vectors.count(),
@@ -117,10 +123,25 @@ impl Shared {
             .or_else(|| self.read_unmapped(offset))
             .unwrap_or(u32::MAX);
         // Few registers may be all ones; the status never is, unless nobody answers.
-        if value == u32::MAX && self.bar.read32(REG_CSTS) == Some(u32::MAX) {
+        let gone = match value {
+            u32::MAX => self.bar.read32(REG_CSTS) == Some(u32::MAX),
+            // Some host bridges answer zeroes in its place. It was enabled; CC has the sizes of the queues' entries.
+            0 if offset == REG_CSTS && self.master.load(Ordering::Acquire) => {
+                self.bar.read32(REG_CC) == Some(0) && !self.is_on_the_bus()
+            }
+            _ => false,
+        };
+        if gone {
             self.gone.store(true, Ordering::Release);
+            return u32::MAX;
         }
         value
+    }
+
+    /// Whether anybody answers for the device in configuration space.
+    #[cold]
+    fn is_on_the_bus(&self) -> bool {
+        self.lock().as_ref().is_some_and(Open::is_on_the_bus)
     }
 
     pub(super) fn write32(&self, offset: u32, value: u32) {
@@ -166,7 +187,7 @@ impl Shared {
     /// the device is given up altogether.
     pub(super) fn stop_dma(&self) -> Result<()> {
         if self.is_gone() {
-            return self.release();
+            return self.release_unless_absent();
         }
         let stopped = {
             let open = self.lock();
@@ -179,7 +200,33 @@ impl Shared {
         };
         match stopped {
             Ok(()) if !self.is_gone() => Ok(()),
-            _ => self.release(),
+            _ => self.release_unless_absent(),
+        }
+    }
+
+    /// Lets go of the device, unless it is off the bus: the kernel may take more than a minute to let go of such a
+    /// one, for which nobody's operations should wait. It is let go when the device is dropped.
+    fn release_unless_absent(&self) -> Result<()> {
+        loop {
+            if self.off_the_bus.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            // Whoever has the lock may be the one who lets it go, and then says first whether it is absent.
+            let open = match self.open.try_lock() {
+                Ok(open) => open,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+            };
+            if open.as_ref().is_some_and(|open| !open.is_on_the_bus()) {
+                self.off_the_bus.store(true, Ordering::Release);
+                self.gone.store(true, Ordering::Release);
+                return Ok(());
+            }
+            drop(open);
+            return self.release();
         }
     }
 
@@ -211,8 +258,11 @@ impl Shared {
     pub(super) fn release(&self) -> Result<()> {
         self.gone.store(true, Ordering::Release);
         let mut slot = self.lock();
-        if slot.is_none() {
+        let Some(open) = slot.as_ref() else {
             return Ok(());
+        };
+        if !open.is_on_the_bus() {
+            self.off_the_bus.store(true, Ordering::Release);
         }
         // The mapping keeps the device open as a descriptor does.
         self.bar
@@ -252,6 +302,12 @@ fn gone() -> Error {
 }
 
 impl Open {
+    fn is_on_the_bus(&self) -> bool {
+        // Not the vendor: VFIO remembers that. When the kernel does not say, nothing is concluded.
+        !uapi::read_region(&self.device, &self.config, PCI_CLASS_REVISION)
+            .is_ok_and(|class: [u8; 4]| class == [0xff; 4])
+    }
+
     /// Sets and clears bits of the command register, and sees that they are.
     fn set_command(&self, set: u16, clear: u16) -> io::Result<()> {
         let read = || uapi::read_region(&self.device, &self.config, PCI_COMMAND);
