@@ -190,6 +190,18 @@ uint32_t xtent_spdk_status(const struct spdk_nvme_cpl *cpl)
     return (uint32_t)cpl->status.sct << 8 | cpl->status.sc;
 }
 
+bool xtent_spdk_is_disabled(struct spdk_nvme_ctrlr *ctrlr)
+{
+    union spdk_nvme_cc_register cc = spdk_nvme_ctrlr_get_regs_cc(ctrlr);
+    union spdk_nvme_csts_register csts = spdk_nvme_ctrlr_get_regs_csts(ctrlr);
+
+    /* All ones: there is nobody to be asked. */
+    if (cc.raw == UINT32_MAX || csts.raw == UINT32_MAX) {
+        return false;
+    }
+    return cc.bits.en == 0 && csts.bits.rdy == 0;
+}
+
 bool xtent_spdk_is_fabrics(enum spdk_nvme_transport_type trtype)
 {
     return spdk_nvme_trtype_is_fabrics(trtype);

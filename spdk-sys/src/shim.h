@@ -86,6 +86,10 @@ struct spdk_nvme_qpair *xtent_spdk_qpair(struct spdk_nvme_ctrlr *ctrlr, uint32_t
 /* Status code type << 8 | status code of a completion; 0 is success. */
 uint32_t xtent_spdk_status(const struct spdk_nvme_cpl *cpl);
 
+/* Whether the controller says, by its registers, that it is disabled: it then touches no memory. For PCIe and
+ * vfio-user. */
+bool xtent_spdk_is_disabled(struct spdk_nvme_ctrlr *ctrlr);
+
 bool xtent_spdk_is_fabrics(enum spdk_nvme_transport_type trtype);
 
 struct xtent_spdk_log_entry {

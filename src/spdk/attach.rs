@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_char};
 use std::ptr;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use spdk_sys as ffi;
 use super::env::{attaching, forget_words, words};
 use super::transport::{DISCOVERY_NQN, Transport, TransportId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::SocketPeer;
 
 /// How a controller is attached.
 #[derive(Debug, Clone)]
@@ -102,6 +104,7 @@ pub(super) fn attach(host: &Host, patience: Duration) -> Result<Attached> {
         io_queues: 256,
     };
     let start = Instant::now();
+    let _patience = Patience::new(id, patience);
     let pending = {
         let _one_at_a_time = attaching();
         // SAFETY: both structures and their strings live through the call, which copies them.
@@ -161,6 +164,43 @@ fn failed(id: &TransportId, what: &str) -> Error {
     Error::new(ErrorKind::DeviceGone, format!("{what}{}{hint}", words()))
 }
 
+/// How long SPDK waits for an answer on a controller's socket.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The process that serves a controller on a socket, and SPDK's connection to it, which from now on waits for
+/// [`ANSWER_LIMIT`] at most. `None` for other controllers, or when it is not found.
+pub(super) fn peer_of(id: &TransportId) -> Option<SocketPeer> {
+    let peer = SocketPeer::find(&id.transport.socket(&id.address)?)?;
+    peer.set_timeout(ANSWER_LIMIT).ok()?;
+    Some(peer)
+}
+
+/// Hangs up when it is not dropped in time: SPDK itself waits for ever for the server of a socket.
+struct Patience {
+    _dropped: Option<mpsc::Sender<()>>,
+}
+
+impl Patience {
+    fn new(id: &TransportId, patience: Duration) -> Self {
+        let Some(path) = id.transport.socket(&id.address) else {
+            return Self { _dropped: None };
+        };
+        let (sender, ended) = mpsc::channel();
+        let thread = thread::Builder::new().name("spdk-patience".into());
+        // Without a thread nobody is impatient.
+        let _ = thread.spawn(move || {
+            if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout)
+                && let Some(peer) = SocketPeer::find(&path)
+            {
+                peer.hang_up();
+            }
+        });
+        Self {
+            _dropped: Some(sender),
+        }
+    }
+}
+
 fn short(id: &TransportId) -> String {
     format!(
         "trtype={} traddr={} trsvcid={}",
@@ -172,14 +212,13 @@ fn short(id: &TransportId) -> String {
 
 /// What would only be found out after a long wait, or in words that nobody understands.
 fn check_reach(id: &TransportId) -> Result<()> {
-    if id.transport == Transport::VfioUser {
-        let socket = std::path::Path::new(&id.address).join("cntrl");
-        if !socket.exists() {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("there is no socket {}", socket.display()),
-            ));
-        }
+    if let Some(socket) = id.transport.socket(&id.address)
+        && !socket.exists()
+    {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no socket {}", socket.display()),
+        ));
     }
     let name = c_string(&id.transport.name().to_ascii_uppercase())?;
     // SAFETY: a string that lives through the call, which only reads it.

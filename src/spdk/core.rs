@@ -309,13 +309,24 @@ impl Core {
         self.ended.head.get() != NONE
     }
 
-    /// Ends all chains. SPDK must have none of them any more.
-    pub(super) fn end_all(&self, status: Status) {
-        while let Some(index) = self.waiting.pop(&self.slots) {
-            let slot = &self.slots[index as usize];
-            slot.status.set(status);
+    /// Ends all chains, for good: nothing may be taken any more. The memory of those of which SPDK has commands is
+    /// lost: whoever these are for may still write to it.
+    pub(super) fn end_all(&self) {
+        let end = |index: u32, slot: &Slot| {
+            slot.status.set(match slot.pending.get() {
+                0 => Status::Gone,
+                _ => Status::Unfenced,
+            });
             slot.state.set(State::Ended);
             self.ended.push(&self.slots, index);
+        };
+        while let Some(index) = self.waiting.pop(&self.slots) {
+            end(index, &self.slots[index as usize]);
+        }
+        for (index, slot) in (0..).zip(&self.slots) {
+            if slot.state.get() == State::Sent {
+                end(index, slot);
+            }
         }
     }
 

@@ -31,7 +31,8 @@ pub struct EnvironmentOptions {
     pub core_mask: Option<String>,
     /// The number under which SPDK's processes share memory and controllers; `None` shares with nobody.
     pub shm_id: Option<u32>,
-    /// Memory for SPDK, in MiB; `None` grows as needed with hugepages and is 1 GiB of addresses without.
+    /// Memory for SPDK at the start, in MiB; with hugepages it grows as needed. `None` is half of the free hugepages,
+    /// 512 at most, and without hugepages 1 GiB of addresses.
     pub memory_mib: Option<u32>,
     /// PCI devices may be used. Off, SPDK does not look for any. A target with `trtype=PCIe` turns it on.
     pub pci: bool,
@@ -114,6 +115,10 @@ impl EnvironmentOptions {
 /// Free hugepages below which [`HugePageUse::Auto`] goes without.
 const FEWEST_HUGE_PAGES: u64 = 64;
 
+/// Memory at the start, with hugepages, in MiB. In one piece: a controller on a socket can be lent 16 of them at
+/// most, and each time that SPDK's memory grows makes one.
+const FIRST_HUGE_MIB: u64 = 512;
+
 /// The environment of this process.
 #[derive(Debug)]
 pub struct Environment {
@@ -143,6 +148,11 @@ impl Environment {
                 true => HugePageUse::Always,
                 false => HugePageUse::Never,
             };
+        }
+        if options.memory_mib.is_none() && options.huge_pages == HugePageUse::Always {
+            // Of 2 MiB each, and half of them.
+            let mib = free_huge_pages().clamp(64, FIRST_HUGE_MIB);
+            options.memory_mib = u32::try_from(mib).ok();
         }
         let wanted = options.clone();
         // DPDK binds the thread that starts it to a processor: one that ends right after.
@@ -178,9 +188,7 @@ fn start(options: &EnvironmentOptions) -> Result<(), String> {
     let quiet = c"--log-level=*:4";
     let memory = options
         .memory_mib
-        .map_or(if huge { -1 } else { 1024 }, |mib| {
-            i32::try_from(mib).unwrap_or(i32::MAX)
-        });
+        .map_or(1024, |mib| i32::try_from(mib).unwrap_or(i32::MAX));
     let start = ffi::xtent_spdk_env {
         name: c"xtent".as_ptr(),
         core_mask: mask.as_ref().map_or(std::ptr::null(), |mask| mask.as_ptr()),
@@ -281,7 +289,8 @@ pub(super) fn words() -> String {
     }
 }
 
-/// SPDK's lists of controllers are changed by one thread at a time.
+/// SPDK's lists of controllers are changed by one thread at a time, and so is what it says on the socket of a
+/// controller that another process serves: registers, and memory that comes and goes.
 pub(super) fn attaching() -> MutexGuard<'static, ()> {
     static ATTACHING: Mutex<()> = Mutex::new(());
     ATTACHING.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,6 +3,7 @@
 //! A thread of its own, because keep-alive must go on while the program computes, and because SPDK's resets
 //! block. It sleeps between polls; queues never wait for it.
 
+use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::attach::{Attached, attach, detach};
-use super::controller::{GONE, Shared, lock, same_namespace};
+use super::attach::{ANSWER_LIMIT, Attached, attach, detach, peer_of};
+use super::controller::{GONE, Shared, lock};
 use super::core::{ABANDONED, Core, OWNED};
-use super::env::forget_words;
-use crate::block::Status;
-use crate::sys::heavy_barrier;
+use super::describe::same_namespace;
+use super::env::{attaching, forget_words};
+use super::transport::Transport;
+use crate::sys::{SocketPeer, heavy_barrier};
 
 /// Between two looks at the admin queue.
 const TICK: Duration = Duration::from_millis(10);
@@ -26,8 +28,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Between two steps of an attempt.
 const STEP: Duration = Duration::from_micros(200);
 
+/// How long a process that hung up may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
 /// The keeper's thread: until the controller is dropped.
-pub(super) fn run(shared: &Shared) {
+pub(super) fn run(shared: &Arc<Shared>) {
     while !shared.stopping() {
         shared.sleep(TICK, true);
         if shared.stopping() {
@@ -41,7 +46,7 @@ pub(super) fn run(shared: &Shared) {
         let ctrlr = shared.ctrlr.load(Ordering::Acquire);
         // SAFETY: attached until this thread detaches it.
         let rc = unsafe { ffi::spdk_nvme_ctrlr_process_admin_completions(ctrlr) };
-        if rc < 0 || shared.reset_is_wanted() {
+        if rc < 0 || shared.reset_is_wanted() || peer_has_ended(shared) {
             reset(shared);
         }
     }
@@ -51,22 +56,39 @@ pub(super) fn run(shared: &Shared) {
     }
     let ctrlr = shared.ctrlr.swap(ptr::null_mut(), Ordering::AcqRel);
     if !ctrlr.is_null() {
+        lock(&shared.peer).take();
         detach(Attached(ctrlr));
     }
 }
 
 /// Takes the core's queue pair away. SPDK ends what it has of the core's: to be sent again. The caller has the
-/// lock of the cores, and the owner is kept out by the generation.
-fn free(core: &Core) {
+/// lock of the cores, and the owner is kept out by the generation. False when SPDK did not end all of it.
+fn free(core: &Arc<Core>) -> bool {
     let _guard = lock(&core.lock);
+    // SAFETY: see above.
+    let ended = unsafe { release(core) };
+    core.rewind();
+    ended
+}
+
+/// Gives the core's queue pair back. False when SPDK did not end all commands of it.
+///
+/// # Safety
+/// Nobody else uses the core or its queue pair, which is one of an attached controller.
+pub(super) unsafe fn release(core: &Arc<Core>) -> bool {
     let qpair = core.qpair.replace(ptr::null_mut());
     core.ns.set(ptr::null_mut());
     if !qpair.is_null() {
-        // SAFETY: a queue pair of the attached controller, used by nobody else: see above. The callbacks find
-        // their commands in the core, which the caller keeps.
+        let _one_at_a_time = attaching();
+        // SAFETY: by the caller. The callbacks find their commands in the core, which the caller has.
         unsafe { ffi::spdk_nvme_ctrlr_free_io_qpair(qpair) };
     }
-    core.rewind();
+    let ended = core.in_flight.get() == 0;
+    if !ended {
+        // SPDK may still come back to what it has.
+        std::mem::forget(Arc::clone(core));
+    }
+    ended
 }
 
 /// Forgets the cores whose owners are gone, with what they left.
@@ -82,8 +104,22 @@ pub(super) fn forget_dropped(cores: &mut Vec<Arc<Core>>) {
     });
 }
 
+fn peer_has_ended(shared: &Shared) -> bool {
+    let peer = lock(&shared.peer);
+    peer.as_ref().is_some_and(SocketPeer::has_ended)
+}
+
+/// What came of an attempt to bring a controller back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Up,
+    Down,
+    /// It may still write to memory that it was lent.
+    Unfenced,
+}
+
 /// Brings the controller down and up again, as often as it takes, or gives it up.
-fn reset(shared: &Shared) {
+fn reset(shared: &Arc<Shared>) {
     let mut cores = lock(&shared.cores);
     let before = shared.generation.load(Ordering::Acquire);
     shared.generation.store(before | 1, Ordering::Relaxed);
@@ -95,18 +131,30 @@ fn reset(shared: &Shared) {
     let start = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        if bring_up(shared, &cores) {
-            forget_dropped(&mut cores);
-            shared.generation.store((before | 1) + 1, Ordering::Release);
-            return;
+        match bring_up(shared, &cores) {
+            Attempt::Up => {
+                forget_dropped(&mut cores);
+                shared.generation.store((before | 1) + 1, Ordering::Release);
+                return;
+            }
+            Attempt::Unfenced => {
+                keep(shared, &cores);
+                break;
+            }
+            Attempt::Down => {}
         }
         if shared.stopping() || start.elapsed() >= shared.options.loss_timeout {
+            give_up(shared, &cores);
             break;
         }
         shared.sleep(pause, false);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    give_up(shared, &cores);
+    for core in cores.iter() {
+        let _guard = lock(&core.lock);
+        core.end_all();
+    }
+    shared.generation.store(GONE, Ordering::Release);
 }
 
 /// Nothing of the device's is left: not a queue pair, and not its access to memory.
@@ -114,62 +162,128 @@ fn give_up(shared: &Shared, cores: &[Arc<Core>]) {
     for core in cores {
         free(core);
     }
+    detach_failed(shared);
+}
+
+fn detach_failed(shared: &Shared) {
+    lock(&shared.peer).take();
     let ctrlr = shared.ctrlr.swap(ptr::null_mut(), Ordering::AcqRel);
     if !ctrlr.is_null() {
         // SAFETY: attached; marked as failed so that detaching does not wait for it.
         unsafe { ffi::spdk_nvme_ctrlr_fail(ctrlr) };
         detach(Attached(ctrlr));
     }
+}
+
+/// The device could not be cut off from memory. What SPDK has of it, rings and lists, is memory that the device
+/// may touch as well: so it is neither freed nor used, to the end of the process.
+fn keep(shared: &Arc<Shared>, cores: &[Arc<Core>]) {
+    shared.kept.store(true, Ordering::Release);
+    std::mem::forget(Arc::clone(shared));
+    if let Some(peer) = &*lock(&shared.peer) {
+        // A server that still lives may want to know.
+        peer.hang_up();
+    }
+    shared.ctrlr.store(ptr::null_mut(), Ordering::Release);
     for core in cores {
         let _guard = lock(&core.lock);
-        core.end_all(Status::Gone);
+        core.qpair.set(ptr::null_mut());
+        std::mem::forget(Arc::clone(core));
     }
-    shared.generation.store(GONE, Ordering::Release);
 }
 
 /// One attempt: controller, namespace, queue pairs.
-fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> bool {
+fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
     forget_words();
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
-    let up = !ctrlr.is_null() && {
-        // First the controller: a disabled one has forgotten its queues and touches no memory.
+    let mut up = false;
+    if !ctrlr.is_null() {
+        // First the controller: SPDK's word that a command has ended, once its queue pair is freed, is only as good
+        // as that the device knows nothing of it any more.
+        let start = Instant::now();
         let down = disconnect(shared, ctrlr);
-        for core in cores {
-            free(core);
+        let in_flight = |core: &Arc<Core>| {
+            let _guard = lock(&core.lock);
+            core.in_flight.get() > 0
+        };
+        if cores.iter().any(in_flight) && !is_fenced(shared, ctrlr, start) {
+            return Attempt::Unfenced;
         }
-        down && reconnect(shared, ctrlr)
-    };
-    if !up && !shared.host.id.transport.is_fabrics() && !attach_anew(shared, cores) {
-        return false;
+        if cores.iter().filter(|core| !free(core)).count() > 0 {
+            return Attempt::Unfenced;
+        }
+        up = down && reconnect(shared, ctrlr);
     }
-    if !up && shared.host.id.transport.is_fabrics() {
-        return false;
+    if !up && (shared.host.id.transport.is_fabrics() || !attach_anew(shared)) {
+        return Attempt::Down;
     }
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
     if !same_namespace(&shared.info, ctrlr) {
-        return false;
+        return Attempt::Down;
     }
-    cores
+    let equipped = cores
         .iter()
         .filter(|core| core.owner.load(Ordering::Acquire) == OWNED)
         .all(|core| {
             let _guard = lock(&core.lock);
             shared.equip(core).is_ok()
-        })
+        });
+    match equipped {
+        true => Attempt::Up,
+        false => Attempt::Down,
+    }
+}
+
+/// Whether the controller that was disconnected, beginning at `start`, does not reach this process's memory any more.
+fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, start: Instant) -> bool {
+    let disabled = || {
+        let _one_at_a_time = attaching();
+        // SAFETY: attached; nobody else uses it: the owners are kept out.
+        unsafe { ffi::xtent_spdk_is_disabled(ctrlr) }
+    };
+    let id = &shared.host.id;
+    match id.transport {
+        // By TCP it is SPDK that moves the bytes, and by RDMA the queue pair of this host; both end with the
+        // connection, which this host closes.
+        Transport::Tcp | Transport::Rdma => true,
+        Transport::Pcie => {
+            disabled() || !Path::new(&format!("/sys/bus/pci/devices/{}", id.address)).exists()
+        }
+        Transport::VfioUser => {
+            let peer = lock(&shared.peer);
+            let Some(peer) = &*peer else {
+                return disabled();
+            };
+            // After an answer that came too late, or not yet, each is that to another question.
+            if disabled() && start.elapsed() < ANSWER_LIMIT && !peer.has_unread() {
+                return true;
+            }
+            // Killed, it hangs up before it has ended.
+            let start = Instant::now();
+            while !peer.has_ended() && start.elapsed() < LAST_BREATH {
+                thread::sleep(STEP);
+            }
+            peer.has_ended()
+        }
+    }
 }
 
 /// Disables the controller (PCI), or hangs up (fabrics). False when it does not hear of that.
 fn disconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
+    let one_at_a_time = attaching();
     // SAFETY: attached; nobody else uses it: the owners are kept out.
     let rc = unsafe { ffi::spdk_nvme_ctrlr_disconnect(ctrlr) };
+    drop(one_at_a_time);
     if rc != 0 {
         // Busy: SPDK has begun itself, and goes on below.
         return rc == -libc::EBUSY;
     }
     let start = Instant::now();
     loop {
+        let one_at_a_time = attaching();
         // SAFETY: as above. It says ENXIO once the admin queue is down.
         let rc = unsafe { ffi::spdk_nvme_ctrlr_process_admin_completions(ctrlr) };
+        drop(one_at_a_time);
         if rc < 0 {
             return rc == -libc::ENXIO;
         }
@@ -187,8 +301,10 @@ fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     // SAFETY: attached and disconnected. From here to the end of the polling this thread has SPDK's lock of it.
     unsafe { ffi::spdk_nvme_ctrlr_reconnect_async(ctrlr) };
     loop {
+        let one_at_a_time = attaching();
         // SAFETY: as above, by the same thread.
         let rc = unsafe { ffi::spdk_nvme_ctrlr_reconnect_poll_async(ctrlr) };
+        drop(one_at_a_time);
         if rc != -libc::EAGAIN {
             return rc == 0;
         }
@@ -203,19 +319,12 @@ fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
 }
 
 /// Gives the controller up and attaches it anew: what is left when a reset does not help, and the only way back
-/// to one that another process serves and that was started again.
-fn attach_anew(shared: &Shared, cores: &[Arc<Core>]) -> bool {
-    for core in cores {
-        free(core);
-    }
-    let ctrlr = shared.ctrlr.swap(ptr::null_mut(), Ordering::AcqRel);
-    if !ctrlr.is_null() {
-        // SAFETY: attached; marked as failed so that detaching does not wait for it.
-        unsafe { ffi::spdk_nvme_ctrlr_fail(ctrlr) };
-        detach(Attached(ctrlr));
-    }
+/// to one that another process serves and that was started again. The cores have no queue pairs.
+fn attach_anew(shared: &Shared) -> bool {
+    detach_failed(shared);
     match attach(&shared.host, shared.options.connect_timeout) {
         Ok(attached) => {
+            *lock(&shared.peer) = peer_of(&shared.host.id);
             shared.ctrlr.store(attached.0, Ordering::Release);
             true
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spdk_sys as ffi;
 
-use super::env::Environment;
+use super::env::{Environment, attaching};
 use super::transport::Transport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, ArenaSource, Mapper, Segment};
@@ -199,6 +199,8 @@ unsafe impl Sync for Piece {}
 
 impl Drop for Piece {
     fn drop(&mut self) {
+        // It may be taken out of reach of a controller on a socket.
+        let _one_at_a_time = attaching();
         // SAFETY: allocated by spdk_zmalloc, and given back once.
         unsafe { ffi::spdk_free(self.0.as_ptr().cast()) };
     }
@@ -209,6 +211,8 @@ impl ArenaSource for SpdkMemory {
         const ANY_NODE: i32 = -1;
         const DMA: u32 = 1;
         let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        // It may be brought into reach of a controller on a socket.
+        let one_at_a_time = attaching();
         // SAFETY: the environment is started (there is a reference to it); the third argument must be null.
         let base = unsafe {
             ffi::spdk_zmalloc(
@@ -219,6 +223,7 @@ impl ArenaSource for SpdkMemory {
                 DMA,
             )
         };
+        drop(one_at_a_time);
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| {
             Error::new(
                 ErrorKind::OutOfMemory,

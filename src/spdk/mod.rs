@@ -25,6 +25,8 @@ mod controller;
 #[cfg(feature = "spdk")]
 mod core;
 #[cfg(feature = "spdk")]
+mod describe;
+#[cfg(feature = "spdk")]
 mod discover;
 #[cfg(feature = "spdk")]
 mod env;
@@ -41,7 +43,9 @@ mod slots;
 mod transport;
 
 #[cfg(feature = "spdk")]
-pub use controller::{Controller, ControllerInfo, ControllerOptions, QueueOptions, Stats};
+pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
+#[cfg(feature = "spdk")]
+pub use describe::ControllerInfo;
 #[cfg(feature = "spdk")]
 pub use discover::{DiscoveryEntry, discover};
 #[cfg(feature = "spdk")]

@@ -10,9 +10,10 @@ use spdk_sys as ffi;
 
 use super::controller::{Controller, GONE};
 use super::core::{ABANDONED, Core, FREED, Overdue};
+use super::keeper::release;
 use super::memory::Windows;
 use super::slots::{Piece, Stage};
-use crate::block::{Chain, Completion, Limits, Op, Queue, Refused, Status};
+use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
 
 /// Polls between two looks at the clock, where the caller never relaxes.
 const POLLS_PER_LOOK: u32 = 4096;
@@ -171,7 +172,7 @@ impl SpdkQueue {
             };
             let generation = self.controller.shared.generation.load(Ordering::Acquire);
             if generation == GONE {
-                self.core.end_all(Status::Gone);
+                self.core.end_all();
             } else if generation.is_multiple_of(2) {
                 self.generation = generation;
                 return 0;
@@ -318,11 +319,8 @@ impl Drop for SpdkQueue {
         if mine.is_multiple_of(2)
             && let Some(_inside) = self.core.gate.enter(generation, mine)
         {
-            let qpair = self.core.qpair.replace(std::ptr::null_mut());
-            if !qpair.is_null() {
-                // SAFETY: the controller's, and this thread's: inside of the gate.
-                unsafe { ffi::spdk_nvme_ctrlr_free_io_qpair(qpair) };
-            }
+            // SAFETY: this thread's: inside of the gate.
+            unsafe { release(&self.core) };
             left = FREED;
         }
         // From here on nobody uses the core but who has the lock of the cores.

@@ -35,6 +35,12 @@ impl Transport {
     pub fn is_fabrics(self) -> bool {
         matches!(self, Self::Tcp | Self::Rdma)
     }
+
+    /// The socket that a controller of this transport at this address is served on, if it is.
+    #[cfg(feature = "spdk")]
+    pub(super) fn socket(self, address: &str) -> Option<std::path::PathBuf> {
+        (self == Self::VfioUser).then(|| std::path::Path::new(address).join("cntrl"))
+    }
 }
 
 /// What kind of address `traddr` is.

@@ -8,11 +8,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xtent::block::{Chain, ChainFlags, Op, Queue, Refused, Status};
 use xtent::mem::Segment;
-use xtent::nvme::{ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::nvme::{ControllerOptions, QueueOptions};
 
 use super::common::{number, scaled};
 use super::rig::{Memory, chain, drain};
-use super::stand::{For, Rig, Stand};
+use super::stand::{For, Rig, RigQueue, Stand, Troubles};
 use super::{Outcome, Test, list};
 
 list! { "driver", For::Driver,
@@ -40,7 +40,7 @@ const RANGE_BYTES: u64 = 8 << 20;
 /// Longer than anything takes, short enough that silence is noticed.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn queue(rig: &Rig, depth: usize, timeout: Duration) -> QueuePair {
+fn queue(rig: &dyn Rig, depth: usize, timeout: Duration) -> RigQueue {
     rig.queue(QueueOptions {
         depth,
         timeout,
@@ -73,9 +73,8 @@ fn scattered(memory: &Memory, rng: &mut StdRng, len: usize, block: usize) -> Vec
 
 fn every_size_reads_back_what_was_written(stand: &Stand) -> Outcome {
     let seed = number("XTENT_SEED", 1);
-    let memory = Memory::new();
-    let rig = stand.open(&memory);
-    let mut pair = queue(&rig, 7, TIMEOUT);
+    let (rig, memory) = stand.open();
+    let mut pair = queue(&*rig, 7, TIMEOUT);
     let block_bytes = pair.limits().block_bytes;
     let block = block_bytes as usize;
     let mut rng = StdRng::seed_from_u64(seed);
@@ -96,17 +95,15 @@ fn every_size_reads_back_what_was_written(stand: &Stand) -> Outcome {
         let same = memory.bytes(&to) == want;
         assert!(same, "seed {seed}, round {round}: {blocks} blocks at {lba}");
     }
-    assert_eq!(rig.stats(), Stats::default());
+    assert_eq!(rig.troubles(), Troubles::default());
     Ok(())
 }
 
 fn every_depth_wraps_its_rings(stand: &Stand) -> Outcome {
-    let memory = Memory::new();
-    let rig = stand.open(&memory);
-    // A queue holds one command less than it has entries.
-    let most = rig.info().max_queue_entries as usize - 1;
+    let (rig, memory) = stand.open();
+    let most = rig.most_depth();
     for depth in [1, 2, 3, 64, 1023.min(most)] {
-        let mut pair = queue(&rig, depth, TIMEOUT);
+        let mut pair = queue(&*rig, depth, TIMEOUT);
         assert_eq!(pair.limits().depth, depth);
         let block = pair.limits().block_bytes as usize;
         let lent = memory.lend(block);
@@ -124,7 +121,7 @@ fn every_depth_wraps_its_rings(stand: &Stand) -> Outcome {
             assert!(ended.values().all(|status| status.is_success()));
         }
     }
-    assert_eq!(rig.stats(), Stats::default());
+    assert_eq!(rig.troubles(), Troubles::default());
     Ok(())
 }
 
@@ -132,7 +129,7 @@ const THREADS: u64 = 4;
 const SLOTS: usize = 16;
 
 /// One thread writes its blocks and reads them back, `rounds` times, in its own part of the disk.
-fn write_and_read(memory: &Memory, pair: &mut QueuePair, thread: u64, rounds: u8) {
+fn write_and_read(memory: &Memory, pair: &mut RigQueue, thread: u64, rounds: u8) {
     let block = pair.limits().block_bytes as usize;
     let lent = memory.lend(SLOTS * block);
     let list: Vec<_> = (0..SLOTS)
@@ -159,18 +156,17 @@ fn write_and_read(memory: &Memory, pair: &mut QueuePair, thread: u64, rounds: u8
 }
 
 fn threads_with_a_queue_each_share_a_controller(stand: &Stand) -> Outcome {
-    let memory = Memory::new();
-    let rig = stand.open(&memory);
+    let (rig, memory) = stand.open();
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (rig, memory) = (&rig, &memory);
+            let (rig, memory) = (&*rig, &memory);
             scope.spawn(move || {
                 let mut pair = queue(rig, SLOTS, TIMEOUT);
                 write_and_read(memory, &mut pair, thread, scaled(60, 20));
             });
         }
     });
-    assert_eq!(rig.stats(), Stats::default());
+    assert_eq!(rig.troubles(), Troubles::default());
     Ok(())
 }
 
@@ -184,18 +180,17 @@ impl Drop for AtLast<'_> {
 }
 
 fn a_device_that_is_cut_off_under_its_threads_comes_up_again(stand: &Stand) -> Outcome {
-    let memory = Memory::new();
     // A device that was cut off is noticed by its silence only, to a command and then to its abort.
     let silence = Duration::from_secs(1);
     let options = ControllerOptions {
         admin_timeout: silence,
         ..ControllerOptions::default()
     };
-    let rig = stand.open_with(&memory, options);
+    let (rig, memory) = stand.open_with(options);
     let cut = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (rig, memory, cut) = (&rig, &memory, &cut);
+            let (rig, memory, cut) = (&*rig, &memory, &cut);
             scope.spawn(move || {
                 let mut pair = queue(rig, SLOTS, silence);
                 let at_last = (thread == 1).then(|| AtLast(cut));
@@ -212,14 +207,13 @@ fn a_device_that_is_cut_off_under_its_threads_comes_up_again(stand: &Stand) -> O
             });
         }
     });
-    assert!(rig.stats().resets >= 1, "{:?}", rig.stats());
+    assert!(rig.troubles().resets >= 1, "{:?}", rig.troubles());
     Ok(())
 }
 
 fn operations_without_memory_do_what_they_say(stand: &Stand) -> Outcome {
-    let memory = Memory::new();
-    let rig = stand.open(&memory);
-    let mut pair = queue(&rig, 2, TIMEOUT);
+    let (rig, memory) = stand.open();
+    let mut pair = queue(&*rig, 2, TIMEOUT);
     let block = pair.limits().block_bytes as usize;
     let lent = memory.lend(block);
     let segments = [lent.segment(0..block).unwrap()];

@@ -22,6 +22,8 @@ mod overwrite;
 mod read_equality;
 #[path = "../rig/mod.rs"]
 mod rig;
+#[cfg(feature = "spdk")]
+mod spdk;
 mod stand;
 
 use std::collections::BTreeMap;

@@ -1,18 +1,18 @@
 //! Stands: the devices that the list runs on.
 //!
 //! A new kind of device is one more [`Engine`] and one more line in [`kinds_of`]; every test of the list then
-//! runs on it. An engine that has no [`Device`] (because it brings its own driver) makes [`Rig::queue`] give
-//! out one more kind of queue.
+//! runs on it. An engine that brings its own driver makes [`Engine::open`] give out a [`Rig`] of its own.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use xtent::block::{Chain, Completion, Limits, Queue, Refused};
 use xtent::device::Device;
 use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use xtent::device::vfio::{VfioDevice, VfioOptions};
 use xtent::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
-use xtent::nvme::{Controller, ControllerInfo, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
@@ -27,6 +27,14 @@ pub(crate) const CAPACITY_BYTES: u64 = 1280 << 20;
 pub(crate) trait Engine: Send + Sync {
     /// The controller, for tests of the driver. What it had on its disk may be lost.
     fn device(&self) -> Arc<dyn Device>;
+
+    /// The controller, brought up, and memory that it reaches, for tests of the driver.
+    fn open(&self, options: ControllerOptions) -> (Box<dyn Rig>, Memory) {
+        let memory = Memory::new();
+        let device = self.device();
+        let controller = Controller::open(device.clone(), &memory.heap, options).unwrap();
+        (Box::new(OwnRig { device, controller }), memory)
+    }
 
     /// The disk, for tests of files.
     fn disk(&self, lba_bytes: u32) -> Disk;
@@ -82,7 +90,12 @@ pub(crate) fn most_at_once() -> usize {
 }
 
 impl Stand {
-    fn new(name: String, kind: &'static str, is_for: For, engine: impl Engine + 'static) -> Self {
+    pub(crate) fn new(
+        name: String,
+        kind: &'static str,
+        is_for: For,
+        engine: impl Engine + 'static,
+    ) -> Self {
         Self {
             name,
             kind,
@@ -106,16 +119,16 @@ impl Stand {
             if let Some(block_bytes) = self.engine.block_bytes() {
                 return block_bytes;
             }
-            let rig = self.open(&Memory::new());
-            let namespaces = &rig.controller.info().namespaces;
-            let namespace = namespaces.first().expect("a namespace");
+            let (rig, _memory) = self.open();
+            let queue = rig.queue(QueueOptions::default());
+            let limits = queue.limits();
+            let bytes = limits.capacity_blocks * u64::from(limits.block_bytes);
             assert!(
-                namespace.len_bytes() >= CAPACITY_BYTES,
-                "{} has {} bytes, the tests need {CAPACITY_BYTES}",
-                self.name,
-                namespace.len_bytes()
+                bytes >= CAPACITY_BYTES,
+                "{} has {bytes} bytes, the tests need {CAPACITY_BYTES}",
+                self.name
             );
-            namespace.block_bytes
+            limits.block_bytes
         })
     }
 
@@ -123,19 +136,18 @@ impl Stand {
     pub(crate) fn scheme(&self) -> &'static str {
         match self.kind {
             "embedded" => "image:",
+            "spdk, tcp" | "spdk, vfio-user" => "spdk:",
             kind => kind,
         }
     }
 
     /// Brings the controller up, for tests of the driver.
-    pub(crate) fn open(&self, memory: &Memory) -> Rig {
-        self.open_with(memory, ControllerOptions::default())
+    pub(crate) fn open(&self) -> (Box<dyn Rig>, Memory) {
+        self.open_with(ControllerOptions::default())
     }
 
-    pub(crate) fn open_with(&self, memory: &Memory, options: ControllerOptions) -> Rig {
-        let device = self.engine.device();
-        let controller = Controller::open(device.clone(), &memory.heap, options).unwrap();
-        Rig { device, controller }
+    pub(crate) fn open_with(&self, options: ControllerOptions) -> (Box<dyn Rig>, Memory) {
+        self.engine.open(options)
     }
 
     /// The disk, for tests of files.
@@ -151,29 +163,102 @@ impl Stand {
 }
 
 /// A controller that is up.
-pub(crate) struct Rig {
+pub(crate) trait Rig: Sync {
+    /// A queue on the first namespace.
+    fn queue(&self, options: QueueOptions) -> RigQueue;
+
+    /// The deepest queue that it has.
+    fn most_depth(&self) -> usize;
+
+    /// What went wrong so far.
+    fn troubles(&self) -> Troubles;
+
+    /// Takes the device away from under its queues, in the middle of whatever it does.
+    fn cut_off(&self);
+}
+
+/// What happened to a controller that should not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Troubles {
+    /// Commands that passed their deadline, or ended in some other way than they should.
+    pub(crate) timeouts: u64,
+    pub(crate) resets: u64,
+}
+
+/// A queue of any engine.
+pub(crate) enum RigQueue {
+    Own(Box<QueuePair>),
+    #[cfg(feature = "spdk")]
+    Spdk(Box<xtent::spdk::SpdkQueue>),
+}
+
+impl Queue for RigQueue {
+    fn limits(&self) -> &Limits {
+        match self {
+            Self::Own(queue) => queue.limits(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.limits(),
+        }
+    }
+
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        match self {
+            Self::Own(queue) => queue.submit(chain),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.submit(chain),
+        }
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        match self {
+            Self::Own(queue) => queue.poll(budget, done),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.poll(budget, done),
+        }
+    }
+
+    fn outstanding(&self) -> usize {
+        match self {
+            Self::Own(queue) => queue.outstanding(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.outstanding(),
+        }
+    }
+
+    fn relax(&mut self) {
+        match self {
+            Self::Own(queue) => queue.relax(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.relax(),
+        }
+    }
+}
+
+/// A controller under the crate's own driver.
+struct OwnRig {
     device: Arc<dyn Device>,
     controller: Arc<Controller>,
 }
 
-impl Rig {
-    /// A queue on the first namespace.
-    pub(crate) fn queue(&self, options: QueueOptions) -> QueuePair {
-        self.controller.queue(1, options).unwrap()
+impl Rig for OwnRig {
+    fn queue(&self, options: QueueOptions) -> RigQueue {
+        RigQueue::Own(Box::new(self.controller.queue(1, options).unwrap()))
     }
 
-    /// What the controller says of itself.
-    pub(crate) fn info(&self) -> Arc<ControllerInfo> {
-        self.controller.info()
+    fn most_depth(&self) -> usize {
+        // A queue holds one command less than it has entries.
+        self.controller.info().max_queue_entries as usize - 1
     }
 
-    /// What went wrong so far.
-    pub(crate) fn stats(&self) -> Stats {
-        self.controller.stats()
+    fn troubles(&self) -> Troubles {
+        let stats = self.controller.stats();
+        Troubles {
+            resets: stats.resets,
+            timeouts: u64::from(Stats { resets: 0, ..stats } != Stats::default()),
+        }
     }
 
-    /// Cuts the device off from memory, in the middle of whatever it does.
-    pub(crate) fn cut_off(&self) {
+    fn cut_off(&self) {
         self.device.stop_dma().unwrap();
     }
 }
@@ -360,48 +445,6 @@ impl Engine for Socket {
     }
 }
 
-/// A disk that SPDK's own target exports, through SPDK's own driver.
-#[cfg(feature = "spdk")]
-struct Spdk {
-    block_bytes: u32,
-    vfio_user: bool,
-}
-
-#[cfg(feature = "spdk")]
-impl Engine for Spdk {
-    fn device(&self) -> Arc<dyn Device> {
-        unreachable!("tests of our own driver are not for SPDK's")
-    }
-
-    fn disk(&self, lba_bytes: u32) -> Disk {
-        let hands = super::common::nvmf::NvmfHands::new(CAPACITY_BYTES, lba_bytes, self.vfio_user);
-        Disk::new(hands, lba_bytes)
-    }
-
-    fn block_bytes(&self) -> Option<u32> {
-        Some(self.block_bytes)
-    }
-
-    fn missing(&self) -> Option<String> {
-        kernel_is_missing()
-            .or_else(loop_is_missing)
-            .or_else(super::common::nvmf::missing)
-    }
-}
-
-#[cfg(feature = "spdk")]
-fn spdk(word: &str) -> Vec<Stand> {
-    let vfio_user = word == "spdk-vfio-user";
-    let stand = |block_bytes| {
-        let engine = Spdk {
-            block_bytes,
-            vfio_user,
-        };
-        Stand::new(format!("{word}:{block_bytes}"), "spdk", For::Files, engine)
-    };
-    vec![stand(512), stand(4096)]
-}
-
 /// The stands that a word of `XTENT_CONFORMANCE` names.
 fn kinds_of(word: &str) -> Vec<Stand> {
     match word.split_once(':') {
@@ -427,10 +470,10 @@ fn kinds_of(word: &str) -> Vec<Stand> {
             )]
         }
         #[cfg(feature = "spdk")]
-        None if word == "spdk-tcp" || word == "spdk-vfio-user" => spdk(word),
+        None if word == "spdk-tcp" || word == "spdk-vfio-user" => super::spdk::stands(word),
         _ => panic!(
-            "XTENT_CONFORMANCE is a list of `embedded`, `vfio-user`, `vfio-user:SOCKET` and `pci:ADDRESS`, and \
-             names `{word}`"
+            "XTENT_CONFORMANCE is a list of `embedded`, `vfio-user`, `vfio-user:SOCKET`, `pci:ADDRESS` and, with \
+             the feature `spdk`, `spdk-tcp` and `spdk-vfio-user`, and names `{word}`"
         ),
     }
 }
