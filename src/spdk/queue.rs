@@ -132,6 +132,9 @@ impl SpdkQueue {
             || self.core.look(now, |stage, age, command| match stage {
                 Stage::Sent if age >= timeout => {
                     shared.timeouts.fetch_add(1, Ordering::Relaxed);
+                    if !shared.host.id.transport.has_aborts() {
+                        return Overdue::Reset;
+                    }
                     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
                     // SAFETY: attached, and the queue pair is its: inside of the gate. SPDK compares the command's
                     // address; the callback touches nothing.

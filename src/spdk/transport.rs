@@ -36,6 +36,12 @@ impl Transport {
         matches!(self, Self::Tcp | Self::Rdma)
     }
 
+    /// Whether SPDK can abort commands: by vfio-user it would call a function that it has not (v26.05).
+    #[cfg(feature = "spdk")]
+    pub(super) fn has_aborts(self) -> bool {
+        self != Self::VfioUser
+    }
+
     /// The socket that a controller of this transport at this address is served on, if it is.
     #[cfg(feature = "spdk")]
     pub(super) fn socket(self, address: &str) -> Option<std::path::PathBuf> {

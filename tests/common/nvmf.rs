@@ -121,6 +121,15 @@ impl Nvmf {
         }
     }
 
+    /// Sends it a signal, by name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("a running target").id();
+        let status = Command::new("kill")
+            .args([format!("-{name}"), pid.to_string()])
+            .status();
+        assert!(status.expect("kill").success());
+    }
+
     fn answers(&self) -> bool {
         TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             && self.socket_dir().join("cntrl").exists()
@@ -188,6 +197,16 @@ impl Nvmf {
     pub fn disconnect_all(&self) {
         self.rpc("nvmf_subsystem_remove_listener", &self.tcp_listener());
         self.rpc("nvmf_subsystem_add_listener", &self.tcp_listener());
+    }
+
+    /// Closes the socket of its controller, and goes on running.
+    pub fn hang_up(&self) {
+        let listener = json!({
+            "nqn": SUBNQN,
+            "listen_address":
+                { "trtype": "VFIOUSER", "traddr": self.socket_dir(), "trsvcid": "0" },
+        });
+        self.rpc("nvmf_subsystem_remove_listener", &listener);
     }
 
     fn rpc(&self, method: &str, params: &Value) -> Value {

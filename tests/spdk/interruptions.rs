@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use xtent::ErrorKind;
 use xtent::block::{Completion, Op, Queue, Status};
 use xtent::mem::Segment;
 use xtent::spdk::{Controller, ControllerOptions, QueueOptions};
@@ -247,6 +248,75 @@ fn a_target_that_stays_away_ends_everything() {
     );
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
     assert!(controller.queue(QueueOptions::default()).is_err());
+}
+
+/// A controller on a socket, with commands of which its server, which lives, does nothing any more.
+fn silenced(silence: impl FnOnce(&Nvmf), speak: impl FnOnce(&Nvmf)) {
+    let (target, _dir) = file_target();
+    let id = target.vfio_user();
+    let options = ControllerOptions {
+        connect_timeout: Duration::from_secs(20),
+        ..options()
+    };
+    let (controller, memory) = open(&id, options);
+    let options = QueueOptions {
+        timeout: Duration::from_secs(1),
+        ..QueueOptions::default()
+    };
+    let mut queue = controller.queue(options).unwrap();
+    let lent = memory.lend(BLOCK);
+    let segment = [lent.segment(0..BLOCK).unwrap()];
+    silence(&target);
+    for token in 0..50 {
+        queue
+            .submit(&chain(Op::Read, token, 1, &segment, token))
+            .unwrap();
+    }
+    let ended = drain_slowly(&mut queue);
+    assert_eq!(ended.len(), 50);
+    assert!(
+        ended.iter().all(|&status| status == Status::Unfenced),
+        "{ended:?}"
+    );
+    speak(&target);
+    assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
+    assert!(controller.queue(QueueOptions::default()).is_err());
+    drop((queue, controller));
+    // SPDK still has it.
+    let again = Controller::open(&id.parse().unwrap(), None, ControllerOptions::default());
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn a_server_that_hangs_ends_everything_and_the_memory_is_left_to_it() {
+    let Some(_alone) = alone() else { return };
+    silenced(
+        |target| target.signal("STOP"),
+        |target| target.signal("CONT"),
+    );
+}
+
+#[test]
+fn a_server_that_hangs_up_ends_everything_and_the_memory_is_left_to_it() {
+    let Some(_alone) = alone() else { return };
+    silenced(Nvmf::hang_up, |_| {});
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_not_waited_for() {
+    let Some(_alone) = alone() else { return };
+    let (target, _dir) = file_target();
+    let options = ControllerOptions {
+        connect_timeout: Duration::from_secs(2),
+        ..ControllerOptions::default()
+    };
+    target.signal("STOP");
+    for id in [target.vfio_user(), target.tcp()] {
+        let error = Controller::open(&id.parse().unwrap(), None, options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeviceGone, "{error}");
+    }
+    target.signal("CONT");
+    Controller::open(&target.vfio_user().parse().unwrap(), None, options).unwrap();
 }
 
 fn drain_slowly(queue: &mut impl Queue) -> Vec<Status> {
