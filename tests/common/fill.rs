@@ -123,14 +123,18 @@ impl Filler<'_> {
     fn directories(&mut self) {
         let dirs = self.dir("directories");
         let d = self.plan.dir_block_bytes;
+        // The last but one has every form already.
+        let most = scaled(d / 4, d / 6);
         for count in [0, 1, 2, 5, d / 100, d / 60, d / 22, d / 10, d / 6, d / 4] {
-            self.populate(&dirs.join(format!("of-{count}")), count);
+            if count <= most {
+                self.populate(&dirs.join(format!("of-{count}")), count);
+            }
         }
         let big = self.plan.big_dir_entries;
         self.populate(&dirs.join("big"), big);
         // Names gone in most blocks: whole blocks freed in the middle.
         let shrunk = dirs.join("shrunk");
-        let names = scaled(d, d.min(8192));
+        let names = scaled(d, d.min(4096));
         self.populate(&shrunk, names);
         for i in (0..names).filter(|i| i % (d / 4) > 9) {
             let path = shrunk.join(format!("entry-{i:07}"));
