@@ -131,8 +131,8 @@ impl SpdkQueue {
         let must_reset = qpair.is_null()
             || self.core.look(now, |stage, age, command| match stage {
                 Stage::Sent if age >= timeout => {
-                    shared.timeouts.fetch_add(1, Ordering::Relaxed);
                     if !shared.host.id.transport.has_aborts() {
+                        shared.timeouts.fetch_add(1, Ordering::Relaxed);
                         return Overdue::Reset;
                     }
                     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
@@ -147,6 +147,11 @@ impl SpdkQueue {
                             std::ptr::null_mut(),
                         )
                     };
+                    // The admin queue is full: at the next look, unless that does not change.
+                    if rc == -libc::ENOMEM && age < timeout.saturating_mul(2) {
+                        return Overdue::No;
+                    }
+                    shared.timeouts.fetch_add(1, Ordering::Relaxed);
                     match rc {
                         0 => Overdue::Aborted,
                         _ => Overdue::Reset,

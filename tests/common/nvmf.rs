@@ -48,6 +48,8 @@ pub enum Disk {
     File { path: PathBuf, block_bytes: u32 },
     /// Memory.
     Memory { mib: u64, block_bytes: u32 },
+    /// Memory with blocks of 4 KiB, and each operation takes so long.
+    Slow { mib: u64, micros: u64 },
 }
 
 /// A running target with one subsystem, killed when it is dropped.
@@ -145,19 +147,33 @@ impl Nvmf {
 
     fn config(&self) -> Value {
         let call = |method: &str, params: Value| json!({ "method": method, "params": params });
+        let memory = |name: &str, mib: u64, block_bytes: u64| {
+            let blocks = (mib << 20) / block_bytes;
+            let params = json!({ "name": name, "num_blocks": blocks, "block_size": block_bytes });
+            call("bdev_malloc_create", params)
+        };
         let disk = match &self.disk {
-            Disk::File { path, block_bytes } => call(
+            Disk::File { path, block_bytes } => vec![call(
                 "bdev_aio_create",
                 json!({ "name": "disk", "filename": path, "block_size": block_bytes }),
-            ),
-            Disk::Memory { mib, block_bytes } => call(
-                "bdev_malloc_create",
-                json!({
-                    "name": "disk",
-                    "num_blocks": (mib << 20) / u64::from(*block_bytes),
-                    "block_size": block_bytes,
-                }),
-            ),
+            )],
+            Disk::Memory { mib, block_bytes } => {
+                vec![memory("disk", *mib, u64::from(*block_bytes))]
+            }
+            Disk::Slow { mib, micros } => vec![
+                memory("memory", *mib, 4096),
+                call(
+                    "bdev_delay_create",
+                    json!({
+                        "name": "disk",
+                        "base_bdev_name": "memory",
+                        "avg_read_latency": micros,
+                        "p99_read_latency": micros,
+                        "avg_write_latency": micros,
+                        "p99_write_latency": micros,
+                    }),
+                ),
+            ],
         };
         let vfio_user =
             json!({ "trtype": "VFIOUSER", "traddr": self.socket_dir(), "trsvcid": "0" });
@@ -179,7 +195,7 @@ impl Nvmf {
             call("nvmf_subsystem_add_listener", self.tcp_listener()),
         ];
         json!({ "subsystems": [
-            { "subsystem": "bdev", "config": [disk] },
+            { "subsystem": "bdev", "config": disk },
             { "subsystem": "nvmf", "config": nvmf },
         ]})
     }

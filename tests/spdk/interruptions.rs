@@ -319,6 +319,36 @@ fn a_server_that_does_not_answer_is_not_waited_for() {
     Controller::open(&target.vfio_user().parse().unwrap(), None, options).unwrap();
 }
 
+#[test]
+fn commands_past_their_deadline_are_aborted() {
+    let Some(_alone) = alone() else { return };
+    let target = Nvmf::start(Disk::Slow {
+        mib: 64,
+        micros: 600_000_000,
+    });
+    let (controller, memory) = open(&target.tcp(), options());
+    let options = QueueOptions {
+        timeout: Duration::from_secs(1),
+        ..QueueOptions::default()
+    };
+    let mut queue = controller.queue(options).unwrap();
+    let lent = memory.lend(BLOCK);
+    let segment = [lent.segment(0..BLOCK).unwrap()];
+    for token in 0..50 {
+        queue
+            .submit(&chain(Op::Read, token, 1, &segment, token))
+            .unwrap();
+    }
+    let ended = drain_slowly(&mut queue);
+    assert_eq!(ended.len(), 50);
+    assert!(
+        ended.iter().all(|&status| status == Status::TimedOut),
+        "{ended:?}"
+    );
+    let stats = controller.stats();
+    assert_eq!((stats.timeouts, stats.resets), (50, 0));
+}
+
 fn drain_slowly(queue: &mut impl Queue) -> Vec<Status> {
     let mut ended = Vec::new();
     while queue.outstanding() > 0 {

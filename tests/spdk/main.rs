@@ -12,6 +12,7 @@ mod interruptions;
 mod names;
 #[path = "../rig/mod.rs"]
 mod rig;
+mod volumes;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
