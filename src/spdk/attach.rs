@@ -165,7 +165,7 @@ fn failed(id: &TransportId, what: &str) -> Error {
 }
 
 /// How long SPDK waits for an answer on a controller's socket.
-pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The process that serves a controller on a socket, and SPDK's connection to it, which from now on waits for
 /// [`ANSWER_LIMIT`] at most. `None` for other controllers, or when it is not found.

@@ -280,6 +280,11 @@ pub(super) fn forget_words() {
     WORDS.with_borrow_mut(Vec::clear);
 }
 
+/// Whether SPDK complained on this thread since.
+pub(super) fn has_complained() -> bool {
+    WORDS.with_borrow(|words| !words.is_empty())
+}
+
 /// What SPDK said on this thread since, to be added to an error.
 pub(super) fn words() -> String {
     let words = WORDS.with_borrow_mut(std::mem::take);

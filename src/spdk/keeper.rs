@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::attach::{ANSWER_LIMIT, Attached, attach, detach, peer_of};
+use super::attach::{Attached, attach, detach, peer_of};
 use super::controller::{GONE, Shared, lock};
 use super::core::{ABANDONED, Core, OWNED};
 use super::describe::same_namespace;
-use super::env::{attaching, forget_words};
+use super::env::{attaching, forget_words, has_complained};
 use super::transport::Transport;
 use crate::sys::{SocketPeer, heavy_barrier};
 
@@ -28,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Between two steps of an attempt.
 const STEP: Duration = Duration::from_micros(200);
 
+/// How long a server may take to answer what it was asked before.
+const LEFT_OVER: Duration = Duration::from_millis(20);
 /// How long a process that hung up may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(2);
 
@@ -200,13 +202,16 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
     if !ctrlr.is_null() {
         // First the controller: SPDK's word that a command has ended, once its queue pair is freed, is only as good
         // as that the device knows nothing of it any more.
-        let start = Instant::now();
+        // An answer that nobody waits for is one that came too late.
+        let stale = lock(&shared.peer)
+            .as_ref()
+            .is_some_and(SocketPeer::has_unread);
         let down = disconnect(shared, ctrlr);
         let in_flight = |core: &Arc<Core>| {
             let _guard = lock(&core.lock);
             core.in_flight.get() > 0
         };
-        if cores.iter().any(in_flight) && !is_fenced(shared, ctrlr, start) {
+        if cores.iter().any(in_flight) && !is_fenced(shared, ctrlr, stale) {
             return Attempt::Unfenced;
         }
         if cores.iter().filter(|core| !free(core)).count() > 0 {
@@ -234,8 +239,9 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
     }
 }
 
-/// Whether the controller that was disconnected, beginning at `start`, does not reach this process's memory any more.
-fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, start: Instant) -> bool {
+/// Whether the controller that was disconnected does not reach this process's memory any more. `stale`: what it says
+/// on its socket is not to be trusted.
+fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> bool {
     let disabled = || {
         let _one_at_a_time = attaching();
         // SAFETY: attached; nobody else uses it: the owners are kept out.
@@ -254,9 +260,12 @@ fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, start: Instant) 
             let Some(peer) = &*peer else {
                 return disabled();
             };
-            // After an answer that came too late, or not yet, each is that to another question.
-            if disabled() && start.elapsed() < ANSWER_LIMIT && !peer.has_unread() {
-                return true;
+            // Once an answer was missed, which SPDK says, each may be that to another question: then one is left over.
+            if !stale && !has_complained() && disabled() && !has_complained() {
+                thread::sleep(LEFT_OVER);
+                if !peer.has_unread() {
+                    return true;
+                }
             }
             // Killed, it hangs up before it has ended.
             let start = Instant::now();
