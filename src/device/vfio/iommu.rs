@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use vfio_bindings::bindings::vfio::VFIO_GROUP_FLAGS_VIABLE;
 
@@ -15,6 +16,9 @@ use super::caps::parse_iommu;
 use super::iova::{IovaLimits, IovaRange};
 use super::uapi::{self, Mapping};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long a device that somebody has open is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A device's address space, as the IOMMU translates it.
 #[derive(Debug)]
@@ -149,8 +153,7 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
 }
 
 fn open_rw(path: &Path, found: &Found) -> Result<File> {
-    let result = OpenOptions::new().read(true).write(true).open(path);
-    result.map_err(|e| {
+    open_when_free(path).map_err(|e| {
         let shown = path.display();
         let address = found.address;
         let (kind, detail) = match e.raw_os_error() {
@@ -169,6 +172,20 @@ fn open_rw(path: &Path, found: &Found) -> Result<File> {
         };
         Error::new(kind, detail).because(e)
     })
+}
+
+/// Opens it, and tries again for a moment while somebody has it open: that may be a program that is just ending, or
+/// a child that another thread of this one has forked, and that has all its descriptors until its exec.
+fn open_when_free(path: &Path) -> io::Result<File> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let result = OpenOptions::new().read(true).write(true).open(path);
+        let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+        if !result.as_ref().is_err_and(busy) || Instant::now() > deadline {
+            return result;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn busy(path: &Path) -> String {
