@@ -190,8 +190,12 @@ impl Controller {
         let port = Port::new(device)?;
         // What an earlier owner left running must stop before our memory is mapped.
         port.disable()?;
-        let admin = Admin::new(&port, heap, options.admin_timeout)?;
+        // Before the first allocation: how much the device's host can pin decides how large arenas are.
         heap.attach(Arc::clone(&mapper))?;
+        let admin = Admin::new(&port, heap, options.admin_timeout).inspect_err(|_| {
+            // Of memory that no device was told of.
+            let _ = heap.detach(&mapper);
+        })?;
         let name = port.device.name().to_owned();
         // From here on dropping the controller undoes what was done.
         let controller = Self {

@@ -9,6 +9,7 @@ small=$(address_of SMALL) large=$(address_of LARGE)
 
 # held: hugepages in use, and pages that are pinned for devices.
 held() {
+    echo 1 >/proc/sys/vm/stat_refresh
     awk '/HugePages_(Total|Free)/ { print }' /proc/meminfo
     awk '/nr_foll_pin_acquired/ { n += $2 } /nr_foll_pin_released/ { n -= $2 } END { print "pinned", n }' /proc/vmstat
 }
