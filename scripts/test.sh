@@ -2,8 +2,8 @@
 # Runs every test of xtent. On a fresh Debian or Fedora machine it first installs what it needs, by package
 # name, after saying which. What cannot be had is named in a line that starts with SKIPPED.
 #
-#   scripts/test.sh            everything (about a quarter of an hour on 2 cores; root for the kernel's side)
-#   scripts/test.sh --quick    without the sanitizer and the cost bench
+#   scripts/test.sh            everything (about 25 minutes on 2 cores; root for the kernel's side)
+#   scripts/test.sh --quick    without the virtual machines, the sanitizer, SPDK and the cost bench
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -45,6 +45,9 @@ grep -E '^(test |test result|[[:space:]]+(Running|Doc-tests))|SKIPPED' "$log"
 if ! $quick; then
     step "AddressSanitizer on the unsafe islands"
     scripts/asan.sh
+
+    step "PCI controllers over VFIO, in virtual machines"
+    scripts/vm/test
 
     step "SPDK, both ways"
     scripts/spdk/test.sh
