@@ -1,9 +1,47 @@
 #!/bin/sh
-# Makes what the fuzz targets start from: a small image filled by the kernel, and seeds cut from it.
+# Makes what the fuzz targets start from: messages of a vfio-user client, a small image filled by the kernel, and
+# seeds cut from it.
 # Needs root (a loop mount) and mkfs.xfs. Usage: fuzz/seed.sh
 set -eu
 cd "$(dirname "$0")"
-mkdir -p corpus/superblock corpus/inode corpus/directory
+mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user
+
+# little BYTES VALUE: a number, its least byte first.
+little() {
+    left=$1 value=$2
+    while [ "$left" -gt 0 ]; do
+        # shellcheck disable=SC2059
+        printf "\\$(printf %03o $((value & 255)))"
+        left=$((left - 1)) value=$((value >> 8))
+    done
+}
+# message COMMAND BYTES:VALUE...: a message of a vfio-user client, with these fields behind the header.
+message() {
+    command=$1 size=16
+    shift
+    for field; do size=$((size + ${field%:*})); done
+    little 2 7
+    little 2 "$command"
+    little 4 "$size"
+    little 8 0
+    for field; do little "${field%:*}" "${field#*:}"; done
+}
+# The first byte says whether the target greets before these (0) or not. Each alone, and all in a row.
+{ little 1 1 && message 1 2:0 2:1; } >corpus/vfio_user/version
+{ little 1 0 && message 4 4:16 4:0 4:0 4:0; } >corpus/vfio_user/info
+{ little 1 0 && message 5 4:32 4:0 4:0 4:0 8:0 8:0; } >corpus/vfio_user/region-info
+{ little 1 0 && message 7 4:16 4:0 4:2 4:0; } >corpus/vfio_user/irq-info
+{ little 1 0 && message 8 4:24 4:33 4:2 4:0 4:1 4:0; } >corpus/vfio_user/set-irqs
+{ little 1 0 && message 9 8:28 4:0 4:4; } >corpus/vfio_user/read-csts
+{ little 1 0 && message 10 8:20 4:0 4:4 4:4587521; } >corpus/vfio_user/write-cc
+{ little 1 0 && message 10 8:4096 4:0 4:4 4:1; } >corpus/vfio_user/write-doorbell
+{ little 1 0 && message 2 4:32 4:3 8:0 8:4294967296 8:2097152; } >corpus/vfio_user/map
+{ little 1 0 && message 3 4:24 4:0 8:4294967296 8:2097152; } >corpus/vfio_user/unmap
+{ little 1 0 && message 13; } >corpus/vfio_user/reset
+for seed in info region-info irq-info set-irqs read-csts map write-cc write-doorbell unmap reset; do
+    tail -c +2 "corpus/vfio_user/$seed"
+done | { little 1 0 && cat; } >corpus/vfio_user/session
+
 image=corpus/disk.img
 mount=$(mktemp -d)
 trap 'umount "$mount" 2>/dev/null || true; rmdir "$mount"' EXIT
