@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicBool;
 
 use spdk_sys as ffi;
 
@@ -28,13 +28,6 @@ const SC_ABORT_REQUESTED: u8 = 0x07;
 const SC_SQ_DELETED: u8 = 0x08;
 const SCT_PATH: u8 = 3;
 
-/// The core has an owner.
-pub(super) const OWNED: u8 = 0;
-/// The owner is gone, and so is the queue pair.
-pub(super) const FREED: u8 = 1;
-/// The owner is gone, and has left the queue pair, if there is one, to the keeper.
-pub(super) const ABANDONED: u8 = 2;
-
 /// How a core is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CoreShape {
@@ -48,8 +41,8 @@ pub(super) struct Core {
     pub(super) gate: Gate,
     /// For whoever is not the owner inside of the gate.
     pub(super) lock: Mutex<()>,
-    /// One of [`OWNED`], [`FREED`] and [`ABANDONED`].
-    pub(super) owner: AtomicU8,
+    /// There is an owner. Otherwise it is whoever has the lock of the cores that frees the queue pair, if there is one.
+    pub(super) owned: AtomicBool,
     /// Null while there is none.
     pub(super) qpair: Cell<*mut ffi::spdk_nvme_qpair>,
     pub(super) ns: Cell<*mut ffi::spdk_nvme_ns>,
@@ -72,7 +65,7 @@ pub(super) struct Core {
 // generation is its own, else whoever holds `lock` (see `gate.rs`); SPDK allows a queue pair to be used by
 // changing threads, one at a time. Memory of chains is lent to the device and not touched from here.
 unsafe impl Send for Core {}
-// SAFETY: as above; `gate`, `lock` and `owner` are atomics and a mutex.
+// SAFETY: as above; `gate`, `lock` and `owned` are atomics and a mutex.
 unsafe impl Sync for Core {}
 
 impl Core {
@@ -83,7 +76,7 @@ impl Core {
         Self {
             gate: Gate::default(),
             lock: Mutex::new(()),
-            owner: AtomicU8::new(OWNED),
+            owned: AtomicBool::new(true),
             qpair: Cell::new(ptr::null_mut()),
             ns: Cell::new(ptr::null_mut()),
             shape,

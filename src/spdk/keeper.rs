@@ -14,7 +14,7 @@ use spdk_sys as ffi;
 
 use super::attach::{Attached, attach, detach, peer_of};
 use super::controller::{GONE, Shared, lock};
-use super::core::{ABANDONED, Core, OWNED};
+use super::core::Core;
 use super::describe::same_namespace;
 use super::env::{attaching, forget_words, has_complained};
 use super::transport::Transport;
@@ -95,14 +95,12 @@ pub(super) unsafe fn release(core: &Arc<Core>) -> bool {
 
 /// Forgets the cores whose owners are gone, with what they left.
 pub(super) fn forget_dropped(cores: &mut Vec<Arc<Core>>) {
-    cores.retain(|core| match core.owner.load(Ordering::Acquire) {
-        OWNED => true,
-        left => {
-            if left == ABANDONED {
-                free(core);
-            }
-            false
+    cores.retain(|core| {
+        let owned = core.owned.load(Ordering::Acquire);
+        if !owned {
+            free(core);
         }
+        owned
     });
 }
 
@@ -228,7 +226,7 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
     }
     let equipped = cores
         .iter()
-        .filter(|core| core.owner.load(Ordering::Acquire) == OWNED)
+        .filter(|core| core.owned.load(Ordering::Acquire))
         .all(|core| {
             let _guard = lock(&core.lock);
             shared.equip(core).is_ok()

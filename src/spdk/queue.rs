@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use spdk_sys as ffi;
 
 use super::controller::{Controller, GONE};
-use super::core::{ABANDONED, Core, FREED, Overdue};
+use super::core::{Core, Overdue};
 use super::keeper::release;
 use super::memory::Windows;
 use super::slots::{Piece, Stage};
@@ -321,7 +321,6 @@ impl Drop for SpdkQueue {
                 }
             }
         }
-        let mut left = ABANDONED;
         let generation = &self.controller.shared.generation;
         let mine = generation.load(Ordering::Acquire);
         if mine.is_multiple_of(2)
@@ -329,10 +328,9 @@ impl Drop for SpdkQueue {
         {
             // SAFETY: this thread's: inside of the gate.
             unsafe { release(&self.core) };
-            left = FREED;
         }
         // From here on nobody uses the core but who has the lock of the cores.
-        self.core.owner.store(left, Ordering::Release);
+        self.core.owned.store(false, Ordering::Release);
     }
 }
 
