@@ -35,8 +35,8 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     };
     args.target.check()?;
     let spec = TargetSpec::parse(&args.target.target)?;
-    let (drive, target) = if matches!(spec.kind, TargetKind::Uring(_)) {
-        // The kernel has the controller.
+    let (drive, target) = if matches!(spec.kind, TargetKind::Uring(_) | TargetKind::Spdk { .. }) {
+        // The kernel has the controller, or SPDK.
         (None, Target::open_spec(&spec, &options))
     } else {
         let drive = Drive::open(&args.target.target, &options).map_err(Failure::target)?;

@@ -51,8 +51,10 @@ struct Local {
 /// What is offered by a discovery service.
 #[derive(Debug, Clone, Serialize)]
 struct Offer {
-    target: String,
+    /// By which xtent opens it, if it can.
+    target: Option<String>,
     kind: &'static str,
+    subnqn: String,
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
@@ -63,7 +65,13 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
         }
         Some(target) => {
             let offers = offers(target, args.timeout)?;
-            let line = |offer: &Offer| format!("{:9}  {}", offer.kind, offer.target);
+            let line = |offer: &Offer| match &offer.target {
+                Some(target) => format!("{:9}  {target}", offer.kind),
+                None => format!(
+                    "{:9}  {} (by no transport to here)",
+                    offer.kind, offer.subnqn
+                ),
+            };
             let lines = offers.iter().map(line).collect();
             (json!({ "offers": offers }), lines)
         }
@@ -96,6 +104,7 @@ fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<Offer>> {
     let entries = xtent::spdk::discover(id, timeout)?;
     let offer = |entry: &xtent::spdk::DiscoveryEntry| Offer {
         target: entry.target(),
+        subnqn: entry.subnqn.clone(),
         kind: if entry.discovery {
             "discovery"
         } else {

@@ -32,12 +32,18 @@ pub struct DiscoveryEntry {
 }
 
 impl DiscoveryEntry {
-    /// The target by which it is opened.
-    pub fn target(&self) -> String {
-        format!(
-            "spdk:trtype={} adrfam={} traddr={} trsvcid={} subnqn={}",
+    /// The target by which it is opened; `None` for a transport over which there is nothing to be reached from here
+    /// (a target also names what it serves on its own machine).
+    pub fn target(&self) -> Option<String> {
+        let id = format!(
+            "trtype={} adrfam={} traddr={} trsvcid={} subnqn={}",
             self.transport, self.family, self.address, self.service, self.subnqn
-        )
+        );
+        let known: TransportId = id.parse().ok()?;
+        known
+            .transport
+            .is_fabrics()
+            .then(|| format!("spdk:{known}"))
     }
 }
 

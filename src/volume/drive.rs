@@ -245,18 +245,24 @@ impl Drive {
     ///
     /// # Errors
     /// Those of [`Target::open`], but for what is wrong with a namespace; [`ErrorKind::Unsupported`] for
-    /// `uring:` targets, whose controller the kernel keeps.
+    /// `uring:` and `spdk:` targets, whose controller the kernel or SPDK has.
     pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
         let spec = TargetSpec::parse(target)?;
         Self::open_spec(spec, options).map_err(|error| error.during("open").on_device(target))
     }
 
     fn open_spec(spec: TargetSpec, options: &VolumeOptions) -> Result<Self> {
-        if matches!(spec.kind, TargetKind::Uring(_)) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
+        let who = match spec.kind {
+            TargetKind::Uring(_) => Some(
                 "the kernel has the controller of this disk: ask nvme-cli, or give the disk to xtent (pci:)",
-            ));
+            ),
+            TargetKind::Spdk { .. } => Some(
+                "SPDK has this controller: ask spdk_nvme_identify, or its target for the health of its disks",
+            ),
+            _ => None,
+        };
+        if let Some(who) = who {
+            return Err(Error::new(ErrorKind::Unsupported, who));
         }
         let heap = heap_of(&spec, options);
         let access = access_of(&spec, options);

@@ -1,5 +1,6 @@
 //! What is found by name, and what is said of a wrong one.
 
+use std::process::Command;
 use std::time::Duration;
 
 use xtent::ErrorKind;
@@ -17,7 +18,8 @@ fn a_discovery_service_shows_what_can_be_opened() {
     let disks: Vec<_> = offers.iter().filter(|offer| !offer.discovery).collect();
     let tcp = disks.iter().find(|offer| offer.transport == "TCP").unwrap();
     assert_eq!(tcp.subnqn, SUBNQN);
-    let id = tcp.target().strip_prefix("spdk:").unwrap().parse().unwrap();
+    let id = tcp.target().unwrap();
+    let id = id.strip_prefix("spdk:").unwrap().parse().unwrap();
     Controller::open(&id, Some(1), ControllerOptions::default()).unwrap();
 }
 
@@ -49,4 +51,27 @@ fn wrong_names_are_errors_that_help() {
     assert_eq!(twice.kind(), ErrorKind::Busy);
     drop(open);
     Controller::open(&id, None, options).unwrap();
+}
+
+#[test]
+fn the_command_shows_controllers_and_what_a_service_offers() {
+    let Some(_alone) = alone() else { return };
+    let target = memory_target(512);
+    let xtent = |args: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_xtent");
+        let ended = Command::new(program).args(args).output().unwrap();
+        let text = [ended.stdout, ended.stderr].concat();
+        String::from_utf8(text).unwrap()
+    };
+    let list = xtent(&["list", &format!("spdk:{}", target.discovery())]);
+    assert!(list.contains(&format!("subnqn={SUBNQN}")), "{list}");
+    // The socket on which it serves the same disk is of its own machine.
+    assert!(list.contains("by no transport to here"), "{list}");
+    for id in [target.tcp(), target.vfio_user()] {
+        let info = xtent(&["info", &format!("spdk:{id}")]);
+        assert!(info.contains("SPDK's NVMe driver"), "{info}");
+        assert!(info.contains("serial XTENT"), "{info}");
+        let smart = xtent(&["smart", &format!("spdk:{id}")]);
+        assert!(smart.contains("SPDK has this controller"), "{smart}");
+    }
 }
