@@ -46,6 +46,8 @@ if ! $quick; then
     step "AddressSanitizer on the unsafe islands"
     scripts/asan.sh
 
+    scripts/loom.sh
+
     step "PCI controllers over VFIO, in virtual machines"
     scripts/vm/test
 

@@ -14,6 +14,7 @@ mod arena;
 mod buf;
 mod heap;
 mod mmio;
+pub mod pages;
 mod peer;
 mod space;
 mod words;

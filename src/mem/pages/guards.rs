@@ -1,0 +1,139 @@
+//! The rights to a slot's page.
+
+use std::sync::atomic::Ordering::Release;
+
+use super::sync::atomic::AtomicU64;
+use super::table::PageTable;
+use super::word::Word;
+
+/// A page that is held on to: its bytes do not change while this lives.
+#[derive(Debug)]
+pub struct Pin<'a> {
+    pub(super) table: &'a PageTable,
+    pub(super) cell: &'a AtomicU64,
+    pub(super) slot: u32,
+    /// As it was found.
+    pub(super) word: Word,
+}
+
+impl Pin<'_> {
+    /// What was up to date when it was pinned, a bit a granule.
+    #[inline]
+    pub fn uptodate(&self) -> u8 {
+        self.word.uptodate()
+    }
+
+    /// Its frame.
+    #[inline]
+    pub fn frame(&self) -> u32 {
+        self.word.frame()
+    }
+}
+
+#[cfg(not(loom))]
+impl Pin<'_> {
+    /// The page.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the frame was the slot's when it was pinned, and is given to nobody before the pin has gone: writers
+        // lock only without pins, and a detached frame waits for its last one. Devices only read it.
+        unsafe { self.table.memory.bytes(self.word.frame(), 1) }
+    }
+}
+
+impl Drop for Pin<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.table.unpin(self.cell, self.word.frame());
+    }
+}
+
+/// A page that one thread is alone with.
+#[derive(Debug)]
+pub struct WriteLock<'a> {
+    pub(super) table: &'a PageTable,
+    pub(super) cell: &'a AtomicU64,
+    /// The word to leave behind.
+    pub(super) word: Word,
+}
+
+impl WriteLock<'_> {
+    /// What is up to date and what is dirty, a bit a granule.
+    pub fn marks(&self) -> (u8, u8) {
+        (self.word.uptodate(), self.word.dirty())
+    }
+
+    /// Lets go, after these granules were written: true when the page was not dirty before. `backed` when the blocks of
+    /// all of the page are known to be there.
+    #[inline]
+    pub fn written(mut self, uptodate: u8, dirty: u8, backed: bool) -> bool {
+        let was_dirty = self.word.dirty() != 0;
+        self.word = self.word.with_marks(uptodate, dirty).backed_if(backed);
+        !was_dirty && dirty != 0
+    }
+}
+
+#[cfg(loom)]
+impl Pin<'_> {
+    pub(super) fn read(&self) -> [u8; 2] {
+        self.table.memory.read(self.word.frame())
+    }
+}
+
+#[cfg(loom)]
+impl WriteLock<'_> {
+    pub(super) fn write(&mut self, value: [u8; 2]) {
+        self.table.memory.write(self.word.frame(), value);
+    }
+
+    pub(super) fn read(&self) -> [u8; 2] {
+        self.table.memory.read(self.word.frame())
+    }
+}
+
+#[cfg(not(loom))]
+impl WriteLock<'_> {
+    /// The page, to be read.
+    pub fn bytes_ref(&self) -> &[u8] {
+        // SAFETY: as in `bytes`, and it is borrowed.
+        unsafe { self.table.memory.bytes(self.word.frame(), 1) }
+    }
+
+    /// The page.
+    #[inline]
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the word is locked and had no pins: nobody else reads or writes the frame, no device has it, and it is
+        // borrowed mutably.
+        unsafe { self.table.memory.bytes_mut(self.word.frame(), 1) }
+    }
+}
+
+impl Drop for WriteLock<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Nobody changes a locked word: it can be overwritten. Release: who pins or locks it next sees the bytes.
+        self.cell.store(self.word.0, Release);
+    }
+}
+
+/// A page that a device is to read. Not to be dropped: [`PageTable::end_writeback`].
+#[derive(Debug)]
+#[must_use = "the page stays as it is for ever when this is dropped"]
+pub struct WritebackPage {
+    pub(super) table: u32,
+    pub(super) slot: u32,
+    pub(super) frame: u32,
+    pub(super) granules: u8,
+}
+
+impl WritebackPage {
+    /// Which granules are to be written.
+    pub fn granules(&self) -> u8 {
+        self.granules
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}

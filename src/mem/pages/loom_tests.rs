@@ -1,0 +1,150 @@
+//! The protocol of the words under loom: every interleaving, and every order that the memory model allows. A frame's
+//! bytes are a cell that notices unordered accesses.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use super::{ALL_GRANULES, Blocked, FrameRun, PageTable, Removed, Which};
+use crate::mem::{Heap, HeapConfig};
+
+fn table(frames: u32) -> (Arc<PageTable>, FrameRun) {
+    let heap = Heap::new(HeapConfig::default());
+    let (table, run) = PageTable::new(&heap, frames, 1).unwrap();
+    (Arc::new(table), run)
+}
+
+fn filled(table: &PageTable, run: &mut FrameRun) {
+    assert!(
+        !table
+            .install(0, run.split_first(1), ALL_GRANULES, 0, false)
+            .unwrap()
+    );
+    write(table, 1);
+}
+
+fn write(table: &PageTable, value: u8) -> bool {
+    let Ok(mut lock) = table.lock(0, 0, 0) else {
+        return false;
+    };
+    lock.write([value; 2]);
+    lock.written(ALL_GRANULES, ALL_GRANULES, false);
+    true
+}
+
+fn read(table: &PageTable) -> Option<u8> {
+    let pin = table.pin(0, ALL_GRANULES, true).ok()?;
+    let bytes = pin.read();
+    assert_eq!(bytes[0], bytes[1], "half of a write was seen");
+    Some(bytes[0])
+}
+
+#[test]
+fn readers_and_writers_never_meet() {
+    loom::model(|| {
+        let (table, mut run) = table(1);
+        filled(&table, &mut run);
+        let one = table.clone();
+        let writer = thread::spawn(move || write(&one, 2));
+        let other = table.clone();
+        let reader = thread::spawn(move || read(&other));
+        let here = read(&table);
+        let wrote = writer.join().unwrap();
+        for seen in [here, reader.join().unwrap()].into_iter().flatten() {
+            assert!(seen == 1 || seen == 2);
+        }
+        assert_eq!(read(&table), Some(if wrote { 2 } else { 1 }));
+        assert_eq!(table.look(0).dirty, ALL_GRANULES);
+    });
+}
+
+/// A frame that was replaced or removed under a pin comes back once, after the last pin.
+#[test]
+fn detached_frames_come_back_once() {
+    loom::model(|| {
+        let (table, mut run) = table(2);
+        filled(&table, &mut run);
+        let spare = run.split_first(1);
+        let first = table.clone();
+        let reader = thread::spawn(move || read(&first));
+        let second = table.clone();
+        let remover = thread::spawn(move || second.remove(0, Which::All));
+        let mut frames = 0;
+        match table.pin(0, ALL_GRANULES, false) {
+            Ok(pin) => match table.replace(pin, spare, ALL_GRANULES, ALL_GRANULES, 0, false) {
+                Ok(_) => {}
+                Err(_) => frames += 1,
+            },
+            Err(blocked) => {
+                assert!(matches!(blocked, Blocked::Absent | Blocked::Locked));
+                frames += 1;
+            }
+        }
+        reader.join().unwrap();
+        match remover.join().unwrap() {
+            Removed::Frame(..) => frames += 1,
+            Removed::Detached(_) => {}
+            other => panic!("{other:?}"),
+        }
+        while table.orphan().is_some() {
+            frames += 1;
+        }
+        assert_eq!(frames, 2, "every frame is free again, once");
+        assert!(!table.look(0).present);
+    });
+}
+
+/// What is written back does not change meanwhile, and what is written meanwhile stays dirty.
+#[test]
+fn writeback_and_a_writer() {
+    loom::model(|| {
+        let (table, mut run) = table(2);
+        filled(&table, &mut run);
+        let page = table.begin_writeback(0).unwrap();
+        let other = table.clone();
+        let spare = run.split_first(1);
+        let writer = thread::spawn(move || {
+            if write(&other, 2) {
+                return Some(spare);
+            }
+            let Ok(pin) = other.pin(0, ALL_GRANULES, false) else {
+                return Some(spare);
+            };
+            other
+                .replace(pin, spare, ALL_GRANULES, ALL_GRANULES, 0, false)
+                .err()
+        });
+        let clean = table.end_writeback(page, true);
+        let spare = writer.join().unwrap();
+        let look = table.look(0);
+        assert!(!look.writeback);
+        let left = usize::from(spare.is_some()) + usize::from(table.orphan().is_some());
+        assert_eq!(left, 1, "one frame is in the slot, the other is free");
+        if look.dirty == 0 {
+            assert!(clean);
+            assert!(matches!(table.remove(0, Which::Clean), Removed::Frame(..)));
+        } else {
+            assert!(table.take(0, look.frame).is_none());
+        }
+    });
+}
+
+/// What was read from the device does not take the place of what was written since.
+#[test]
+fn a_fill_and_a_writer() {
+    loom::model(|| {
+        let (table, mut run) = table(2);
+        let stale = run.split_first(1);
+        let fresh = run.split_first(1);
+        assert!(table.begin_fill(0, &stale, 0));
+        let other = table.clone();
+        let writer =
+            thread::spawn(move || other.install(0, fresh, ALL_GRANULES, ALL_GRANULES, false));
+        let published = table.publish(0, stale, ALL_GRANULES, false);
+        let installed = writer.join().unwrap();
+        match (published, installed) {
+            (Ok(()), Err(_)) => assert_eq!(table.look(0).dirty, 0),
+            (Err(_), Ok(true)) => assert_eq!(table.look(0).dirty, ALL_GRANULES),
+            other => panic!("{other:?}"),
+        }
+    });
+}

@@ -1,0 +1,149 @@
+//! The frames' bytes: one piece of DMA memory.
+
+#[cfg(not(loom))]
+pub(super) use real::Memory;
+
+#[cfg(loom)]
+pub(super) use model::Memory;
+
+#[cfg(not(loom))]
+mod real {
+    use std::ptr::NonNull;
+
+    use super::super::word::PAGE_BYTES;
+    use crate::error::Result;
+    use crate::mem::{DmaBuf, Heap};
+    use crate::units::Iova;
+
+    /// Frames side by side, from 2 MiB boundaries on.
+    #[derive(Debug)]
+    pub(in super::super) struct Memory {
+        base: NonNull<u8>,
+        frames: u32,
+        iova: Iova,
+        /// Kept for its memory; its bytes are never borrowed. `None` when it must not be given back.
+        buf: Option<DmaBuf>,
+    }
+
+    // SAFETY: the memory is owned, and `bytes` and `bytes_mut` leave who may touch it to their callers.
+    unsafe impl Send for Memory {}
+    // SAFETY: as above.
+    unsafe impl Sync for Memory {}
+
+    impl Memory {
+        pub(in super::super) fn new(heap: &Heap, frames: u32) -> Result<Self> {
+            let buf = heap.alloc(frames as usize * PAGE_BYTES, 2 << 20)?;
+            Ok(Self {
+                base: buf.base(),
+                frames,
+                iova: buf.iova(),
+                buf: Some(buf),
+            })
+        }
+
+        /// The device address of a frame.
+        pub(in super::super) fn iova(&self, frame: u32) -> Iova {
+            self.iova.offset(u64::from(frame) * PAGE_BYTES as u64)
+        }
+
+        #[inline]
+        fn at(&self, frame: u32) -> NonNull<u8> {
+            debug_assert!(frame < self.frames);
+            // SAFETY: frames come from tokens and from words that a token was put into; the table makes each
+            // token once, and all of them below `frames`: the offset is inside the buffer.
+            unsafe { self.base.add(frame as usize * PAGE_BYTES) }
+        }
+
+        /// The bytes of `count` frames.
+        ///
+        /// # Safety
+        /// Nobody, a device included, writes to them while the slice lives.
+        #[inline]
+        pub(in super::super) unsafe fn bytes(&self, frame: u32, count: u32) -> &[u8] {
+            let len = count as usize * PAGE_BYTES;
+            // SAFETY: the frames are inside the buffer (see `at`), initialised (zeroed when it was cut), alive
+            // with `self`, and not written to (the caller's promise).
+            unsafe { std::slice::from_raw_parts(self.at(frame).as_ptr(), len) }
+        }
+
+        /// The bytes of `count` frames, to be written to.
+        ///
+        /// # Safety
+        /// Nobody else, a device included, touches them while the slice lives.
+        #[inline]
+        #[expect(
+            clippy::mut_from_ref,
+            reason = "who is alone with a frame is said by tokens and locks"
+        )]
+        pub(in super::super) unsafe fn bytes_mut(&self, frame: u32, count: u32) -> &mut [u8] {
+            let len = count as usize * PAGE_BYTES;
+            // SAFETY: as in `bytes`, and nobody else touches them (the caller's promise).
+            unsafe { std::slice::from_raw_parts_mut(self.at(frame).as_ptr(), len) }
+        }
+
+        /// `len` bytes from byte `start` of the frames from `frame` on, to be written to.
+        ///
+        /// # Safety
+        /// As [`Memory::bytes_mut`], for this part; and it is inside frames of the memory.
+        #[expect(clippy::mut_from_ref, reason = "as above")]
+        pub(in super::super) unsafe fn part_mut(
+            &self,
+            frame: u32,
+            start: usize,
+            len: usize,
+        ) -> &mut [u8] {
+            debug_assert!(
+                frame as usize * PAGE_BYTES + start + len <= self.frames as usize * PAGE_BYTES
+            );
+            // SAFETY: inside the buffer (the caller's promise).
+            let at = unsafe { self.at(frame).add(start) };
+            // SAFETY: as in `bytes_mut`.
+            unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
+        }
+
+        /// Keeps the memory for ever: a device may still touch it.
+        pub(in super::super) fn leak(&mut self) {
+            std::mem::forget(self.buf.take());
+        }
+    }
+}
+
+/// Under loom a frame is a few bytes in a cell that notices every access that is not ordered.
+#[cfg(loom)]
+mod model {
+    use crate::error::Result;
+    use crate::mem::Heap;
+    use crate::units::Iova;
+    use loom::cell::UnsafeCell;
+
+    pub(in super::super) const MODEL_BYTES: usize = 2;
+
+    #[derive(Debug)]
+    pub(in super::super) struct Memory(Vec<UnsafeCell<[u8; MODEL_BYTES]>>);
+
+    impl Memory {
+        pub(in super::super) fn new(_: &Heap, frames: u32) -> Result<Self> {
+            Ok(Self(
+                (0..frames)
+                    .map(|_| UnsafeCell::new([0; MODEL_BYTES]))
+                    .collect(),
+            ))
+        }
+
+        pub(in super::super) fn iova(&self, frame: u32) -> Iova {
+            Iova(frame.into())
+        }
+
+        pub(in super::super) fn read(&self, frame: u32) -> [u8; MODEL_BYTES] {
+            // SAFETY: the cell checks that nobody writes meanwhile.
+            self.0[frame as usize].with(|bytes| unsafe { *bytes })
+        }
+
+        pub(in super::super) fn write(&self, frame: u32, value: [u8; MODEL_BYTES]) {
+            // SAFETY: the cell checks that nobody else touches it meanwhile.
+            self.0[frame as usize].with_mut(|bytes| unsafe { *bytes = value });
+        }
+
+        pub(in super::super) fn leak(&mut self) {}
+    }
+}

@@ -1,0 +1,41 @@
+//! Pages of files in memory that threads and devices share: who may touch which bytes when, in one word a page.
+//!
+//! Layer 0, part of the island of [`crate::mem`]. A [`PageTable`] has *frames*, pages of DMA memory, and *slots*, places
+//! in files that a frame can be put into. A slot is one atomic word: which frame, how many hold on to it, what of it is
+//! up to date and dirty, and whether somebody is alone with it. Every right to touch bytes is a value that only a
+//! successful change of a word gives out, so that code outside of here needs no unsafe:
+//!
+//! | value | right | while it lives |
+//! |---|---|---|
+//! | [`FrameRun`] | all | the frames are in no slot |
+//! | [`LentRun`] | a device's | the frames are in no slot, or marked there as being filled |
+//! | [`Pin`] | read | the word counts it; nobody locks the slot |
+//! | [`WriteLock`] | all | the word is locked and has no pins |
+//! | [`WritebackPage`] | a device's, to read | the word counts it as a pin |
+//!
+//! Nobody waits for a pin to go: whoever must write to a pinned page puts another frame into its slot
+//! ([`PageTable::replace`]), and whoever must have it gone empties the slot ([`PageTable::remove`]). The old frame is
+//! then *detached*: its pins are counted apart, and the last one to go gives it back. A frame has a number, never a
+//! pointer, and nothing here is freed while the table lives; so a stale slot number or word does no harm, and no
+//! reclamation by epochs is needed.
+//!
+//! `loom_tests.rs` runs the protocol under loom (`scripts/loom.sh`).
+
+mod guards;
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;
+mod memory;
+mod run;
+pub(crate) mod sync;
+mod table;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;
+mod word;
+
+pub use guards::{Pin, WriteLock, WritebackPage};
+pub use run::{FrameRun, LentRun};
+pub use table::{Blocked, Look, PageTable, Removed, Which};
+pub use word::{ALL_GRANULES, GRANULE_BYTES, MAX_FRAMES, PAGE_BYTES};
+pub(crate) use word::{granules_covered, granules_touched};

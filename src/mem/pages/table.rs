@@ -1,0 +1,584 @@
+//! The slots, and every change of their words.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use crossbeam::queue::ArrayQueue;
+
+use super::guards::{Pin, WriteLock, WritebackPage};
+use super::memory::Memory;
+use super::run::{FrameRun, LentRun};
+use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize};
+use super::word::{AHEAD, CROWDED, FILLING, LOCKED, MAX_FRAMES, PIN, PRESENT, WRITEBACK, Word};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::{Heap, Segment};
+
+/// Slots of one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Line([AtomicU64; 8]);
+
+/// Frames and slots. Slots are numbered from 0; a number that is too large panics, as an index does.
+#[derive(Debug)]
+pub struct PageTable {
+    lines: Box<[Line]>,
+    /// For each frame: pins that are left from the time when it was in a slot, less those that went before they were
+    /// counted. Whoever brings it to 0 gives the frame back.
+    detached: Box<[AtomicI32]>,
+    /// Detached frames that were given back, by whoever let go last.
+    orphans: ArrayQueue<u32>,
+    /// Runs and pages that devices have.
+    lent: AtomicUsize,
+    pub(super) memory: Memory,
+    pub(super) id: u32,
+}
+
+/// Why a slot's bytes cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// There is no page.
+    Absent,
+    /// Somebody reads it from the device.
+    Filling,
+    /// It is there, but not all that is wanted is up to date.
+    Partial,
+    /// It was read ahead and not used yet: [`PageTable::arrive`] first.
+    Ahead,
+    /// Somebody writes to it, for a moment.
+    Locked,
+    /// Somebody reads it or writes it back: [`PageTable::replace`] it.
+    Shared,
+    /// More hold on to it than can be counted.
+    Crowded,
+    /// The filesystem must be asked before it may become dirty.
+    Unbacked,
+}
+
+/// What a slot holds, at a glance: it may be another thing already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// A page is there.
+    pub present: bool,
+    /// A page is being read.
+    pub filling: bool,
+    /// Which frame, if either.
+    pub frame: u32,
+    /// What is up to date, a bit a granule.
+    pub uptodate: u8,
+    /// What is dirty, a bit a granule.
+    pub dirty: u8,
+    /// Uses since it came, at most 3.
+    pub uses: u8,
+    /// Written back right now.
+    pub writeback: bool,
+    /// Read ahead and not used.
+    pub ahead: bool,
+    /// Somebody writes to it right now.
+    pub locked: bool,
+    /// Neither dirty, nor written back, nor held by anybody.
+    pub reclaimable: bool,
+}
+
+/// Which pages are to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// What can be read again from the device.
+    Clean,
+    /// Dirty ones too.
+    All,
+}
+
+/// What came of a removal.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// There was nothing.
+    Nothing,
+    /// A page that was being read; whoever reads it will find out.
+    Filling,
+    /// The page's frame; and whether it was dirty.
+    Frame(FrameRun, bool),
+    /// Somebody holds on to the frame, which is given back later; and whether it was dirty.
+    Detached(bool),
+    /// It is dirty, and only clean ones were asked for.
+    Dirty,
+    /// It is being written, to the cache or to the device: try again.
+    Busy,
+}
+
+impl PageTable {
+    /// A table with memory from `heap`, and all of its frames.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`]; [`ErrorKind::InvalidInput`] for more than [`MAX_FRAMES`] frames.
+    pub fn new(heap: &Heap, frames: u32, slots: u32) -> Result<(Self, FrameRun)> {
+        static TABLES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+        if frames == 0 || frames > MAX_FRAMES {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("a page table has between 1 and {MAX_FRAMES} pages, not {frames}"),
+            ));
+        }
+        let id = TABLES.fetch_add(1, Relaxed);
+        let line = |_| Line(std::array::from_fn(|_| AtomicU64::new(0)));
+        let table = Self {
+            lines: (0..slots.div_ceil(8)).map(line).collect(),
+            detached: (0..frames).map(|_| AtomicI32::new(0)).collect(),
+            orphans: ArrayQueue::new(frames as usize),
+            lent: AtomicUsize::new(0),
+            memory: Memory::new(heap, frames)?,
+            id,
+        };
+        let run = FrameRun {
+            table: id,
+            first: 0,
+            count: frames,
+        };
+        Ok((table, run))
+    }
+
+    #[inline]
+    pub(super) fn word(&self, slot: u32) -> &AtomicU64 {
+        &self.lines[slot as usize / 8].0[slot as usize % 8]
+    }
+
+    /// What a slot holds.
+    pub fn look(&self, slot: u32) -> Look {
+        let word = Word(self.word(slot).load(Acquire));
+        Look {
+            present: word.has(PRESENT),
+            filling: word.has(FILLING),
+            frame: word.frame(),
+            uptodate: word.uptodate(),
+            dirty: word.dirty(),
+            uses: word.uses(),
+            writeback: word.has(WRITEBACK),
+            ahead: word.has(AHEAD),
+            locked: word.has(LOCKED),
+            reclaimable: word.reclaimable(),
+        }
+    }
+
+    /// Changes a word as `change` says, until it sticks or `change` does not want to any more. Returns the word before.
+    fn update(&self, slot: u32, change: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        self.word(slot)
+            .fetch_update(AcqRel, Acquire, |word| {
+                change(Word(word)).map(|word| word.0)
+            })
+            .map(Word)
+            .map_err(Word)
+    }
+
+    /// Holds on to a page, of which these granules are to be read; counts it as a use if `count` says so.
+    ///
+    /// # Errors
+    /// [`Blocked`].
+    #[inline(always)]
+    pub fn pin(&self, slot: u32, granules: u8, count: bool) -> Result<Pin<'_>, Blocked> {
+        let cell = self.word(slot);
+        let mut seen = cell.load(Relaxed);
+        loop {
+            let word = Word(seen);
+            if !word.readable(granules) {
+                return Err(Self::why(word, granules));
+            }
+            let used = if count { word.used() } else { seen };
+            // Acquire: what was written before the page was unlocked or published is seen.
+            match cell.compare_exchange_weak(seen, used + PIN, Acquire, Relaxed) {
+                Ok(_) => {
+                    return Ok(Pin {
+                        table: self,
+                        cell,
+                        slot,
+                        word: Word(seen),
+                    });
+                }
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn unpin(&self, cell: &AtomicU64, frame: u32) {
+        let mut seen = cell.load(Relaxed);
+        // While the slot owns the frame the pin is counted there. A detached frame never comes back to a slot before
+        // its last pin has gone, and that is this one or a later one.
+        while Word(seen).owns(frame) {
+            match cell.compare_exchange_weak(seen, seen - PIN, Release, Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+        self.unpin_detached(frame);
+    }
+
+    #[cold]
+    fn unpin_detached(&self, frame: u32) {
+        self.count_detached(frame, -1);
+    }
+
+    fn count_detached(&self, frame: u32, pins: i32) {
+        let before = self.detached[frame as usize].fetch_add(pins, AcqRel);
+        if before + pins == 0 {
+            // The queue has room for all frames.
+            let _ = self.orphans.push(frame);
+        }
+    }
+
+    /// Alone with a page, to write to it. All of `granules` must be up to date; and those of `claim` dirty already, unless
+    /// the page is known to be backed by blocks.
+    ///
+    /// # Errors
+    /// [`Blocked`].
+    #[inline(always)]
+    pub fn lock(&self, slot: u32, granules: u8, claim: u8) -> Result<WriteLock<'_>, Blocked> {
+        let cell = self.word(slot);
+        let mut seen = cell.load(Relaxed);
+        loop {
+            let word = Word(seen);
+            if !word.lockable(granules, claim) {
+                return Err(Self::why_locked(word, granules, claim));
+            }
+            // Acquire: it follows all that readers did before they let go (they only ever change the word by one
+            // operation, so theirs are all in the sequence that is acquired from).
+            match cell.compare_exchange_weak(seen, seen | LOCKED, Acquire, Relaxed) {
+                Ok(_) => {
+                    return Ok(WriteLock {
+                        table: self,
+                        cell,
+                        word: Word(word.used()),
+                    });
+                }
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    #[cold]
+    fn why_locked(word: Word, granules: u8, claim: u8) -> Blocked {
+        match Self::why(word, granules) {
+            Blocked::Shared | Blocked::Crowded if !word.claims(claim) => Blocked::Unbacked,
+            why => why,
+        }
+    }
+
+    #[cold]
+    fn why(word: Word, granules: u8) -> Blocked {
+        if word.has(FILLING) {
+            Blocked::Filling
+        } else if !word.has(PRESENT) {
+            Blocked::Absent
+        } else if word.has(LOCKED) {
+            Blocked::Locked
+        } else if word.uptodate() & granules != granules {
+            Blocked::Partial
+        } else if word.has(AHEAD) {
+            Blocked::Ahead
+        } else if word.has(CROWDED) {
+            Blocked::Crowded
+        } else {
+            Blocked::Shared
+        }
+    }
+
+    /// Forgets that a page was read ahead; true for whoever did.
+    pub fn arrive(&self, slot: u32) -> bool {
+        self.update(slot, |word| {
+            (word.has(PRESENT) && word.has(AHEAD)).then_some(Word(word.0 & !AHEAD))
+        })
+        .is_ok()
+    }
+
+    /// Sets how often a page counts as used, while it is in this frame.
+    pub fn set_uses(&self, slot: u32, frame: u32, uses: u8) {
+        let _ = self.update(slot, |word| {
+            (word.owns(frame) && !word.has(LOCKED)).then(|| word.with_uses(uses))
+        });
+    }
+
+    /// Puts a page into a slot that is empty or being filled; true where it was being filled, which is over then.
+    ///
+    /// # Errors
+    /// The frame, when there is a page.
+    pub fn install(
+        &self,
+        slot: u32,
+        frame: FrameRun,
+        uptodate: u8,
+        dirty: u8,
+        backed: bool,
+    ) -> Result<bool, FrameRun> {
+        self.check_one(&frame);
+        let new = Word::present(frame.first, uptodate, dirty).backed_if(backed);
+        match self.update(slot, |word| (!word.has(PRESENT)).then_some(new)) {
+            Ok(before) => Ok(before.has(FILLING)),
+            Err(_) => Err(frame),
+        }
+    }
+
+    /// Marks an empty slot as being filled, with the frame at `index` of a run; false when it is not empty.
+    pub fn begin_fill(&self, slot: u32, run: &FrameRun, index: u32) -> bool {
+        assert!(
+            index < run.count && run.table == self.id,
+            "a frame of the run"
+        );
+        let new = Word::filling(run.first + index);
+        self.update(slot, |word| (word == Word::EMPTY).then_some(new))
+            .is_ok()
+    }
+
+    /// Puts a frame that is filled into its slot.
+    ///
+    /// # Errors
+    /// The frame, when the slot is not marked for it any more: what was read may be out of date.
+    pub fn publish(
+        &self,
+        slot: u32,
+        frame: FrameRun,
+        uptodate: u8,
+        ahead: bool,
+    ) -> Result<(), FrameRun> {
+        self.check_one(&frame);
+        let mut new = Word::present(frame.first, uptodate, 0);
+        if ahead {
+            new.0 |= AHEAD;
+        }
+        let marked = Word::filling(frame.first);
+        self.update(slot, |word| (word == marked).then_some(new))
+            .map(|_| ())
+            .map_err(|_| frame)
+    }
+
+    /// As [`PageTable::publish`], with data of the program's in it that is dirty.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish_dirty(
+        &self,
+        slot: u32,
+        frame: FrameRun,
+        uptodate: u8,
+        dirty: u8,
+        backed: bool,
+    ) -> Result<(), FrameRun> {
+        self.check_one(&frame);
+        let new = Word::present(frame.first, uptodate, dirty).backed_if(backed);
+        let marked = Word::filling(frame.first);
+        self.update(slot, |word| (word == marked).then_some(new))
+            .map(|_| ())
+            .map_err(|_| frame)
+    }
+
+    /// Takes the mark for a frame away again; false when it is not there any more.
+    pub fn abandon(&self, slot: u32, frame: u32) -> bool {
+        let marked = Word::filling(frame);
+        self.update(slot, |word| (word == marked).then_some(Word::EMPTY))
+            .is_ok()
+    }
+
+    /// Takes away whoever's mark there is; false when there is none.
+    pub fn supersede(&self, slot: u32) -> bool {
+        self.update(slot, |word| word.has(FILLING).then_some(Word::EMPTY))
+            .is_ok()
+    }
+
+    /// Puts another frame in the place of a pinned one, made from what the pin showed: `uptodate` says all that is up
+    /// to date in it, `dirty` what is newly dirty, `claim` is as for [`PageTable::lock`]. True when the page was not dirty
+    /// before.
+    ///
+    /// # Errors
+    /// The frame, when the page has changed or gone since it was pinned.
+    pub fn replace(
+        &self,
+        pin: Pin<'_>,
+        frame: FrameRun,
+        uptodate: u8,
+        dirty: u8,
+        claim: u8,
+        backed: bool,
+    ) -> Result<bool, FrameRun> {
+        self.check_one(&frame);
+        assert_eq!(pin.table.id, self.id, "a pin of this table");
+        let changed = self.update(pin.slot, |word| {
+            // Pinned, so not locked: its bytes are those that were seen, if it is the same frame.
+            let same = word.owns(pin.frame()) && word.uptodate() == pin.uptodate();
+            (same && word.claims(claim)).then(|| {
+                let moved = word.moved_to(frame.first).with_marks(uptodate, dirty);
+                moved.backed_if(backed)
+            })
+        });
+        match changed {
+            Ok(before) => {
+                // At least the caller's own, which goes when this returns.
+                self.count_detached(pin.frame(), before.pins().cast_signed());
+                Ok(!before.is_dirty() && dirty != 0)
+            }
+            Err(_) => Err(frame),
+        }
+    }
+
+    /// The frame of a page that is clean and held by nobody, for another use.
+    pub fn take(&self, slot: u32, frame: u32) -> Option<FrameRun> {
+        self.update(slot, |word| {
+            (word.owns(frame) && word.reclaimable()).then_some(Word::EMPTY)
+        })
+        .ok()
+        .map(|word| self.token(word.frame()))
+    }
+
+    /// Empties a slot, whoever holds on to its page.
+    pub fn remove(&self, slot: u32, which: Which) -> Removed {
+        let before = self.update(slot, |word| {
+            let keep = word.has(LOCKED | WRITEBACK) || (which == Which::Clean && word.dirty() != 0);
+            (word != Word::EMPTY && !keep).then_some(Word::EMPTY)
+        });
+        match before {
+            Err(Word::EMPTY) => Removed::Nothing,
+            Err(word) if word.has(LOCKED | WRITEBACK) => Removed::Busy,
+            Err(_) => Removed::Dirty,
+            Ok(word) if word.has(FILLING) => Removed::Filling,
+            Ok(word) if word.pins() == 0 => {
+                Removed::Frame(self.token(word.frame()), word.is_dirty())
+            }
+            Ok(word) => {
+                self.count_detached(word.frame(), word.pins().cast_signed());
+                Removed::Detached(word.is_dirty())
+            }
+        }
+    }
+
+    /// Takes a dirty page for writing it to the device: it is clean then, and changes no more in this frame.
+    pub fn begin_writeback(&self, slot: u32) -> Option<WritebackPage> {
+        let before = self.update(slot, |word| {
+            let ready = word.has(PRESENT) && !word.has(LOCKED | WRITEBACK | CROWDED);
+            (ready && word.dirty() != 0).then(|| Word((word.without_dirty().0 | WRITEBACK) + PIN))
+        });
+        let word = before.ok()?;
+        self.lent.fetch_add(1, Relaxed);
+        Some(WritebackPage {
+            table: self.id,
+            slot,
+            frame: word.frame(),
+            granules: word.dirty(),
+        })
+    }
+
+    /// The device is done with a page. What was to be written is dirty again where it was not `written`. True when the
+    /// page is clean now.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the right to the page ends here"
+    )]
+    pub fn end_writeback(&self, page: WritebackPage, written: bool) -> bool {
+        assert_eq!(page.table, self.id, "a page of this table");
+        let again = if written { 0 } else { page.granules };
+        // A page that is written back is not removed: the slot has it, if perhaps in another frame.
+        let before = self.update(page.slot, |word| {
+            let unmarked = Word(word.0 & !WRITEBACK).with_marks(0, again);
+            let pins = if word.owns(page.frame) { PIN } else { 0 };
+            Some(Word(unmarked.0 - pins))
+        });
+        self.lent.fetch_sub(1, Relaxed);
+        let (Ok(word) | Err(word)) = before;
+        if !word.owns(page.frame) {
+            self.unpin_detached(page.frame);
+        }
+        word.dirty() | again == 0
+    }
+
+    /// A page's memory, for the command that writes it: `None` when the range is not inside.
+    pub fn writeback_segment(
+        &self,
+        page: &WritebackPage,
+        range: std::ops::Range<usize>,
+    ) -> Option<Segment> {
+        if range.start > range.end || range.end > super::PAGE_BYTES {
+            return None;
+        }
+        Some(Segment {
+            iova: self.memory.iova(page.frame).offset(range.start as u64),
+            len_bytes: u32::try_from(range.end - range.start).ok()?,
+        })
+    }
+
+    /// A detached frame that nobody holds any more.
+    pub fn orphan(&self) -> Option<FrameRun> {
+        self.orphans.pop().map(|frame| self.token(frame))
+    }
+
+    fn check_one(&self, frame: &FrameRun) {
+        assert!(
+            frame.count == 1 && frame.table == self.id,
+            "one frame of this table"
+        );
+    }
+
+    /// How many detached frames wait to be collected.
+    pub fn orphans(&self) -> usize {
+        self.orphans.len()
+    }
+
+    /// The one token of a frame that has just lost its slot or its last pin.
+    fn token(&self, frame: u32) -> FrameRun {
+        FrameRun {
+            table: self.id,
+            first: frame,
+            count: 1,
+        }
+    }
+
+    /// Gives frames to a device.
+    pub fn lend(&self, run: FrameRun) -> LentRun {
+        assert_eq!(run.table, self.id, "frames of this table");
+        self.lent.fetch_add(1, Relaxed);
+        let iova = self.memory.iova(run.first);
+        LentRun { run, iova }
+    }
+
+    /// Takes frames back. The caller has seen every command on them end, or the device stopped.
+    pub(crate) fn take_back(&self, lent: LentRun) -> FrameRun {
+        assert_eq!(lent.run.table, self.id, "frames of this table");
+        self.lent.fetch_sub(1, Relaxed);
+        lent.run
+    }
+}
+
+#[cfg(not(loom))]
+impl PageTable {
+    /// The bytes of frames that the caller owns.
+    #[inline]
+    pub fn bytes_mut<'a>(&'a self, run: &'a mut FrameRun) -> &'a mut [u8] {
+        assert_eq!(run.table, self.id, "frames of this table");
+        // SAFETY: a token is the only one of its frames, no slot owns them, and it is borrowed mutably.
+        unsafe { self.memory.bytes_mut(run.first, run.count) }
+    }
+
+    /// The bytes of frames that the caller owns, to be read.
+    pub fn bytes<'a>(&'a self, run: &'a FrameRun) -> &'a [u8] {
+        assert_eq!(run.table, self.id, "frames of this table");
+        // SAFETY: as in `bytes_mut`, and the token is borrowed.
+        unsafe { self.memory.bytes(run.first, run.count) }
+    }
+
+    /// Copies `bytes` to `start` of frames that are with a device and zeroes what follows, `len` bytes together, where no
+    /// command in flight covers the range (a hole that was read). Out of range: nothing.
+    pub(crate) fn fill_lent(&self, lent: &mut LentRun, start: usize, len: usize, bytes: &[u8]) {
+        assert_eq!(lent.run.table, self.id, "frames of this table");
+        let end = start.saturating_add(len);
+        if end > lent.run.len_bytes() || bytes.len() > len {
+            return;
+        }
+        // SAFETY: the run is the only token of its frames, no slot owns them, and no command in flight writes to this
+        // part (the caller's promise); it is inside the run.
+        let part = unsafe { self.memory.part_mut(lent.run.first, start, len) };
+        let (data, zeroes) = part.split_at_mut(bytes.len());
+        data.copy_from_slice(bytes);
+        zeroes.fill(0);
+    }
+}
+
+impl Drop for PageTable {
+    fn drop(&mut self) {
+        if self.lent.load(Acquire) != 0 {
+            self.memory.leak();
+        }
+    }
+}
