@@ -9,6 +9,8 @@
 //! To add a case, write a function that does `operations` of them, and name it in [`CASES`] with its bound. Callbacks that
 //! are passed into `host_side_*` come from a function of another name ([`count_ends`]): callgrind would take
 //! a closure's name for its function's, and stop counting there.
+#[path = "cost/cache.rs"]
+mod cache;
 #[path = "cost/file.rs"]
 mod file;
 
@@ -40,6 +42,9 @@ const CASES: &[(&str, f64, Case)] = &[
     ("file_write_4k_qd32", FILE_WRITE, |n| {
         file::file(file::Way::Write, 32, n)
     }),
+    ("cache_read_64", cache::read),
+    ("cache_write_64", cache::write),
+    ("cache_view_4k", cache::view),
 ];
 
 /// The most an operation on the raw queue may cost, in instructions.

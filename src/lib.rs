@@ -5,6 +5,7 @@
 //! XFS ([`xfs`]). Programs start at [`volume`]. ARCHITECTURE.md draws the house.
 
 pub mod block;
+pub mod cache;
 pub mod device;
 pub mod error;
 pub mod iomap;

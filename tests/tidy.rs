@@ -13,6 +13,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("error", 0),
     ("nvme::spec", 0),
     ("xfs::format", 0),
+    ("cache", 1),
     ("device", 1),
     ("block", 2),
     ("nvme", 3),

@@ -1,0 +1,168 @@
+//! Dirty pages: found in order, written back, and counted against the limits.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+use crossbeam::utils::Backoff;
+
+use super::file::{FileCache, FileInner};
+use super::index::{LEAF_PAGES, LEAF_SHIFT};
+use crate::mem::Segment;
+use crate::mem::pages::WritebackPage;
+
+/// How much is dirty, against the limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Below both.
+    None,
+    /// Above the background share: some should be written back.
+    Background,
+    /// Above the hard share: nothing more should become dirty before some is written back.
+    Hard,
+}
+
+/// A dirty page that was taken for writing it back. It must come back by [`FileCache::written`].
+#[derive(Debug)]
+#[must_use = "the page stays as it is for ever when this is dropped"]
+pub struct DirtyPage {
+    page: u64,
+    inner: WritebackPage,
+}
+
+impl DirtyPage {
+    /// The page's number in the file.
+    pub fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// Which of its granules of 512 bytes are dirty, a bit each.
+    pub fn granules(&self) -> u8 {
+        self.inner.granules()
+    }
+}
+
+impl FileCache {
+    /// Takes dirty pages of a range of page numbers, in order, at most `most` of them, for writing them back. Those that
+    /// others write back right now are left. Returns the page to go on from, if the range was not looked through.
+    pub fn take_dirty(
+        &self,
+        pages: Range<u64>,
+        most: usize,
+        taken: &mut Vec<DirtyPage>,
+    ) -> Option<u64> {
+        let inner = &*self.0;
+        let index = &inner.cache.inner().index;
+        let mut from = pages.start >> LEAF_SHIFT;
+        loop {
+            let found = inner.lists.dirty().range(from..).next().copied();
+            let no = found.filter(|no| no << LEAF_SHIFT < pages.end)?;
+            if taken.len() + LEAF_PAGES as usize > most.max(LEAF_PAGES as usize) {
+                return Some((no << LEAF_SHIFT).max(pages.start));
+            }
+            match index.hold(inner.id, no) {
+                Some(leaf) => {
+                    index.unlist_dirty(leaf, &inner.lists, no);
+                    if inner.take_dirty_of(leaf, no, &pages, taken) {
+                        index.list_dirty(leaf, &inner.lists, no);
+                    }
+                    index.release(leaf);
+                }
+                None => inner.forget_dirty(no),
+            }
+            from = no + 1;
+        }
+    }
+
+    /// A page's memory, for the command that writes it; `None` when the range is not inside of a page.
+    pub fn segment_of(&self, page: &DirtyPage, range: Range<usize>) -> Option<Segment> {
+        let table = &self.0.cache.inner().pages;
+        table.writeback_segment(&page.inner, range)
+    }
+
+    /// A page was written back, or could not be: then it is dirty again. The caller has seen every command on it end, or
+    /// the device stopped.
+    pub(crate) fn written(&self, page: DirtyPage, well: bool) {
+        let inner = &*self.0;
+        let cache = inner.cache.inner();
+        let rest = &cache.counters.rest;
+        let counter = if well {
+            &rest.written_back
+        } else {
+            &rest.write_errors
+        };
+        counter.fetch_add(1, Relaxed);
+        let no = page.page >> LEAF_SHIFT;
+        if cache.pages.end_writeback(page.inner, well) {
+            cache.count_clean(1);
+        } else if let Some(leaf) = cache.index.hold(inner.id, no) {
+            cache.index.list_dirty(leaf, &inner.lists, no);
+            cache.index.release(leaf);
+        }
+        inner.in_writeback.fetch_sub(1, AcqRel);
+    }
+
+    /// Pages that are being written back, by anybody.
+    pub fn in_writeback(&self) -> usize {
+        self.0.in_writeback.load(Acquire)
+    }
+
+    /// Whether there may be dirty pages, or pages being written back.
+    pub fn may_be_dirty(&self) -> bool {
+        self.in_writeback() != 0 || !self.0.lists.dirty().is_empty()
+    }
+}
+
+impl FileInner {
+    /// True when dirty pages are left in the leaf.
+    fn take_dirty_of(
+        &self,
+        leaf: u32,
+        no: u64,
+        pages: &Range<u64>,
+        taken: &mut Vec<DirtyPage>,
+    ) -> bool {
+        let table = &self.cache.inner().pages;
+        let mut left = false;
+        for slot in 0..LEAF_PAGES {
+            let page = (no << LEAF_SHIFT) + u64::from(slot);
+            let at = leaf * LEAF_PAGES + slot;
+            let backoff = Backoff::new();
+            loop {
+                let look = table.look(at);
+                if look.locked {
+                    // Somebody writes to it, for a moment; it may have been dirty before.
+                    backoff.snooze();
+                    continue;
+                }
+                if look.dirty == 0 {
+                    break;
+                }
+                if look.writeback || !pages.contains(&page) {
+                    left = true;
+                    break;
+                }
+                // Counted before: whoever waits for all to be written back must not miss it.
+                self.in_writeback.fetch_add(1, AcqRel);
+                if let Some(inner) = table.begin_writeback(at) {
+                    taken.push(DirtyPage { page, inner });
+                    break;
+                }
+                self.in_writeback.fetch_sub(1, AcqRel);
+                backoff.snooze();
+            }
+        }
+        left
+    }
+
+    /// A leaf on the list that is no more.
+    fn forget_dirty(&self, no: u64) {
+        let index = &self.cache.inner().index;
+        self.lists.dirty().remove(&no);
+        // It may have come back since: then it is for its new pages to tell.
+        if let Some(leaf) = index.hold(self.id, no) {
+            index.list_dirty(leaf, &self.lists, no);
+            self.lists.dirty().insert(no);
+            index.release(leaf);
+        }
+    }
+}

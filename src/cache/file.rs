@@ -1,0 +1,572 @@
+//! A file's pages: what can be read and written in memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use crossbeam::utils::Backoff;
+
+use super::errors::Errors;
+use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists};
+use super::stats::Tally;
+use super::{Cache, CacheInner, ErrorCursor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::pages::sync::atomic::{AtomicU64, AtomicUsize};
+use crate::mem::pages::{
+    Blocked, FrameRun, PAGE_BYTES, Pin, Removed, Which, WriteLock, granules_covered,
+    granules_touched,
+};
+
+/// Bits of a position inside of its page.
+const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
+/// How often a page that somebody writes to is waited for before its thread is given the processor.
+const PATIENCE: u32 = 1 << 20;
+
+/// A file's pages in a [`Cache`]. Cheap to clone; all clones are the same file. The last one to go takes the pages with
+/// it: what is dirty is lost then, so sync first.
+#[derive(Debug, Clone)]
+pub struct FileCache(pub(super) Arc<FileInner>);
+
+#[derive(Debug)]
+pub(super) struct FileInner {
+    pub(super) cache: Cache,
+    pub(super) id: u32,
+    /// Bytes of a block, less one: what is read and written as a whole.
+    block_mask: usize,
+    size_bytes: AtomicU64,
+    pub(super) lists: Arc<Lists>,
+    pub(super) errors: Errors,
+    /// Pages that are being written back.
+    pub(super) in_writeback: AtomicUsize,
+}
+
+/// What an invalidation left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Invalidated {
+    /// Pages that went.
+    pub removed: usize,
+    /// Dirty pages that were left, because only clean ones were asked for.
+    pub kept: usize,
+}
+
+impl FileCache {
+    /// A file of `size_bytes`, without pages yet. `block_bytes` is what its filesystem and device read and write as a
+    /// whole; blocks larger than a page count as a page.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a block that is no power of two from 512 on.
+    pub fn new(cache: &Cache, size_bytes: u64, block_bytes: u32) -> Result<Self> {
+        let block = block_bytes as usize;
+        if !block.is_power_of_two() || block < 512 {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("blocks of {block} bytes cannot be cached: 512 is the least"),
+            ));
+        }
+        let (id, lists) = cache.inner().index.add_file();
+        Ok(Self(Arc::new(FileInner {
+            cache: cache.clone(),
+            id,
+            block_mask: block.min(PAGE_BYTES) - 1,
+            size_bytes: AtomicU64::new(size_bytes),
+            lists,
+            errors: Errors::default(),
+            in_writeback: AtomicUsize::new(0),
+        })))
+    }
+
+    /// The cache that its pages are in.
+    pub fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    /// Bytes of the file, as its writers see it.
+    #[inline]
+    pub fn size_bytes(&self) -> u64 {
+        self.0.size_bytes.load(Acquire)
+    }
+
+    /// The file is longer now, if it was shorter. Before: what lies between must be zero, on disk and here.
+    pub fn grow(&self, size_bytes: u64) {
+        self.0.size_bytes.fetch_max(size_bytes, AcqRel);
+    }
+
+    /// The file has another size. Pages beyond a smaller one are to be invalidated after.
+    pub fn set_size(&self, size_bytes: u64) {
+        self.0.size_bytes.store(size_bytes, Release);
+    }
+
+    /// Bytes that are read and written as a whole, at most a page.
+    pub fn block_bytes(&self) -> usize {
+        self.0.block_mask + 1
+    }
+
+    /// For one who syncs: a cursor that has heard of all failures up to now.
+    pub fn error_cursor(&self) -> ErrorCursor {
+        self.0.errors.cursor()
+    }
+
+    /// The last failure of writing back, where this cursor has not heard of it yet.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn check_errors(&self, cursor: &mut ErrorCursor) -> Result<()> {
+        self.0.errors.check(cursor).map_or(Ok(()), Err)
+    }
+
+    /// Keeps a failure for whoever syncs next.
+    pub fn note_error(&self, error: &Error, pos: u64) {
+        self.0.errors.note(error, pos);
+    }
+
+    /// Copies what is cached of the range, up to the first byte that is not and to the end of the file. Returns the
+    /// bytes copied.
+    #[inline]
+    pub fn read_hit(&self, tally: &mut Tally, pos: u64, buf: &mut [u8]) -> usize {
+        let left = self.size_bytes().saturating_sub(pos);
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let mut done = 0;
+        while done < want {
+            let (page, from) = place(pos + done as u64);
+            let len = (PAGE_BYTES - from).min(want - done);
+            let Some(pin) = self.0.pin(page, granules_touched(from, from + len)) else {
+                break;
+            };
+            buf[done..done + len].copy_from_slice(&pin.bytes()[from..from + len]);
+            tally.hits += 1;
+            done += len;
+        }
+        done
+    }
+
+    /// Overwrites what is cached of the range, inside of the file, up to the first page that is not there, of which more
+    /// would have to be, or for which the filesystem must be asked: one that is clean, and not known to have blocks of its
+    /// own. Returns the bytes written; they are dirty.
+    #[inline]
+    pub fn write_hit(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
+        let left = self.size_bytes().saturating_sub(pos);
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
+        let mut done = 0;
+        while done < want {
+            let at = pos + done as u64;
+            let (page, from) = place(at);
+            let len = (PAGE_BYTES - from).min(want - done);
+            let bytes = &data[done..done + len];
+            if self.overwrite(page, from, bytes, Writing::Hit) != Wrote::Yes {
+                break;
+            }
+            tally.hits += 1;
+            done += len;
+        }
+        done
+    }
+
+    /// Writes into a page that is there, in the middle of a write by [`crate::iomap`].
+    pub(crate) fn write_cached(&self, pos: u64, data: &[u8], writing: Writing) -> Wrote {
+        let (page, from) = place(pos);
+        self.overwrite(page, from, data, writing)
+    }
+
+    /// Writes into one page, if that takes nothing from the device.
+    #[inline]
+    fn overwrite(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
+        let inner = &*self.0;
+        let marks = inner.marks(from, from + bytes.len());
+        match inner.lock(page, marks.needed, writing.claim(marks)) {
+            Ok((mut lock, leaf)) => {
+                // A truncation sets the size first, and drops this page after: either it finds what is written here, or
+                // it is seen here.
+                if !inner.allows(writing, page, from + bytes.len()) {
+                    return Wrote::Missing;
+                }
+                lock.bytes()[from..from + bytes.len()].copy_from_slice(bytes);
+                inner.unlock_written(lock, leaf, page, marks, writing.backed());
+                Wrote::Yes
+            }
+            Err(Blocked::Shared | Blocked::Crowded) => {
+                inner.copy_and_write(page, from, bytes, writing)
+            }
+            Err(_) => Wrote::Missing,
+        }
+    }
+
+    /// Removes the pages of a range: those that lie in it as a whole, and those that lie in it in part too, where
+    /// `partly` says so. Waits for those that are being written back.
+    pub fn invalidate(&self, range: Range<u64>, which: Which, partly: bool) -> Invalidated {
+        let up = |pos: u64| pos.div_ceil(PAGE_BYTES as u64);
+        let (first, behind) = if partly {
+            (range.start >> PAGE_SHIFT, up(range.end))
+        } else {
+            (up(range.start), range.end >> PAGE_SHIFT)
+        };
+        self.0.invalidate(first..behind, which)
+    }
+
+    /// Whether the pages of a range are all there, up to date.
+    pub fn is_cached(&self, page: u64, from: usize, to: usize) -> bool {
+        let inner = self.0.cache.inner();
+        let (no, slot) = leaf_of(page);
+        inner.index.find(self.0.id, no).is_some_and(|leaf| {
+            let look = inner.pages.look(leaf * LEAF_PAGES + slot);
+            let want = granules_touched(from, to);
+            look.present && look.uptodate & want == want
+        })
+    }
+}
+
+/// What is known of a write, and what is to hold of its end once the page is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writing {
+    /// A hit: it is inside of the file, still, and of its blocks nothing is known but what the page says.
+    Hit,
+    /// The filesystem has been asked.
+    Asked {
+        /// The file ends there, if it did before: before anybody can see what is written.
+        grow: bool,
+        /// The blocks of all of the page are there, and its own.
+        backed: bool,
+    },
+}
+
+impl Writing {
+    /// What must be dirty already, unless the page is backed.
+    #[inline]
+    fn claim(self, marks: Marks) -> u8 {
+        match self {
+            Self::Hit => marks.touched,
+            Self::Asked { .. } => 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn backed(self) -> bool {
+        matches!(self, Self::Asked { backed: true, .. })
+    }
+
+    pub(super) fn grows(self) -> bool {
+        matches!(self, Self::Asked { grow: true, .. })
+    }
+}
+
+/// What came of writing into a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    /// It is written.
+    Yes,
+    /// The page, or what the write needs of it, is not there.
+    Missing,
+    /// A copy was needed, and there is no frame for it.
+    NoFrame,
+}
+
+/// The granules of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Blocks that it touches.
+    pub(super) touched: u8,
+    /// Of those, what must be up to date before, because it covers them in part.
+    pub(super) needed: u8,
+}
+
+/// The page of a position, and the byte in it.
+#[inline]
+pub(super) fn place(pos: u64) -> (u64, usize) {
+    let from = pos & (PAGE_BYTES as u64 - 1);
+    (pos >> PAGE_SHIFT, usize::try_from(from).unwrap_or(0))
+}
+
+/// The leaf of a page, and the slot in it.
+#[inline]
+pub(super) fn leaf_of(page: u64) -> (u64, u32) {
+    let slot = page & u64::from(LEAF_PAGES - 1);
+    (page >> LEAF_SHIFT, u32::try_from(slot).unwrap_or(0))
+}
+
+impl FileInner {
+    #[inline]
+    pub(super) fn marks(&self, from: usize, to: usize) -> Marks {
+        let mask = self.block_mask;
+        let touched = granules_touched(from & !mask, (to + mask) & !mask);
+        let covered = granules_covered((from + mask) & !mask, to & !mask);
+        Marks {
+            touched,
+            needed: touched & !covered,
+        }
+    }
+
+    /// Holds on to a page of which these granules are up to date.
+    #[inline(always)]
+    pub(super) fn pin(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let leaf = inner.index.find(self.id, no)?;
+        match inner.pages.pin(leaf * LEAF_PAGES + slot, granules, true) {
+            Ok(pin) if inner.index.is(leaf, self.id, no) => Some(pin),
+            Ok(_) => None,
+            Err(blocked) => self.pin_slowly(page, granules, blocked),
+        }
+    }
+
+    #[cold]
+    fn pin_slowly(&self, page: u64, granules: u8, mut blocked: Blocked) -> Option<Pin<'_>> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let backoff = Backoff::new();
+        for _ in 0..PATIENCE {
+            let leaf = inner.index.find(self.id, no)?;
+            let at = leaf * LEAF_PAGES + slot;
+            match blocked {
+                Blocked::Ahead => inner.arrived(at),
+                Blocked::Locked => backoff.snooze(),
+                _ => return None,
+            }
+            match inner.pages.pin(at, granules, true) {
+                Ok(pin) => return inner.index.is(leaf, self.id, no).then_some(pin),
+                Err(again) => blocked = again,
+            }
+        }
+        None
+    }
+
+    /// Alone with a page of which these granules are up to date; and its leaf.
+    #[inline(always)]
+    pub(super) fn lock(
+        &self,
+        page: u64,
+        needed: u8,
+        claim: u8,
+    ) -> Result<(WriteLock<'_>, u32), Blocked> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
+        match inner.pages.lock(leaf * LEAF_PAGES + slot, needed, claim) {
+            Ok(lock) if inner.index.is(leaf, self.id, no) => Ok((lock, leaf)),
+            Ok(_) => Err(Blocked::Absent),
+            Err(blocked) => self.lock_slowly(page, needed, claim, blocked),
+        }
+    }
+
+    #[cold]
+    fn lock_slowly(
+        &self,
+        page: u64,
+        needed: u8,
+        claim: u8,
+        mut blocked: Blocked,
+    ) -> Result<(WriteLock<'_>, u32), Blocked> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let backoff = Backoff::new();
+        // Readers let go after a copy; views and writeback do not.
+        let mut patience_with_readers = 64;
+        for _ in 0..PATIENCE {
+            let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
+            let at = leaf * LEAF_PAGES + slot;
+            match blocked {
+                Blocked::Ahead => inner.arrived(at),
+                Blocked::Locked => backoff.snooze(),
+                Blocked::Shared if patience_with_readers > 0 && !inner.pages.look(at).writeback => {
+                    patience_with_readers -= 1;
+                    std::hint::spin_loop();
+                }
+                other => return Err(other),
+            }
+            match inner.pages.lock(at, needed, claim) {
+                Ok(lock) if inner.index.is(leaf, self.id, no) => return Ok((lock, leaf)),
+                Ok(_) => return Err(Blocked::Absent),
+                Err(again) => blocked = again,
+            }
+        }
+        Err(blocked)
+    }
+
+    /// Writes into a page that others hold on to: into a copy, which takes its place. They keep what they saw.
+    #[cold]
+    fn copy_and_write(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let marks = self.marks(from, from + bytes.len());
+        for _ in 0..8 {
+            let Some(mut frame) = inner.frames(1) else {
+                return Wrote::NoFrame;
+            };
+            let Some(leaf) = inner.index.find(self.id, no) else {
+                inner.give_back(frame);
+                return Wrote::Missing;
+            };
+            let at = leaf * LEAF_PAGES + slot;
+            let pin = match inner.pages.pin(at, marks.needed, true) {
+                Ok(pin) if inner.index.is(leaf, self.id, no) => pin,
+                _ => {
+                    inner.give_back(frame);
+                    return Wrote::Missing;
+                }
+            };
+            if !self.allows(writing, page, from + bytes.len()) {
+                inner.give_back(frame);
+                return Wrote::Missing;
+            }
+            let to = inner.pages.bytes_mut(&mut frame);
+            to.copy_from_slice(pin.bytes());
+            to[from..from + bytes.len()].copy_from_slice(bytes);
+            match self.swap_in(leaf, no, pin, at, frame, marks, writing) {
+                Ok(()) => return Wrote::Yes,
+                Err(frame) => inner.give_back(frame),
+            }
+        }
+        Wrote::Missing
+    }
+
+    /// Puts a frame in the place of a pinned one.
+    #[expect(clippy::too_many_arguments, reason = "what a page is, in two places")]
+    pub(super) fn swap_in(
+        &self,
+        leaf: u32,
+        no: u64,
+        pin: Pin<'_>,
+        slot: u32,
+        frame: FrameRun,
+        marks: Marks,
+        writing: Writing,
+    ) -> Result<(), FrameRun> {
+        let inner = self.cache.inner();
+        let number = frame.first();
+        let uptodate = pin.uptodate() | marks.touched;
+        // Another reservation, so that the leaf stays when the page goes meanwhile.
+        let held = inner.index.hold(self.id, no);
+        inner.set_owner(number, slot);
+        let claim = writing.claim(marks);
+        let replaced =
+            inner
+                .pages
+                .replace(pin, frame, uptodate, marks.touched, claim, writing.backed());
+        let result = match replaced {
+            Ok(newly_dirty) => {
+                inner.counters.rest.copied.fetch_add(1, Relaxed);
+                inner.moved(number);
+                if newly_dirty {
+                    inner.count_dirty();
+                }
+                if marks.touched != 0 {
+                    // Even where it counted as dirty already: it may have been taken off the list to be written back.
+                    inner.index.list_dirty(leaf, &self.lists, no);
+                }
+                Ok(())
+            }
+            Err(frame) => Err(frame),
+        };
+        if let Some(held) = held {
+            inner.index.release(held);
+        }
+        result
+    }
+
+    /// Whether a write may end at this byte of a page; makes the file longer for it where it is to be.
+    #[inline]
+    fn allows(&self, writing: Writing, page: u64, to: usize) -> bool {
+        let behind = (page << PAGE_SHIFT) + to as u64;
+        match writing {
+            Writing::Hit => behind <= self.size_bytes.load(Acquire),
+            Writing::Asked { grow, .. } => {
+                if grow {
+                    self.size_bytes.fetch_max(behind, AcqRel);
+                }
+                true
+            }
+        }
+    }
+
+    /// Lets go of a page that was written to.
+    #[inline]
+    pub(super) fn unlock_written(
+        &self,
+        lock: WriteLock<'_>,
+        leaf: u32,
+        page: u64,
+        marks: Marks,
+        backed: bool,
+    ) {
+        if lock.marks().1 == 0 {
+            // While it is locked: the leaf cannot become another's, and whoever looks for dirty pages waits for the
+            // lock.
+            let inner = self.cache.inner();
+            inner.count_dirty();
+            inner
+                .index
+                .list_dirty(leaf, &self.lists, page >> LEAF_SHIFT);
+        }
+        lock.written(marks.touched, marks.touched, backed);
+    }
+
+    fn invalidate(&self, pages: Range<u64>, which: Which) -> Invalidated {
+        let inner = self.cache.inner();
+        let mut done = Invalidated::default();
+        let (first, _) = leaf_of(pages.start);
+        let mut next = Some(first);
+        while let Some(from) = next {
+            let found = self.lists.leaves().range(from..).next().copied();
+            let Some(no) = found.filter(|no| no << LEAF_SHIFT < pages.end) else {
+                break;
+            };
+            next = no.checked_add(1);
+            let Some(leaf) = inner.index.hold(self.id, no) else {
+                continue;
+            };
+            for slot in 0..LEAF_PAGES {
+                let page = (no << LEAF_SHIFT) + u64::from(slot);
+                if pages.contains(&page) {
+                    self.remove(leaf, slot, which, &mut done);
+                }
+            }
+            inner.index.release(leaf);
+        }
+        done
+    }
+
+    fn remove(&self, leaf: u32, slot: u32, which: Which, done: &mut Invalidated) {
+        let inner = self.cache.inner();
+        let backoff = Backoff::new();
+        let dirty = loop {
+            match inner.pages.remove(leaf * LEAF_PAGES + slot, which) {
+                Removed::Busy => backoff.snooze(),
+                Removed::Nothing => return,
+                Removed::Dirty => {
+                    done.kept += 1;
+                    return;
+                }
+                Removed::Filling => break false,
+                Removed::Detached(dirty) => break dirty,
+                Removed::Frame(frame, dirty) => {
+                    inner.give_back(frame);
+                    break dirty;
+                }
+            }
+        };
+        if dirty {
+            inner.count_clean(1);
+        }
+        done.removed += 1;
+        inner.index.release(leaf);
+    }
+}
+
+impl CacheInner {
+    /// A page that was read ahead is used.
+    #[cold]
+    pub(super) fn arrived(&self, slot: u32) {
+        if self.pages.arrive(slot) {
+            self.counters.rest.ahead_used.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for FileInner {
+    fn drop(&mut self) {
+        // A page that is written back now belongs to a device: then the number stays taken, as do its pages.
+        if self.in_writeback.load(Acquire) != 0 {
+            return;
+        }
+        self.invalidate(0..u64::MAX, Which::All);
+        self.cache.inner().index.remove_file(self.id);
+    }
+}

@@ -1,0 +1,110 @@
+//! What is counted. Hits are counted by each thread for itself, and added up now and then.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crossbeam::utils::CachePadded;
+use serde::Serialize;
+
+use super::Cache;
+use crate::mem::pages::sync::atomic::AtomicU64;
+
+/// How a cache fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct CacheStats {
+    /// The most memory that it may use.
+    pub limit_bytes: usize,
+    /// Pages that it has room for.
+    pub pages: usize,
+    /// Pages that are not free.
+    pub used_pages: usize,
+    /// Pages that are dirty or being written back.
+    pub dirty_pages: usize,
+    /// Leaves of the index in use (8 pages side by side).
+    pub leaves: usize,
+    /// Pages (or parts of them) that were found, to be read or written to.
+    pub hits: u64,
+    /// Pages that were not, and had to be read from the device.
+    pub misses: u64,
+    /// Pages evicted for others.
+    pub evicted: u64,
+    /// Pages read ahead of their use.
+    pub ahead: u64,
+    /// Of those, pages that were used.
+    pub ahead_used: u64,
+    /// Of those, pages that were evicted unused.
+    pub ahead_wasted: u64,
+    /// Pages written back.
+    pub written_back: u64,
+    /// Pages whose writing back failed.
+    pub write_errors: u64,
+    /// Pages copied because somebody held on to them while they were written to.
+    pub copied_on_write: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    hits: CachePadded<AtomicU64>,
+    misses: CachePadded<AtomicU64>,
+    pub(super) rest: CachePadded<Rest>,
+}
+
+/// Of these there are few enough to share a place.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    evicted: AtomicU64,
+    pub(super) ahead: AtomicU64,
+    pub(super) ahead_used: AtomicU64,
+    ahead_wasted: AtomicU64,
+    pub(super) written_back: AtomicU64,
+    pub(super) write_errors: AtomicU64,
+    pub(super) copied: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn evicted(&self, ahead: bool) {
+        self.rest.evicted.fetch_add(1, Relaxed);
+        if ahead {
+            self.rest.ahead_wasted.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn read(&self) -> CacheStats {
+        CacheStats {
+            hits: self.hits.load(Relaxed),
+            misses: self.misses.load(Relaxed),
+            evicted: self.rest.evicted.load(Relaxed),
+            ahead: self.rest.ahead.load(Relaxed),
+            ahead_used: self.rest.ahead_used.load(Relaxed),
+            ahead_wasted: self.rest.ahead_wasted.load(Relaxed),
+            written_back: self.rest.written_back.load(Relaxed),
+            write_errors: self.rest.write_errors.load(Relaxed),
+            copied_on_write: self.rest.copied.load(Relaxed),
+            ..CacheStats::default()
+        }
+    }
+}
+
+/// One thread's count of hits and misses, not shared while it counts.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+}
+
+impl Tally {
+    /// Pages that had to be read.
+    pub fn missed(&mut self, pages: u64) {
+        self.misses += pages;
+    }
+
+    /// Adds what was counted to the cache's own count.
+    pub fn flush(&mut self, cache: &Cache) {
+        let counters = &cache.inner().counters;
+        counters
+            .hits
+            .fetch_add(std::mem::take(&mut self.hits), Relaxed);
+        counters
+            .misses
+            .fetch_add(std::mem::take(&mut self.misses), Relaxed);
+    }
+}
