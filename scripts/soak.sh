@@ -8,6 +8,8 @@
 #   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
 #   overwrite      random direct overwrites of each block size, with small and large commands, verified by a
 #                  kernel mount (100,000 writes on each; root)
+#   cache-model    mixed operations on the page cache by 1 and by 4 threads, with power cuts, against a model
+#                  (1,000,000 operations)
 #   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
 #
@@ -17,7 +19,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -43,6 +45,7 @@ case $name in
 faults) campaign faults 10000 ;;
 hostile-image) campaign hostile_image 20000 ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
+cache-model) campaign cache_model 1000000 _thread ;;
 vfio-cycles)
     count=${runs:-1000}
     step "$name: $count cycles"

@@ -1,0 +1,141 @@
+//! Reads and writes through the page cache.
+//!
+//! As `iomap_file_buffered_write`, `iomap_read_folio` and `iomap_writepages` of Linux, in their order: for each mapping,
+//! divide by page; find or allocate the page; read in what a partial write needs; copy; mark page and file dirty; then
+//! balance. A mapping is asked for once and serves all of its pages. What is read is published only while the mark that
+//! was set *before* the mapping was asked for is still there and the mapping is still current; so what somebody else
+//! wrote, wrote back and lost from the cache meanwhile is never hidden by what was read before.
+//!
+//! A [`Buffered`] belongs to one thread and has a queue of its own. Writing back begins and ends inside of a call: nobody
+//! ever waits for I/O of a thread that is doing something else. Only reading ahead goes on between calls, and whoever needs
+//! a page that another thread reads ahead takes it over.
+
+mod ahead;
+mod direct;
+mod read;
+mod ring;
+mod truncate;
+mod write;
+mod writeback;
+
+use crate::block::Queue;
+use crate::cache::{Cache, Tally};
+use crate::error::{Error, ErrorKind, Result};
+
+use super::{Mapping, Ops};
+use ahead::InFlight;
+use ring::Ring;
+
+pub use ahead::{Advice, ReadAhead};
+
+/// What a filesystem adds to [`Ops`] for files that are cached.
+pub trait CachedOps: Ops {
+    /// Whether a mapping from before still holds. Cookies are not the same in two files of a filesystem, unless no
+    /// mapping ever changes.
+    fn is_current(&self, mapping: &Mapping) -> bool;
+
+    /// Where dirty bytes from `pos` on go: a mapping that covers `pos`, of [`super::Kind::Mapped`] or
+    /// [`super::Kind::Unwritten`]. What was only promised is allocated now; what is shared gets other blocks. The pages
+    /// are marked as being written back: they do not go while this is asked.
+    ///
+    /// # Errors
+    /// Whatever keeps the bytes from having blocks; they stay dirty.
+    fn map_writeback(&mut self, pos: u64, len: u64) -> Result<Mapping>;
+
+    /// Bytes are on the device, at `mapping`: blocks that were unwritten are converted, new ones take the place of
+    /// shared ones, the size on disk grows. Before the pages count as written.
+    ///
+    /// # Errors
+    /// As [`CachedOps::map_writeback`].
+    fn written_back(&mut self, pos: u64, len: u64, mapping: &Mapping) -> Result<()>;
+
+    /// What was written back so far is to outlive a loss of power. `flush` makes the device's own cache durable, as far as
+    /// it is volatile; a filesystem with changes to log looks at them first, flushes, and logs them then, so that the
+    /// log says nothing of data that may be lost.
+    ///
+    /// # Errors
+    /// Those of the flush and of the filesystem's log.
+    fn commit(&mut self, flush: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+}
+
+/// How far a write came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes that are in the cache.
+    pub bytes: usize,
+    /// It stopped because too much is dirty, none of it of this file: write other files back, and go on.
+    pub throttled: bool,
+}
+
+/// One thread's buffered operations over one [`Queue`].
+#[derive(Debug)]
+pub struct Buffered<Q> {
+    ring: Ring<Q>,
+    cache: Cache,
+    tally: Tally,
+    in_flight: Vec<InFlight>,
+    /// How often in a row no page could be had.
+    starved: u32,
+}
+
+/// How often no page can be had, while there is nothing that this thread could write back, before that is an error:
+/// what other threads read and write back meanwhile comes free.
+const STARVED: u32 = 50_000;
+
+/// How often an operation begins anew because others were in its way.
+const PATIENCE: u32 = 100_000;
+
+impl<Q: Queue> Buffered<Q> {
+    /// Over a queue that is used for nothing else. The queue's device must reach the cache's memory.
+    pub fn new(queue: Q, cache: &Cache) -> Self {
+        Self {
+            ring: Ring::new(queue),
+            cache: cache.clone(),
+            tally: Tally::default(),
+            in_flight: Vec::new(),
+            starved: 0,
+        }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// This thread's counts, for a file's hits that are done without [`Buffered`].
+    #[inline]
+    pub fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
+    /// Makes durable what was written before, on the device.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn flush_device(&mut self) -> Result<()> {
+        self.ring.flush()
+    }
+}
+
+impl<Q> Drop for Buffered<Q> {
+    fn drop(&mut self) {
+        self.tally.flush(&self.cache);
+    }
+}
+
+#[cold]
+fn no_memory() -> Error {
+    Error::new(
+        ErrorKind::OutOfMemory,
+        "every cached page is dirty or held by views: none can be reclaimed",
+    )
+}
+
+#[cold]
+fn in_the_way(pos: u64) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        "other threads keep changing the page: give up holding views on it, or try again",
+    )
+    .at_offset(pos)
+}

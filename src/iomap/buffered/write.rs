@@ -1,0 +1,517 @@
+//! Buffered writes.
+
+use std::ops::Range;
+
+use crossbeam::utils::Backoff;
+
+use super::super::{Iter, IterFlags, Kind, MapFlags, Mapping, Ops, Span};
+use super::read::{offset_in, outside};
+use super::ring::{Ring, TaskId};
+use super::{Buffered, CachedOps, PATIENCE, STARVED, Written, in_the_way, no_memory};
+use crate::block::{Op, Queue};
+use crate::cache::{FileCache, Fill, Merge, PageState, Pressure, Writing, Wrote};
+use crate::error::Result;
+use crate::mem::Segment;
+use crate::mem::pages::{GRANULE_BYTES, PAGE_BYTES};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Bytes that are written between two looks at how much is dirty.
+const STEP_BYTES: u64 = 1 << 20;
+/// Pages that a writer writes back where the background share is reached.
+const BACKGROUND_PAGES: usize = 512;
+
+impl<Q: Queue> Buffered<Q> {
+    /// Writes into the cache; the file grows by what lies beyond its end. What is there already is overwritten without
+    /// asking the filesystem. Writes that allocate or grow are for one thread at a time: the caller's lock on the file
+    /// sees to that.
+    ///
+    /// # Errors
+    /// The filesystem's and the device's, where not a byte was written before.
+    #[inline]
+    pub fn write<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        pos: u64,
+        data: &[u8],
+    ) -> Result<Written> {
+        let bytes = file.write_hit(&mut self.tally, pos, data);
+        if bytes == data.len() && self.cache.pressure() == Pressure::None {
+            return Ok(Written {
+                bytes,
+                throttled: false,
+            });
+        }
+        self.write_on(file, ops, pos, data, bytes)
+    }
+
+    #[inline(never)]
+    fn write_on<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        pos: u64,
+        data: &[u8],
+        done: usize,
+    ) -> Result<Written> {
+        let size = file.size_bytes();
+        if pos > size {
+            self.zero_block_of(file, ops, size, pos)?;
+        }
+        let from = pos + done as u64;
+        let mut iter = Iter::new(from, (data.len() - done) as u64, IterFlags::WRITE);
+        let mut patience = PATIENCE;
+        loop {
+            let bytes = offset_in(iter.pos, pos);
+            match self.balance(file, ops) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Ok(Written {
+                        bytes,
+                        throttled: true,
+                    });
+                }
+                Err(_) if bytes > 0 => break,
+                Err(error) => return Err(error),
+            }
+            let stepped = iter.step(ops, |ops, span| {
+                let rest = &data[offset_in(span.pos, pos)..];
+                self.write_span(file, ops, &span, rest, true)
+            });
+            match stepped {
+                Ok(true) => {}
+                // No progress: the mapping changed under it, and is asked for again.
+                Ok(false) if iter.remaining > 0 && patience > 0 => patience -= 1,
+                Ok(false) if iter.remaining > 0 && iter.pos == pos => return Err(in_the_way(pos)),
+                Ok(false) => break,
+                Err(_) if iter.pos > pos => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Written {
+            bytes: offset_in(iter.pos, pos),
+            throttled: false,
+        })
+    }
+
+    /// Zeroes bytes of the file that are not zero already: cached ones, and those of written blocks. Holes and
+    /// preallocated blocks stay as they are. The size stays too.
+    ///
+    /// # Errors
+    /// As [`Buffered::write`].
+    pub fn zero_range<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        range: Range<u64>,
+    ) -> Result<()> {
+        let zeroes = [0; PAGE_BYTES];
+        let mut iter = Iter::new(range.start, range.end - range.start, IterFlags::ZERO);
+        while iter.remaining > 0 {
+            let mut plain = 0;
+            iter.step(ops, |_, span| {
+                // Up to the end of the page.
+                let len = span.len.min(PAGE - span.pos % PAGE);
+                let cached = file.state_of(span.pos, offset_in(len, 0)) != PageState::Absent;
+                // What only the cache has, over blocks that read as zeroes, must be zeroed too.
+                if cached || matches!(span.mapping.kind, Kind::Mapped | Kind::Inline) {
+                    plain = len;
+                    return Ok(0);
+                }
+                Ok(len)
+            })?;
+            if plain == 0 {
+                continue;
+            }
+            let mut write = Iter::new(iter.pos, plain, IterFlags::WRITE.union(IterFlags::ZERO));
+            let mut patience = PATIENCE;
+            while write.remaining > 0 {
+                patience = patience
+                    .checked_sub(1)
+                    .ok_or_else(|| in_the_way(write.pos))?;
+                write.step(ops, |ops, span| {
+                    self.write_span(file, ops, &span, &zeroes[..offset_in(span.len, 0)], false)
+                })?;
+            }
+            iter.pos += plain;
+            iter.remaining -= plain;
+        }
+        Ok(())
+    }
+
+    /// What lies between the old end of a file and the end of its block, or of the write that comes: it becomes part of
+    /// the file.
+    fn zero_block_of<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        size: u64,
+        pos: u64,
+    ) -> Result<()> {
+        let end = pos.min(size.next_multiple_of(file.block_bytes() as u64));
+        if end > size {
+            self.zero_range(file, ops, size..end)?;
+        }
+        Ok(())
+    }
+
+    /// Writes back where too much is dirty. False when it still is, and nothing of it is this file's.
+    fn balance<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<bool> {
+        match self.cache.pressure() {
+            Pressure::None => Ok(true),
+            Pressure::Background => {
+                // What fails here is told to who syncs.
+                let _ = self.write_out(file, ops, 0..u64::MAX, BACKGROUND_PAGES);
+                Ok(true)
+            }
+            Pressure::Hard => {
+                self.write_out(file, ops, 0..u64::MAX, usize::MAX)?;
+                Ok(self.cache.pressure() < Pressure::Hard)
+            }
+        }
+    }
+
+    /// No page could be had: writes the file back and ends what is read ahead, so that pages can be reclaimed. Where that
+    /// brings nothing it is for other threads to let go of some.
+    ///
+    /// # Errors
+    /// A failure to write back; that no page can be had, after a while.
+    pub(super) fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
+        self.settle(ops);
+        if self.write_out(file, ops, 0..u64::MAX, usize::MAX)? > 0 {
+            self.starved = 0;
+            return Ok(());
+        }
+        self.starved += 1;
+        if self.starved > STARVED {
+            self.starved = 0;
+            return Err(no_memory());
+        }
+        std::thread::yield_now();
+        Ok(())
+    }
+
+    /// Data into the pages of a mapping, as far as that goes without looking at what is dirty.
+    fn write_span<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        span: &Span<'_>,
+        data: &[u8],
+        grow: bool,
+    ) -> Result<u64> {
+        let want = span.len.min(STEP_BYTES).min(data.len() as u64);
+        let mut done = 0;
+        while done < want {
+            let pos = span.pos + done;
+            let len = (PAGE - pos % PAGE).min(want - done);
+            let piece = &data[offset_in(done, 0)..offset_in(done + len, 0)];
+            match self.write_piece(file, ops, span, pos, piece, grow) {
+                Ok(true) => done += len,
+                Ok(false) => break,
+                // Said when it is tried again.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+            if self.cache.pressure() == Pressure::Hard {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Data into one page; false when the mapping is out of date.
+    fn write_piece<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        span: &Span<'_>,
+        pos: u64,
+        data: &[u8],
+        grow: bool,
+    ) -> Result<bool> {
+        let backoff = Backoff::new();
+        let writing = Writing::Asked {
+            grow,
+            backed: is_backed(span, pos),
+        };
+        for _ in 0..PATIENCE {
+            // What is written to a page that is not there needs the mapping to hold.
+            if !span_is_current(ops, span) {
+                return Ok(false);
+            }
+            match file.write_cached(pos, data, writing) {
+                Wrote::Yes => return Ok(true),
+                Wrote::NoFrame => {
+                    self.make_clean(file, ops)?;
+                    continue;
+                }
+                Wrote::Missing => {}
+            }
+            let page = pos / PAGE;
+            let needed = file.needed(pos, data.len());
+            match file.state_of(pos, data.len()) {
+                PageState::Filling => self.await_page(file, ops, page),
+                PageState::Absent if needed == 0 => match file.write_absent(pos, data, writing) {
+                    Some(true) => return Ok(true),
+                    Some(false) => {}
+                    None => self.make_clean(file, ops)?,
+                },
+                PageState::Absent => match file.begin_fill(page, 1) {
+                    None => {}
+                    Some(None) => self.make_clean(file, ops)?,
+                    Some(Some(fill)) => {
+                        self.tally.missed(1);
+                        if self.fill_and_write(file, ops, span, fill, pos, data, writing)? {
+                            return Ok(true);
+                        }
+                    }
+                },
+                PageState::Partial => match file.begin_merge(page) {
+                    None => {}
+                    Some(None) => self.make_clean(file, ops)?,
+                    Some(Some(merge)) => {
+                        let done =
+                            self.merge_and_write(file, ops, span, merge, pos, data, writing)?;
+                        if done {
+                            return Ok(true);
+                        }
+                    }
+                },
+                PageState::There => backoff.snooze(),
+            }
+        }
+        Err(in_the_way(pos))
+    }
+
+    /// Reads the blocks that the data covers in part, puts the data over them, and gives the page to the cache.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the one place where all of it meets"
+    )]
+    fn fill_and_write<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        span: &Span<'_>,
+        mut fill: Fill,
+        pos: u64,
+        data: &[u8],
+        writing: Writing,
+    ) -> Result<bool> {
+        let needed = file.needed(pos, data.len());
+        let task = self.ring.task();
+        let read = read_needed(
+            &mut self.ring,
+            task,
+            file,
+            ops,
+            span,
+            needed,
+            pos,
+            &mut fill,
+        );
+        let ended = self.ring.wait(task);
+        if let Err(error) = read.and(ended.result) {
+            fill.abandon(ended.lost);
+            return Err(error.at_offset(pos));
+        }
+        if !span_is_current(ops, span) {
+            fill.abandon(false);
+            return Ok(false);
+        }
+        zero_tail(&mut fill, pos - pos % PAGE, needed, file.size_bytes());
+        Ok(fill.finish_write(pos, data, writing))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    fn merge_and_write<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        span: &Span<'_>,
+        mut merge: Merge<'_>,
+        pos: u64,
+        data: &[u8],
+        writing: Writing,
+    ) -> Result<bool> {
+        let needed = file.needed(pos, data.len()) & merge.missing();
+        let task = self.ring.task();
+        let read = read_needed(
+            &mut self.ring,
+            task,
+            file,
+            ops,
+            span,
+            needed,
+            pos,
+            &mut merge,
+        );
+        let ended = self.ring.wait(task);
+        if let Err(error) = read.and(ended.result) {
+            merge.abandon(ended.lost);
+            return Err(error.at_offset(pos));
+        }
+        if !span_is_current(ops, span) {
+            merge.abandon(false);
+            return Ok(false);
+        }
+        zero_tail(&mut merge, pos - pos % PAGE, needed, file.size_bytes());
+        Ok(merge.finish_write(pos, data, writing))
+    }
+}
+
+/// Whether all of a page is written blocks of its own: then it may become dirty again without asking.
+fn is_backed(span: &Span<'_>, pos: u64) -> bool {
+    let mapping = span.mapping;
+    let start = pos - pos % PAGE;
+    let special = MapFlags::SHARED.union(MapFlags::NEW);
+    mapping.kind == Kind::Mapped
+        && !mapping.flags.intersects(special)
+        && span.source.is_none()
+        && mapping.offset <= start
+        && start + PAGE <= mapping.end()
+}
+
+fn span_is_current<O: CachedOps>(ops: &O, span: &Span<'_>) -> bool {
+    ops.is_current(span.mapping) && span.source.is_none_or(|source| ops.is_current(source))
+}
+
+/// Where what is read goes: the memory of pages that come.
+pub(super) trait Room {
+    fn segment(&self, range: Range<usize>) -> Option<Segment>;
+    fn put(&mut self, start: usize, len: usize, bytes: &[u8]);
+}
+
+impl Room for Fill {
+    fn segment(&self, range: Range<usize>) -> Option<Segment> {
+        Self::segment(self, range)
+    }
+
+    fn put(&mut self, start: usize, len: usize, bytes: &[u8]) {
+        Self::put(self, start, len, bytes);
+    }
+}
+
+impl Room for Merge<'_> {
+    fn segment(&self, range: Range<usize>) -> Option<Segment> {
+        Self::segment(self, range)
+    }
+
+    fn put(&mut self, start: usize, len: usize, bytes: &[u8]) {
+        Self::put(self, start, len, bytes);
+    }
+}
+
+/// The runs of a page's granules, as ranges of its bytes.
+pub(super) fn runs(granules: u8) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < 8 && granules & (1 << at) == 0 {
+            at += 1;
+        }
+        let first = at;
+        while at < 8 && granules & (1 << at) != 0 {
+            at += 1;
+        }
+        (at > first).then(|| first * GRANULE_BYTES..at * GRANULE_BYTES)
+    })
+}
+
+/// Puts what a mapping has from `pos` on into a room whose first byte is the file's byte `start`: whole blocks.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a step of a loop, in three loops"
+)]
+pub(super) fn bring<O: Ops, Q: Queue>(
+    ring: &mut Ring<Q>,
+    task: TaskId,
+    ops: &O,
+    mapping: &Mapping,
+    pos: u64,
+    len: u64,
+    start: u64,
+    room: &mut impl Room,
+) -> Result<()> {
+    let from = offset_in(pos, start);
+    let bytes = offset_in(len, 0);
+    let fresh = mapping.flags.contains(MapFlags::NEW);
+    match mapping.kind {
+        Kind::Inline => {
+            let skip = offset_in(pos, mapping.offset);
+            let data = ops.inline_data(mapping).get(skip..).unwrap_or_default();
+            room.put(from, bytes, &data[..data.len().min(bytes)]);
+        }
+        Kind::Mapped if !fresh => {
+            let block = u64::from(ring.limits().block_bytes);
+            let whole = offset_in(len.next_multiple_of(block), 0);
+            let segment = room.segment(from..from.saturating_add(whole));
+            let segment = segment.ok_or_else(outside)?;
+            ring.submit(task, Op::Read, mapping.addr_at(pos), &[segment])?;
+        }
+        _ => room.put(from, bytes, &[]),
+    }
+    Ok(())
+}
+
+/// The blocks of a page that a write covers in part, from where the mapping that it writes to says.
+#[expect(clippy::too_many_arguments, reason = "a step of two operations")]
+fn read_needed<O: CachedOps, Q: Queue>(
+    ring: &mut Ring<Q>,
+    task: TaskId,
+    file: &FileCache,
+    ops: &O,
+    span: &Span<'_>,
+    needed: u8,
+    pos: u64,
+    room: &mut impl Room,
+) -> Result<()> {
+    let start = pos - pos % PAGE;
+    let mapping = span.source.unwrap_or(span.mapping);
+    // Blocks beyond the end of the file hold nothing.
+    let behind = file
+        .size_bytes()
+        .next_multiple_of(file.block_bytes() as u64);
+    for run in runs(needed) {
+        let (first, last) = (start + run.start as u64, start + run.end as u64);
+        let end = last.min(behind).max(first);
+        room.put(offset_in(end, start), offset_in(last, end), &[]);
+        if end == first {
+            continue;
+        }
+        // A mapping has whole blocks, so all of them, but for data inside of an inode, which ends with the file.
+        let inline = mapping.kind == Kind::Inline;
+        if first < mapping.offset || (end > mapping.end() && !inline) {
+            return Err(outside());
+        }
+        bring(ring, task, ops, mapping, first, end - first, start, room)?;
+    }
+    Ok(())
+}
+
+/// Zeroes those of a page's granules, or parts of them, that lie behind the end of the file.
+pub(super) fn zero_tail(room: &mut impl Room, start: u64, granules: u8, size: u64) {
+    for run in runs(granules) {
+        let from = offset_in(size.max(start), start).max(run.start);
+        if from < run.end {
+            room.put(from, run.end - from, &[]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_granules() {
+        let all = |mask| {
+            runs(mask)
+                .map(|run| (run.start, run.end))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(all(0), []);
+        assert_eq!(all(0xff), [(0, 4096)]);
+        assert_eq!(all(0b1100_0110), [(512, 1536), (3072, 4096)]);
+    }
+}

@@ -1,0 +1,290 @@
+//! Writing back.
+//!
+//! Dirty pages are taken in the order of the file, each is asked a mapping for (one serves all that it covers), and what
+//! lies side by side in the file and on the device becomes one *ioend*, one chain of commands. When it is on the device
+//! the filesystem hears of it, and only then the pages count as written. What fails stays dirty, and whoever syncs is
+//! told once. What lies beyond the end of the file in its last block is zero in every cached page, always: reads zero it,
+//! writes do not reach it, truncation zeroes it; so it is zero on the device.
+
+use std::ops::Range;
+
+use crossbeam::utils::Backoff;
+
+use super::super::{Kind, Mapping};
+use super::ring::{Ring, TaskId};
+use super::write::runs;
+use super::{Buffered, CachedOps};
+use crate::block::{Op, Queue};
+use crate::cache::{DirtyPage, ErrorCursor, FileCache};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mem::Segment;
+use crate::mem::pages::PAGE_BYTES;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Pages that are taken at once: 8 MiB.
+const BATCH_PAGES: usize = 2048;
+/// The longest ioend.
+const MOST_BYTES: u64 = 8 << 20;
+
+/// A run of dirty bytes, in the file and on the device.
+struct Ioend {
+    pos: u64,
+    len: u64,
+    mapping: Mapping,
+    /// Which of the batch's pages.
+    pages: Range<usize>,
+    segments: Vec<Segment>,
+    task: Option<TaskId>,
+    failed: Option<Error>,
+}
+
+impl<Q: Queue> Buffered<Q> {
+    /// Writes dirty pages of a range back, at most about `most` of them, and waits for that. What others write back right
+    /// now is left to them. Returns how many pages it was.
+    ///
+    /// # Errors
+    /// The first failure, which is kept for those who sync as well.
+    pub fn write_out<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        range: Range<u64>,
+        most: usize,
+    ) -> Result<usize> {
+        let mut from = range.start / PAGE;
+        let end = range.end.div_ceil(PAGE);
+        let mut count = 0;
+        let mut first_error = None;
+        while count < most {
+            let mut taken = Vec::new();
+            let next = file.take_dirty(from..end, BATCH_PAGES.min(most - count), &mut taken);
+            count += taken.len();
+            if let Err(error) = self.write_batch(file, ops, taken) {
+                first_error.get_or_insert(error);
+            }
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        first_error.map_or(Ok(count), Err)
+    }
+
+    /// Makes a range durable: data written back and flushed, then the filesystem's own commit. Failures since the cursor
+    /// last heard of any are told, once.
+    ///
+    /// # Errors
+    /// The last of those failures; the device's and the filesystem's.
+    pub fn sync<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        range: Range<u64>,
+        cursor: &mut ErrorCursor,
+    ) -> Result<()> {
+        // Pages that others were writing back in the first round may be dirty again, since before this was called.
+        for _ in 0..2 {
+            // A failure is in the file's log, which is asked below.
+            let _ = self.write_out(file, ops, range.clone(), usize::MAX);
+            self.wait_for_others(file);
+        }
+        let ring = &mut self.ring;
+        if let Err(error) = ops.commit(&mut || ring.flush()) {
+            file.note_error(&error, range.start);
+        }
+        self.tally.flush(&self.cache);
+        file.check_errors(cursor)
+    }
+
+    /// Waits until nobody writes the file back.
+    pub(super) fn wait_for_others(&mut self, file: &FileCache) {
+        let backoff = Backoff::new();
+        while file.in_writeback() > 0 {
+            backoff.snooze();
+        }
+    }
+
+    fn write_batch<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        taken: Vec<DirtyPage>,
+    ) -> Result<()> {
+        let mut failed = vec![false; taken.len()];
+        let mut first_error: Option<Error> = None;
+        let mut ioends = self.gather(file, ops, &taken, &mut failed, &mut first_error);
+        for ioend in &mut ioends {
+            let result = match (ioend.failed.take(), ioend.task) {
+                (error, Some(task)) => {
+                    let ended = self.ring.wait(task);
+                    error.map_or(ended.result, Err)
+                }
+                (Some(error), None) => Err(error),
+                (None, None) => Ok(()),
+            };
+            let result =
+                result.and_then(|()| ops.written_back(ioend.pos, ioend.len, &ioend.mapping));
+            if let Err(error) = result {
+                let error = error.at_offset(ioend.pos);
+                file.note_error(&error, ioend.pos);
+                first_error.get_or_insert(error);
+                failed[ioend.pages.clone()].fill(true);
+            }
+        }
+        for (page, failed) in taken.into_iter().zip(failed) {
+            file.written(page, !failed);
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Makes ioends of pages, and submits each when it is as long as it gets.
+    fn gather<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        taken: &[DirtyPage],
+        failed: &mut [bool],
+        first_error: &mut Option<Error>,
+    ) -> Vec<Ioend> {
+        let size = file.size_bytes();
+        let block = file.block_bytes() as u64;
+        let mut ioends: Vec<Ioend> = Vec::new();
+        for (index, page) in taken.iter().enumerate() {
+            let start = page.page() * PAGE;
+            for run in runs(page.granules()) {
+                let (mut pos, end) = (start + run.start as u64, start + run.end as u64);
+                // Beyond the end of the file there is nothing to be kept.
+                let end = end.min(size.next_multiple_of(block));
+                while pos < end {
+                    let last = ioends.last().map(|ioend| ioend.mapping);
+                    let mapping = match map(ops, last, pos, end.min(size) - pos) {
+                        Ok(mapping) => mapping,
+                        Err(error) => {
+                            let error = error.at_offset(pos);
+                            file.note_error(&error, pos);
+                            first_error.get_or_insert(error);
+                            failed[index] = true;
+                            break;
+                        }
+                    };
+                    let len = end.min(mapping.end()) - pos;
+                    let in_page = usize::try_from(pos - start).unwrap_or(0);
+                    let bytes = usize::try_from(len).unwrap_or(0);
+                    let Some(segment) = file.segment_of(page, in_page..in_page + bytes) else {
+                        break;
+                    };
+                    self.append(&mut ioends, mapping, pos, len, index, segment);
+                    pos += len;
+                }
+            }
+        }
+        if let Some(last) = ioends.last_mut() {
+            last.submit(&mut self.ring);
+        }
+        for ioend in &mut ioends {
+            // The size on disk grows to the end of the file at most.
+            ioend.len = ioend.len.min(size.saturating_sub(ioend.pos));
+        }
+        ioends
+    }
+
+    /// Adds bytes to the last ioend, or begins another.
+    fn append(
+        &mut self,
+        ioends: &mut Vec<Ioend>,
+        mapping: Mapping,
+        pos: u64,
+        len: u64,
+        page: usize,
+        segment: Segment,
+    ) {
+        let most_segments = self.ring.limits().max_segments.max(1);
+        if let Some(last) = ioends.last_mut() {
+            if last.takes(&mapping, pos, len, &segment, most_segments) {
+                last.len += len;
+                last.pages.end = page + 1;
+                last.add(segment);
+                return;
+            }
+            last.submit(&mut self.ring);
+        }
+        ioends.push(Ioend {
+            pos,
+            len,
+            mapping,
+            pages: page..page + 1,
+            segments: vec![segment],
+            task: None,
+            failed: None,
+        });
+    }
+}
+
+/// The mapping of a dirty byte: the last one, where it still covers it.
+fn map<O: CachedOps>(ops: &mut O, last: Option<Mapping>, pos: u64, len: u64) -> Result<Mapping> {
+    if let Some(last) = last
+        && last.offset <= pos
+        && pos < last.end()
+        && ops.is_current(&last)
+    {
+        return Ok(last);
+    }
+    let mapping = ops.map_writeback(pos, len)?;
+    let covers = mapping.offset <= pos && pos < mapping.end();
+    if !covers || !matches!(mapping.kind, Kind::Mapped | Kind::Unwritten) {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the filesystem gave no blocks to dirty bytes",
+        ));
+    }
+    Ok(mapping)
+}
+
+impl Ioend {
+    /// Whether bytes belong to it: side by side in the file and on the device, and of the same kind.
+    fn takes(
+        &self,
+        mapping: &Mapping,
+        pos: u64,
+        len: u64,
+        segment: &Segment,
+        most_segments: usize,
+    ) -> bool {
+        let end = self.pos + self.len;
+        let room = self.segments.len() < most_segments || self.follows(segment);
+        end == pos
+            && self.mapping.addr_at(self.pos) + self.len == mapping.addr_at(pos)
+            && self.mapping.kind == mapping.kind
+            && self.mapping.flags == mapping.flags
+            // The filesystem hears of one mapping.
+            && pos + len <= self.mapping.end()
+            && self.len + len <= MOST_BYTES
+            && room
+    }
+
+    fn follows(&self, segment: &Segment) -> bool {
+        self.segments
+            .last()
+            .is_some_and(|last| last.iova.offset(last.len_bytes.into()) == segment.iova)
+    }
+
+    fn add(&mut self, segment: Segment) {
+        if self.follows(&segment)
+            && let Some(last) = self.segments.last_mut()
+        {
+            last.len_bytes += segment.len_bytes;
+            return;
+        }
+        self.segments.push(segment);
+    }
+
+    fn submit<Q: Queue>(&mut self, ring: &mut Ring<Q>) {
+        if self.task.is_some() || self.failed.is_some() {
+            return;
+        }
+        let task = ring.task();
+        let addr = self.mapping.addr_at(self.pos);
+        self.failed = ring.submit(task, Op::Write, addr, &self.segments).err();
+        self.task = Some(task);
+    }
+}
