@@ -1,5 +1,5 @@
 //! The cases of the page cache: hits, without the copy. 64 bytes are copied where a copy cannot be left out, which is a
-//! call of memcpy of its own and some 20 instructions in it; the bound for a hit without it is 120.
+//! call of memcpy of its own and some 20 instructions in it.
 
 use xtent::cache::{Cache, CacheConfig, FileCache, Tally};
 
