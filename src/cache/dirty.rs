@@ -21,7 +21,7 @@ pub enum Pressure {
     Hard,
 }
 
-/// A dirty page that was taken for writing it back. It must come back by [`FileCache::written`].
+/// A dirty page that was taken for writing it back. It must come back by `FileCache::written`.
 #[derive(Debug)]
 #[must_use = "the page stays as it is for ever when this is dropped"]
 pub struct DirtyPage {
