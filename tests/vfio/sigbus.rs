@@ -25,7 +25,11 @@ fn switch_memory_off() {
     let device = fds
         .map(|entry| entry.unwrap().path())
         .find(|path| {
-            std::fs::read_link(path).is_ok_and(|to| to.to_str() == Some("anon_inode:[vfio-device]"))
+            // Of a group, or of its own.
+            std::fs::read_link(path).is_ok_and(|to| {
+                to.to_str() == Some("anon_inode:[vfio-device]")
+                    || to.starts_with("/dev/vfio/devices")
+            })
         })
         .expect("a device's descriptor");
     let fd = device.file_name().unwrap().to_str().unwrap();
@@ -62,9 +66,12 @@ fn a_bar_that_is_switched_off_ends_all_operations() {
                 let mut gone = false;
                 while !gone {
                     for (at, flying) in flying.iter_mut().enumerate() {
+                        if *flying {
+                            continue;
+                        }
                         let segments = [memory.segment(at * 4096..(at + 1) * 4096).unwrap()];
                         let chain = chain(Op::Read, 0, blocks, &segments, at as u64);
-                        *flying |= pair.submit(&chain).is_ok();
+                        *flying = pair.submit(&chain).is_ok();
                     }
                     pair.poll(8, &mut |completion| {
                         let at = usize::try_from(completion.token).unwrap();

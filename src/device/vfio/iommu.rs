@@ -137,12 +137,8 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
             "this kernel offers no VFIO character devices (CONFIG_VFIO_DEVICE_CDEV), which iommufd needs",
         ));
     };
-    let device = open_rw(&Path::new("/dev/vfio/devices").join(name), found)?;
     let iommufd = open_rw(Path::new("/dev/iommu"), found)?;
-    uapi::bind_iommufd(&device, &iommufd).map_err(|e| match e.raw_os_error() {
-        Some(libc::EINVAL | libc::EPERM) if !found.in_the_way().is_empty() => not_viable(found),
-        _ => failed("bind the device to iommufd", e),
-    })?;
+    let device = bind(&Path::new("/dev/vfio/devices").join(name), &iommufd, found)?;
     let ioas = uapi::alloc_ioas(&iommufd).map_err(|e| failed("make an address space", e))?;
     uapi::attach_iommufd(&device, ioas).map_err(|e| failed("attach the address space", e))?;
     let (pairs, alignment) =
@@ -150,6 +146,31 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
     let limits = IovaLimits::new(Some(IovaRange::list(&pairs)), alignment);
     let kind = Kind::Iommufd { iommufd, ioas };
     Ok((Iommu { kind, limits }, device))
+}
+
+/// Opens the device for this address space. Anybody may open the file; it is the second to bind who is refused, by
+/// an error that says nothing. Waits as [`open_when_free`] does.
+fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let device = open_rw(path, found)?;
+        let Err(error) = uapi::bind_iommufd(&device, iommufd) else {
+            return Ok(device);
+        };
+        drop(device);
+        if holders(path).is_empty() {
+            return Err(match error.raw_os_error() {
+                Some(libc::EINVAL | libc::EPERM) if !found.in_the_way().is_empty() => {
+                    not_viable(found)
+                }
+                _ => failed("bind the device to iommufd", error),
+            });
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(ErrorKind::Busy, busy(path)).because(error));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn open_rw(path: &Path, found: &Found) -> Result<File> {
