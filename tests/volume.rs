@@ -39,11 +39,18 @@ fn an_image_in_use_is_refused_by_name() {
 }
 
 #[test]
-fn targets_of_later_kinds_and_no_filesystems_are_refused_by_name() {
+fn what_cannot_be_had_and_no_filesystems_are_refused_by_name() {
     let options = VolumeOptions::default();
     let error = Volume::open("spdk:trtype=TCP", &options).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert!(error.detail().contains("spdk"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains("`traddr` is missing"), "{error}");
+    #[cfg(not(feature = "spdk"))]
+    {
+        let target = "spdk:trtype=VFIOUSER traddr=/nowhere";
+        let error = Volume::open(target, &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("--features spdk"), "{error}");
+    }
     let error = Volume::open("uring:/nowhere/nvme0n1", &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let error = Volume::open("ram:64M,inline", &options).unwrap_err();
