@@ -5,6 +5,7 @@
 //! Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
 #![forbid(unsafe_code)]
 
+#[cfg(not(loom))]
 pub mod buffered;
 pub mod direct;
 mod fiemap;
