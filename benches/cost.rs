@@ -1,6 +1,7 @@
 //! What an operation costs the host, in instructions: `cargo bench --bench cost` prints a line for each case,
 //! `NAME INSTRUCTIONS_PER_OPERATION`. `cargo bench --bench cost -- NAME..` runs the named cases only. A case that costs
-//! more than its bound fails the run, after all have been counted: instructions do not depend on how busy the machine is.
+//! more than its bound is told, and one that costs a tenth more fails the run, after all have been counted: instructions
+//! do not depend on how busy the machine is.
 //!
 //! The program runs itself under callgrind, which counts inside of the functions called `host_side_*` and
 //! nowhere else: the embedded controller is stepped outside of them, and is not counted. Each case runs
@@ -47,15 +48,18 @@ const CASES: &[(&str, f64, Case)] = &[
     ("cache_view_4k", CACHE_VIEW, cache::view),
 ];
 
+/// How far above its bound a case may be before the run fails: how the compiler divides a crate, and with it what it
+/// inlines, depends on where the crate lies.
+const SLACK: f64 = 1.1;
+
 /// The most an operation on the raw queue may cost, in instructions.
 const RAW: f64 = 200.0;
 
-/// As [`RAW`], through a file, the lookup of its mapping included. 600 is what is wanted, and what was had; how the
-/// compiler divides the crate moves it by some 25 either way.
-const FILE: f64 = 640.0;
+/// As [`RAW`], through a file, the lookup of its mapping included.
+const FILE: f64 = 600.0;
 
 /// As [`FILE`], for an overwrite, which looks at the size and at the state of the extent too.
-const FILE_WRITE: f64 = 660.0;
+const FILE_WRITE: f64 = 620.0;
 
 /// A cached read of 64 bytes, the call of memcpy included.
 const CACHE_READ: f64 = 200.0;
@@ -105,8 +109,8 @@ fn main() -> ExitCode {
                 println!("{name} {instructions:.1}");
                 if instructions > *bound {
                     eprintln!("{name}: more than {bound}");
-                    too_many = true;
                 }
+                too_many |= instructions > bound * SLACK;
             }
             Err(why) => {
                 eprintln!("{name}: {why}");
