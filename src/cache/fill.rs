@@ -110,13 +110,8 @@ impl Fill {
         };
         let file = &*self.file.0;
         let inner = file.cache.inner();
-        let mut run = inner.pages.take_back(frames);
-        let (page, from) = place(pos);
-        let marks = file.marks(from, from + data.len());
-        inner.pages.bytes_mut(&mut run)[from..from + data.len()].copy_from_slice(data);
-        if writing.grows() {
-            self.file.grow(pos + data.len() as u64);
-        }
+        let (run, marks) = self.file.write_over(frames, pos, data, writing);
+        let (page, _) = place(pos);
         let Some(&slot) = self.slots.first() else {
             return false;
         };
@@ -222,13 +217,8 @@ impl Merge<'_> {
         };
         let file = &*self.file.0;
         let inner = file.cache.inner();
-        let mut run = inner.pages.take_back(frames);
-        let (page, from) = place(pos);
-        let marks = file.marks(from, from + data.len());
-        inner.pages.bytes_mut(&mut run)[from..from + data.len()].copy_from_slice(data);
-        if writing.grows() {
-            self.file.grow(pos + data.len() as u64);
-        }
+        let (run, marks) = self.file.write_over(frames, pos, data, writing);
+        let (page, _) = place(pos);
         let (no, _) = leaf_of(page);
         match file.swap_in(
             self.slot / LEAF_PAGES,
@@ -283,6 +273,26 @@ impl Merge<'_> {
 }
 
 impl FileCache {
+    /// Puts a write's data over what was read into a page that is in no slot yet. Returns the page, and what of it was
+    /// written.
+    fn write_over(
+        &self,
+        frames: LentRun,
+        pos: u64,
+        data: &[u8],
+        writing: Writing,
+    ) -> (FrameRun, Marks) {
+        let pages = &self.0.cache.inner().pages;
+        let mut run = pages.take_back(frames);
+        let (_, from) = place(pos);
+        let to = from + data.len();
+        pages.bytes_mut(&mut run)[from..to].copy_from_slice(data);
+        if writing.grows() {
+            self.grow(pos + data.len() as u64);
+        }
+        (run, self.0.marks(from, to))
+    }
+
     /// Whether both are the same file.
     pub(crate) fn is(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.0, &other.0)

@@ -262,7 +262,8 @@ impl<Q: Queue> Buffered<Q> {
                     Some(None) => self.make_clean(file, ops)?,
                     Some(Some(fill)) => {
                         self.tally.missed(1);
-                        if self.fill_and_write(file, ops, span, fill, pos, data, writing)? {
+                        let needed = file.needed(pos, data.len());
+                        if self.read_and_write(file, ops, span, fill, needed, pos, data, writing)? {
                             return Ok(true);
                         }
                     }
@@ -271,9 +272,10 @@ impl<Q: Queue> Buffered<Q> {
                     None => {}
                     Some(None) => self.make_clean(file, ops)?,
                     Some(Some(merge)) => {
-                        let done =
-                            self.merge_and_write(file, ops, span, merge, pos, data, writing)?;
-                        if done {
+                        let needed = file.needed(pos, data.len()) & merge.missing();
+                        if self
+                            .read_and_write(file, ops, span, merge, needed, pos, data, writing)?
+                        {
                             return Ok(true);
                         }
                     }
@@ -289,17 +291,17 @@ impl<Q: Queue> Buffered<Q> {
         clippy::too_many_arguments,
         reason = "the one place where all of it meets"
     )]
-    fn fill_and_write<O: CachedOps>(
+    fn read_and_write<O: CachedOps>(
         &mut self,
         file: &FileCache,
         ops: &mut O,
         span: &Span<'_>,
-        mut fill: Fill,
+        mut room: impl Room,
+        needed: u8,
         pos: u64,
         data: &[u8],
         writing: Writing,
     ) -> Result<bool> {
-        let needed = file.needed(pos, data.len());
         let task = self.ring.task();
         let read = read_needed(
             &mut self.ring,
@@ -309,55 +311,19 @@ impl<Q: Queue> Buffered<Q> {
             span,
             needed,
             pos,
-            &mut fill,
+            &mut room,
         );
         let ended = self.ring.wait(task);
         if let Err(error) = read.and(ended.result) {
-            fill.abandon(ended.lost);
+            room.abandon(ended.lost);
             return Err(error.at_offset(pos));
         }
         if !span_is_current(ops, span) {
-            fill.abandon(false);
+            room.abandon(false);
             return Ok(false);
         }
-        zero_tail(&mut fill, pos - pos % PAGE, needed, file.size_bytes());
-        Ok(fill.finish_write(pos, data, writing))
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "as above")]
-    fn merge_and_write<O: CachedOps>(
-        &mut self,
-        file: &FileCache,
-        ops: &mut O,
-        span: &Span<'_>,
-        mut merge: Merge<'_>,
-        pos: u64,
-        data: &[u8],
-        writing: Writing,
-    ) -> Result<bool> {
-        let needed = file.needed(pos, data.len()) & merge.missing();
-        let task = self.ring.task();
-        let read = read_needed(
-            &mut self.ring,
-            task,
-            file,
-            ops,
-            span,
-            needed,
-            pos,
-            &mut merge,
-        );
-        let ended = self.ring.wait(task);
-        if let Err(error) = read.and(ended.result) {
-            merge.abandon(ended.lost);
-            return Err(error.at_offset(pos));
-        }
-        if !span_is_current(ops, span) {
-            merge.abandon(false);
-            return Ok(false);
-        }
-        zero_tail(&mut merge, pos - pos % PAGE, needed, file.size_bytes());
-        Ok(merge.finish_write(pos, data, writing))
+        zero_tail(&mut room, pos - pos % PAGE, needed, file.size_bytes());
+        Ok(room.finish_write(pos, data, writing))
     }
 }
 
@@ -381,6 +347,8 @@ fn span_is_current<O: CachedOps>(ops: &O, span: &Span<'_>) -> bool {
 pub(super) trait Room {
     fn segment(&self, range: Range<usize>) -> Option<Segment>;
     fn put(&mut self, start: usize, len: usize, bytes: &[u8]);
+    fn abandon(self, lost: bool);
+    fn finish_write(self, pos: u64, data: &[u8], writing: Writing) -> bool;
 }
 
 impl Room for Fill {
@@ -391,6 +359,14 @@ impl Room for Fill {
     fn put(&mut self, start: usize, len: usize, bytes: &[u8]) {
         Self::put(self, start, len, bytes);
     }
+
+    fn abandon(self, lost: bool) {
+        Self::abandon(self, lost);
+    }
+
+    fn finish_write(self, pos: u64, data: &[u8], writing: Writing) -> bool {
+        Self::finish_write(self, pos, data, writing)
+    }
 }
 
 impl Room for Merge<'_> {
@@ -400,6 +376,14 @@ impl Room for Merge<'_> {
 
     fn put(&mut self, start: usize, len: usize, bytes: &[u8]) {
         Self::put(self, start, len, bytes);
+    }
+
+    fn abandon(self, lost: bool) {
+        Self::abandon(self, lost);
+    }
+
+    fn finish_write(self, pos: u64, data: &[u8], writing: Writing) -> bool {
+        Self::finish_write(self, pos, data, writing)
     }
 }
 
