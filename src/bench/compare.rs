@@ -87,6 +87,17 @@ impl Rounds {
         self.each(|outcome| rate(outcome.all().bytes, outcome.elapsed.as_secs_f64().max(1e-9)))
     }
 
+    /// Each round, reads and writes apart.
+    pub(crate) fn json(&self) -> Vec<serde_json::Value> {
+        let round = |outcome: &Outcome| {
+            serde_json::json!({
+                "read": outcome.read.json(outcome.elapsed),
+                "write": outcome.write.json(outcome.elapsed),
+            })
+        };
+        self.outcomes.iter().map(round).collect()
+    }
+
     /// All rounds, reads and writes together.
     pub(crate) fn together(&self) -> Direction {
         let mut all = Direction::default();

@@ -378,16 +378,6 @@ impl EnginesComparison {
         let mut engines = serde_json::Map::new();
         for (side, rounds) in self.sides.iter().zip(&row.sides) {
             let (least, most) = rounds.iops().spread();
-            let each: Vec<Value> = rounds
-                .outcomes
-                .iter()
-                .map(|outcome| {
-                    json!({
-                        "read": outcome.read.json(outcome.elapsed),
-                        "write": outcome.write.json(outcome.elapsed),
-                    })
-                })
-                .collect();
             let value = json!({
                 "median": {
                     "iops": rounds.iops().median(),
@@ -395,7 +385,7 @@ impl EnginesComparison {
                     "p99_ns": rounds.percentile_ns(99.0).median(),
                 },
                 "iops_spread": [least, most],
-                "rounds": each,
+                "rounds": rounds.json(),
             });
             engines.insert(side.engine.name().to_owned(), value);
         }

@@ -257,16 +257,6 @@ fn row_json(row: &Row) -> Value {
         if rounds.outcomes.is_empty() {
             return Value::Null;
         }
-        let each: Vec<Value> = rounds
-            .outcomes
-            .iter()
-            .map(|outcome| {
-                json!({
-                    "read": outcome.read.json(outcome.elapsed),
-                    "write": outcome.write.json(outcome.elapsed),
-                })
-            })
-            .collect();
         json!({
             "engine": rounds.engine,
             "median": {
@@ -281,7 +271,7 @@ fn row_json(row: &Row) -> Value {
                 "p99_ns": rounds.percentile_ns(99.0).spread(),
                 "iops": rounds.iops().spread(),
             },
-            "rounds": each,
+            "rounds": rounds.json(),
         })
     };
     let ratios: serde_json::Map<String, Value> = FIGURES
