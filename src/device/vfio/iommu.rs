@@ -17,8 +17,24 @@ use super::iova::{IovaLimits, IovaRange};
 use super::uapi::{self, Mapping};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long a device that somebody has open is waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// With a device that somebody has open: that may be a program that is just ending, or a child that another thread of
+/// this one has forked, and that has all its descriptors until its exec.
+struct Patience(Instant);
+
+impl Patience {
+    fn new() -> Self {
+        Self(Instant::now() + Duration::from_millis(500))
+    }
+
+    /// Sleeps until the next try; false when there were enough of them.
+    fn lasts(&self) -> bool {
+        let lasts = Instant::now() <= self.0;
+        if lasts {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        lasts
+    }
+}
 
 /// A device's address space, as the IOMMU translates it.
 #[derive(Debug)]
@@ -149,9 +165,9 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
 }
 
 /// Opens the device for this address space. Anybody may open the file; it is the second to bind who is refused, by
-/// an error that says nothing. Waits as [`open_when_free`] does.
+/// an error that says nothing.
 fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
-    let deadline = Instant::now() + PATIENCE;
+    let patience = Patience::new();
     loop {
         let device = open_rw(path, found)?;
         let Err(error) = uapi::bind_iommufd(&device, iommufd) else {
@@ -166,10 +182,9 @@ fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
                 _ => failed("bind the device to iommufd", error),
             });
         }
-        if Instant::now() > deadline {
+        if !patience.lasts() {
             return Err(Error::new(ErrorKind::Busy, busy(path)).because(error));
         }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -195,17 +210,15 @@ fn open_rw(path: &Path, found: &Found) -> Result<File> {
     })
 }
 
-/// Opens it, and tries again for a moment while somebody has it open: that may be a program that is just ending, or
-/// a child that another thread of this one has forked, and that has all its descriptors until its exec.
+/// Opens it, and tries again for a moment while somebody has it open.
 fn open_when_free(path: &Path) -> io::Result<File> {
-    let deadline = Instant::now() + PATIENCE;
+    let patience = Patience::new();
     loop {
         let result = OpenOptions::new().read(true).write(true).open(path);
         let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
-        if !result.as_ref().is_err_and(busy) || Instant::now() > deadline {
+        if !(result.as_ref().is_err_and(busy) && patience.lasts()) {
             return result;
         }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
