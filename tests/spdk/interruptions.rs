@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
 use xtent::block::{Completion, Op, Queue, Status};
 use xtent::mem::Segment;
-use xtent::spdk::{Controller, ControllerOptions, QueueOptions};
+use xtent::spdk::{Controller, ControllerOptions, QueueOptions, SpdkQueue};
 
 use super::common::number;
 use super::common::nvmf::{Disk, Nvmf};
@@ -235,19 +235,19 @@ fn a_target_that_stays_away_ends_everything() {
         len_bytes: BLOCK.try_into().unwrap(),
     }];
     target.kill();
-    for token in 0..50 {
-        queue
-            .submit(&chain(Op::Write, token, 1, &segment, token))
-            .unwrap();
-    }
-    let ended = drain_slowly(&mut queue);
-    assert_eq!(ended.len(), 50);
-    assert!(
-        ended.iter().all(|&status| status == Status::Gone),
-        "{ended:?}"
-    );
+    fifty_end(&mut queue, Op::Write, &segment, Status::Gone);
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
     assert!(controller.queue(QueueOptions::default()).is_err());
+}
+
+/// Fifty commands of one block each end, all of them with this status.
+fn fifty_end(queue: &mut SpdkQueue, op: Op, segment: &[Segment; 1], wanted: Status) {
+    for token in 0..50 {
+        queue.submit(&chain(op, token, 1, segment, token)).unwrap();
+    }
+    let ended = drain_slowly(queue);
+    assert_eq!(ended.len(), 50);
+    assert!(ended.iter().all(|&status| status == wanted), "{ended:?}");
 }
 
 /// A controller on a socket, with commands of which its server, which lives, does nothing any more.
@@ -267,17 +267,7 @@ fn silenced(silence: impl FnOnce(&Nvmf), speak: impl FnOnce(&Nvmf)) {
     let lent = memory.lend(BLOCK);
     let segment = [lent.segment(0..BLOCK).unwrap()];
     silence(&target);
-    for token in 0..50 {
-        queue
-            .submit(&chain(Op::Read, token, 1, &segment, token))
-            .unwrap();
-    }
-    let ended = drain_slowly(&mut queue);
-    assert_eq!(ended.len(), 50);
-    assert!(
-        ended.iter().all(|&status| status == Status::Unfenced),
-        "{ended:?}"
-    );
+    fifty_end(&mut queue, Op::Read, &segment, Status::Unfenced);
     speak(&target);
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
     assert!(controller.queue(QueueOptions::default()).is_err());
