@@ -7,12 +7,13 @@ The guest speaks in console lines (see init): "@@JOB ..." tells how a job went, 
 a QMP command: unplugging a disk, say. {"pause": SECONDS} stops the whole machine for a while.
 
 Exit status: that of the guest's jobs (0..31), 97 when the machine failed (panic, QEMU error, IOMMU faults
-outside of a job), 124 when it did not end in time.
+outside of a job), 98 when QEMU itself crashed, 124 when it did not end in time.
 """
 
 import argparse
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import threading
 import time
 
 MACHINE_FAILED = 97
+EMULATOR_CRASHED = 98
 TIMED_OUT = 124
 TAIL_LINES = 40
 
@@ -108,6 +110,8 @@ def verdict(status, timed_out, faults, lines):
         return result, ""
     if any("Kernel panic" in line for line in lines):
         return MACHINE_FAILED, "the guest's kernel panicked"
+    if status in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE):
+        return EMULATOR_CRASHED, f"QEMU itself crashed: {signal.Signals(-status).name}"
     return MACHINE_FAILED, f"QEMU ended with status {status}"
 
 

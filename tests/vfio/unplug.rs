@@ -178,6 +178,8 @@ fn unplugged_in_the_orderly_way() {
 /// Tears out what is in a slot: the device disappears at once, and the kernel hears of it afterwards. QEMU lets go of
 /// a device whose slot is switched off; with the power on again, the empty slot looks as it does after a surprise.
 fn tear_out(port: &str) {
+    const PCI_COMMAND: u64 = 0x04;
+    const COMMAND_MEMORY: u16 = 1 << 1;
     const PCI_CAPABILITIES: u64 = 0x34;
     const CAPABILITY_PCIE: u8 = 0x10;
     const SLOT_CONTROL: u64 = 0x18;
@@ -201,17 +203,27 @@ fn tear_out(port: &str) {
         at = u64::from(byte(at + 1));
         assert_ne!(at, 0, "{port} is no PCI Express port");
     }
+    let word = |at: u64| {
+        let mut word = [0; 2];
+        config.read_exact_at(&mut word, at).unwrap();
+        u16::from_le_bytes(word)
+    };
+    let write = |at: u64, word: u16| config.write_all_at(&word.to_le_bytes(), at).unwrap();
+    // First the registers. QEMU frees a device without regard to a processor that is about to ring one of
+    // its doorbells, and crashes; once nobody reaches them, and those under way have arrived, it does not.
+    let command = word(PCI_COMMAND);
+    write(PCI_COMMAND, command & !COMMAND_MEMORY);
+    std::thread::sleep(Duration::from_millis(5));
     let at = at + SLOT_CONTROL;
-    let mut control = [0; 2];
-    config.read_exact_at(&mut control, at).unwrap();
-    let control = u16::from_le_bytes(control);
+    let control = word(at);
     // Without interrupts first: a kernel that looked between the two would take the slot for switched off.
     for control in [
         (control | POWER_OFF) & !INTERRUPTS,
         control | PRESENCE_CHANGED,
     ] {
-        config.write_all_at(&control.to_le_bytes(), at).unwrap();
+        write(at, control);
     }
+    write(PCI_COMMAND, command);
 }
 
 #[test]
