@@ -157,8 +157,8 @@ impl Admin {
                 counters.timeouts.add(1);
                 return Err(Failure::Timeout(self.timeout));
             }
+            port.device.relax(looks);
             looks = looks.wrapping_add(1);
-            port.device.relax();
         }
     }
 

@@ -152,8 +152,9 @@ impl Queue for QueuePair {
 
     #[inline]
     fn relax(&mut self) {
+        let silent = self.watch.silent_rounds(self.cq.head());
         let device = &*self.controller.port.device;
-        device.relax();
+        device.relax(silent);
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
         if self.outstanding != 0 && device.is_gone() {
             self.watch.look_soon();

@@ -79,6 +79,7 @@ impl Port {
         // CAP.TO of 0 says nothing; half a second is its unit.
         let timeout_ms = self.cap.timeout_ms().max(500);
         let deadline = Deadline::after(&*self.device, Duration::from_millis(timeout_ms));
+        let mut silent = 0u32;
         loop {
             let late = deadline.passed(&*self.device);
             let csts = self.device.read32(REG_CSTS);
@@ -108,7 +109,8 @@ impl Port {
                     ),
                 ));
             }
-            self.device.relax();
+            self.device.relax(silent);
+            silent = silent.wrapping_add(1);
         }
     }
 
@@ -125,6 +127,7 @@ impl Port {
         self.device
             .write32(REG_CC, cc & !CC_SHN_MASK | 1 << CC_SHN_SHIFT);
         let deadline = Deadline::after(&*self.device, timeout);
+        let mut silent = 0u32;
         loop {
             let late = deadline.passed(&*self.device);
             let csts = self.device.read32(REG_CSTS);
@@ -143,7 +146,8 @@ impl Port {
                     ),
                 ));
             }
-            self.device.relax();
+            self.device.relax(silent);
+            silent = silent.wrapping_add(1);
         }
     }
 }

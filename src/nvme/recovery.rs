@@ -48,6 +48,13 @@ pub(super) struct Watch {
     call_again_ns: u64,
     called_at: u32,
     patience_ns: u64,
+    /// Where the completion queue was when commands were looked through last; and whether one was found late that
+    /// may have ended since, so that this is looked into once more.
+    looked_at: u32,
+    reap_first: bool,
+    /// Where it was when there was nothing to do last, and how many times in a row.
+    relaxed_at: u32,
+    silent: u32,
     /// How often one command is sent again.
     pub(super) retries: u8,
     /// Polls that needed attention.
@@ -77,6 +84,10 @@ impl Watch {
             call_again_ns: 0,
             called_at: u32::MAX,
             patience_ns: FIRST_PATIENCE_NS,
+            looked_at: u32::MAX,
+            reap_first: false,
+            relaxed_at: u32::MAX,
+            silent: 0,
             retries: options.retries,
             calls: 0,
             stale: 0,
@@ -86,6 +97,19 @@ impl Watch {
             replaced: false,
             read_only: options.read_only,
         }
+    }
+
+    /// One more round without anything to do, the completion queue being at `head`; how many it were before,
+    /// since something came.
+    pub(super) fn silent_rounds(&mut self, head: u32) -> u32 {
+        let before = if head == self.relaxed_at {
+            self.silent.saturating_add(1)
+        } else {
+            self.relaxed_at = head;
+            0
+        };
+        self.silent = before;
+        before
     }
 
     /// Looks at the next occasion.
@@ -191,18 +215,16 @@ impl QueuePair {
 
     /// Looks through the commands; true when the controller must be reset.
     fn look(&mut self, now: u64) -> bool {
-        match self.controller.port.device.read32(REG_CSTS) {
-            ALL_ONES => return true,
-            csts if csts & CSTS_CFS != 0 => return true,
-            // Somebody else disabled or reset it: it has forgotten this queue.
-            csts if csts & CSTS_RDY == 0 => return true,
-            _ => {}
+        let answered = self.cq.peek().is_some();
+        let head = self.cq.head();
+        let went_on = std::mem::replace(&mut self.watch.looked_at, head) != head;
+        // Who answers is well. To ask may cost a message to another process, which takes its time.
+        if !answered && !went_on && self.is_lost() {
+            return true;
         }
-        if self.cq.peek().is_some() {
-            // The device answered and nobody looked: first reap, then judge.
-            self.watch.next_look_ns = now;
-            return false;
-        }
+        // The device answered and nobody looked: first reap, then judge, but once, lest it never be judged.
+        let reaped = std::mem::take(&mut self.watch.reap_first);
+        let may_judge = !answered || reaped;
         for at in 0..self.trackers.len() {
             let tracker = &mut self.trackers[at];
             if tracker.chain == NONE {
@@ -212,6 +234,13 @@ impl QueuePair {
                 tracker.seen_ns = now.max(1);
             }
             let age = now.saturating_sub(tracker.seen_ns);
+            if !may_judge {
+                if age >= self.watch.timeout_ns / 2 {
+                    self.watch.reap_first = true;
+                    self.watch.next_look_ns = now;
+                }
+                continue;
+            }
             match tracker.stage {
                 Stage::Stuck => return true,
                 Stage::Sent if age >= self.watch.timeout_ns => {
@@ -224,6 +253,15 @@ impl QueuePair {
             }
         }
         false
+    }
+
+    /// Whether the controller does not know this queue any more, by its status.
+    fn is_lost(&self) -> bool {
+        match self.controller.port.device.read32(REG_CSTS) {
+            ALL_ONES => true,
+            // Without RDY somebody else disabled or reset it.
+            csts => csts & CSTS_CFS != 0 || csts & CSTS_RDY == 0,
+        }
     }
 
     /// Aborts a command that is past its deadline; true when the controller must be reset.

@@ -179,7 +179,7 @@ impl Host {
             if so(self) {
                 return true;
             }
-            self.device.relax();
+            self.device.relax(0);
         }
         false
     }

@@ -453,19 +453,14 @@ impl Device for EmuDevice {
         self.shared.clock.now_ns()
     }
 
-    fn relax(&self) {
+    fn relax(&self, silent: u32) {
         match self.mode {
             Mode::Threaded => {
                 if let Some(thread) = &self.thread {
                     self.unpark(thread.thread());
                 }
-                thread_local! {
-                    static ROUNDS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
-                }
-                let rounds = ROUNDS.get().wrapping_add(1);
-                ROUNDS.set(rounds);
                 // On a machine with fewer processors than pollers the controller's thread must get one.
-                if rounds.is_multiple_of(RELAX_YIELD_EVERY) {
+                if silent % RELAX_YIELD_EVERY == RELAX_YIELD_EVERY - 1 {
                     std::thread::yield_now();
                 } else {
                     std::hint::spin_loop();

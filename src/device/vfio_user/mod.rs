@@ -36,7 +36,11 @@ use crate::mem::{Arena, Doorbell, Mapper};
 use crate::nvme::spec::{CC_EN, CSTS_RDY, Capabilities, REG_CAP, REG_CC, REG_CSTS, REG_DOORBELLS};
 use crate::sys::{EventFd, connect_unix};
 
-/// Waiting rounds of a thread between two offers of its processor to the server.
+/// Rounds without an answer before a thread that waits offers its processor to the server: far more than a server
+/// with a processor of its own needs for an answer.
+const RELAX_SPINS: u32 = 4096;
+
+/// From then on, rounds between two such offers.
 const RELAX_YIELD_EVERY: u32 = 256;
 
 /// How a server is talked to.
@@ -322,22 +326,16 @@ impl Device for VfioUserDevice {
     }
 
     #[inline]
-    fn relax(&self) {
+    fn relax(&self, silent: u32) {
         if let Some(bells) = self.bells.get()
             && bells.look()
         {
             return;
         }
-        thread_local! {
-            static ROUNDS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
-        }
-        let rounds = ROUNDS.get().wrapping_add(1);
-        ROUNDS.set(rounds);
-        // On a machine with fewer processors than pollers the server must get one.
-        if rounds.is_multiple_of(RELAX_YIELD_EVERY) {
+        // On a machine with fewer processors than pollers the server must get one. But a server with its own
+        // answers within microseconds, and neither a system call nor a pause is to stand between.
+        if silent >= RELAX_SPINS && silent.is_multiple_of(RELAX_YIELD_EVERY) {
             std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
         }
     }
 
