@@ -281,7 +281,7 @@ $(for name in raw xfs; do
 done)
     {"method": "nvmf_set_crdt", "params": {"crdt1": 0, "crdt2": 0, "crdt3": 0}}]}]}
 EOF
-    "$tgt" --no-huge -s 1024 -m 0x1 -c "$work/config.json" -r "$work/rpc.sock" >"$work/tgt.log" 2>&1 &
+    "$tgt" --no-huge -s 1024 -m 0x1 --num-trace-entries 0 -c "$work/config.json" -r "$work/rpc.sock" >"$work/tgt.log" 2>&1 &
     children+=($!)
     wait_for "$work/xfs/cntrl" "$work/tgt.log"
     check "the driver's list" conformance "$work/raw/cntrl"
