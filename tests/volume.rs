@@ -1,11 +1,15 @@
-//! What only targets of images have: an image in use is refused; and what is no target at all.
+//! What only targets of images have: an image in use is refused; failing writes; and what is no target at all.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod common;
 
 use common::image::Image;
+use common::served::Serving;
 use xtent::ErrorKind;
-use xtent::volume::{Target, Volume, VolumeOptions};
+use xtent::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
+use xtent::device::vfio_user::ServerOptions;
+use xtent::nvme::spec::{OPC_WRITE, StatusField};
+use xtent::volume::{OpenOptions, Target, TargetSpec, Volume, VolumeOptions, controller_to_serve};
 
 #[test]
 fn an_image_in_use_is_refused_by_name() {
@@ -57,4 +61,71 @@ fn what_cannot_be_had_and_no_filesystems_are_refused_by_name() {
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     let error = Volume::open("/", &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::IsADirectory, "{error}");
+}
+
+/// Every write of the device fails, as often as this.
+fn served_with_write_faults(image: &Image, times: u64) -> Serving {
+    let spec = TargetSpec::parse(&format!("image:{}", image.path().display())).unwrap();
+    // Write fault (media error, 0x80), not to be tried again.
+    let fault = Fault::Status(StatusField::of(2, 0x80).do_not_retry());
+    let rule = FaultRule::new(fault)
+        .on(Scope::Io)
+        .opcode(OPC_WRITE)
+        .times(times);
+    let config = EmuConfig {
+        faults: FaultPlan {
+            rules: vec![rule],
+            ..FaultPlan::default()
+        },
+        ..controller_to_serve(&spec).unwrap()
+    };
+    Serving::start(config, &ServerOptions::default())
+}
+
+#[test]
+fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), [7; 50_000]).unwrap();
+    mount.unmount();
+    // What is written back is tried twice by each sync, and this is a run of bytes side by side.
+    let serving = served_with_write_faults(&image, 5);
+    let target = format!("vfio-user:{}", serving.socket().display());
+    let volume = Volume::open(&target, &VolumeOptions::default()).unwrap();
+    let mut io = volume.io().unwrap();
+    let options = OpenOptions::new().read(true).write(true).buffered(true);
+    let [first, second] = [(); 2].map(|()| options.open(&volume, &mut io, "file").unwrap());
+    assert_eq!(first.write_from(&mut io, &[8; 10_000], 5).unwrap(), 10_000);
+    let error = first.sync_data(&mut io).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(error.to_string().contains("sync file"), "{error}");
+    // Told, but tried again, in vain.
+    let error = first.sync_all(&mut io).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(io.cache_stats().unwrap().dirty_pages > 0);
+    // Direct I/O cannot have what is not on the device; the second try of this call is the last fault's.
+    let direct = volume.open_file(&mut io, "file").unwrap();
+    let mut buf = io.alloc(4096).unwrap();
+    direct.read_at(&mut io, &mut buf, 0).unwrap();
+    assert_eq!(buf[..10], [7, 7, 7, 7, 7, 8, 8, 8, 8, 8]);
+    first.sync_range(&mut io, 0..u64::MAX).unwrap_err();
+    first.sync_data(&mut io).unwrap();
+    let error = second.sync_data(&mut io).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    second.sync_data(&mut io).unwrap();
+    let error = volume.sync(&mut io).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    volume.sync(&mut io).unwrap();
+    let late = options.open(&volume, &mut io, "file").unwrap();
+    late.sync_data(&mut io).unwrap();
+    assert_eq!(io.cache_stats().unwrap().dirty_pages, 0);
+    drop((first, second, late, direct, io, volume));
+    serving.end();
+    let mount = image.mount("ro");
+    let bytes = std::fs::read(mount.path().join("file")).unwrap();
+    assert!(bytes[5..10_005] == [8; 10_000] && bytes[10_005..] == [7; 39_995]);
+    mount.unmount();
 }

@@ -190,6 +190,15 @@ impl FileCache {
         }
     }
 
+    /// Has others who hold on to the page of a position keep a copy of it, where there are any: nobody holds on to the one
+    /// that the file has then.
+    pub(crate) fn unshare(&self, pos: u64) {
+        let (page, _) = place(pos);
+        if let Err(Blocked::Shared | Blocked::Crowded) = self.0.lock(page, 0, 0).map(drop) {
+            self.0.copy_and_write(page, 0, &[], Writing::Hit);
+        }
+    }
+
     /// Removes the pages of a range: those that lie in it as a whole, and those that lie in it in part too, where
     /// `partly` says so. Waits for those that are being written back.
     pub fn invalidate(&self, range: Range<u64>, which: Which, partly: bool) -> Invalidated {
@@ -231,7 +240,7 @@ pub(crate) enum Writing {
 impl Writing {
     /// What must be dirty already, unless the page is backed.
     #[inline]
-    fn claim(self, marks: Marks) -> u8 {
+    pub(super) fn claim(self, marks: Marks) -> u8 {
         match self {
             Self::Hit => marks.touched,
             Self::Asked { .. } => 0,

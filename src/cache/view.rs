@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 
-use super::file::{FileCache, place};
+use super::file::{FileCache, Writing, place};
 use super::index::LEAF_SHIFT;
 use crate::mem::pages::{PAGE_BYTES, Pin, WriteLock, granules_touched};
 
@@ -38,6 +38,8 @@ pub struct ViewMut<'a> {
     leaf: u32,
     page: u64,
     range: Range<usize>,
+    /// The blocks of all of the page are there, and its own.
+    backed: bool,
 }
 
 impl Deref for ViewMut<'_> {
@@ -66,7 +68,7 @@ impl Drop for ViewMut<'_> {
             let marks = self.file.0.marks(self.range.start, self.range.end);
             self.file
                 .0
-                .unlock_written(lock, self.leaf, self.page, marks, false);
+                .unlock_written(lock, self.leaf, self.page, marks, self.backed);
         }
     }
 }
@@ -96,11 +98,22 @@ impl FileCache {
     /// Lends cached bytes to be written to, as [`FileCache::view`]. `None` where they are not cached, somebody holds on
     /// to the page, or the filesystem must be asked first (see [`FileCache::write_hit`]).
     pub fn view_mut(&self, pos: u64, len: usize) -> Option<ViewMut<'_>> {
+        self.lend_mut(pos, len, Writing::Hit)
+    }
+
+    /// The same, where the filesystem has been asked: the range may be overwritten, and, if it is `backed`, all of its page.
+    pub(crate) fn view_mut_of(&self, pos: u64, len: usize, backed: bool) -> Option<ViewMut<'_>> {
+        let grow = false;
+        self.lend_mut(pos, len, Writing::Asked { grow, backed })
+    }
+
+    fn lend_mut(&self, pos: u64, len: usize, writing: Writing) -> Option<ViewMut<'_>> {
         let (page, from) = place(pos);
         let to = self.end_in_page(pos, from, len)?;
         let marks = self.0.marks(from, to);
         // What is lent can be read too.
-        let (lock, leaf) = self.0.lock(page, marks.touched, marks.touched).ok()?;
+        let claim = writing.claim(marks);
+        let (lock, leaf) = self.0.lock(page, marks.touched, claim).ok()?;
         if pos + (to - from) as u64 > self.size_bytes() {
             return None;
         }
@@ -111,6 +124,7 @@ impl FileCache {
             leaf,
             page,
             range: from..to,
+            backed: writing.backed(),
         })
     }
 

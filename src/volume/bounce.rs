@@ -89,6 +89,10 @@ fn start(file: &File, io: &mut Io, what: What, offset: u64, buf: Option<DmaBuf>)
         Some(buf) => buf,
         None => io.core.bounce()?,
     };
+    if let Err(error) = io.before_direct(file, what, offset, buf.len()) {
+        io.core.rest(buf);
+        return Err(error);
+    }
     let request = io.request(file, what, offset, buf, 0);
     match io.core.submit_kept(request) {
         Ok(kept) => Ok(kept),

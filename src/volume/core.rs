@@ -8,7 +8,8 @@ use super::file::FileShared;
 use super::open::TargetShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Direct, Ended, Kept, Rejected, Request, What};
+use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Rejected, Request, What};
+use crate::mem::pages::Which;
 use crate::mem::{DmaBuf, Heap};
 use crate::xfs::MetaIo;
 
@@ -41,6 +42,7 @@ impl IoCore {
             .engine
             .queue(EngineOptions {
                 depth: target.queue_depth,
+                max_segments: 1,
                 timeout: target.command_timeout,
                 read_only: target.info.read_only,
                 wait: target.wait,
@@ -123,6 +125,7 @@ impl IoCore {
         loop {
             let progress = self.direct.progress(&mut self.queue);
             if let Some(ended) = self.direct.take(kept) {
+                after_direct(&ended);
                 return Ok(ended);
             }
             if progress == 0 {
@@ -170,6 +173,29 @@ impl IoCore {
             self.rest(ended.buf);
         }
         Ok(())
+    }
+}
+
+/// After a direct write what was read into the page cache meanwhile goes, whether it went well or not.
+#[inline]
+pub(super) fn after_direct(ended: &Ended<Arc<FileShared>>) {
+    if ended.kind == EndedKind::Write
+        && let Some(file) = &ended.source
+        && file.inode.pages().is_some()
+    {
+        drop_overwritten(file, ended.offset, ended.buf.len());
+    }
+}
+
+#[cold]
+fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
+    if let Some(pages) = file.inode.pages() {
+        // Without its buffer it is not known how far it went.
+        let end = match len {
+            0 => u64::MAX,
+            len => offset.saturating_add(len as u64),
+        };
+        pages.invalidate(offset..end, Which::Clean, true);
     }
 }
 

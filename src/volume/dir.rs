@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::open::VolumeShared;
+use super::mounted::VolumeShared;
 use super::{FileType, Io, Metadata};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::dir::DirCursor;

@@ -156,7 +156,7 @@ pub struct HugePageCount {
 }
 
 impl HugePageCount {
-    fn now() -> Option<Self> {
+    pub(super) fn now() -> Option<Self> {
         let read = |name: &str| -> Option<u64> {
             let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
             fs::read_to_string(path).ok()?.trim().parse().ok()

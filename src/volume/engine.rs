@@ -28,6 +28,8 @@ pub(super) enum Engine {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EngineOptions {
     pub(super) depth: usize,
+    /// Pieces of memory that a chain may have, where the engine leaves that to us.
+    pub(super) max_segments: usize,
     pub(super) timeout: Duration,
     pub(super) read_only: bool,
     pub(super) wait: Wait,
@@ -40,7 +42,7 @@ impl Engine {
             Self::Nvme { controller, nsid } => {
                 let options = QueueOptions {
                     depth: options.depth,
-                    max_segments: 1,
+                    max_segments: options.max_segments,
                     timeout: options.timeout,
                     read_only: options.read_only,
                     wait: options.wait,
@@ -59,7 +61,7 @@ impl Engine {
             Self::Spdk(controller) => controller
                 .queue(crate::spdk::QueueOptions {
                     depth: options.depth,
-                    max_segments: 1,
+                    max_segments: options.max_segments,
                     timeout: options.timeout,
                     read_only: options.read_only,
                     ..crate::spdk::QueueOptions::default()

@@ -1,14 +1,19 @@
 //! Files: blocking reads and overwrites, durability, and where their data lies.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
-use super::open::VolumeShared;
-use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, walk};
+use super::inodes::CoreInode;
+use super::mounted::VolumeShared;
+use super::{
+    DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, buffered, walk,
+};
+use crate::cache::ErrorCursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, EndedKind, Rejected, Source, What};
 use crate::iomap::{self};
-use crate::xfs::{FileMap, FileOps, FileType, Inode};
+use crate::xfs::{FileOps, FileType, Inode};
 
 /// How a file is opened.
 ///
@@ -26,6 +31,7 @@ pub struct OpenOptions {
     pub(super) read: bool,
     pub(super) write: bool,
     pub(super) dsync: bool,
+    pub(super) buffered: bool,
 }
 
 impl OpenOptions {
@@ -52,6 +58,14 @@ impl OpenOptions {
     #[must_use]
     pub fn dsync(mut self, yes: bool) -> Self {
         self.dsync = yes;
+        self
+    }
+
+    /// Through the page cache of the volume: reads and writes of any length, at any offset, from any memory. What is
+    /// written reaches the device later (see [`File::sync_data`]), unless every write is to be durable.
+    #[must_use]
+    pub fn buffered(mut self, yes: bool) -> Self {
+        self.buffered = yes;
         self
     }
 
@@ -95,18 +109,31 @@ impl OpenOptions {
         if self.write {
             volume.check_writable()?;
         }
-        let map = volume.fs.file_map(&mut io.core, inode)?;
+        let metadata = Metadata::of(inode, volume.block_bytes());
+        let inode = match volume.inodes.find(&metadata) {
+            Some(found) => found,
+            None => {
+                let map = volume.fs.file_map(&mut io.core, inode)?;
+                volume.inodes.add(CoreInode::new(metadata, map))
+            }
+        };
         if self.write {
             // Once here, so that no write has to look for it.
-            volume.fs.learn_sharing(&mut io.core, &map)?;
+            volume.fs.learn_sharing(&mut io.core, &inode.map)?;
         }
+        if self.buffered {
+            volume.inodes.begin_caching(&inode, volume)?;
+        }
+        let heard = inode.pages().map(crate::cache::FileCache::error_cursor);
         Ok(File {
             shared: Arc::new(FileShared {
-                map,
+                heard: Mutex::new(heard.unwrap_or_default()),
+                inode,
                 options: self,
                 volume: Arc::clone(volume),
-                metadata: Metadata::of(inode, volume.block_bytes()),
                 path: path.into(),
+                id: NEXT_ID.fetch_add(1, Relaxed),
+                advice: AtomicU8::new(0),
             }),
         })
     }
@@ -118,6 +145,12 @@ impl OpenOptions {
 /// Reads into ordinary memory may have any alignment. Writes overwrite what is there: a hole, preallocated
 /// space, shared blocks or the end of the file refuse them ([`crate::ErrorKind::NotOverwrite`]) before
 /// anything is written.
+///
+/// Opened [buffered](OpenOptions::buffered), the blocking calls go through the page cache, with any offset, length and
+/// memory. Writes overwrite what is there, too; one that comes to a hole, preallocated space, shared blocks or the end of
+/// the file stops there and says how far it came, and is refused when that is nowhere. The calls of [`Io`] that submit,
+/// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file: direct I/O finds
+/// what was written to the cache before, and drops from it what it overwrites.
 #[derive(Debug, Clone)]
 pub struct File {
     pub(super) shared: Arc<FileShared>,
@@ -125,18 +158,26 @@ pub struct File {
 
 /// What all handles of an open file share, and what each operation in flight keeps.
 pub(super) struct FileShared {
-    pub(super) map: FileMap,
+    /// What all handles of the file share.
+    pub(super) inode: Arc<CoreInode>,
     pub(super) options: OpenOptions,
     pub(super) volume: Arc<VolumeShared>,
-    metadata: Metadata,
     path: Box<[u8]>,
+    /// Which handle it is, of all that there ever were.
+    pub(super) id: u64,
+    /// What was said of the reads to come, for the whole file.
+    pub(super) advice: AtomicU8,
+    /// The failures of writing back that were told.
+    pub(super) heard: Mutex<ErrorCursor>,
 }
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl fmt::Debug for FileShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileShared")
             .field("path", &format_args!("{}", self.path.escape_ascii()))
-            .field("ino", &self.metadata.ino)
+            .field("ino", &self.inode.metadata.ino)
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
@@ -147,12 +188,12 @@ impl Source for Arc<FileShared> {
 
     #[inline]
     fn ops(&self) -> FileOps<'_> {
-        FileOps::new(&self.map)
+        FileOps::new(&self.inode.map)
     }
 
     #[inline]
     fn size_bytes(&self) -> u64 {
-        self.map.size_bytes()
+        self.inode.map.size_bytes()
     }
 }
 
@@ -177,12 +218,12 @@ pub(super) fn operation_name(kind: EndedKind) -> &'static str {
 impl File {
     /// What was known of the file when it was opened.
     pub fn metadata(&self) -> Metadata {
-        self.shared.metadata
+        self.shared.inode.metadata
     }
 
     /// Length in bytes.
     pub fn len_bytes(&self) -> u64 {
-        self.shared.map.size_bytes()
+        self.shared.inode.map.size_bytes()
     }
 
     /// The path it was opened by.
@@ -214,6 +255,9 @@ impl File {
         if let Err(error) = io.check_read(self) {
             return Err(self.shared.explain(error, "read", offset));
         }
+        if self.shared.options.buffered {
+            return self.read_into(io, buf, offset);
+        }
         self.run(io, What::Read, buf, offset)
     }
 
@@ -227,6 +271,9 @@ impl File {
     pub fn write_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_write(self) {
             return Err(self.shared.explain(error, "write", offset));
+        }
+        if self.shared.options.buffered {
+            return self.write_from(io, buf, offset);
         }
         self.run(io, self.plain_write(), buf, offset)
     }
@@ -244,6 +291,11 @@ impl File {
     fn run(&self, io: &mut Io, what: What, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_memory(buf) {
             return Err(self.shared.explain(error, "use memory for I/O", offset));
+        }
+        if let Err(error) = io.before_direct(self, what, offset, buf.len()) {
+            return Err(self
+                .shared
+                .explain(error, "write cached pages back", offset));
         }
         let request = io.request(self, what, offset, std::mem::take(buf), 0);
         match io.core.run(request) {
@@ -283,47 +335,74 @@ impl File {
         Err(self.shared.explain(error, operation, offset))
     }
 
-    /// Reads into ordinary memory, at any offset and length, through this thread's bounce buffers; returns
-    /// the bytes read, fewer than asked only at the end of the file.
+    /// Reads into ordinary memory, at any offset and length, through the page cache or this thread's bounce buffers;
+    /// returns the bytes read, fewer than asked only at the end of the file, or where a buffered read failed later than
+    /// at its first byte.
     ///
     /// # Errors
     /// The device's.
+    #[inline]
     pub fn read_into(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
         io.check_read(self)
-            .and_then(|()| bounce::read(self, io, buf, offset))
+            .and_then(|()| {
+                if self.shared.options.buffered {
+                    buffered::read(&self.shared, io, buf, offset)
+                } else {
+                    bounce::read(self, io, buf, offset)
+                }
+            })
             .map_err(|error| self.shared.explain(error, "read", offset))
     }
 
-    /// Overwrites with ordinary memory through this thread's bounce buffers, under the rules of
-    /// [`File::write_at`].
+    /// Overwrites with ordinary memory: through the page cache, with any offset and length, or through this thread's
+    /// bounce buffers, under the rules of [`File::write_at`]. Returns the bytes written: all of them, but where a buffered
+    /// write came to what it cannot overwrite, or failed, later than at its first byte.
     ///
     /// # Errors
     /// As [`File::write_at`].
+    #[inline]
     pub fn write_from(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
         io.check_write(self)
-            .and_then(|()| bounce::write(self, io, buf, offset, bounce::Edges::Aligned))
-            .map_err(|error| self.shared.explain(error, "write", offset))?;
-        Ok(buf.len())
+            .and_then(|()| {
+                if self.shared.options.buffered {
+                    return buffered::write(&self.shared, io, buf, offset);
+                }
+                bounce::write(self, io, buf, offset, bounce::Edges::Aligned)?;
+                Ok(buf.len())
+            })
+            .map_err(|error| self.shared.explain(error, "write", offset))
     }
 
-    /// Overwrites all of `buf` at any offset within the file. Blocks that are covered in part are read
-    /// first and written back whole: no other writer may touch those blocks meanwhile, through any handle.
+    /// Overwrites all of `buf` at any offset within the file. Without the page cache, blocks that are covered in
+    /// part are read first and written back whole: no other writer may touch those blocks meanwhile, through any handle.
     ///
     /// # Errors
     /// As [`File::write_at`], but for alignment.
     pub fn write_all_unaligned_at(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<()> {
         io.check_write(self)
-            .and_then(|()| bounce::write(self, io, buf, offset, bounce::Edges::ReadFirst))
+            .and_then(|()| {
+                if self.shared.options.buffered {
+                    buffered::write_all(&self.shared, io, buf, offset)
+                } else {
+                    bounce::write(self, io, buf, offset, bounce::Edges::ReadFirst)
+                }
+            })
             .map_err(|error| self.shared.explain(error, "write", offset))
     }
 
-    /// Makes every write that was completed before durable.
+    /// Makes every write that was completed before durable, those of the file into the page cache included, by
+    /// whatever handle.
     ///
     /// # Errors
-    /// The device's.
+    /// The device's. The last failure of writing the file back that this handle (with its clones) was not told of yet,
+    /// however that came about; what failed is still in the cache and is tried again by the next sync.
     pub fn sync_data(&self, io: &mut Io) -> Result<()> {
         io.check_volume(&self.shared.volume)
             .map_err(|error| self.shared.explain(error, "sync", 0))?;
+        if self.shared.inode.pages().is_some() {
+            return buffered::sync(&self.shared, io)
+                .map_err(|error| self.shared.explain(error, "sync", 0));
+        }
         let mut none = DmaBuf::default();
         self.run(io, What::Flush, &mut none, 0).map(|_| ())
     }
@@ -393,10 +472,13 @@ impl File {
     ) -> Result<T> {
         let shared = &self.shared;
         io.check_volume(&shared.volume)?;
-        shared.volume.fs.learn_sharing(&mut io.core, &shared.map)?;
+        shared
+            .volume
+            .fs
+            .learn_sharing(&mut io.core, &shared.inode.map)?;
         ask(
-            &mut FileOps::new(&shared.map),
-            shared.map.size_bytes(),
+            &mut FileOps::new(&shared.inode.map),
+            shared.inode.map.size_bytes(),
             shared.volume.block_bytes(),
         )
     }

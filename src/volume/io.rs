@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::core::IoCore;
+use super::buffered::BufferedIo;
+use super::core::{IoCore, after_direct};
 use super::file::{FileShared, operation_name};
-use super::open::VolumeShared;
-use super::{DmaBuf, File};
+use super::mounted::VolumeShared;
+use super::{CacheStats, DmaBuf, File, buffered};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, Rejected, Request, What};
@@ -37,12 +38,15 @@ use crate::iomap::direct::{Ended, Rejected, Request, What};
 /// ```
 #[derive(Debug)]
 pub struct Io {
+    /// For buffered files; made when it is needed first.
+    buffered: Option<Box<BufferedIo>>,
     pub(super) core: IoCore,
-    volume: Arc<VolumeShared>,
     /// Most operations of the caller's in flight.
     depth: usize,
     /// Those submitted and not handed over.
     in_flight: usize,
+    /// Goes last: the last one to go writes back, and wants a queue for that.
+    volume: Arc<VolumeShared>,
 }
 
 /// An operation that has ended.
@@ -109,6 +113,7 @@ impl Io {
             depth: volume.target.queue_depth,
             in_flight: 0,
             volume: Arc::clone(volume),
+            buffered: None,
             core,
         })
     }
@@ -141,6 +146,42 @@ impl Io {
             return Ok(());
         }
         Err(not_opened_for("writing"))
+    }
+
+    /// This thread's way through the page cache.
+    #[inline]
+    pub(super) fn buffered(&mut self) -> Result<&mut BufferedIo> {
+        if self.buffered.is_none() {
+            self.buffered = Some(Box::new(BufferedIo::new(&self.volume)?));
+        }
+        self.buffered
+            .as_deref_mut()
+            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "no queue for buffered I/O"))
+    }
+
+    /// To be called before direct I/O on a file that may be cached: what was written to the cache is on the device after,
+    /// and what is to be overwritten is not cached any more.
+    #[inline]
+    pub(super) fn before_direct(
+        &mut self,
+        file: &File,
+        what: What,
+        offset: u64,
+        len: usize,
+    ) -> Result<()> {
+        if file.shared.inode.pages().is_none() {
+            return Ok(());
+        }
+        buffered::before_direct(&file.shared, self, what, offset, len)
+    }
+
+    /// How the volume's page cache fares, with all that this thread did; other threads add what they count now and
+    /// then. `None` when no buffered file was opened yet.
+    pub fn cache_stats(&mut self) -> Option<CacheStats> {
+        if let Some(buffered) = &mut self.buffered {
+            buffered.flush_tally();
+        }
+        self.volume.inodes.stats()
     }
 
     /// Memory must be reachable by the device: another heap's may not be.
@@ -232,7 +273,10 @@ impl Io {
     /// [`SubmitError`]; nothing was started then.
     pub fn submit_sync(&mut self, file: &File, user_data: u64) -> Result<(), SubmitError> {
         let none = DmaBuf::default();
-        if let Err(error) = self.check_volume(&file.shared.volume) {
+        let checked = self
+            .check_volume(&file.shared.volume)
+            .and_then(|()| self.before_direct(file, What::Flush, 0, 0));
+        if let Err(error) = checked {
             return Err(refused(file, none, error, "sync", 0));
         }
         self.submit(file, What::Flush, 0, none, user_data)
@@ -252,6 +296,11 @@ impl Io {
         }
         if let Err(error) = self.check_memory(&buf) {
             return Err(refused(file, buf, error, "use memory for I/O", offset));
+        }
+        if what != What::Flush
+            && let Err(error) = self.before_direct(file, what, offset, buf.len())
+        {
+            return Err(refused(file, buf, error, "write cached pages back", offset));
         }
         let request = self.request(file, what, offset, buf, user_data);
         match self.core.direct.submit(&mut self.core.queue, request) {
@@ -292,6 +341,7 @@ impl Io {
 
 #[inline]
 fn done_of(ended: Ended<Arc<FileShared>>) -> Done {
+    after_direct(&ended);
     let result = match ended.result {
         Ok(n) => Ok(n),
         Err(error) => Err(match &ended.source {

@@ -19,11 +19,16 @@
 //! }
 //! ```
 //!
+//! Files are opened for direct I/O, or, with [`OpenOptions::buffered`], for I/O of any alignment through a page cache that
+//! all handles of the volume share. What is written to the cache is on the device after [`File::sync_data`],
+//! [`Volume::sync`], or when the last handle of the volume is gone.
+//!
 //! Paths are bytes, as XFS has them: a function that takes a path takes anything that is [`PathBytes`].
 //! Every error names the operation, the path, the offset and the target.
 #![forbid(unsafe_code)]
 
 mod bounce;
+mod buffered;
 mod core;
 mod dir;
 mod drive;
@@ -31,8 +36,10 @@ mod engine;
 mod file;
 mod image;
 mod info;
+mod inodes;
 mod io;
 mod metadata;
+mod mounted;
 mod open;
 mod path;
 mod raw;
@@ -43,16 +50,19 @@ mod uring;
 mod walk;
 
 pub use crate::block::Wait;
+pub use crate::cache::{CacheStats, View, ViewMut};
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::DmaBuf;
 pub use crate::nvme::{ErrorEntry, Event, FirmwareSlots, SmartInfo};
+pub use buffered::{Advice, RwFlags};
 pub use dir::{DirEntries, DirEntry, ReadDir};
 pub use drive::{AtomicSummary, Drive, DriveInfo, FormatSummary, HugePageCount, NamespaceSummary};
 pub use file::{File, OpenOptions};
 pub use info::{FilesystemInfo, TargetInfo, VolumeInfo};
 pub use io::{Done, Io, SubmitError, SubmitReason};
 pub use metadata::{FileType, Metadata, Timestamp};
-pub use open::{Target, Volume, controller_to_serve};
+pub use mounted::Volume;
+pub use open::{Target, controller_to_serve};
 pub use path::PathBytes;
 pub use raw::RawIo;
 pub use reader::FileReader;

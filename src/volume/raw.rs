@@ -76,6 +76,7 @@ impl RawIo {
     fn new(target: &Arc<TargetShared>, slots: usize, slot_bytes: usize) -> Result<Self> {
         let queue = target.engine.queue(EngineOptions {
             depth: slots,
+            max_segments: 1,
             wait: target.wait,
             timeout: target.command_timeout,
             read_only: target.info.read_only,

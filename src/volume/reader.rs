@@ -110,6 +110,13 @@ impl<'io> FileReader<'io> {
         // One buffer of the pool is the front piece's.
         while self.ahead.len() < BOUNCE_COUNT - 1 && self.next < self.file.len_bytes() {
             let buf = self.io.core.bounce()?;
+            let met = self
+                .io
+                .before_direct(&self.file, What::Read, self.next, buf.len());
+            if let Err(error) = met {
+                self.io.core.rest(buf);
+                return Err(error);
+            }
             let request = self.io.request(&self.file, What::Read, self.next, buf, 0);
             match self.io.core.submit_kept(request) {
                 Ok(kept) => self.ahead.push_back((self.next, kept)),

@@ -153,6 +153,16 @@ impl Run {
 }
 
 impl FileMap {
+    /// The map of an empty file.
+    pub fn empty() -> Self {
+        Self {
+            size_bytes: 0,
+            runs: Box::default(),
+            may_share: false,
+            cut: OnceLock::new(),
+        }
+    }
+
     /// Bytes of the file.
     #[inline]
     pub fn size_bytes(&self) -> u64 {

@@ -16,6 +16,8 @@ mod ag;
 mod bmbt;
 mod btree;
 mod cache;
+#[cfg(not(loom))]
+mod cached;
 mod extents;
 mod fs;
 mod geometry;

@@ -65,7 +65,7 @@ fn fill(root: &Path) {
 }
 
 /// A disk with the files above, or why there is none.
-fn filled(stand: &Stand) -> Result<Disk, Reason> {
+pub(super) fn filled(stand: &Stand) -> Result<Disk, Reason> {
     let mut disk = stand.disk()?;
     disk.make(320 << 20, 512, &["-m", "reflink=1"]);
     let mount = disk.mount("");

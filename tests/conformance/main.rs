@@ -14,6 +14,7 @@
 //! choices, and `XTENT_RUNS` the number of overwrites.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
+mod buffered;
 #[path = "../common/mod.rs"]
 mod common;
 mod driver;
@@ -113,6 +114,7 @@ fn trials(stands: &[Arc<Stand>]) -> Vec<Trial> {
         driver::tests(),
         files::each(),
         overwrite::each(),
+        buffered::each(),
         read_equality::tests(),
     ];
     for test in tests.iter().flatten() {

@@ -24,7 +24,7 @@ const DEPTH: usize = 16;
 const THREADS: usize = 2;
 
 /// Two files that grow by a block in turn, past every cache: no extent longer than a block.
-fn write_interleaved(dir: &Path, names: [&str; 2], blocks: usize) {
+pub(super) fn write_interleaved(dir: &Path, names: [&str; 2], blocks: usize) {
     let mut files = names.map(|name| {
         fs::OpenOptions::new()
             .write(true)

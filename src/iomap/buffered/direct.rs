@@ -12,7 +12,7 @@ impl<Q: Queue> Buffered<Q> {
     /// Before a direct read of a range: what is dirty in it is on the device after.
     ///
     /// # Errors
-    /// As [`Buffered::write_out`].
+    /// As [`Buffered::write_back`].
     pub fn before_direct_read<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -22,11 +22,7 @@ impl<Q: Queue> Buffered<Q> {
         if !file.may_be_dirty() {
             return Ok(());
         }
-        for _ in 0..2 {
-            self.write_out(file, ops, range.clone(), usize::MAX)?;
-            self.wait_for_others(file);
-        }
-        Ok(())
+        self.write_back(file, ops, range)
     }
 
     /// Before a direct write of a range: nothing of it is cached after, but for what others write to meanwhile.

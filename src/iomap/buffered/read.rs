@@ -1,5 +1,7 @@
 //! Buffered reads, and reading ahead.
 
+use std::ops::Range;
+
 use crossbeam::utils::Backoff;
 
 use super::super::{Iter, IterFlags, Ops};
@@ -234,6 +236,39 @@ impl<Q: Queue> Buffered<Q> {
             left -= len;
         }
         // So that the device hears of it.
+        self.ring.poll();
+    }
+
+    /// Begins to read what is missing of a range, and waits for none of it; as much as a quarter of the cache at most.
+    pub fn read_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, range: Range<u64>) {
+        self.collect_ahead(ops);
+        let size = file.size_bytes();
+        let end = range.end.min(size).div_ceil(PAGE);
+        let mut left = self.cache.pages() as u64 / 4;
+        let mut page = range.start / PAGE;
+        while page < end && left > 0 {
+            if file.state(page, 0, PAGE_BYTES) != PageState::Absent {
+                page += 1;
+                continue;
+            }
+            let wanted = (end - page).min(left).min(MOST_PAGES);
+            let wanted = u32::try_from(wanted).unwrap_or(1);
+            let fill = match file.begin_fill(page, wanted) {
+                Some(Some(fill)) => fill,
+                // No page is worth writing others back for.
+                Some(None) => break,
+                None => {
+                    page += 1;
+                    continue;
+                }
+            };
+            let len = fill.len() as u64;
+            let task = self.ring.task();
+            let begun = self.fill_from_disk(ops, &fill_range(&fill, size), task, fill);
+            self.in_flight.push(begun.in_flight);
+            page += len;
+            left = left.saturating_sub(len);
+        }
         self.ring.poll();
     }
 

@@ -70,6 +70,26 @@ impl<Q: Queue> Buffered<Q> {
         first_error.map_or(Ok(count), Err)
     }
 
+    /// Writes a range back, whoever made it dirty before, and waits for those who are at it already. Nothing is flushed.
+    ///
+    /// # Errors
+    /// The last failure, which is kept for those who sync as well.
+    pub fn write_back<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        range: Range<u64>,
+    ) -> Result<()> {
+        let mut result = Ok(());
+        // Pages that others were writing back in the first round may be dirty again, since before this was called.
+        for _ in 0..2 {
+            let written = self.write_out(file, ops, range.clone(), usize::MAX);
+            result = written.map(|_| ());
+            self.wait_for_others(file);
+        }
+        result
+    }
+
     /// Makes a range durable: data written back and flushed, then the filesystem's own commit. Failures since the cursor
     /// last heard of any are told, once.
     ///
@@ -82,12 +102,8 @@ impl<Q: Queue> Buffered<Q> {
         range: Range<u64>,
         cursor: &mut ErrorCursor,
     ) -> Result<()> {
-        // Pages that others were writing back in the first round may be dirty again, since before this was called.
-        for _ in 0..2 {
-            // A failure is in the file's log, which is asked below.
-            let _ = self.write_out(file, ops, range.clone(), usize::MAX);
-            self.wait_for_others(file);
-        }
+        // A failure is in the file's log, which is asked below.
+        let _ = self.write_back(file, ops, range.clone());
         let ring = &mut self.ring;
         if let Err(error) = ops.commit(&mut || ring.flush()) {
             file.note_error(&error, range.start);

@@ -1,0 +1,353 @@
+//! What a [`File`] offers beyond reads and writes when it is opened buffered: views, hints, parts of syncs.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bitflags::bitflags;
+
+use super::super::inodes::locked;
+use super::super::{File, Io, View, ViewMut};
+use super::{read, write, write_within};
+use crate::cache::FileCache;
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::buffered;
+use crate::iomap::{IterFlags, Ops};
+use crate::mem::pages::{PAGE_BYTES, Which};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// How often a view is tried for, where others take the page away again.
+const PATIENCE: u32 = 10_000;
+/// Pages that an uncached read or write goes through at once.
+const STREAM_PAGES: usize = 512;
+
+/// What a program says of the I/O to come, as with `posix_fadvise`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// Nothing: sequential reads are noticed, and read ahead of. For the whole file, by this handle.
+    Normal,
+    /// From front to back: read ahead as far as it goes. For the whole file, by this handle.
+    Sequential,
+    /// Anywhere: nothing is read that was not asked for. For the whole file, by this handle.
+    Random,
+    /// The range is needed soon: what of it is not cached begins to be read, a quarter of the cache at most.
+    WillNeed,
+    /// The range is not needed any more: it is written back where it is dirty, and its pages go.
+    DontNeed,
+}
+
+/// As `file::advice` has it.
+pub(super) fn advice_of(code: u8) -> buffered::Advice {
+    match code {
+        1 => buffered::Advice::Sequential,
+        2 => buffered::Advice::Random,
+        _ => buffered::Advice::Normal,
+    }
+}
+
+bitflags! {
+    /// How one read or write is done.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub struct RwFlags: u8 {
+        /// As Linux's `RWF_DONTCACHE`: what is not cached already is not after, so that a stream that is seen once
+        /// takes no room; a write is on the device when it returns (durable only after a sync). Best with pieces of
+        /// 1 MiB and more: nothing is read ahead. Without effect on direct I/O.
+        const DONTCACHE = 1;
+    }
+}
+
+impl File {
+    /// As [`File::read_into`], in a way of its own.
+    ///
+    /// # Errors
+    /// As [`File::read_into`].
+    pub fn read_with(
+        &self,
+        io: &mut Io,
+        buf: &mut [u8],
+        offset: u64,
+        flags: RwFlags,
+    ) -> Result<usize> {
+        if !self.shared.options.buffered || !flags.contains(RwFlags::DONTCACHE) {
+            return self.read_into(io, buf, offset);
+        }
+        io.check_read(self)
+            .and_then(|()| self.stream_in(io, buf, offset))
+            .map_err(|error| self.shared.explain(error, "read", offset))
+    }
+
+    /// As [`File::write_from`], in a way of its own.
+    ///
+    /// # Errors
+    /// As [`File::write_from`].
+    pub fn write_with(
+        &self,
+        io: &mut Io,
+        buf: &[u8],
+        offset: u64,
+        flags: RwFlags,
+    ) -> Result<usize> {
+        if !self.shared.options.buffered || !flags.contains(RwFlags::DONTCACHE) {
+            return self.write_from(io, buf, offset);
+        }
+        io.check_write(self)
+            .and_then(|()| self.stream_out(io, buf, offset))
+            .map_err(|error| self.shared.explain(error, "write", offset))
+    }
+
+    fn stream_in(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let pages = self.shared.pages()?;
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.saturating_add(done as u64);
+            let len = piece_len(at, buf.len() - done);
+            let was = Cached::look(pages, at, len);
+            let (inner, _) = io.buffered()?.reader(&self.shared);
+            // Nobody comes for what would be read ahead.
+            let mut ahead = buffered::ReadAhead::new(buffered::Advice::Random);
+            let ops = &mut self.shared.ops();
+            let result = inner.read(pages, ops, &mut ahead, at, &mut buf[done..done + len]);
+            was.drop_others(pages);
+            match result {
+                Ok(n) if n < len => return Ok(done + n),
+                Ok(n) => done += n,
+                Err(_) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn stream_out(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
+        let pages = self.shared.pages()?;
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset.saturating_add(done as u64);
+            let len = piece_len(at, buf.len() - done);
+            let was = Cached::look(pages, at, len);
+            let result = write(&self.shared, io, &buf[done..done + len], at).and_then(|n| {
+                let range = at..at + n as u64;
+                let inner = &mut io.buffered()?.inner;
+                inner.write_back(pages, &mut self.shared.ops(), range)?;
+                Ok(n)
+            });
+            was.drop_others(pages);
+            match result {
+                Ok(n) if n < len => return Ok(done + n),
+                Ok(n) => done += n,
+                Err(_) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes what is dirty of a range back and waits for that: nothing of it is lost with the process then. It is no
+    /// sync, as `sync_file_range` is none: what the device caches itself is not flushed.
+    ///
+    /// # Errors
+    /// As [`File::sync_data`]; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
+    pub fn sync_range(&self, io: &mut Io, range: Range<u64>) -> Result<()> {
+        let shared = &*self.shared;
+        let run = |io: &mut Io| {
+            io.check_volume(&shared.volume)?;
+            let pages = shared.pages()?;
+            // Its failures are in the file's log, too.
+            let inner = &mut io.buffered()?.inner;
+            let result = inner.write_back(pages, &mut shared.ops(), range.clone());
+            pages.check_errors(&mut locked(&shared.heard)).and(result)
+        };
+        run(io).map_err(|error| shared.explain(error, "sync", range.start))
+    }
+
+    /// Says what I/O is to come. A hint: nothing depends on it but time. Without effect on direct I/O.
+    ///
+    /// # Errors
+    /// For [`Advice::DontNeed`] those of writing back.
+    pub fn advise(&self, io: &mut Io, range: Range<u64>, advice: Advice) -> Result<()> {
+        let shared = &*self.shared;
+        let run = |io: &mut Io| {
+            io.check_volume(&shared.volume)?;
+            if !shared.options.buffered {
+                return Ok(());
+            }
+            let pages = shared.pages()?;
+            let inner = &mut io.buffered()?.inner;
+            match advice {
+                Advice::Normal => shared.advice.store(0, Relaxed),
+                Advice::Sequential => shared.advice.store(1, Relaxed),
+                Advice::Random => shared.advice.store(2, Relaxed),
+                Advice::WillNeed => inner.read_ahead(pages, &mut shared.ops(), range.clone()),
+                Advice::DontNeed => {
+                    inner.write_back(pages, &mut shared.ops(), range.clone())?;
+                    // The last page is needed no more than the end of the file.
+                    let end = if range.end >= pages.size_bytes() {
+                        u64::MAX
+                    } else {
+                        range.end
+                    };
+                    pages.invalidate(range.start..end, Which::Clean, false);
+                }
+            }
+            Ok(())
+        };
+        run(io).map_err(|error| shared.explain(error, "advise", range.start))
+    }
+
+    /// Lends bytes of the cache itself, from the start of the range on and to the end of the range, of the page (4 KiB) or
+    /// of the file, whichever comes first; what is not cached is read. `None` at and beyond the end of the file. What is
+    /// lent does not change while it is: who writes there meanwhile writes to a copy.
+    ///
+    /// # Errors
+    /// The device's; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// let mut io = volume.io()?;
+    /// let file = OpenOptions::new().read(true).buffered(true).open(&volume, &mut io, "/data")?;
+    /// let mut at = 0;
+    /// while let Some(bytes) = file.view(&mut io, at..u64::MAX)? {
+    ///     println!("{} bytes at {at}", bytes.len());
+    ///     at += bytes.len() as u64;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn view(&self, io: &mut Io, range: Range<u64>) -> Result<Option<View<'_>>> {
+        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        if let Err(error) = io.check_read(self) {
+            return Err(self.shared.explain(error, "view", range.start));
+        }
+        if let Some(pages) = self.shared.inode.pages()
+            && let Some(view) = pages.view(range.start, len)
+        {
+            return Ok(Some(view));
+        }
+        self.view_missing(io, range.start, len)
+            .map_err(|error| self.shared.explain(error, "view", range.start))
+    }
+
+    #[cold]
+    fn view_missing(&self, io: &mut Io, pos: u64, len: usize) -> Result<Option<View<'_>>> {
+        let pages = self.shared.pages()?;
+        if len == 0 || pos >= pages.size_bytes() {
+            return Ok(None);
+        }
+        for _ in 0..PATIENCE {
+            self.bring(io, pos, len)?;
+            if let Some(view) = pages.view(pos, len) {
+                return Ok(Some(view));
+            }
+        }
+        Err(in_the_way())
+    }
+
+    /// Reads into the cache what is missing of a range, up to the end of its first page.
+    fn bring(&self, io: &mut Io, pos: u64, len: usize) -> Result<()> {
+        let mut bytes = [0; PAGE_BYTES];
+        let in_page = PAGE_BYTES - usize::try_from(pos % PAGE).unwrap_or(0);
+        read(&self.shared, io, &mut bytes[..len.min(in_page)], pos).map(|_| ())
+    }
+
+    /// Lends bytes of the cache itself as [`File::view`] does, to be written to in place; they are dirty when it is dropped.
+    /// For a moment only: all others who want the page wait, this thread included, if it reads or writes there by a call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOverwrite`] as for [`File::write_from`]; otherwise as [`File::view`].
+    pub fn view_mut(&self, io: &mut Io, range: Range<u64>) -> Result<Option<ViewMut<'_>>> {
+        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        io.check_write(self)
+            .and_then(|()| self.lend_mut(io, range.start, len))
+            .map_err(|error| self.shared.explain(error, "view to write", range.start))
+    }
+
+    fn lend_mut(&self, io: &mut Io, pos: u64, len: usize) -> Result<Option<ViewMut<'_>>> {
+        let pages = self.shared.pages()?;
+        let left = pages.size_bytes().saturating_sub(pos);
+        let in_page = (PAGE - pos % PAGE).min(left);
+        let wanted = in_page.min(len as u64);
+        if wanted == 0 {
+            return Ok(None);
+        }
+        // Where too much is dirty some is written back first, as for any write.
+        write_within(&self.shared, io, &[], pos)?;
+        if let Some(view) = pages.view_mut(pos, len) {
+            return Ok(Some(view));
+        }
+        // The page as a whole, or it is asked again each time.
+        let start = pos - pos % PAGE;
+        let (mapping, _) = self.shared.ops().begin(pos, wanted, IterFlags::WRITE)?;
+        let backed = mapping.offset <= start && start + PAGE <= mapping.end();
+        let wanted = wanted.min(mapping.end() - pos);
+        let wanted = usize::try_from(wanted).unwrap_or(PAGE_BYTES);
+        for _ in 0..PATIENCE {
+            if let Some(view) = pages.view_mut_of(pos, wanted, backed) {
+                return Ok(Some(view));
+            }
+            self.bring(io, start, PAGE_BYTES)?;
+            pages.unshare(pos);
+        }
+        Err(in_the_way())
+    }
+}
+
+/// The next piece of a stream: up to a border of so many pages.
+fn piece_len(at: u64, len: usize) -> usize {
+    let most = STREAM_PAGES * PAGE_BYTES;
+    let skip = usize::try_from(at % most as u64).unwrap_or(0);
+    len.min(most - skip)
+}
+
+/// Which of a range's pages were cached before it was gone through.
+struct Cached {
+    first: u64,
+    count: u64,
+    bits: [u64; STREAM_PAGES / 64],
+}
+
+impl Cached {
+    fn look(pages: &FileCache, pos: u64, len: usize) -> Self {
+        let first = pos / PAGE;
+        let count =
+            (pos.saturating_add(len as u64).div_ceil(PAGE) - first).min(STREAM_PAGES as u64);
+        let mut bits = [0; STREAM_PAGES / 64];
+        for index in 0..count {
+            if pages.is_cached(first + index, 0, PAGE_BYTES) {
+                let at = usize::try_from(index).unwrap_or(0);
+                bits[at / 64] |= 1 << (at % 64);
+            }
+        }
+        Self { first, count, bits }
+    }
+
+    fn had(&self, index: u64) -> bool {
+        let at = usize::try_from(index).unwrap_or(0);
+        self.bits[at / 64] >> (at % 64) & 1 != 0
+    }
+
+    /// Drops the pages that were not there, where they are clean.
+    fn drop_others(&self, pages: &FileCache) {
+        let mut at = 0;
+        while at < self.count {
+            let from = at;
+            while at < self.count && !self.had(at) {
+                at += 1;
+            }
+            if at > from {
+                let range = (self.first + from) * PAGE..(self.first + at) * PAGE;
+                pages.invalidate(range, Which::Clean, true);
+            }
+            at += 1;
+        }
+    }
+}
+
+#[cold]
+fn in_the_way() -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        "other threads keep changing the page, or hold on to all that are there: try again",
+    )
+}

@@ -1,0 +1,355 @@
+//! Buffered files: a thread's way through the page cache, and what reads, writes and syncs do on it.
+
+mod file;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::engine::{EngineOptions, EngineQueue};
+use super::file::FileShared;
+use super::inodes::{CoreInode, locked, not_buffered};
+use super::mounted::VolumeShared;
+use super::{DmaBuf, Io};
+use crate::cache::{FileCache, Pressure};
+use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::buffered::{Buffered, ReadAhead};
+use crate::iomap::direct::{Request, What};
+use crate::iomap::{IterFlags, Ops};
+use crate::mem::pages::Which;
+use crate::xfs::{FileMap, FileOps};
+
+pub use file::{Advice, RwFlags};
+
+/// Chains in flight: read-ahead and writeback are few and large.
+const DEPTH: usize = 64;
+/// Pieces of memory in a chain: pages of the cache seldom lie side by side where they were read one by one.
+const MAX_SEGMENTS: usize = 128;
+/// Handles of files whose way of reading a thread remembers.
+const READERS: usize = 32;
+/// How often a writer looks for something to write back, where too much is dirty.
+const PATIENCE: u32 = 1_000_000;
+
+/// One thread's way through the cache, on a queue of its own.
+#[derive(Debug)]
+pub(super) struct BufferedIo {
+    inner: Buffered<EngineQueue>,
+    readers: Vec<Reader>,
+    /// Which of them read last.
+    last: usize,
+}
+
+/// How a thread goes through a file by one handle.
+#[derive(Debug)]
+struct Reader {
+    handle: u64,
+    advice: u8,
+    ahead: ReadAhead,
+}
+
+impl BufferedIo {
+    pub(super) fn new(volume: &VolumeShared) -> Result<Self> {
+        let cache = volume.inodes.cache().ok_or_else(not_buffered)?;
+        let target = &volume.target;
+        let queue = target
+            .engine
+            .queue(EngineOptions {
+                depth: DEPTH,
+                max_segments: MAX_SEGMENTS,
+                timeout: target.command_timeout,
+                read_only: target.info.read_only,
+                wait: target.wait,
+            })
+            .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
+        Ok(Self {
+            inner: Buffered::new(queue, &cache),
+            readers: vec![Reader {
+                handle: 0,
+                advice: 0,
+                ahead: ReadAhead::default(),
+            }],
+            last: 0,
+        })
+    }
+
+    /// Adds what this thread counted to what all have.
+    pub(super) fn flush_tally(&mut self) {
+        let cache = self.inner.cache().clone();
+        self.inner.tally().flush(&cache);
+    }
+
+    /// For reads of a file by one of its handles.
+    #[inline]
+    fn reader(&mut self, file: &FileShared) -> (&mut Buffered<EngineQueue>, &mut ReadAhead) {
+        let advice = file.advice.load(Relaxed);
+        let last = &self.readers[self.last];
+        if last.handle != file.id || last.advice != advice {
+            self.find_reader(file.id, advice);
+        }
+        (&mut self.inner, &mut self.readers[self.last].ahead)
+    }
+
+    #[cold]
+    fn find_reader(&mut self, handle: u64, advice: u8) {
+        let known = self
+            .readers
+            .iter()
+            .position(|reader| reader.handle == handle);
+        let new = || Reader {
+            handle,
+            advice,
+            ahead: ReadAhead::new(file::advice_of(advice)),
+        };
+        self.last = match known {
+            Some(at) => {
+                if self.readers[at].advice != advice {
+                    self.readers[at] = new();
+                }
+                at
+            }
+            None if self.readers.len() < READERS => {
+                self.readers.push(new());
+                self.readers.len() - 1
+            }
+            None => {
+                let at = (self.last + 1) % READERS;
+                self.readers[at] = new();
+                at
+            }
+        };
+    }
+}
+
+impl Drop for BufferedIo {
+    /// What is read ahead is waited for: the device writes to the cache's memory.
+    fn drop(&mut self) {
+        self.inner.settle(&FileOps::new(&FileMap::empty()));
+    }
+}
+
+impl FileShared {
+    /// Its pages, of a file that was opened buffered.
+    #[inline]
+    fn pages(&self) -> Result<&FileCache> {
+        self.inode.pages().ok_or_else(not_buffered)
+    }
+
+    #[inline]
+    fn ops(&self) -> FileOps<'_> {
+        FileOps::new(&self.inode.map)
+    }
+}
+
+/// Reads through the cache; fewer bytes at the end of the file, or where it failed later than at its first byte.
+#[inline]
+pub(super) fn read(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let pages = file.pages()?;
+    let (buffered, ahead) = io.buffered()?.reader(file);
+    buffered.read(pages, &mut file.ops(), ahead, offset, buf)
+}
+
+/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten, or failed, later than at its
+/// first byte.
+#[inline]
+pub(super) fn write(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
+    let pages = file.pages()?;
+    let left = pages.size_bytes().saturating_sub(offset);
+    let want = usize::try_from(left).map_or(data.len(), |left| left.min(data.len()));
+    if want == 0 {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let refused = file
+            .ops()
+            .begin(offset, data.len() as u64, IterFlags::WRITE);
+        return refused.map(|_| 0);
+    }
+    let done = write_within(file, io, &data[..want], offset)?;
+    if file.options.dsync {
+        let range = offset..offset + done as u64;
+        let buffered = &mut io.buffered()?.inner;
+        buffered.write_back(pages, &mut file.ops(), range.clone())?;
+        buffered.flush_device()?;
+    }
+    Ok(done)
+}
+
+/// Writes inside of the file. Of nothing, it sees to it that not too much is dirty.
+#[inline]
+fn write_within(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
+    let pages = file.pages()?;
+    let buffered = &mut io.buffered()?.inner;
+    let written = buffered.write(pages, &mut file.ops(), offset, data)?;
+    if written.throttled {
+        return write_on(file, io, data, offset, written.bytes);
+    }
+    Ok(written.bytes)
+}
+
+/// Goes on with a write that stopped because too much of other files is dirty.
+#[cold]
+fn write_on(
+    file: &FileShared,
+    io: &mut Io,
+    data: &[u8],
+    offset: u64,
+    mut done: usize,
+) -> Result<usize> {
+    let pages = file.pages()?;
+    for _ in 0..PATIENCE {
+        let result = write_others_back(io).and_then(|()| {
+            let at = offset + done as u64;
+            let buffered = &mut io.buffered()?.inner;
+            buffered.write(pages, &mut file.ops(), at, &data[done..])
+        });
+        match result {
+            Ok(written) => {
+                done += written.bytes;
+                if !written.throttled {
+                    return Ok(done);
+                }
+            }
+            Err(_) if done > 0 => return Ok(done),
+            Err(error) => return Err(error),
+        }
+    }
+    match done {
+        0 => Err(Error::new(
+            ErrorKind::Busy,
+            "too much of the page cache is dirty, and others do not get it written back",
+        )),
+        done => Ok(done),
+    }
+}
+
+/// Writes files of the volume back until less than the hard share of the cache is dirty.
+fn write_others_back(io: &mut Io) -> Result<()> {
+    let mut first_error = None;
+    let mut count = 0;
+    for other in io.volume_shared().inodes.dirty() {
+        let Some(pages) = other.pages() else { continue };
+        let buffered = &mut io.buffered()?.inner;
+        if buffered.cache().pressure() < Pressure::Hard {
+            return Ok(());
+        }
+        let ops = &mut FileOps::new(&other.map);
+        match buffered.write_out(pages, ops, 0..u64::MAX, usize::MAX) {
+            Ok(pages) => count += pages,
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    if count == 0 {
+        if let Some(error) = first_error {
+            return Err(error);
+        }
+        // Other threads are at it.
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// As [`write()`], and an error where not all of it can be written.
+pub(super) fn write_all(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<()> {
+    let mut done = 0;
+    while done < data.len() {
+        // What stopped it is told by the next call.
+        done += write(file, io, &data[done..], offset.saturating_add(done as u64))?;
+    }
+    Ok(())
+}
+
+/// Makes a cached file durable; tells failures once to each handle.
+pub(super) fn sync(file: &FileShared, io: &mut Io) -> Result<()> {
+    let pages = file.pages()?;
+    let mut heard = locked(&file.heard);
+    let buffered = &mut io.buffered()?.inner;
+    buffered.sync(pages, &mut file.ops(), 0..u64::MAX, &mut heard)
+}
+
+/// Makes all files durable.
+pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
+    if volume.inodes.cache().is_some() {
+        let buffered = &mut io.buffered()?.inner;
+        for file in volume.inodes.dirty() {
+            write_back(buffered, &file);
+        }
+        buffered.flush_device()?;
+        let mut files = volume.inodes.cached().into_iter();
+        return files.try_for_each(|file| file.check_errors());
+    }
+    let flush = Request {
+        what: What::Flush,
+        source: None,
+        offset: 0,
+        buf: DmaBuf::default(),
+        user_data: 0,
+    };
+    let lost = || Error::new(ErrorKind::OutOfMemory, "no operation slot is free");
+    let ended = io.core.run(flush);
+    let ended = ended.map_err(|rejected| rejected.error.unwrap_or_else(lost))?;
+    ended.result.map(|_| ())
+}
+
+/// Writes all of a file back. What fails is kept for those who sync.
+fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
+    if let Some(pages) = file.pages() {
+        let _ = buffered.write_back(pages, &mut FileOps::new(&file.map), 0..u64::MAX);
+    }
+}
+
+/// The volume closes: what is dirty is written back. Nobody is there to be told of a failure but whoever reads the
+/// standard error.
+pub(super) fn write_back_at_last(volume: &VolumeShared) {
+    let dirty = volume.inodes.dirty();
+    if dirty.is_empty() {
+        return;
+    }
+    let result = BufferedIo::new(volume).and_then(|mut io| {
+        for file in &dirty {
+            write_back(&mut io.inner, file);
+        }
+        io.inner.flush_device()
+    });
+    let left = dirty.iter().filter(|file| file.may_be_dirty()).count();
+    if left > 0 || result.is_err() {
+        let why = result.err().map(|error| format!(": {error}"));
+        eprintln!(
+            "xtent: {}: as it was closed, not all could be written back that was written to files ({} of them); it is \
+             lost{}",
+            volume.target.name,
+            left.max(1),
+            why.unwrap_or_default()
+        );
+    }
+}
+
+/// Before direct I/O on a cached file.
+#[cold]
+pub(super) fn before_direct(
+    file: &FileShared,
+    io: &mut Io,
+    what: What,
+    offset: u64,
+    len: usize,
+) -> Result<()> {
+    let pages = file.pages()?;
+    let range = offset..offset.saturating_add(len as u64);
+    let ops = &mut file.ops();
+    match what {
+        What::DeviceRead => Ok(()),
+        What::Flush => {
+            if pages.may_be_dirty() {
+                // Its failures are in the file's log.
+                let _ = io.buffered()?.inner.write_back(pages, ops, 0..u64::MAX);
+            }
+            pages.check_errors(&mut locked(&file.heard))
+        }
+        What::Read if !pages.may_be_dirty() => Ok(()),
+        What::Read => io.buffered()?.inner.before_direct_read(pages, ops, range),
+        What::Write { .. } if !pages.may_be_dirty() => {
+            pages.invalidate(range, Which::Clean, true);
+            Ok(())
+        }
+        What::Write { .. } => io.buffered()?.inner.before_direct_write(pages, ops, range),
+    }
+}

@@ -1,0 +1,215 @@
+//! A filesystem on a target, and all that is shared of it.
+
+use std::sync::Arc;
+
+use super::core::IoCore;
+use super::inodes::Inodes;
+use super::open::TargetShared;
+use super::{
+    File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir, Target, VolumeInfo,
+    VolumeOptions, buffered, walk,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::{Fs, FsOptions};
+
+/// A filesystem on a target. Cheap to clone; shared by all threads.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    pub(super) shared: Arc<VolumeShared>,
+}
+
+#[derive(Debug)]
+pub(super) struct VolumeShared {
+    pub(super) fs: Fs,
+    pub(super) inodes: Inodes,
+    pub(super) target: Arc<TargetShared>,
+}
+
+impl VolumeShared {
+    /// Bytes in a block of the filesystem.
+    pub(super) fn block_bytes(&self) -> u32 {
+        self.fs.geometry().block_bytes
+    }
+
+    /// Whether files may be opened for writing.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.target.info.read_only {
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                "the target is read-only, or was opened so",
+            ));
+        }
+        match self.fs.read_only_reason() {
+            Some(why) => Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("the filesystem may only be read: {why}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// An error with the path and the target it belongs to.
+    #[cold]
+    pub(super) fn explain(&self, error: Error, operation: &'static str, path: &[u8]) -> Error {
+        error
+            .during(operation)
+            .at_path(path)
+            .on_device(&*self.target.name)
+    }
+}
+
+impl Drop for VolumeShared {
+    /// Writes back what is dirty. Whoever wants to know whether that went well syncs before.
+    fn drop(&mut self) {
+        buffered::write_back_at_last(self);
+    }
+}
+
+impl Volume {
+    /// Opens the filesystem on a target.
+    ///
+    /// # Errors
+    /// Those of [`Target::open`]; a target without XFS, with a dirty log, with features that are not
+    /// supported, or with metadata that contradicts itself.
+    pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
+        Self::on(Target::open(target, options)?, options)
+    }
+
+    /// Opens the filesystem on a target that is open already.
+    ///
+    /// # Errors
+    /// As [`Volume::open`].
+    ///
+    /// ```
+    /// use xtent::volume::{Target, Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// let options = VolumeOptions::default();
+    /// let target = Target::open("ram:64M,inline", &options)?;
+    /// let error = Volume::on(target, &options).unwrap_err();
+    /// assert_eq!(error.kind(), xtent::ErrorKind::Corrupt); // there is no filesystem in fresh memory
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on(target: Target, options: &VolumeOptions) -> Result<Self> {
+        let target = target.shared;
+        let mut io = IoCore::new(&target)?;
+        let fs_options = FsOptions {
+            norecovery: options.no_recovery || target.no_recovery,
+            ..FsOptions::default()
+        };
+        let fs = Fs::open_with(&mut io, &fs_options)
+            .map_err(|error| error.during("open").on_device(&*target.name))?;
+        Ok(Self {
+            shared: Arc::new(VolumeShared {
+                fs,
+                inodes: Inodes::new(options),
+                target,
+            }),
+        })
+    }
+
+    /// The target below.
+    pub fn target(&self) -> Target {
+        Target {
+            shared: Arc::clone(&self.shared.target),
+        }
+    }
+
+    /// Controller, namespace and filesystem.
+    pub fn info(&self) -> VolumeInfo {
+        VolumeInfo {
+            target: self.shared.target.info.clone(),
+            filesystem: FilesystemInfo::of(&self.shared.fs, &self.shared.target.info),
+        }
+    }
+
+    /// A handle for the calling thread: a queue pair and memory of its own.
+    ///
+    /// # Errors
+    /// When the controller has no queue pair left, or memory is short.
+    pub fn io(&self) -> Result<Io> {
+        Io::new(&self.shared)
+    }
+
+    /// Makes durable what was written to any file of the volume before, into the page cache or past it.
+    ///
+    /// # Errors
+    /// The device's. A failure of writing a file back that no sync of the volume has told yet; there may be more of
+    /// them, for the next one to tell.
+    pub fn sync(&self, io: &mut Io) -> Result<()> {
+        io.check_volume(&self.shared)
+            .and_then(|()| buffered::sync_volume(&self.shared, io))
+            .map_err(|error| error.during("sync").on_device(&*self.shared.target.name))
+    }
+
+    /// What is known of the file that `path` leads to; symbolic links are followed.
+    ///
+    /// # Errors
+    /// When the path leads nowhere or the disk cannot be read.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// let mut io = volume.io()?;
+    /// println!("{} bytes", volume.metadata(&mut io, "/etc/hosts")?.len_bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
+        let inode = walk::resolve(self, io, path.path_bytes(), true, "stat")?;
+        Ok(Metadata::of(&inode, self.shared.block_bytes()))
+    }
+
+    /// What is known of the file at `path`; a symbolic link in the last place is not followed.
+    ///
+    /// # Errors
+    /// When the path leads nowhere or the disk cannot be read.
+    pub fn symlink_metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
+        let inode = walk::resolve(self, io, path.path_bytes(), false, "stat")?;
+        Ok(Metadata::of(&inode, self.shared.block_bytes()))
+    }
+
+    /// The entries of a directory, without `.` and `..`, in the directory's own order.
+    ///
+    /// # Errors
+    /// When the path leads to no directory or the disk cannot be read.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let mut io = volume.io()?;
+    /// let mut dir = volume.read_dir(&mut io, "/etc")?;
+    /// while let Some(entry) = dir.next_entry(&mut io)? {
+    ///     let len = entry.metadata(&mut io)?.len_bytes;
+    ///     println!("{:>10} {}", len, entry.name().escape_ascii());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn read_dir(&self, io: &mut Io, path: impl PathBytes) -> Result<ReadDir> {
+        let path = path.path_bytes();
+        let inode = walk::resolve(self, io, path, true, "read directory")?;
+        ReadDir::new(&self.shared, inode, path)
+    }
+
+    /// Where a symbolic link points to.
+    ///
+    /// # Errors
+    /// When the path leads to no symbolic link or the disk cannot be read.
+    pub fn read_link(&self, io: &mut Io, path: impl PathBytes) -> Result<Vec<u8>> {
+        let path = path.path_bytes();
+        let inode = walk::resolve(self, io, path, false, "read link")?;
+        crate::xfs::symlink::read_link(&self.shared.fs, &mut io.core, &inode)
+            .map_err(|error| self.shared.explain(error, "read link", path))
+    }
+
+    /// Opens an ordinary file for reading.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`].
+    pub fn open_file(&self, io: &mut Io, path: impl PathBytes) -> Result<File> {
+        OpenOptions::new().read(true).open(self, io, path)
+    }
+}
