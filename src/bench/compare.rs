@@ -8,6 +8,8 @@ use xtent::sys::XfsMount;
 use xtent::volume::{Volume, VolumeInfo};
 use xtent::{Error, ErrorKind, Result};
 
+use super::buffered_engine::BufferedEngine;
+use super::cgroup::MemoryLimit;
 use super::environment::Environment;
 use super::hist::{Direction, rate};
 use super::kernel::KernelEngine;
@@ -28,6 +30,12 @@ pub(crate) struct Plan {
     pub(crate) ramp_time: Duration,
     pub(crate) seed: u64,
     pub(crate) leave_kernel_out: Option<String>,
+    /// Both through their page caches.
+    pub(crate) buffered: bool,
+    /// As [`Workload::fsync`].
+    pub(crate) fsync: u64,
+    /// What each side may cache; without it, all of both files.
+    pub(crate) memory_bytes: Option<u64>,
 }
 
 /// Which of the two.
@@ -135,6 +143,17 @@ pub(crate) struct Comparison {
     pub(crate) write_file_bytes: u64,
     pub(crate) rows: Vec<Row>,
     pub(crate) checks: Vec<Check>,
+    /// How large xtent's page cache was.
+    pub(crate) cache_bytes: Option<usize>,
+    /// Why the kernel's memory was not limited although it was to be.
+    pub(crate) kernel_unlimited: Option<String>,
+}
+
+impl Plan {
+    /// Whether all is cached before anything is measured.
+    fn is_warm(&self) -> bool {
+        self.buffered && self.memory_bytes.is_none()
+    }
 }
 
 impl Comparison {
@@ -147,7 +166,7 @@ impl Comparison {
     }
 }
 
-/// The list that is run: what storage is bought by.
+/// The list that is run: what storage is bought by, or what is asked of a page cache.
 fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
     const K: usize = 1024;
     let list = [
@@ -159,6 +178,16 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
         ("128k sequential read, depth 8", Rw::Read, 128 * K, 8),
         ("128k sequential write, depth 8", Rw::Write, 128 * K, 8),
     ];
+    let buffered = [
+        ("64 bytes random read", Rw::Randread, 64, 1),
+        ("4k random read", Rw::Randread, 4 * K, 1),
+        ("4k random write", Rw::Randwrite, 4 * K, 1),
+        ("777 bytes random write", Rw::Randwrite, 777, 1),
+        ("4k random 70/30 mix", Rw::Randrw, 4 * K, 1),
+        ("1m sequential read", Rw::Read, 1024 * K, 1),
+        ("1m sequential write", Rw::Write, 1024 * K, 1),
+    ];
+    let list = if plan.buffered { buffered } else { list };
     list.into_iter()
         .enumerate()
         .map(|(index, (name, rw, block_bytes, iodepth))| Workload {
@@ -174,6 +203,8 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
             number_ios: None,
             verify: false,
             seed: mix(plan.seed ^ mix(index as u64)),
+            buffered: plan.buffered,
+            fsync: plan.fsync,
         })
         .collect()
 }
@@ -185,12 +216,16 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     let memory_bytes = environment.memory_bytes;
     let (mut medium, found) = Medium::prepare(&plan.on, memory_bytes, plan.seed, progress)?;
     progress.message("comparing the contents");
-    let volume = medium.open()?;
+    let volume = medium.open(None)?;
     let info = volume.info();
     let read_file_bytes = file_bytes(&volume, &plan.read_file)?;
     let write_file_bytes = file_bytes(&volume, &plan.write_file)?;
     let before = xtent_checksum(&volume, &plan.read_file)?;
     drop(volume);
+    let cache_bytes = plan
+        .buffered
+        .then(|| cache_bytes(&plan, read_file_bytes + write_file_bytes));
+    let mut kernel_unlimited = None;
     let mut checks = Vec::new();
     if let Some(filled) = found.filled_crc {
         checks.push(Check {
@@ -220,9 +255,12 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
         .collect();
     for round in 0..plan.rounds {
         if plan.leave_kernel_out.is_none() {
+            let limit = plan.memory_bytes.map(MemoryLimit::enter);
             kernel_round(&plan, &mut medium, round, &mut rows, progress)?;
+            kernel_unlimited = limit.and_then(Result::err);
         }
-        xtent_round(&plan, &mut medium, round, &mut rows, progress)?;
+        let volume = medium.open(cache_bytes)?;
+        xtent_round(&plan, &volume, round, &mut rows, progress)?;
     }
     progress.message("checking the contents");
     cross_check(&plan, &mut medium, write_file_bytes, &mut checks)?;
@@ -237,6 +275,8 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
         write_file_bytes,
         rows,
         checks,
+        cache_bytes,
+        kernel_unlimited,
     })
 }
 
@@ -247,7 +287,10 @@ fn final_checks(
     before: u32,
     checks: &mut Vec<Check>,
 ) -> Result<()> {
-    let mut after = vec![(xtent_checksum(&medium.open()?, &plan.read_file)?, "xtent")];
+    let mut after = vec![(
+        xtent_checksum(&medium.open(None)?, &plan.read_file)?,
+        "xtent",
+    )];
     if matches!(medium, Medium::Disk(_)) {
         after.push((kernel_checksum(plan, medium)?, "the kernel"));
     }
@@ -343,6 +386,11 @@ fn kernel_round(
     progress: &Progress,
 ) -> Result<()> {
     let mount = medium.mount()?;
+    if plan.is_warm() {
+        for workload in whole_files(rows) {
+            kernel_run(plan, &mount, &workload)?;
+        }
+    }
     for row in rows {
         progress.message(format!("round {} kernel: {}", round + 1, row.workload.name));
         let (outcome, engine) = kernel_run(plan, &mount, &seeded(&row.workload, round))?;
@@ -357,6 +405,9 @@ fn kernel_round(
 fn kernel_run(plan: &Plan, mount: &XfsMount, workload: &Workload) -> Result<(Outcome, String)> {
     let path = inside(mount, file_of(plan, workload))?;
     let make = |path: &Path| {
+        if workload.buffered {
+            return KernelEngine::buffered(path, workload.rw.writes(), workload.block_bytes);
+        }
         KernelEngine::new(
             path,
             workload.rw.writes(),
@@ -371,17 +422,25 @@ fn kernel_run(plan: &Plan, mount: &XfsMount, workload: &Workload) -> Result<(Out
 
 fn xtent_round(
     plan: &Plan,
-    medium: &mut Medium,
+    volume: &Volume,
     round: usize,
     rows: &mut [Row],
     progress: &Progress,
 ) -> Result<()> {
-    let volume = medium.open()?;
+    if plan.is_warm() {
+        for workload in whole_files(rows) {
+            xtent_run(plan, volume, &workload)?;
+        }
+    }
     for row in rows {
         progress.message(format!("round {} xtent: {}", round + 1, row.workload.name));
-        let outcome = xtent_run(plan, &volume, &seeded(&row.workload, round))?;
+        let outcome = xtent_run(plan, volume, &seeded(&row.workload, round))?;
         row.xtent.outcomes.push(outcome);
-        row.xtent.engine = "polled NVMe queue pair, direct I/O from DMA memory".into();
+        row.xtent.engine = if plan.buffered {
+            "calls through the page cache in DMA memory".into()
+        } else {
+            "polled NVMe queue pair, direct I/O from DMA memory".into()
+        };
         progress.add(1);
         check_interrupted()?;
     }
@@ -390,6 +449,12 @@ fn xtent_round(
 
 fn xtent_run(plan: &Plan, volume: &Volume, workload: &Workload) -> Result<Outcome> {
     let path = file_of(plan, workload);
+    if workload.buffered {
+        return runner::run(workload, &|_| {}, |_| {
+            let write = workload.rw.writes();
+            BufferedEngine::new(volume, path.as_bytes(), write, workload.block_bytes)
+        });
+    }
     runner::run(workload, &|_| {}, |_| {
         XtentEngine::new(
             volume,
@@ -407,6 +472,35 @@ fn file_of<'a>(plan: &'a Plan, workload: &Workload) -> &'a str {
     } else {
         &plan.read_file
     }
+}
+
+/// The size of a cache for all of both files, unless a size was given.
+fn cache_bytes(plan: &Plan, files_bytes: u64) -> usize {
+    let all = files_bytes + files_bytes / 16 + (8 << 20);
+    usize::try_from(plan.memory_bytes.unwrap_or(all)).unwrap_or(usize::MAX)
+}
+
+/// One read of each file as a whole, unmeasured, so that both sides begin with all of it cached.
+fn whole_files(rows: &[Row]) -> Vec<Workload> {
+    let of = |writes: bool| rows.iter().find(|row| row.workload.rw.writes() == writes);
+    let read = |row: &Row| Workload {
+        name: "warm up".into(),
+        // The file that is written, too, is only read here.
+        rw: if row.workload.rw.writes() {
+            Rw::Readwrite
+        } else {
+            Rw::Read
+        },
+        rwmixread: 100,
+        block_bytes: 1 << 20,
+        runtime: None,
+        ramp_time: None,
+        ..row.workload.clone()
+    };
+    [false, true]
+        .into_iter()
+        .filter_map(|writes| of(writes).map(read))
+        .collect()
 }
 
 /// Other offsets each round, the same for both sides.
@@ -428,7 +522,7 @@ fn cross_check(
         rw,
         rwmixread: 0,
         block_bytes: 128 << 10,
-        iodepth: 8,
+        iodepth: if plan.buffered { 1 } else { 8 },
         numjobs: 1,
         size_bytes: write_bytes,
         runtime: None,
@@ -436,12 +530,14 @@ fn cross_check(
         number_ios: None,
         verify: true,
         seed,
+        buffered: plan.buffered,
+        fsync: 0,
     };
     let (first, second) = (mix(plan.seed), mix(!plan.seed));
-    xtent_run(plan, &medium.open()?, &whole(Rw::Write, first))?;
+    xtent_run(plan, &medium.open(None)?, &whole(Rw::Write, first))?;
     check_interrupted()?;
     if plan.leave_kernel_out.is_some() {
-        let read = xtent_run(plan, &medium.open()?, &whole(Rw::Read, first));
+        let read = xtent_run(plan, &medium.open(None)?, &whole(Rw::Read, first));
         checks.push(pattern_check(
             "xtent wrote, xtent read after reopening",
             read,
@@ -455,7 +551,7 @@ fn cross_check(
     kernel_run(plan, &kernel, &whole(Rw::Write, second))?;
     kernel.unmount()?;
     check_interrupted()?;
-    let read = xtent_run(plan, &medium.open()?, &whole(Rw::Read, second));
+    let read = xtent_run(plan, &medium.open(None)?, &whole(Rw::Read, second));
     checks.push(pattern_check("the kernel wrote, xtent read", read));
     check_interrupted()
 }

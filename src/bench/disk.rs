@@ -163,13 +163,17 @@ impl Disk {
     }
 
     /// xtent's way: over VFIO. What it opens must be dropped before the disk goes back.
-    pub(crate) fn open(&mut self) -> Result<Volume> {
+    pub(crate) fn open(&mut self, cache_bytes: Option<usize>) -> Result<Volume> {
         // The first time, and after each turn of the kernel; while vfio has it, nobody else can.
         if self.handover.controller.driver().as_deref() == Some(handover::KERNEL_DRIVER) {
             self.check_free()?;
             self.handover.give_to_vfio()?;
         }
-        let volume = Volume::open(&self.target, &VolumeOptions::default())?;
+        let options = VolumeOptions {
+            cache_bytes,
+            ..VolumeOptions::default()
+        };
+        let volume = Volume::open(&self.target, &options)?;
         let serial = volume.info().target.serial;
         if serial.trim() == self.serial {
             return Ok(volume);

@@ -199,6 +199,8 @@ fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
             number_ios: None,
             verify: false,
             seed: mix(plan.seed ^ mix(index as u64)),
+            buffered: false,
+            fsync: 0,
         })
         .collect()
 }

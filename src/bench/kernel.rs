@@ -1,4 +1,5 @@
-//! The kernel under the same load: `pread`/`pwrite` at depth 1, io_uring above, always `O_DIRECT`.
+//! The kernel under the same load: `O_DIRECT` by `pread`/`pwrite` at depth 1 and by io_uring above; or `pread`/`pwrite`
+//! through its page cache.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +18,7 @@ pub(crate) enum KernelEngine {
     Psync {
         file: File,
         slots: Slots,
+        buffered: bool,
         ended: Option<std::io::Result<usize>>,
     },
     /// fio's `io_uring`.
@@ -52,6 +54,7 @@ impl KernelEngine {
             return Ok(Self::Psync {
                 file,
                 slots,
+                buffered: false,
                 ended: None,
             });
         }
@@ -61,9 +64,24 @@ impl KernelEngine {
         Ok(Self::Uring(Box::new(ring)))
     }
 
+    /// Through the page cache.
+    pub(crate) fn buffered(path: &Path, write: bool, block_bytes: usize) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(write).open(path);
+        let file = file.map_err(|e| {
+            failed("the kernel cannot open the file")(e).at_path(path.as_os_str().as_bytes())
+        })?;
+        Ok(Self::Psync {
+            file,
+            slots: Slots::new(1, block_bytes).map_err(failed("cannot reserve memory"))?,
+            buffered: true,
+            ended: None,
+        })
+    }
+
     /// What is in use, for reports.
     pub(crate) fn describe(&self) -> String {
         match self {
+            Self::Psync { buffered: true, .. } => "psync (pread, pwrite), page cache".into(),
             Self::Psync { .. } => "psync (pread, pwrite), O_DIRECT".into(),
             Self::Uring(ring) => format!("io_uring, O_DIRECT, {}", ring.settings()),
         }
@@ -81,7 +99,9 @@ impl Engine for KernelEngine {
     #[inline]
     fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
         match self {
-            Self::Psync { file, slots, ended } => {
+            Self::Psync {
+                file, slots, ended, ..
+            } => {
                 *ended = Some(match op {
                     Op::Read => file.read_at(slots.slot_mut(slot), offset_bytes),
                     Op::Write => file.write_at(slots.slot(slot), offset_bytes),

@@ -91,11 +91,11 @@ impl Medium {
         }
     }
 
-    /// xtent's way.
-    pub(crate) fn open(&mut self) -> Result<Volume> {
+    /// xtent's way, with a page cache of this size.
+    pub(crate) fn open(&mut self, cache_bytes: Option<usize>) -> Result<Volume> {
         match self {
-            Self::Image(spec) => open_image(spec),
-            Self::Disk(disk) => disk.open(),
+            Self::Image(spec) => open_image(spec, cache_bytes),
+            Self::Disk(disk) => disk.open(cache_bytes),
         }
     }
 
@@ -116,7 +116,7 @@ impl Medium {
     }
 }
 
-fn open_image(spec: &ImageSpec) -> Result<Volume> {
+fn open_image(spec: &ImageSpec, cache_bytes: Option<usize>) -> Result<Volume> {
     let path = spec.path.to_str().ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidInput,
@@ -128,6 +128,7 @@ fn open_image(spec: &ImageSpec) -> Result<Volume> {
         &target,
         &VolumeOptions {
             controller: spec.controller,
+            cache_bytes,
             ..VolumeOptions::default()
         },
     )

@@ -1,9 +1,11 @@
 //! Load on a file, and what came of it: workloads in fio's words, engines, histograms, reports.
 //!
 //! Layer 7. One [`runner`] drives every [`Engine`], so that two engines are measured by the same clock, in
-//! the same loop, at the same offsets: xtent's own ([`xtent_engine`]) and the kernel's ([`kernel`]).
+//! the same loop, at the same offsets: xtent's own ([`xtent_engine`], [`buffered_engine`]) and the kernel's ([`kernel`]).
 #![forbid(unsafe_code)]
 
+pub(crate) mod buffered_engine;
+pub(crate) mod cgroup;
 pub(crate) mod chart;
 pub(crate) mod compare;
 pub(crate) mod disk;

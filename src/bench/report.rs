@@ -11,6 +11,36 @@ use super::medium::MediumSpec;
 
 /// What stands behind a side, in words that keep anybody from taking it for something else.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
+    let mut text = beneath(comparison, side);
+    let Some(cache_bytes) = comparison.cache_bytes else {
+        return text;
+    };
+    let _ = match side {
+        Side::Xtent => write!(
+            text,
+            " Files through xtent's page cache of {} MiB, which is of the same memory.",
+            cache_bytes >> 20
+        ),
+        Side::Kernel => match (comparison.plan.memory_bytes, &comparison.kernel_unlimited) {
+            (Some(bytes), None) => write!(
+                text,
+                " Limited to {} MiB by a cgroup, what is cached of the image included.",
+                bytes >> 20
+            ),
+            (Some(_), Some(why)) => write!(text, " Its page cache was NOT limited: {why}."),
+            (None, _) => write!(text, " Its page cache is as large as it likes."),
+        },
+    };
+    text
+}
+
+/// The same, without the page cache above.
+fn beneath(comparison: &Comparison, side: Side) -> String {
+    let engines = if comparison.plan.buffered {
+        BUFFERED_ENGINE
+    } else {
+        KERNEL_ENGINES
+    };
     let memory = &comparison.volume.target.memory;
     match (&comparison.plan.on, side) {
         (MediumSpec::Image(image), Side::Kernel) => {
@@ -21,7 +51,7 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
             };
             format!(
                 "The kernel's xfs, mounted from a loop device over the image file (sector size {} bytes, \
-                 direct-io {direct}). {KERNEL_ENGINES} The loop driver reads and writes the image {through}.",
+                 direct-io {direct}). {engines} The loop driver reads and writes the image {through}.",
                 image.loop_options.sector_bytes,
             )
         }
@@ -35,7 +65,7 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
             },
         ),
         (MediumSpec::Disk(_), Side::Kernel) => format!(
-            "The kernel's nvme driver and its xfs on {}. {KERNEL_ENGINES} The disk interrupts when it is done.",
+            "The kernel's nvme driver and its xfs on {}. {engines} The disk interrupts when it is done.",
             comparison.medium.name
         ),
         (MediumSpec::Disk(disk), Side::Xtent) => format!(
@@ -48,8 +78,18 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
 
 const KERNEL_ENGINES: &str = "Files opened with O_DIRECT; pread/pwrite at depth 1, io_uring with registered file and buffers above.";
 
+const BUFFERED_ENGINE: &str = "Files opened without O_DIRECT; pread/pwrite through the page cache.";
+
 /// What the figures say and what they do not.
 pub(crate) fn meaning(comparison: &Comparison) -> String {
+    if comparison.plan.buffered {
+        return match comparison.plan.memory_bytes {
+            None => BUFFERED_MEANING.into(),
+            Some(_) => format!(
+                "{BUFFERED_MEANING} Not all of them fits here: what is missed is read from beneath."
+            ),
+        };
+    }
     let image = match &comparison.plan.on {
         MediumSpec::Image(image) => image,
         MediumSpec::Disk(_) => return meaning_on_disk(comparison),
@@ -82,6 +122,10 @@ fn meaning_on_disk(comparison: &Comparison) -> String {
     }
     text
 }
+
+const BUFFERED_MEANING: &str = "Both sides keep the files in a page cache and copy each operation's bytes once. What \
+    is compared is how a program gets at bytes that are cached: a system call and a walk through pages on one side, a \
+    lookup in its own memory on the other; and how what was written gets beneath.";
 
 /// A figure of the table.
 pub(super) struct Figure {
@@ -204,6 +248,11 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
         "runtime": plan.runtime.as_secs_f64(),
         "ramp_time": plan.ramp_time.as_secs_f64(),
         "seed": plan.seed,
+        "buffered": plan.buffered,
+        "fsync": plan.fsync,
+        "memory_bytes": plan.memory_bytes,
+        "cache_bytes": comparison.cache_bytes,
+        "kernel not limited": comparison.kernel_unlimited,
         "kernel left out": plan.leave_kernel_out,
         "behind": {
             "kernel": behind(comparison, Side::Kernel),
@@ -334,6 +383,8 @@ mod tests {
                 number_ios: None,
                 verify: false,
                 seed: 1,
+                buffered: false,
+                fsync: 0,
             },
             kernel: rounds(kernel_ns),
             xtent: rounds(xtent_ns),
@@ -402,6 +453,9 @@ mod tests {
                 ramp_time: Duration::from_millis(200),
                 seed: 1,
                 leave_kernel_out: None,
+                buffered: false,
+                fsync: 0,
+                memory_bytes: None,
             },
             environment: Environment::gather(),
             volume: volume(),
@@ -422,6 +476,8 @@ mod tests {
                 good: true,
                 result: "agree".into(),
             }],
+            cache_bytes: None,
+            kernel_unlimited: None,
         }
     }
 

@@ -118,6 +118,8 @@ struct Job<'a, E> {
     /// Blocks written, one bit each; empty without `--verify`.
     written: Vec<u64>,
     ios: &'a AtomicU64,
+    /// Writes that ended since the last sync.
+    unsynced: u64,
     outcome: Outcome,
     failure: Option<Error>,
 }
@@ -150,6 +152,7 @@ impl<'a, E: Engine> Job<'a, E> {
             ended: Vec::with_capacity(depth),
             written: vec![0; words],
             ios,
+            unsynced: 0,
             outcome: Outcome::default(),
             failure: None,
         }
@@ -191,6 +194,7 @@ impl<'a, E: Engine> Job<'a, E> {
         loop {
             while left > 0
                 && self.failure.is_none()
+                && !self.sync_is_due()
                 && let Some(slot) = self.free.pop()
             {
                 left -= 1;
@@ -198,6 +202,10 @@ impl<'a, E: Engine> Job<'a, E> {
                 self.start(slot, step.op, step.offset_bytes);
             }
             if self.free.len() == self.slots.len() {
+                if self.sync_is_due() && self.failure.is_none() {
+                    self.sync_now(measure_from);
+                    continue;
+                }
                 break;
             }
             let Some(now) = self.reap() else { continue };
@@ -212,6 +220,22 @@ impl<'a, E: Engine> Job<'a, E> {
                 left = 0;
             }
         }
+    }
+
+    /// After so many writes nothing more is begun, and when nothing is in flight, all of it is made durable.
+    #[inline]
+    fn sync_is_due(&self) -> bool {
+        self.workload.fsync > 0 && self.unsynced >= self.workload.fsync
+    }
+
+    #[cold]
+    fn sync_now(&mut self, measure_from: Ticks) {
+        self.unsynced = 0;
+        if let Err(error) = self.engine.sync() {
+            self.fail(error);
+        }
+        // It belongs to what was measured.
+        self.outcome.elapsed = Duration::from_nanos(Ticks::now().nanoseconds_since(measure_from));
     }
 
     #[inline]
@@ -256,6 +280,7 @@ impl<'a, E: Engine> Job<'a, E> {
         self.free.push(slot);
         match result {
             Ok(bytes) if bytes == self.workload.block_bytes => {
+                self.unsynced += u64::from(op == Op::Write);
                 if now >= measure_from {
                     let direction = match op {
                         Op::Read => &mut self.outcome.read,
@@ -379,6 +404,8 @@ mod tests {
             number_ios: None,
             verify: true,
             seed: 9,
+            buffered: false,
+            fsync: 0,
         }
     }
 

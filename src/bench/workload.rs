@@ -82,6 +82,10 @@ pub(crate) struct Workload {
     pub(crate) number_ios: Option<u64>,
     pub(crate) verify: bool,
     pub(crate) seed: u64,
+    /// Through the page cache, by calls that return when they are done.
+    pub(crate) buffered: bool,
+    /// Makes durable what was written, after so many writes of a job; 0 for never before the end.
+    pub(crate) fsync: u64,
 }
 
 fn seconds<S: serde::Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
@@ -95,7 +99,19 @@ impl Workload {
     /// Refuses what cannot be run.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::new(ErrorKind::InvalidInput, text));
-        if self.block_bytes < 512 || !self.block_bytes.is_multiple_of(512) {
+        if self.buffered && (self.block_bytes == 0 || self.verify && self.block_bytes < 512) {
+            return wrong(format!(
+                "--bs {}: at least a byte, and with --verify 512",
+                self.block_bytes
+            ));
+        }
+        if self.buffered && self.iodepth != 1 {
+            return wrong(format!(
+                "--iodepth {}: buffered I/O is done when its call returns, so there is one operation at a time",
+                self.iodepth
+            ));
+        }
+        if !self.buffered && (self.block_bytes < 512 || !self.block_bytes.is_multiple_of(512)) {
             return wrong(format!(
                 "--bs {}: direct I/O needs a multiple of 512 bytes (of 4096 on some devices)",
                 self.block_bytes
@@ -271,6 +287,8 @@ mod tests {
             number_ios: None,
             verify: false,
             seed: 42,
+            buffered: false,
+            fsync: 0,
         }
     }
 
@@ -326,18 +344,22 @@ mod tests {
 
     #[test]
     fn impossible_workloads_are_refused() {
-        let wrong: [fn(&mut Workload); 6] = [
+        let wrong: [fn(&mut Workload); 7] = [
             |w| w.block_bytes = 100,
             |w| w.block_bytes = 0,
             |w| w.iodepth = 0,
             |w| w.numjobs = 0,
             |w| w.rwmixread = 101,
             |w| w.size_bytes = 4096,
+            |w| w.buffered = true,
         ];
         for spoil in wrong {
             let mut workload = workload(Rw::Read);
             spoil(&mut workload);
             assert!(workload.check().is_err(), "{workload:?}");
         }
+        let mut odd = workload(Rw::Read);
+        (odd.block_bytes, odd.iodepth, odd.buffered) = (77, 1, true);
+        odd.check().unwrap();
     }
 }

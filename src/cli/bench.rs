@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use xtent::volume::{Target, TargetInfo, Volume, VolumeOptions, Wait};
+use xtent::volume::{CacheStats, Target, TargetInfo, Volume, VolumeOptions, Wait};
 
 use super::events;
 use super::failure::{Failure, USAGE, check_interrupted, complain};
 use super::output::size_text;
 use super::values::{size, time, wait};
-use super::{TargetArg, VolumePath};
+use super::{TargetArg, VolumePath, cache_table};
+use crate::bench::buffered_engine::BufferedEngine;
 use crate::bench::environment::Environment;
 use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
 use crate::bench::progress::Progress;
@@ -24,8 +25,9 @@ use crate::bench::xtent_engine::XtentEngine;
 #[command(
     after_help = "Options mean what they mean to fio, with these differences: jobs share the file out \
     evenly; random workloads touch every block once before any twice; clat is measured from just before an \
-    operation is handed to xtent until it is reaped. All I/O is direct, from DMA memory, nothing is copied. \
-    A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
+    operation is handed to xtent until it is reaped. I/O is direct, from DMA memory, and nothing is copied, \
+    unless it is --buffered. A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
+    With --buffered it goes through xtent's page cache, one operation at a time, of any size.\n\n\
     With --raw the load goes to the blocks of the target, whatever is on it; one that writes DESTROYS THAT.\n\n\
     Examples: xtent bench image:disk.img /data --rw randread --bs 4k --iodepth 32 --runtime 10\n\
     \x20         xtent bench --raw pci:0000:01:00.0 --rw randread --bs 512 --iodepth 128 --runtime 10"
@@ -74,6 +76,18 @@ pub(super) struct BenchArgs {
     /// The most operations of each job
     #[arg(long = "number-ios", alias = "number_ios")]
     number_ios: Option<u64>,
+    /// Through the page cache instead of direct I/O
+    #[arg(long, conflicts_with = "raw")]
+    buffered: bool,
+    /// How large that page cache is [default: an eighth of the free hugepages, or 64m]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
+    memory: Option<u64>,
+    /// Shows how the page cache fared: hits, misses, read-ahead, reclaim
+    #[arg(long, requires = "buffered")]
+    cache_stats: bool,
+    /// Makes durable what was written, after every N writes of a job; waits for what is in flight before
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    fsync: u64,
     /// How threads wait: they poll, sleep until the device interrupts, or poll for a while and then sleep; the
     /// target's own option `wait=` goes before this one
     #[arg(long, value_parser = wait, value_name = "poll|interrupt|adaptive", default_value = "poll")]
@@ -125,10 +139,13 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         writeln!(
             out,
             "{:#}",
-            json_of(&workload, &outcome, &environment, &target, place.path())
+            json_of(&workload, &outcome, &environment, &target, &place)
         )?;
     } else {
         print(&mut out, &workload, &outcome, &target)?;
+        if let Some(stats) = place.cache_stats().filter(|_| args.cache_stats) {
+            cache_table::print(&mut out, &stats)?;
+        }
     }
     out.flush()?;
     Ok(())
@@ -146,6 +163,9 @@ impl<'a> Place<'a> {
             read_only: !args.rw.writes(),
             queue_depth: args.iodepth.max(2),
             wait: args.wait,
+            cache_bytes: args
+                .memory
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             ..VolumeOptions::default()
         };
         if let Some(path) = &args.path {
@@ -175,6 +195,10 @@ impl<'a> Place<'a> {
     fn run(&self, workload: &Workload, tick: runner::Tick<'_>) -> xtent::Result<Outcome> {
         let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
         match self {
+            Self::File { volume, path } if workload.buffered => runner::run(workload, tick, |_| {
+                BufferedEngine::new(volume, path, workload.rw.writes(), block_bytes)
+            })
+            .map_err(|error| error.at_path(path)),
             Self::File { volume, path } => runner::run(workload, tick, |_| {
                 XtentEngine::new(volume, path, workload.rw.writes(), depth, block_bytes)
             })
@@ -197,6 +221,14 @@ impl<'a> Place<'a> {
         match self {
             Self::File { volume, .. } => volume.info().target,
             Self::Raw(target) => target.info().clone(),
+        }
+    }
+
+    /// Of the page cache, where there is one.
+    fn cache_stats(&self) -> Option<CacheStats> {
+        match self {
+            Self::File { volume, .. } => volume.cache_stats(),
+            Self::Raw(_) => None,
         }
     }
 
@@ -270,6 +302,8 @@ fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
         number_ios: args.number_ios,
         verify: args.verify,
         seed: args.seed,
+        buffered: args.buffered,
+        fsync: args.fsync,
     };
     workload.check()?;
     Ok(workload)
@@ -296,8 +330,10 @@ fn json_of(
     outcome: &Outcome,
     environment: &Environment,
     target: &TargetInfo,
-    path: Option<&[u8]>,
+    place: &Place<'_>,
 ) -> Value {
+    let path = place.path();
+    let stats = place.cache_stats();
     let mut options = serde_json::Map::new();
     let filename = path.unwrap_or(target.target.as_bytes());
     super::output::put_name(&mut options, "filename", filename);
@@ -312,7 +348,12 @@ fn json_of(
         "memory": target.memory,
         "wait": target.wait,
         "filesystem": path.is_some(),
-        "copies": "none: direct I/O from DMA memory",
+        "copies": if workload.buffered {
+            "one: between the page cache and ordinary memory"
+        } else {
+            "none: direct I/O from DMA memory"
+        },
+        "cache": cache_table::json(stats.as_ref()),
         "jobs": [{
             "jobname": workload.name,
             "groupid": 0,
@@ -342,9 +383,14 @@ fn print(
         size_text(workload.size_bytes)
     )?;
     writeln!(out, "  on {}: {}", target.target, target.engine)?;
+    let how = if workload.buffered {
+        "buffered I/O through a page cache in"
+    } else {
+        "direct I/O, nothing copied, from DMA memory of"
+    };
     writeln!(
         out,
-        "  direct I/O from DMA memory of {}, nothing copied; waiting by {}",
+        "  {how} {}; waiting by {}",
         target.memory,
         super::output::waiting(&target.wait)
     )?;

@@ -3,10 +3,10 @@
 use std::io::{Read, Write};
 
 use clap::Args;
-use xtent::volume::{Io, Volume};
+use xtent::volume::{Io, OpenOptions, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
-use super::{TargetArg, VolumePath};
+use super::{TargetArg, VolumePath, cache_table};
 
 #[derive(Debug, Args)]
 pub(super) struct CatArgs {
@@ -15,6 +15,12 @@ pub(super) struct CatArgs {
     /// The files, written one after the other
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<VolumePath>,
+    /// Through the page cache instead of direct I/O
+    #[arg(long)]
+    buffered: bool,
+    /// Shows at the end, on standard error, how the page cache fared
+    #[arg(long, requires = "buffered")]
+    cache_stats: bool,
 }
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
@@ -24,9 +30,18 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
     let mut chunk = vec![0; 1 << 20];
     let mut failures = Failures::default();
     for path in &args.paths {
-        if let Err(failure) = one(&volume, &mut io, path, &mut chunk, &mut out) {
+        let done = if args.buffered {
+            one_buffered(&volume, &mut io, path, &mut chunk, &mut out)
+        } else {
+            one(&volume, &mut io, path, &mut chunk, &mut out)
+        };
+        if let Err(failure) = done {
             failures.note(failure)?;
         }
+    }
+    if let Some(stats) = io.cache_stats().filter(|_| args.cache_stats) {
+        out.flush()?;
+        cache_table::print(&mut std::io::stderr(), &stats)?;
     }
     failures.result()
 }
@@ -47,5 +62,26 @@ fn one(
             return Ok(());
         }
         out.write_all(&chunk[..n])?;
+    }
+}
+
+fn one_buffered(
+    volume: &Volume,
+    io: &mut Io,
+    path: &VolumePath,
+    chunk: &mut [u8],
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let options = OpenOptions::new().read(true).buffered(true);
+    let file = options.open(volume, io, path)?;
+    let mut offset = 0;
+    loop {
+        check_interrupted()?;
+        let n = file.read_into(io, chunk, offset)?;
+        if n == 0 {
+            return Ok(());
+        }
+        out.write_all(&chunk[..n])?;
+        offset += n as u64;
     }
 }

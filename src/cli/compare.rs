@@ -87,6 +87,23 @@ pub(super) struct CompareArgs {
     /// How long it runs before that without being measured
     #[arg(long, default_value = "0.2", value_parser = time)]
     pub(super) ramp_time: Duration,
+    /// Both sides through their page caches: plain pread and pwrite without O_DIRECT, and xtent's own cache. All of
+    /// both files is cached before anything is measured, unless --memory says how much may be
+    #[arg(long, conflicts_with = "engines")]
+    buffered: bool,
+    /// After every N writes both sides make durable what was written
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        conflicts_with = "engines"
+    )]
+    fsync: u64,
+    /// What each side may cache: xtent's page cache is so large, and the kernel's side runs in a cgroup (v2) with
+    /// this limit, for which what the loop device caches of the image counts too
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
+    memory: Option<u64>,
     /// What the offsets follow from
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
@@ -131,6 +148,11 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
         Some(device) => on_disk(args, device)?,
         None => on_image(args)?,
     };
+    if let Some(reason) = &comparison.kernel_unlimited {
+        complain(&format!(
+            "note: the kernel's page cache is not limited by --memory: {reason}"
+        ));
+    }
     if let Some(reason) = &comparison.plan.leave_kernel_out {
         complain(&format!("note: the kernel's side is left out: {reason}"));
     }
@@ -251,6 +273,9 @@ fn plan(args: &CompareArgs, on: MediumSpec, leave_kernel_out: Option<String>) ->
         ramp_time: args.ramp_time,
         seed: args.seed,
         leave_kernel_out,
+        buffered: args.buffered,
+        fsync: args.fsync,
+        memory_bytes: args.memory,
     }
 }
 

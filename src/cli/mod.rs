@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cache_table;
 mod cat;
 mod compare;
 mod compare_engines;

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::Value;
-use xtent::volume::{FileType, Io, Metadata, Volume};
+use xtent::volume::{CacheStats, FileType, Io, Metadata, OpenOptions, Volume};
 
-use super::failure::{Failure, Failures};
+use super::failure::{Failure, Failures, check_interrupted};
 use super::output::{
     Names, device_numbers, long_time, metadata_json, mode_text, put_name, type_word,
 };
-use super::{TargetArg, VolumePath};
+use super::{TargetArg, VolumePath, cache_table};
 
 #[derive(Debug, Args)]
 pub(super) struct StatArgs {
@@ -22,6 +22,9 @@ pub(super) struct StatArgs {
     /// Follows a symbolic link in the last place
     #[arg(short = 'L', long)]
     dereference: bool,
+    /// Reads each ordinary file once through a page cache, and shows how that fared: hits, misses, read-ahead
+    #[arg(long)]
+    cache: bool,
     /// Prints JSON: an array with one object a file
     #[arg(long)]
     json: bool,
@@ -35,6 +38,24 @@ pub(super) fn run(args: &StatArgs) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for path in &args.paths {
         match look(args, &volume, &mut io, path) {
+            Ok((metadata, _)) if args.cache && metadata.is_file() => {
+                match through_the_cache(args, path) {
+                    Ok(stats) if args.json => {
+                        let mut object = serde_json::Map::new();
+                        put_name(&mut object, "path", path.as_encoded_bytes());
+                        object.extend(metadata_json(&metadata));
+                        object.insert("cache".into(), cache_table::json(stats.as_ref()));
+                        objects.push(Value::Object(object));
+                    }
+                    Ok(stats) => {
+                        print(&mut out, path, &metadata, None)?;
+                        if let Some(stats) = stats {
+                            cache_table::print(&mut out, &stats)?;
+                        }
+                    }
+                    Err(failure) => failures.note(failure)?,
+                }
+            }
             Ok((metadata, link)) if args.json => {
                 let mut object = serde_json::Map::new();
                 put_name(&mut object, "path", path.as_encoded_bytes());
@@ -72,6 +93,23 @@ fn look(
         None
     };
     Ok((metadata, link))
+}
+
+/// Reads a file once, in pieces of 128 KiB, through a cache that has seen nothing before.
+fn through_the_cache(args: &StatArgs, path: &VolumePath) -> Result<Option<CacheStats>, Failure> {
+    let volume = args.target.open_to_read()?;
+    let mut io = volume.io()?;
+    let options = OpenOptions::new().read(true).buffered(true);
+    let file = options.open(&volume, &mut io, path)?;
+    let mut piece = vec![0; 128 << 10];
+    let mut offset = 0;
+    loop {
+        check_interrupted()?;
+        match file.read_into(&mut io, &mut piece, offset)? {
+            0 => return Ok(io.cache_stats()),
+            n => offset += n as u64,
+        }
+    }
 }
 
 fn print(

@@ -6,8 +6,8 @@ use super::core::IoCore;
 use super::inodes::Inodes;
 use super::open::TargetShared;
 use super::{
-    File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir, Target, VolumeInfo,
-    VolumeOptions, buffered, walk,
+    CacheStats, File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir, Target,
+    VolumeInfo, VolumeOptions, buffered, walk,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::{Fs, FsOptions};
@@ -121,6 +121,12 @@ impl Volume {
             target: self.shared.target.info.clone(),
             filesystem: FilesystemInfo::of(&self.shared.fs, &self.shared.target.info),
         }
+    }
+
+    /// How the page cache fares. Threads count hits and misses for themselves and add them up now and then: when their
+    /// [`Io`] goes, and with [`Io::cache_stats`]. `None` when no buffered file was opened yet.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.shared.inodes.stats()
     }
 
     /// A handle for the calling thread: a queue pair and memory of its own.
