@@ -7,20 +7,17 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crossbeam::utils::Backoff;
 
 use super::errors::Errors;
-use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists};
-use super::stats::Tally;
+use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists, salt_of};
 use super::{Cache, CacheInner, ErrorCursor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::pages::sync::atomic::{AtomicU64, AtomicUsize};
 use crate::mem::pages::{
-    Blocked, FrameRun, PAGE_BYTES, Pin, Removed, Which, WriteLock, granules_covered,
+    ALL_GRANULES, Blocked, FrameRun, PAGE_BYTES, Pin, Removed, Which, WriteLock, granules_covered,
     granules_touched,
 };
 
 /// Bits of a position inside of its page.
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
-/// How often a page that somebody writes to is waited for before its thread is given the processor.
-const PATIENCE: u32 = 1 << 20;
 
 /// A file's pages in a [`Cache`]. Cheap to clone; all clones are the same file. The last one to go takes the pages with
 /// it: what is dirty is lost then, so sync first.
@@ -31,9 +28,11 @@ pub struct FileCache(pub(super) Arc<FileInner>);
 pub(super) struct FileInner {
     pub(super) cache: Cache,
     pub(super) id: u32,
+    /// The index's, of `id`.
+    pub(super) salt: u64,
     /// Bytes of a block, less one: what is read and written as a whole.
     block_mask: usize,
-    size_bytes: AtomicU64,
+    pub(super) size_bytes: AtomicU64,
     pub(super) lists: Arc<Lists>,
     pub(super) errors: Errors,
     /// Pages that are being written back.
@@ -67,6 +66,7 @@ impl FileCache {
         Ok(Self(Arc::new(FileInner {
             cache: cache.clone(),
             id,
+            salt: salt_of(id),
             block_mask: block.min(PAGE_BYTES) - 1,
             size_bytes: AtomicU64::new(size_bytes),
             lists,
@@ -119,77 +119,6 @@ impl FileCache {
         self.0.errors.note(error, pos);
     }
 
-    /// Copies what is cached of the range, up to the first byte that is not and to the end of the file. Returns the
-    /// bytes copied.
-    #[inline]
-    pub fn read_hit(&self, tally: &mut Tally, pos: u64, buf: &mut [u8]) -> usize {
-        let left = self.size_bytes().saturating_sub(pos);
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        let mut done = 0;
-        while done < want {
-            let (page, from) = place(pos + done as u64);
-            let len = (PAGE_BYTES - from).min(want - done);
-            let Some(pin) = self.0.pin(page, granules_touched(from, from + len)) else {
-                break;
-            };
-            buf[done..done + len].copy_from_slice(&pin.bytes()[from..from + len]);
-            tally.hits += 1;
-            done += len;
-        }
-        done
-    }
-
-    /// Overwrites what is cached of the range, inside of the file, up to the first page that is not there, of which more
-    /// would have to be, or for which the filesystem must be asked: one that is clean, and not known to have blocks of its
-    /// own. Returns the bytes written; they are dirty.
-    #[inline]
-    pub fn write_hit(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
-        let left = self.size_bytes().saturating_sub(pos);
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
-        let mut done = 0;
-        while done < want {
-            let at = pos + done as u64;
-            let (page, from) = place(at);
-            let len = (PAGE_BYTES - from).min(want - done);
-            let bytes = &data[done..done + len];
-            if self.overwrite(page, from, bytes, Writing::Hit) != Wrote::Yes {
-                break;
-            }
-            tally.hits += 1;
-            done += len;
-        }
-        done
-    }
-
-    /// Writes into a page that is there, in the middle of a write by [`crate::iomap`].
-    pub(crate) fn write_cached(&self, pos: u64, data: &[u8], writing: Writing) -> Wrote {
-        let (page, from) = place(pos);
-        self.overwrite(page, from, data, writing)
-    }
-
-    /// Writes into one page, if that takes nothing from the device.
-    #[inline]
-    fn overwrite(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
-        let inner = &*self.0;
-        let marks = inner.marks(from, from + bytes.len());
-        match inner.lock(page, marks.needed, writing.claim(marks)) {
-            Ok((mut lock, leaf)) => {
-                // A truncation sets the size first, and drops this page after: either it finds what is written here, or
-                // it is seen here.
-                if !inner.allows(writing, page, from + bytes.len()) {
-                    return Wrote::Missing;
-                }
-                lock.bytes()[from..from + bytes.len()].copy_from_slice(bytes);
-                inner.unlock_written(lock, leaf, page, marks, writing.backed());
-                Wrote::Yes
-            }
-            Err(Blocked::Shared | Blocked::Crowded) => {
-                inner.copy_and_write(page, from, bytes, writing)
-            }
-            Err(_) => Wrote::Missing,
-        }
-    }
-
     /// Has others who hold on to the page of a position keep a copy of it, where there are any: nobody holds on to the one
     /// that the file has then.
     pub(crate) fn unshare(&self, pos: u64) {
@@ -240,9 +169,9 @@ pub(crate) enum Writing {
 impl Writing {
     /// What must be dirty already, unless the page is backed.
     #[inline]
-    pub(super) fn claim(self, marks: Marks) -> u8 {
+    pub(super) fn claim(self, touched: u8) -> u8 {
         match self {
-            Self::Hit => marks.touched,
+            Self::Hit => touched,
             Self::Asked { .. } => 0,
         }
     }
@@ -292,10 +221,21 @@ pub(super) fn leaf_of(page: u64) -> (u64, u32) {
 }
 
 impl FileInner {
-    #[inline]
+    /// The granules of the blocks that a write touches.
+    #[inline(always)]
+    pub(super) fn touched(&self, from: usize, to: usize) -> u8 {
+        if self.block_mask == PAGE_BYTES - 1 && from < to {
+            return ALL_GRANULES;
+        }
+        granules_touched(
+            from & !self.block_mask,
+            (to + self.block_mask) & !self.block_mask,
+        )
+    }
+
     pub(super) fn marks(&self, from: usize, to: usize) -> Marks {
         let mask = self.block_mask;
-        let touched = granules_touched(from & !mask, (to + mask) & !mask);
+        let touched = self.touched(from, to);
         let covered = granules_covered((from + mask) & !mask, to & !mask);
         Marks {
             touched,
@@ -303,95 +243,15 @@ impl FileInner {
         }
     }
 
-    /// Holds on to a page of which these granules are up to date.
-    #[inline(always)]
-    pub(super) fn pin(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
-        let inner = self.cache.inner();
-        let (no, slot) = leaf_of(page);
-        let leaf = inner.index.find(self.id, no)?;
-        match inner.pages.pin(leaf * LEAF_PAGES + slot, granules, true) {
-            Ok(pin) if inner.index.is(leaf, self.id, no) => Some(pin),
-            Ok(_) => None,
-            Err(blocked) => self.pin_slowly(page, granules, blocked),
-        }
-    }
-
-    #[cold]
-    fn pin_slowly(&self, page: u64, granules: u8, mut blocked: Blocked) -> Option<Pin<'_>> {
-        let inner = self.cache.inner();
-        let (no, slot) = leaf_of(page);
-        let backoff = Backoff::new();
-        for _ in 0..PATIENCE {
-            let leaf = inner.index.find(self.id, no)?;
-            let at = leaf * LEAF_PAGES + slot;
-            match blocked {
-                Blocked::Ahead => inner.arrived(at),
-                Blocked::Locked => backoff.snooze(),
-                _ => return None,
-            }
-            match inner.pages.pin(at, granules, true) {
-                Ok(pin) => return inner.index.is(leaf, self.id, no).then_some(pin),
-                Err(again) => blocked = again,
-            }
-        }
-        None
-    }
-
-    /// Alone with a page of which these granules are up to date; and its leaf.
-    #[inline(always)]
-    pub(super) fn lock(
-        &self,
-        page: u64,
-        needed: u8,
-        claim: u8,
-    ) -> Result<(WriteLock<'_>, u32), Blocked> {
-        let inner = self.cache.inner();
-        let (no, slot) = leaf_of(page);
-        let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
-        match inner.pages.lock(leaf * LEAF_PAGES + slot, needed, claim) {
-            Ok(lock) if inner.index.is(leaf, self.id, no) => Ok((lock, leaf)),
-            Ok(_) => Err(Blocked::Absent),
-            Err(blocked) => self.lock_slowly(page, needed, claim, blocked),
-        }
-    }
-
-    #[cold]
-    fn lock_slowly(
-        &self,
-        page: u64,
-        needed: u8,
-        claim: u8,
-        mut blocked: Blocked,
-    ) -> Result<(WriteLock<'_>, u32), Blocked> {
-        let inner = self.cache.inner();
-        let (no, slot) = leaf_of(page);
-        let backoff = Backoff::new();
-        // Readers let go after a copy; views and writeback do not.
-        let mut patience_with_readers = 64;
-        for _ in 0..PATIENCE {
-            let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
-            let at = leaf * LEAF_PAGES + slot;
-            match blocked {
-                Blocked::Ahead => inner.arrived(at),
-                Blocked::Locked => backoff.snooze(),
-                Blocked::Shared if patience_with_readers > 0 && !inner.pages.look(at).writeback => {
-                    patience_with_readers -= 1;
-                    std::hint::spin_loop();
-                }
-                other => return Err(other),
-            }
-            match inner.pages.lock(at, needed, claim) {
-                Ok(lock) if inner.index.is(leaf, self.id, no) => return Ok((lock, leaf)),
-                Ok(_) => return Err(Blocked::Absent),
-                Err(again) => blocked = again,
-            }
-        }
-        Err(blocked)
-    }
-
     /// Writes into a page that others hold on to: into a copy, which takes its place. They keep what they saw.
     #[cold]
-    fn copy_and_write(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
+    pub(super) fn copy_and_write(
+        &self,
+        page: u64,
+        from: usize,
+        bytes: &[u8],
+        writing: Writing,
+    ) -> Wrote {
         let inner = self.cache.inner();
         let (no, slot) = leaf_of(page);
         let marks = self.marks(from, from + bytes.len());
@@ -444,7 +304,7 @@ impl FileInner {
         // Another reservation, so that the leaf stays when the page goes meanwhile.
         let held = inner.index.hold(self.id, no);
         inner.set_owner(number, slot);
-        let claim = writing.claim(marks);
+        let claim = writing.claim(marks.touched);
         let replaced =
             inner
                 .pages
@@ -471,8 +331,8 @@ impl FileInner {
     }
 
     /// Whether a write may end at this byte of a page; makes the file longer for it where it is to be.
-    #[inline]
-    fn allows(&self, writing: Writing, page: u64, to: usize) -> bool {
+    #[inline(always)]
+    pub(super) fn allows(&self, writing: Writing, page: u64, to: usize) -> bool {
         let behind = (page << PAGE_SHIFT) + to as u64;
         match writing {
             Writing::Hit => behind <= self.size_bytes.load(Acquire),
@@ -492,19 +352,22 @@ impl FileInner {
         lock: WriteLock<'_>,
         leaf: u32,
         page: u64,
-        marks: Marks,
+        touched: u8,
         backed: bool,
     ) {
         if lock.marks().1 == 0 {
             // While it is locked: the leaf cannot become another's, and whoever looks for dirty pages waits for the
             // lock.
-            let inner = self.cache.inner();
-            inner.count_dirty();
-            inner
-                .index
-                .list_dirty(leaf, &self.lists, page >> LEAF_SHIFT);
+            self.first_dirty(leaf, page >> LEAF_SHIFT);
         }
-        lock.written(marks.touched, marks.touched, backed);
+        lock.written(touched, touched, backed);
+    }
+
+    #[inline(never)]
+    fn first_dirty(&self, leaf: u32, no: u64) {
+        let inner = self.cache.inner();
+        inner.count_dirty();
+        inner.index.list_dirty(leaf, &self.lists, no);
     }
 
     fn invalidate(&self, pages: Range<u64>, which: Which) -> Invalidated {

@@ -1,6 +1,6 @@
 //! From a page of a file to its slot, without a lock.
 //!
-//! Eight pages side by side in a file are a *leaf*: eight slots of the page table, one cache line. A hash table leads
+//! Eight pages side by side in a file are a *leaf*: a group of slots of the page table. A hash table leads
 //! from file and leaf number to the leaf. All leaves are made at the start and have numbers; a reader that follows a
 //! stale chain, or finds a leaf that is another's by now, notices when it compares the key once more *after* it pinned or
 //! locked a slot: a leaf with anything in it does not change hands. So nothing is ever freed under a reader, and a
@@ -16,16 +16,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
-use crate::mem::pages::sync::atomic::{AtomicU32, AtomicU64};
+use crate::mem::pages::sync::atomic::AtomicU32;
+use crate::mem::pages::{GROUP_SLOTS, Groups};
 
 /// Pages of a leaf, as a power of two.
-pub(super) const LEAF_SHIFT: u32 = 3;
+pub(super) const LEAF_SHIFT: u32 = GROUP_SLOTS.trailing_zeros();
 /// Pages of a leaf.
-pub(super) const LEAF_PAGES: u32 = 1 << LEAF_SHIFT;
+pub(super) const LEAF_PAGES: u32 = GROUP_SLOTS;
 const NONE: u32 = u32::MAX;
 /// Chains are short; a longer walk has gone astray, or can afford the lock.
 const MAX_HOPS: usize = 64;
 const SHARDS: usize = 64;
+/// Leaves side by side whose buckets are side by side, too: a cache line of buckets for half a MiB of a file.
+const NEIGHBOURS: u32 = 16;
 
 /// What is known of a file's pages, in order. Only changed where a leaf comes or goes, or gets its first dirty page.
 #[derive(Debug, Default)]
@@ -46,46 +49,30 @@ impl Lists {
     }
 }
 
-#[derive(Debug)]
-struct Header {
-    file: AtomicU32,
-    next: AtomicU32,
-    live: AtomicU32,
-    /// 1 while the leaf is in its file's list of dirty ones.
-    listed: AtomicU32,
-    no: AtomicU64,
-}
-
 /// The leaves of all files.
 #[derive(Debug)]
 pub(super) struct Index {
     buckets: Box<[AtomicU32]>,
     shift: u32,
-    headers: Box<[Header]>,
+    groups: Groups,
     free: ArrayQueue<u32>,
     shards: Box<[CachePadded<Mutex<()>>]>,
     files: RwLock<Vec<Option<Arc<Lists>>>>,
 }
 
 impl Index {
-    /// An index of at most `leaves` leaves.
-    pub(super) fn new(leaves: u32) -> Self {
-        let buckets = (leaves / 2).max(2).next_power_of_two();
+    /// An index with these leaves.
+    pub(super) fn new(groups: &Groups) -> Self {
+        let leaves = u32::try_from(groups.len()).unwrap_or(NONE);
+        let buckets = (leaves / 2).max(NEIGHBOURS).next_power_of_two();
         let free = ArrayQueue::new(leaves as usize);
         for leaf in 0..leaves {
             let _ = free.push(leaf);
         }
-        let header = |_| Header {
-            file: AtomicU32::new(NONE),
-            next: AtomicU32::new(NONE),
-            live: AtomicU32::new(0),
-            listed: AtomicU32::new(0),
-            no: AtomicU64::new(0),
-        };
         Self {
             buckets: (0..buckets).map(|_| AtomicU32::new(NONE)).collect(),
             shift: 64 - buckets.trailing_zeros(),
-            headers: (0..leaves).map(header).collect(),
+            groups: groups.clone(),
             free,
             shards: (0..SHARDS).map(|_| CachePadded::default()).collect(),
             files: RwLock::default(),
@@ -118,14 +105,16 @@ impl Index {
         files.get(file as usize)?.clone()
     }
 
-    #[inline]
-    fn bucket(&self, file: u32, no: u64) -> usize {
-        let hash = key_hash(file, no);
-        usize::try_from(hash >> self.shift).unwrap_or(0)
+    #[inline(always)]
+    fn bucket(&self, salt: u64, no: u64) -> usize {
+        let neighbours = u64::from(NEIGHBOURS);
+        let hash = spread(salt ^ (no / neighbours));
+        let group = (hash >> self.shift) & !(neighbours - 1);
+        usize::try_from(group | ((no ^ hash) & (neighbours - 1))).unwrap_or(0)
     }
 
     fn shard(&self, file: u32, no: u64) -> MutexGuard<'_, ()> {
-        let shard = self.bucket(file, no) % SHARDS;
+        let shard = self.bucket(salt_of(file), no) % SHARDS;
         self.shards[shard]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -134,30 +123,25 @@ impl Index {
     /// Whether a leaf has this key now.
     #[inline]
     pub(super) fn is(&self, leaf: u32, file: u32, no: u64) -> bool {
-        let header = &self.headers[leaf as usize];
-        header.file.load(Acquire) == file && header.no.load(Acquire) == no
+        self.groups.tag(leaf).is(file, no)
+    }
+
+    /// The first leaf where this key belongs, whatever its own is: most often the one. `salt` is the file's.
+    #[inline(always)]
+    pub(super) fn head(&self, salt: u64, no: u64) -> u32 {
+        self.buckets[self.bucket(salt, no)].load(Acquire)
     }
 
     /// The leaf with this key, probably: to be asked again with [`Index::is`] once a slot of it is held. `None` says
     /// little while others change the index.
-    #[inline(always)]
     pub(super) fn find(&self, file: u32, no: u64) -> Option<u32> {
-        let at = self.buckets[self.bucket(file, no)].load(Acquire);
-        let header = self.headers.get(at as usize)?;
-        if header.file.load(Acquire) == file && header.no.load(Acquire) == no {
-            return Some(at);
-        }
-        self.find_behind(header, file, no)
-    }
-
-    #[inline(never)]
-    fn find_behind<'a>(&'a self, mut header: &'a Header, file: u32, no: u64) -> Option<u32> {
+        let mut at = self.head(salt_of(file), no);
         for _ in 0..MAX_HOPS {
-            let at = header.next.load(Acquire);
-            header = self.headers.get(at as usize)?;
-            if header.file.load(Acquire) == file && header.no.load(Acquire) == no {
+            let tag = self.groups.get(at)?;
+            if tag.is(file, no) {
                 return Some(at);
             }
+            at = tag.next.load(Acquire);
         }
         None
     }
@@ -166,12 +150,12 @@ impl Index {
     pub(super) fn reserve(&self, file: u32, lists: &Lists, no: u64) -> Option<u32> {
         let _shard = self.shard(file, no);
         if let Some(leaf) = self.find_locked(file, no) {
-            self.headers[leaf as usize].live.fetch_add(1, AcqRel);
+            self.groups.tag(leaf).live.fetch_add(1, AcqRel);
             return Some(leaf);
         }
         let leaf = self.free.pop()?;
-        let bucket = &self.buckets[self.bucket(file, no)];
-        let header = &self.headers[leaf as usize];
+        let bucket = &self.buckets[self.bucket(salt_of(file), no)];
+        let header = self.groups.tag(leaf);
         header.no.store(no, Release);
         header.file.store(file, Release);
         header.live.store(1, Release);
@@ -186,24 +170,24 @@ impl Index {
     pub(super) fn hold(&self, file: u32, no: u64) -> Option<u32> {
         let _shard = self.shard(file, no);
         let leaf = self.find_locked(file, no)?;
-        self.headers[leaf as usize].live.fetch_add(1, AcqRel);
+        self.groups.tag(leaf).live.fetch_add(1, AcqRel);
         Some(leaf)
     }
 
     fn find_locked(&self, file: u32, no: u64) -> Option<u32> {
-        let mut at = self.buckets[self.bucket(file, no)].load(Acquire);
+        let mut at = self.buckets[self.bucket(salt_of(file), no)].load(Acquire);
         while at != NONE {
             if self.is(at, file, no) {
                 return Some(at);
             }
-            at = self.headers[at as usize].next.load(Acquire);
+            at = self.groups.tag(at).next.load(Acquire);
         }
         None
     }
 
     /// A slot was emptied or a reservation ends. The last one unlinks the leaf.
     pub(super) fn release(&self, leaf: u32) {
-        let header = &self.headers[leaf as usize];
+        let header = self.groups.tag(leaf);
         // Still held, so the key is what it is.
         let (file, no) = (header.file.load(Acquire), header.no.load(Acquire));
         if header.live.fetch_sub(1, AcqRel) != 1 {
@@ -213,14 +197,14 @@ impl Index {
         if header.live.load(Acquire) != 0 || !self.is(leaf, file, no) {
             return;
         }
-        let mut link = &self.buckets[self.bucket(file, no)];
+        let mut link = &self.buckets[self.bucket(salt_of(file), no)];
         loop {
             let at = link.load(Acquire);
             if at == leaf {
                 link.store(header.next.load(Acquire), Release);
                 break;
             }
-            let Some(next) = self.headers.get(at as usize) else {
+            let Some(next) = self.groups.get(at) else {
                 return;
             };
             link = &next.next;
@@ -234,14 +218,14 @@ impl Index {
 
     /// The key of a leaf that is held.
     pub(super) fn key(&self, leaf: u32) -> (u32, u64) {
-        let header = &self.headers[leaf as usize];
+        let header = self.groups.tag(leaf);
         (header.file.load(Acquire), header.no.load(Acquire))
     }
 
     /// Enters a held leaf into its file's list of dirty ones, after a page of it was made dirty.
     #[inline]
     pub(super) fn list_dirty(&self, leaf: u32, lists: &Lists, no: u64) {
-        if self.headers[leaf as usize].listed.swap(1, AcqRel) == 0 {
+        if self.groups.tag(leaf).listed.swap(1, AcqRel) == 0 {
             lists.dirty().insert(no);
         }
     }
@@ -250,33 +234,49 @@ impl Index {
     /// anew.
     pub(super) fn unlist_dirty(&self, leaf: u32, lists: &Lists, no: u64) {
         lists.dirty().remove(&no);
-        self.headers[leaf as usize].listed.swap(0, AcqRel);
+        self.groups.tag(leaf).listed.swap(0, AcqRel);
     }
 
     /// Leaves in use.
     pub(super) fn len(&self) -> usize {
-        self.headers.len() - self.free.len()
+        self.groups.len() - self.free.len()
     }
 }
 
 /// Spreads keys over 64 bits; the high ones are the best.
-#[inline]
 pub(super) fn key_hash(file: u32, no: u64) -> u64 {
-    let mixed = no
-        ^ u64::from(file)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(23);
-    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    spread(salt_of(file) ^ no)
+}
+
+/// What tells a file's keys from another's.
+pub(super) fn salt_of(file: u32) -> u64 {
+    spread(file.into()).rotate_left(23)
+}
+
+#[inline(always)]
+fn spread(key: u64) -> u64 {
+    key.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::pages::PageTable;
+    use crate::mem::{Heap, HeapConfig, HugePages};
+
+    fn index(leaves: u32) -> Index {
+        let heap = Heap::new(HeapConfig {
+            huge_pages: HugePages::Never,
+            ..Default::default()
+        });
+        let (table, _) = PageTable::new(&heap, 1, leaves * LEAF_PAGES).unwrap();
+        Index::new(table.groups())
+    }
 
     #[test]
     fn leaves_come_and_go_with_their_reservations() {
-        let index = Index::new(16);
+        let index = index(16);
         let (file, lists) = index.add_file();
         let (other, other_lists) = index.add_file();
         assert_ne!(file, other);
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn there_are_so_many_leaves_and_no_more() {
-        let index = Index::new(4);
+        let index = index(4);
         let (file, lists) = index.add_file();
         let leaves: Vec<_> = (0..4)
             .map(|no| index.reserve(file, &lists, no).unwrap())

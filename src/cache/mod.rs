@@ -17,6 +17,7 @@ mod file;
 mod fill;
 mod free;
 mod ghosts;
+mod hit;
 mod index;
 #[cfg(not(loom))]
 #[cfg(test)]
@@ -76,9 +77,9 @@ impl Default for CacheConfig {
     }
 }
 
-/// What a page costs beside its bytes: slots and header of a leaf of its own, which is the worst case (92), queues (32),
+/// What a page costs beside its bytes: a leaf of its own, which is the worst case (128), queues (32),
 /// detached frames (20), owner and flag (5), the ghosts (32), buckets (2), lists and free runs (25).
-const OVERHEAD_BYTES: usize = 208;
+const OVERHEAD_BYTES: usize = 244;
 /// The least that is of any use.
 const LEAST_FRAMES: usize = 64;
 /// Pages that are evicted at once, where one is needed.
@@ -135,8 +136,8 @@ impl Cache {
         free.give(run);
         let share = |percent: u8| frames as usize * usize::from(percent) / 100;
         Ok(Self(Arc::new(CacheInner {
+            index: Index::new(pages.groups()),
             pages,
-            index: Index::new(leaves),
             free,
             reclaim: Reclaim::new(frames, config.policy),
             frames: frames as usize,

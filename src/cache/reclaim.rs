@@ -2,7 +2,7 @@
 //!
 //! [`Policy::S3Fifo`] has two queues: what is new waits in a small one, what proved itself by a second use, or by coming
 //! back soon after it was evicted (a ghost), lives in the main one. [`Policy::Clock`] has
-//! the main queue only. A hit writes to no queue: it counts in the page's word, with the pin that it writes anyway.
+//! the main queue only. A hit writes to no queue: it counts in a byte beside the page's word, up to 3.
 //!
 //! `policy_tests.rs` measures both, beside caches of other crates.
 

@@ -84,11 +84,50 @@ impl Counters {
     }
 }
 
-/// One thread's count of hits and misses, not shared while it counts.
+/// One thread's count of hits and misses, not shared while it counts. It also remembers where this thread found its last page:
+/// what is read or written in order lies in order in the cache, so the next one is often found without the index.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub(super) hits: u64,
     pub(super) misses: u64,
+    pub(super) guess: Guess,
+}
+
+/// How far leaves and frames are from where they would be if the file's first page were the cache's first.
+#[derive(Debug, Default)]
+pub(super) struct Guess {
+    leaf: u32,
+    frame: u32,
+    /// It was right the last time.
+    pub(super) sure: bool,
+}
+
+impl Guess {
+    /// Where a leaf is, probably.
+    #[inline(always)]
+    pub(super) fn leaf(&self, no: u64) -> u32 {
+        self.leaf.wrapping_add(low(no))
+    }
+
+    /// Where a page is, probably.
+    #[inline(always)]
+    pub(super) fn frame(&self, page: u64) -> u32 {
+        self.frame.wrapping_add(low(page))
+    }
+
+    /// Where they are.
+    #[inline(always)]
+    pub(super) fn learn(&mut self, no: u64, leaf: u32, page: u64, frame: u32) {
+        let (leaf, frame) = (leaf.wrapping_sub(low(no)), frame.wrapping_sub(low(page)));
+        self.sure = leaf == self.leaf && frame == self.frame;
+        (self.leaf, self.frame) = (leaf, frame);
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "differences modulo 2^32")]
+fn low(number: u64) -> u32 {
+    number as u32
 }
 
 impl Tally {

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use super::file::{FileCache, Writing, place};
 use super::index::LEAF_SHIFT;
-use crate::mem::pages::{PAGE_BYTES, Pin, WriteLock, granules_touched};
+use crate::mem::pages::{PAGE_BYTES, Pin, WriteLock};
 
 /// Bytes of a cached page. They do not change while this lives: who writes to the page meanwhile writes to a copy, which
 /// takes its place; so this is what the file held when it was lent.
@@ -65,10 +65,10 @@ impl DerefMut for ViewMut<'_> {
 impl Drop for ViewMut<'_> {
     fn drop(&mut self) {
         if let Some(lock) = self.lock.take() {
-            let marks = self.file.0.marks(self.range.start, self.range.end);
+            let touched = self.file.0.touched(self.range.start, self.range.end);
             self.file
                 .0
-                .unlock_written(lock, self.leaf, self.page, marks, self.backed);
+                .unlock_written(lock, self.leaf, self.page, touched, self.backed);
         }
     }
 }
@@ -91,7 +91,7 @@ impl FileCache {
     pub fn view(&self, pos: u64, len: usize) -> Option<View<'_>> {
         let (page, from) = place(pos);
         let to = self.end_in_page(pos, from, len)?;
-        let pin = self.0.pin(page, granules_touched(from, to))?;
+        let pin = self.0.pin(page, from, to)?;
         Some(View { pin, from, to })
     }
 
@@ -110,10 +110,10 @@ impl FileCache {
     fn lend_mut(&self, pos: u64, len: usize, writing: Writing) -> Option<ViewMut<'_>> {
         let (page, from) = place(pos);
         let to = self.end_in_page(pos, from, len)?;
-        let marks = self.0.marks(from, to);
         // What is lent can be read too.
-        let claim = writing.claim(marks);
-        let (lock, leaf) = self.0.lock(page, marks.touched, claim).ok()?;
+        let touched = self.0.touched(from, to);
+        let claim = writing.claim(touched);
+        let (lock, leaf) = self.0.lock(page, touched, claim).ok()?;
         if pos + (to - from) as u64 > self.size_bytes() {
             return None;
         }

@@ -27,7 +27,7 @@ pub use hostdir::{HostDir, HostTime};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use membarrier::{heavy_barrier, light_barrier};
 pub use memfd::{is_eventfd, memory_file, memory_page_bytes};
-pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages};
+pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};
 pub use peer::SocketPeer;
 pub use sigbus::{Cover, Guard};
 pub use signal::{catch_interrupts, hold_interrupts, interrupted};

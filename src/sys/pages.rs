@@ -280,6 +280,20 @@ impl Pages {
     }
 }
 
+/// Puts what memory of ordinary pages it can behind a large table into transparent huge pages, so that looking things up in it
+/// misses the TLB less. Where the kernel has none to spare, or does not know how (before 6.1), all stays as it is.
+pub fn prefer_huge_pages<T>(table: &[T]) {
+    /// `MADV_COLLAPSE`, which the libc crate does not name on every target.
+    const COLLAPSE: libc::c_int = 25;
+    let start = table.as_ptr().addr().next_multiple_of(HUGE_PAGE_BYTES);
+    let end = table.as_ptr_range().end.addr() & !(HUGE_PAGE_BYTES - 1);
+    if start < end {
+        let at = table.as_ptr().with_addr(start).cast_mut();
+        // SAFETY: inside of a slice that is borrowed; what is in the memory stays the same, and so do its addresses.
+        unsafe { libc::madvise(at.cast(), end - start, COLLAPSE) };
+    }
+}
+
 impl Drop for Pages {
     fn drop(&mut self) {
         match &self.mapping {

@@ -136,7 +136,7 @@ fn campaign(seed: u64, threads: usize, operations: u64) {
         );
         let pages = rng.random_range(80..400);
         let config = CacheConfig {
-            limit_bytes: pages * 4304,
+            limit_bytes: pages * 4340,
             policy: if rng.random_bool(0.5) {
                 Policy::S3Fifo
             } else {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Release;
 
-use super::sync::atomic::AtomicU64;
+use super::group::Group;
 use super::table::PageTable;
 use super::word::Word;
 
@@ -10,7 +10,7 @@ use super::word::Word;
 #[derive(Debug)]
 pub struct Pin<'a> {
     pub(super) table: &'a PageTable,
-    pub(super) cell: &'a AtomicU64,
+    pub(super) group: &'a Group,
     pub(super) slot: u32,
     /// As it was found.
     pub(super) word: Word,
@@ -21,6 +21,12 @@ impl Pin<'_> {
     #[inline]
     pub fn uptodate(&self) -> u8 {
         self.word.uptodate()
+    }
+
+    /// Counts it as used.
+    #[inline(always)]
+    pub fn used(&self) {
+        self.group.used(self.slot as usize % 8);
     }
 
     /// Its frame.
@@ -44,7 +50,8 @@ impl Pin<'_> {
 impl Drop for Pin<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.table.unpin(self.cell, self.word.frame());
+        let cell = &self.group.words[self.slot as usize % 8];
+        self.table.unpin(cell, self.word.frame());
     }
 }
 
@@ -52,12 +59,20 @@ impl Drop for Pin<'_> {
 #[derive(Debug)]
 pub struct WriteLock<'a> {
     pub(super) table: &'a PageTable,
-    pub(super) cell: &'a AtomicU64,
+    pub(super) group: &'a Group,
+    /// In the group.
+    pub(super) slot: usize,
     /// The word to leave behind.
     pub(super) word: Word,
 }
 
 impl WriteLock<'_> {
+    /// Its frame.
+    #[inline]
+    pub fn frame(&self) -> u32 {
+        self.word.frame()
+    }
+
     /// What is up to date and what is dirty, a bit a granule.
     pub fn marks(&self) -> (u8, u8) {
         (self.word.uptodate(), self.word.dirty())
@@ -99,6 +114,19 @@ impl WriteLock<'_> {
         unsafe { self.table.memory.bytes(self.word.frame(), 1) }
     }
 
+    /// Overwrites from byte `from` on; false, and nothing, where that is not inside of the page.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, from: usize, bytes: &[u8]) -> bool {
+        let part = from.checked_add(bytes.len());
+        match part.and_then(|to| self.bytes().get_mut(from..to)) {
+            Some(part) => {
+                part.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// The page.
     #[inline]
     pub fn bytes(&mut self) -> &mut [u8] {
@@ -111,8 +139,11 @@ impl WriteLock<'_> {
 impl Drop for WriteLock<'_> {
     #[inline]
     fn drop(&mut self) {
-        // Nobody changes a locked word: it can be overwritten. Release: who pins or locks it next sees the bytes.
-        self.cell.store(self.word.0, Release);
+        let slot = self.slot % 8;
+        self.group.next_version(slot);
+        // Nobody changes a locked word: it can be overwritten. Release: who pins or locks it next, or reads it without,
+        // sees the bytes and the version.
+        self.group.words[slot].store(self.word.0, Release);
     }
 }
 

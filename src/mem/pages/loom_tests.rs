@@ -22,6 +22,13 @@ fn filled(table: &PageTable, run: &mut FrameRun) {
     write(table, 1);
 }
 
+/// A page that is clean.
+fn filled_clean(table: &PageTable, run: &mut FrameRun) {
+    filled(table, run);
+    let page = table.begin_writeback(0).unwrap();
+    assert!(table.end_writeback(page, true));
+}
+
 fn write(table: &PageTable, value: u8) -> bool {
     let Ok(mut lock) = table.lock(0, 0, 0) else {
         return false;
@@ -36,6 +43,58 @@ fn read(table: &PageTable) -> Option<u8> {
     let bytes = pin.read();
     assert_eq!(bytes[0], bytes[1], "half of a write was seen");
     Some(bytes[0])
+}
+
+/// As a hit is read: without holding on to the page.
+fn glance(table: &PageTable) -> Option<u8> {
+    let place = table.place(0).unwrap();
+    let seen = place.peek(0, ALL_GRANULES)?;
+    let bytes = table.memory.read_racy(seen.word.frame());
+    place.unchanged(0, seen).then(|| {
+        assert_eq!(bytes[0], bytes[1], "half of a write counted");
+        bytes[0]
+    })
+}
+
+/// What is read without holding on to a page is what it was at one time, or does not count.
+#[test]
+fn a_glance_and_writers() {
+    loom::model(|| {
+        let (table, mut run) = table(1);
+        filled(&table, &mut run);
+        let one = table.clone();
+        let writer = thread::spawn(move || {
+            write(&one, 2);
+            write(&one, 3);
+        });
+        let first = glance(&table);
+        let second = glance(&table);
+        if let (Some(first), Some(second)) = (first, second) {
+            assert!(first <= second, "time goes on");
+        }
+        writer.join().unwrap();
+        assert_eq!(glance(&table), Some(3));
+    });
+}
+
+/// A frame that left its slot, was written to, and came back to the same slot, is another page.
+#[test]
+fn a_glance_at_a_frame_that_comes_back() {
+    loom::model(|| {
+        let (table, mut run) = table(1);
+        filled_clean(&table, &mut run);
+        let one = table.clone();
+        let recycler = thread::spawn(move || {
+            let frame = one.take(0, 0).unwrap();
+            one.memory.write(0, [2; 2]);
+            assert_eq!(one.install(0, frame, ALL_GRANULES, 0, false), Ok(false));
+        });
+        if let Some(seen) = glance(&table) {
+            assert!(seen == 1 || seen == 2);
+        }
+        recycler.join().unwrap();
+        assert_eq!(glance(&table), Some(2));
+    });
 }
 
 #[test]
@@ -67,7 +126,14 @@ fn detached_frames_come_back_once() {
         let first = table.clone();
         let reader = thread::spawn(move || read(&first));
         let second = table.clone();
-        let remover = thread::spawn(move || second.remove(0, Which::All));
+        let remover = thread::spawn(move || {
+            loop {
+                match second.remove(0, Which::All) {
+                    Removed::Busy => thread::yield_now(),
+                    removed => break removed,
+                }
+            }
+        });
         let mut frames = 0;
         match table.pin(0, ALL_GRANULES, false) {
             Ok(pin) => match table.replace(pin, spare, ALL_GRANULES, ALL_GRANULES, 0, false) {

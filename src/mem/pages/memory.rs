@@ -101,6 +101,36 @@ mod real {
             unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
         }
 
+        /// Copies from byte `from` of a frame on, while others may be writing to it: see [`super::super::racy`].
+        ///
+        /// # Safety
+        /// The range lies inside of the frame, and those behind it; what was copied counts only where nobody wrote
+        /// meanwhile.
+        #[inline(always)]
+        pub(in super::super) unsafe fn copy_out(&self, frame: u32, from: usize, buf: &mut [u8]) {
+            // SAFETY: inside of the memory (the caller's promise).
+            let at = unsafe { self.at(frame).add(from) };
+            // SAFETY: the range is good for reads, and the buffer, which is borrowed, for writes.
+            unsafe { super::super::racy::copy(at.as_ptr(), buf.as_mut_ptr(), buf.len()) };
+        }
+
+        /// Two cache lines of a frame will be wanted; from there on the processor sees for itself what is.
+        #[inline(always)]
+        pub(in super::super) fn prefetch(&self, frame: u32, from: usize) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                let at = frame as usize * PAGE_BYTES + from;
+                let at = self.base.as_ptr().wrapping_add(at).cast_const();
+                // SAFETY: a hint, which faults nowhere; every x86-64 processor has it.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64).cast()) };
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = (frame, from);
+        }
+
         /// Keeps the memory for ever: a device may still touch it.
         pub(in super::super) fn leak(&mut self) {
             std::mem::forget(self.buf.take());
@@ -115,19 +145,28 @@ mod model {
     use crate::mem::Heap;
     use crate::units::Iova;
     use loom::cell::UnsafeCell;
+    use loom::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
     pub(in super::super) const MODEL_BYTES: usize = 2;
 
+    /// The cells notice every access that is not ordered. What is read without holding on to it is read from atomics
+    /// beside them, as is written whatever is written.
     #[derive(Debug)]
-    pub(in super::super) struct Memory(Vec<UnsafeCell<[u8; MODEL_BYTES]>>);
+    pub(in super::super) struct Memory {
+        cells: Vec<UnsafeCell<[u8; MODEL_BYTES]>>,
+        shadows: Vec<[AtomicU8; MODEL_BYTES]>,
+    }
 
     impl Memory {
         pub(in super::super) fn new(_: &Heap, frames: u32) -> Result<Self> {
-            Ok(Self(
-                (0..frames)
+            Ok(Self {
+                cells: (0..frames)
                     .map(|_| UnsafeCell::new([0; MODEL_BYTES]))
                     .collect(),
-            ))
+                shadows: (0..frames)
+                    .map(|_| std::array::from_fn(|_| AtomicU8::new(0)))
+                    .collect(),
+            })
         }
 
         pub(in super::super) fn iova(&self, frame: u32) -> Iova {
@@ -136,13 +175,23 @@ mod model {
 
         pub(in super::super) fn read(&self, frame: u32) -> [u8; MODEL_BYTES] {
             // SAFETY: the cell checks that nobody writes meanwhile.
-            self.0[frame as usize].with(|bytes| unsafe { *bytes })
+            self.cells[frame as usize].with(|bytes| unsafe { *bytes })
         }
 
         pub(in super::super) fn write(&self, frame: u32, value: [u8; MODEL_BYTES]) {
             // SAFETY: the cell checks that nobody else touches it meanwhile.
-            self.0[frame as usize].with_mut(|bytes| unsafe { *bytes = value });
+            self.cells[frame as usize].with_mut(|bytes| unsafe { *bytes = value });
+            for (shadow, value) in self.shadows[frame as usize].iter().zip(value) {
+                shadow.store(value, Relaxed);
+            }
         }
+
+        /// As it comes, while others may be writing to it.
+        pub(in super::super) fn read_racy(&self, frame: u32) -> [u8; MODEL_BYTES] {
+            std::array::from_fn(|at| self.shadows[frame as usize][at].load(Relaxed))
+        }
+
+        pub(in super::super) fn prefetch(&self, _: u32, _: usize) {}
 
         pub(in super::super) fn leak(&mut self) {}
     }

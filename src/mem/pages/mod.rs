@@ -13,6 +13,9 @@
 //! | [`WriteLock`] | all | the word is locked and has no pins |
 //! | [`WritebackPage`] | a device's, to read | the word counts it as a pin |
 //!
+//! A page can also be copied from without any right, and what came out is thrown away where somebody wrote to it
+//! meanwhile (`place.rs`): that is how a hit is read.
+//!
 //! Nobody waits for a pin to go: whoever must write to a pinned page puts another frame into its slot
 //! ([`PageTable::replace`]), and whoever must have it gone empties the slot ([`PageTable::remove`]). The old frame is
 //! then *detached*: its pins are counted apart, and the last one to go gives it back. A frame has a number, never a
@@ -21,11 +24,15 @@
 //!
 //! `loom_tests.rs` runs the protocol under loom (`scripts/loom.sh`).
 
+mod group;
 mod guards;
 #[cfg(loom)]
 #[cfg(test)]
 mod loom_tests;
 mod memory;
+mod place;
+#[cfg(not(loom))]
+mod racy;
 mod run;
 pub(crate) mod sync;
 mod table;
@@ -34,7 +41,10 @@ mod table;
 mod tests;
 mod word;
 
+pub use group::GROUP_SLOTS;
+pub(crate) use group::{Groups, Tag};
 pub use guards::{Pin, WriteLock, WritebackPage};
+pub(crate) use place::Place;
 pub use run::{FrameRun, LentRun};
 pub use table::{Blocked, Look, PageTable, Removed, Which};
 pub use word::{ALL_GRANULES, GRANULE_BYTES, MAX_FRAMES, PAGE_BYTES};

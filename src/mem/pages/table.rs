@@ -4,28 +4,24 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crossbeam::queue::ArrayQueue;
 
-use super::guards::{Pin, WriteLock, WritebackPage};
+use super::group::{GROUP_SLOTS, Group, Groups};
+use super::guards::{Pin, WritebackPage};
 use super::memory::Memory;
 use super::run::{FrameRun, LentRun};
-use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize};
+use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, fence};
 use super::word::{AHEAD, CROWDED, FILLING, LOCKED, MAX_FRAMES, PIN, PRESENT, WRITEBACK, Word};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Segment};
 
-/// Slots of one cache line.
-#[derive(Debug)]
-#[repr(align(64))]
-struct Line([AtomicU64; 8]);
-
 /// Frames and slots. Slots are numbered from 0; a number that is too large panics, as an index does.
 #[derive(Debug)]
 pub struct PageTable {
-    lines: Box<[Line]>,
+    pub(super) groups: Groups,
     /// For each frame: pins that are left from the time when it was in a slot, less those that went before they were
     /// counted. Whoever brings it to 0 gives the frame back.
-    detached: Box<[AtomicI32]>,
+    pub(super) detached: Box<[AtomicI32]>,
     /// Detached frames that were given back, by whoever let go last.
-    orphans: ArrayQueue<u32>,
+    pub(super) orphans: ArrayQueue<u32>,
     /// Runs and pages that devices have.
     lent: AtomicUsize,
     pub(super) memory: Memory,
@@ -118,9 +114,8 @@ impl PageTable {
             ));
         }
         let id = TABLES.fetch_add(1, Relaxed);
-        let line = |_| Line(std::array::from_fn(|_| AtomicU64::new(0)));
         let table = Self {
-            lines: (0..slots.div_ceil(8)).map(line).collect(),
+            groups: Groups::new(slots),
             detached: (0..frames).map(|_| AtomicI32::new(0)).collect(),
             orphans: ArrayQueue::new(frames as usize),
             lent: AtomicUsize::new(0),
@@ -135,21 +130,32 @@ impl PageTable {
         Ok((table, run))
     }
 
-    #[inline]
-    pub(super) fn word(&self, slot: u32) -> &AtomicU64 {
-        &self.lines[slot as usize / 8].0[slot as usize % 8]
+    /// The groups of its slots.
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    fn group(&self, slot: u32) -> (&Group, usize) {
+        let group = &self.groups.0[(slot / GROUP_SLOTS) as usize];
+        (group, (slot % GROUP_SLOTS) as usize)
+    }
+
+    fn word(&self, slot: u32) -> &AtomicU64 {
+        let (group, at) = self.group(slot);
+        &group.words[at]
     }
 
     /// What a slot holds.
     pub fn look(&self, slot: u32) -> Look {
-        let word = Word(self.word(slot).load(Acquire));
+        let (group, at) = self.group(slot);
+        let word = Word(group.words[at].load(Acquire));
         Look {
             present: word.has(PRESENT),
             filling: word.has(FILLING),
             frame: word.frame(),
             uptodate: word.uptodate(),
             dirty: word.dirty(),
-            uses: word.uses(),
+            uses: group.uses(at),
             writeback: word.has(WRITEBACK),
             ahead: word.has(AHEAD),
             locked: word.has(LOCKED),
@@ -167,131 +173,21 @@ impl PageTable {
             .map_err(Word)
     }
 
-    /// Holds on to a page, of which these granules are to be read; counts it as a use if `count` says so.
-    ///
-    /// # Errors
-    /// [`Blocked`].
-    #[inline(always)]
-    pub fn pin(&self, slot: u32, granules: u8, count: bool) -> Result<Pin<'_>, Blocked> {
-        let cell = self.word(slot);
-        let mut seen = cell.load(Relaxed);
-        loop {
-            let word = Word(seen);
-            if !word.readable(granules) {
-                return Err(Self::why(word, granules));
-            }
-            let used = if count { word.used() } else { seen };
-            // Acquire: what was written before the page was unlocked or published is seen.
-            match cell.compare_exchange_weak(seen, used + PIN, Acquire, Relaxed) {
-                Ok(_) => {
-                    return Ok(Pin {
-                        table: self,
-                        cell,
-                        slot,
-                        word: Word(seen),
-                    });
-                }
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn unpin(&self, cell: &AtomicU64, frame: u32) {
-        let mut seen = cell.load(Relaxed);
-        // While the slot owns the frame the pin is counted there. A detached frame never comes back to a slot before
-        // its last pin has gone, and that is this one or a later one.
-        while Word(seen).owns(frame) {
-            match cell.compare_exchange_weak(seen, seen - PIN, Release, Relaxed) {
-                Ok(_) => return,
-                Err(now) => seen = now,
-            }
-        }
-        self.unpin_detached(frame);
-    }
-
-    #[cold]
-    fn unpin_detached(&self, frame: u32) {
-        self.count_detached(frame, -1);
-    }
-
-    fn count_detached(&self, frame: u32, pins: i32) {
-        let before = self.detached[frame as usize].fetch_add(pins, AcqRel);
-        if before + pins == 0 {
-            // The queue has room for all frames.
-            let _ = self.orphans.push(frame);
-        }
-    }
-
-    /// Alone with a page, to write to it. All of `granules` must be up to date; and those of `claim` dirty already, unless
-    /// the page is known to be backed by blocks.
-    ///
-    /// # Errors
-    /// [`Blocked`].
-    #[inline(always)]
-    pub fn lock(&self, slot: u32, granules: u8, claim: u8) -> Result<WriteLock<'_>, Blocked> {
-        let cell = self.word(slot);
-        let mut seen = cell.load(Relaxed);
-        loop {
-            let word = Word(seen);
-            if !word.lockable(granules, claim) {
-                return Err(Self::why_locked(word, granules, claim));
-            }
-            // Acquire: it follows all that readers did before they let go (they only ever change the word by one
-            // operation, so theirs are all in the sequence that is acquired from).
-            match cell.compare_exchange_weak(seen, seen | LOCKED, Acquire, Relaxed) {
-                Ok(_) => {
-                    return Ok(WriteLock {
-                        table: self,
-                        cell,
-                        word: Word(word.used()),
-                    });
-                }
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    #[cold]
-    fn why_locked(word: Word, granules: u8, claim: u8) -> Blocked {
-        match Self::why(word, granules) {
-            Blocked::Shared | Blocked::Crowded if !word.claims(claim) => Blocked::Unbacked,
-            why => why,
-        }
-    }
-
-    #[cold]
-    fn why(word: Word, granules: u8) -> Blocked {
-        if word.has(FILLING) {
-            Blocked::Filling
-        } else if !word.has(PRESENT) {
-            Blocked::Absent
-        } else if word.has(LOCKED) {
-            Blocked::Locked
-        } else if word.uptodate() & granules != granules {
-            Blocked::Partial
-        } else if word.has(AHEAD) {
-            Blocked::Ahead
-        } else if word.has(CROWDED) {
-            Blocked::Crowded
-        } else {
-            Blocked::Shared
-        }
-    }
-
     /// Forgets that a page was read ahead; true for whoever did.
     pub fn arrive(&self, slot: u32) -> bool {
         self.update(slot, |word| {
-            (word.has(PRESENT) && word.has(AHEAD)).then_some(Word(word.0 & !AHEAD))
+            (word.has(PRESENT) && word.has(AHEAD) && !word.has(LOCKED))
+                .then_some(Word(word.0 & !AHEAD))
         })
         .is_ok()
     }
 
     /// Sets how often a page counts as used, while it is in this frame.
     pub fn set_uses(&self, slot: u32, frame: u32, uses: u8) {
-        let _ = self.update(slot, |word| {
-            (word.owns(frame) && !word.has(LOCKED)).then(|| word.with_uses(uses))
-        });
+        let (group, at) = self.group(slot);
+        if Word(group.words[at].load(Relaxed)).owns(frame) {
+            group.set_uses(at, uses);
+        }
     }
 
     /// Puts a page into a slot that is empty or being filled; true where it was being filled, which is over then.
@@ -308,8 +204,11 @@ impl PageTable {
     ) -> Result<bool, FrameRun> {
         self.check_one(&frame);
         let new = Word::present(frame.first, uptodate, dirty).backed_if(backed);
-        match self.update(slot, |word| (!word.has(PRESENT)).then_some(new)) {
-            Ok(before) => Ok(before.has(FILLING)),
+        match self.update(slot, |word| (!word.has(PRESENT)).then(|| new.locked())) {
+            Ok(before) => {
+                self.settle(slot, true);
+                Ok(before.has(FILLING))
+            }
             Err(_) => Err(frame),
         }
     }
@@ -341,10 +240,7 @@ impl PageTable {
         if ahead {
             new.0 |= AHEAD;
         }
-        let marked = Word::filling(frame.first);
-        self.update(slot, |word| (word == marked).then_some(new))
-            .map(|_| ())
-            .map_err(|_| frame)
+        self.settle_marked(slot, frame, new)
     }
 
     /// As [`PageTable::publish`], with data of the program's in it that is dirty.
@@ -361,10 +257,31 @@ impl PageTable {
     ) -> Result<(), FrameRun> {
         self.check_one(&frame);
         let new = Word::present(frame.first, uptodate, dirty).backed_if(backed);
+        self.settle_marked(slot, frame, new)
+    }
+
+    /// Puts a page into a slot that is marked for its frame.
+    fn settle_marked(&self, slot: u32, frame: FrameRun, new: Word) -> Result<(), FrameRun> {
         let marked = Word::filling(frame.first);
-        self.update(slot, |word| (word == marked).then_some(new))
-            .map(|_| ())
-            .map_err(|_| frame)
+        match self.update(slot, |word| (word == marked).then(|| new.locked())) {
+            Ok(_) => {
+                self.settle(slot, true);
+                Ok(())
+            }
+            Err(_) => Err(frame),
+        }
+    }
+
+    /// A page came to a slot, locked: it gets another version, and is unlocked. What a `new` page was used before was
+    /// another page's.
+    fn settle(&self, slot: u32, new: bool) {
+        let (group, at) = self.group(slot);
+        group.next_version(at);
+        if new {
+            group.set_uses(at, 0);
+        }
+        // Not a plain store: a page that was replaced may be written back, and the end of that changes its word.
+        group.words[at].fetch_and(!LOCKED, Release);
     }
 
     /// Takes the mark for a frame away again; false when it is not there any more.
@@ -398,15 +315,16 @@ impl PageTable {
         self.check_one(&frame);
         assert_eq!(pin.table.id, self.id, "a pin of this table");
         let changed = self.update(pin.slot, |word| {
-            // Pinned, so not locked: its bytes are those that were seen, if it is the same frame.
+            // Pinned, so not written to: its bytes are those that were seen, if it is the same frame.
             let same = word.owns(pin.frame()) && word.uptodate() == pin.uptodate();
             (same && word.claims(claim)).then(|| {
                 let moved = word.moved_to(frame.first).with_marks(uptodate, dirty);
-                moved.backed_if(backed)
+                moved.backed_if(backed).locked()
             })
         });
         match changed {
             Ok(before) => {
+                self.settle(pin.slot, false);
                 // At least the caller's own, which goes when this returns.
                 self.count_detached(pin.frame(), before.pins().cast_signed());
                 Ok(!before.is_dirty() && dirty != 0)
@@ -518,6 +436,9 @@ impl PageTable {
 
     /// The one token of a frame that has just lost its slot or its last pin.
     fn token(&self, frame: u32) -> FrameRun {
+        // Whoever reads without holding on and sees something of what is written to it from here on, sees that it has
+        // left its slot.
+        fence(Release);
         FrameRun {
             table: self.id,
             first: frame,
@@ -572,6 +493,14 @@ impl PageTable {
         let (data, zeroes) = part.split_at_mut(bytes.len());
         data.copy_from_slice(bytes);
         zeroes.fill(0);
+    }
+}
+
+impl PageTable {
+    /// A frame's bytes from `from` on will probably be wanted: the processor may fetch them while it does something else.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, frame: u32, from: usize) {
+        self.memory.prefetch(frame, from);
     }
 }
 

@@ -17,7 +17,6 @@ pub const ALL_GRANULES: u8 = u8::MAX;
 ///      28..40  pins: readers, views and writeback that hold on to the frame
 ///      40..48  up to date, a bit a granule
 ///      48..56  dirty, a bit a granule
-///      56..58  uses since it came, saturating
 ///      58      written back right now
 ///      59      locked: one thread writes to it
 ///      60      being filled: the frame belongs to whoever fills it
@@ -34,13 +33,10 @@ const PIN_SHIFT: u32 = 28;
 const PIN_MASK: u64 = 0xfff << PIN_SHIFT;
 const UPTODATE_SHIFT: u32 = 40;
 const DIRTY_SHIFT: u32 = 48;
-const USES_SHIFT: u32 = 56;
-const USES_MASK: u64 = 3 << USES_SHIFT;
 
 pub(super) const PIN: u64 = 1 << PIN_SHIFT;
 /// The highest bit of the count: at half of what it can hold nobody may pin any more.
 pub(super) const CROWDED: u64 = 1 << (PIN_SHIFT + 11);
-pub(super) const USE: u64 = 1 << USES_SHIFT;
 pub(super) const WRITEBACK: u64 = 1 << 58;
 pub(super) const LOCKED: u64 = 1 << 59;
 pub(super) const FILLING: u64 = 1 << 60;
@@ -94,11 +90,6 @@ impl Word {
     }
 
     #[inline]
-    pub(super) fn uses(self) -> u8 {
-        ((self.0 & USES_MASK) >> USES_SHIFT) as u8
-    }
-
-    #[inline]
     pub(super) fn has(self, flags: u64) -> bool {
         self.0 & flags != 0
     }
@@ -114,6 +105,32 @@ impl Word {
     pub(super) fn readable(self, granules: u8) -> bool {
         let want = PRESENT | u64::from(granules) << UPTODATE_SHIFT;
         self.0 & (want | LOCKED | AHEAD | CROWDED) == want
+    }
+
+    /// Whether these granules may be read without holding on to it, if it stays as it is.
+    #[inline(always)]
+    pub(super) fn legible(self, granules: u8) -> bool {
+        let want = PRESENT | u64::from(granules) << UPTODATE_SHIFT;
+        self.0 & (want | LOCKED | AHEAD) == want
+    }
+
+    /// Whether who saw the one and then the other saw the same bytes, if the version is the same, too: others may have
+    /// pinned the page, or written it back.
+    #[inline(always)]
+    pub(super) fn shows_the_same(self, other: Self) -> bool {
+        (self.0 ^ other.0) & (FRAME_MASK | 0xff << UPTODATE_SHIFT | LOCKED | PRESENT) == 0
+    }
+
+    /// Whether its frame is the one behind another's.
+    #[cfg(not(loom))]
+    #[inline(always)]
+    pub(super) fn follows(self, other: Self) -> bool {
+        self.frame() == other.frame() + 1
+    }
+
+    /// The same, with somebody alone with it.
+    pub(super) fn locked(self) -> Self {
+        Self(self.0 | LOCKED)
     }
 
     /// Whether it may be locked, where these granules must be up to date already, and those of `claim` have blocks.
@@ -146,13 +163,6 @@ impl Word {
         self.dirty() != 0 || self.has(WRITEBACK)
     }
 
-    /// One use more, if there is room for it in the count.
-    #[inline]
-    pub(super) fn used(self) -> u64 {
-        let full = (self.0 & (self.0 >> 1)) & USE;
-        self.0 + (USE ^ full)
-    }
-
     #[inline]
     pub(super) fn with_marks(self, uptodate: u8, dirty: u8) -> Self {
         Self(self.0 | u64::from(uptodate) << UPTODATE_SHIFT | u64::from(dirty) << DIRTY_SHIFT)
@@ -160,10 +170,6 @@ impl Word {
 
     pub(super) fn without_dirty(self) -> Self {
         Self(self.0 & !(0xff << DIRTY_SHIFT))
-    }
-
-    pub(super) fn with_uses(self, uses: u8) -> Self {
-        Self((self.0 & !USES_MASK) | u64::from(uses & 3) << USES_SHIFT)
     }
 
     /// The same page in another frame, with no pins on it.
@@ -179,7 +185,6 @@ impl fmt::Debug for Word {
             .field("pins", &self.pins())
             .field("uptodate", &self.uptodate())
             .field("dirty", &self.dirty())
-            .field("uses", &self.uses())
             .field("writeback", &self.has(WRITEBACK))
             .field("locked", &self.has(LOCKED))
             .field("filling", &self.has(FILLING))
@@ -236,13 +241,10 @@ mod tests {
         let word = Word::present(MAX_FRAMES - 1, 0x5a, 0xa5);
         assert_eq!(word.frame(), MAX_FRAMES - 1);
         assert_eq!((word.uptodate(), word.dirty()), (0x5a, 0xa5));
-        assert_eq!((word.pins(), word.uses()), (0, 0));
-        let mut used = word;
-        for uses in [1, 2, 3, 3, 3] {
-            used = Word(used.used());
-            assert_eq!(used.uses(), uses);
-        }
-        assert_eq!(used.with_uses(0), word);
+        assert_eq!(word.pins(), 0);
+        assert!(word.legible(0x5a) && !word.legible(0x01) && !word.locked().legible(0));
+        assert!(Word((word.0 + PIN) | WRITEBACK | BACKED).shows_the_same(word));
+        assert!(!word.locked().shows_the_same(word) && !word.moved_to(3).shows_the_same(word));
         assert!(word.readable(0x5a) && !word.readable(0x01));
         assert!(!Word(word.0 | CROWDED).readable(0) && !Word(word.0 | LOCKED).readable(0));
         assert!(word.lockable(0, 0xa5) && !Word(word.0 + PIN).lockable(0, 0));

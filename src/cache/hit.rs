@@ -1,0 +1,331 @@
+//! Hits: what is read and written in memory. The way of most operations is short and taken first: the leaf is where it is
+//! guessed to be, or the first in its bucket, and the page is up to date as a whole. Everything else is out of line.
+
+use crossbeam::utils::Backoff;
+
+use super::file::{FileCache, FileInner, Writing, Wrote, leaf_of, place};
+use super::index::LEAF_PAGES;
+use super::stats::{Guess, Tally};
+use crate::mem::pages::{
+    ALL_GRANULES, Blocked, PAGE_BYTES, Pin, Place, Tag, WriteLock, granules_touched,
+};
+
+/// How often a page that somebody writes to is waited for before its thread is given the processor.
+const PATIENCE: u32 = 1 << 20;
+
+impl FileCache {
+    /// Copies what is cached of the range, up to the first byte that is not and to the end of the file. Returns the
+    /// bytes copied; what the rest of `buf` holds then is anything.
+    #[inline]
+    pub fn read_hit(&self, tally: &mut Tally, pos: u64, buf: &mut [u8]) -> usize {
+        let want = self.within(pos, buf.len());
+        let (page, from) = place(pos);
+        if want == 0 || want > PAGE_BYTES - from {
+            return self.read_pages(tally, pos, &mut buf[..want]);
+        }
+        if !self
+            .0
+            .read_page(&mut tally.guess, page, from, &mut buf[..want])
+        {
+            return 0;
+        }
+        tally.hits += 1;
+        want
+    }
+
+    /// As [`FileCache::read_hit`], of several pages.
+    #[inline(never)]
+    fn read_pages(&self, tally: &mut Tally, pos: u64, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buf.len() {
+            let (page, from) = place(pos + done as u64);
+            if from == 0 {
+                let pages = self.0.read_run(page, &mut buf[done..]);
+                tally.hits += pages as u64;
+                done += pages * PAGE_BYTES;
+                if pages > 0 {
+                    continue;
+                }
+            }
+            let len = (PAGE_BYTES - from).min(buf.len() - done);
+            let part = &mut buf[done..done + len];
+            if !self.0.read_page(&mut tally.guess, page, from, part) {
+                break;
+            }
+            tally.hits += 1;
+            done += len;
+        }
+        done
+    }
+
+    /// Overwrites what is cached of the range, inside of the file, up to the first page that is not there, of which more
+    /// would have to be, or for which the filesystem must be asked: one that is clean, and not known to have blocks of its
+    /// own. Returns the bytes written; they are dirty.
+    #[inline]
+    pub fn write_hit(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
+        let want = self.within(pos, data.len());
+        let (page, from) = place(pos);
+        if want == 0 || want > PAGE_BYTES - from {
+            return self.write_pages(tally, pos, &data[..want]);
+        }
+        let (guess, data) = (&mut tally.guess, &data[..want]);
+        if self.0.overwrite(guess, page, from, data, Writing::Hit) != Wrote::Yes {
+            return 0;
+        }
+        tally.hits += 1;
+        want
+    }
+
+    /// As [`FileCache::write_hit`], of several pages.
+    #[inline(never)]
+    fn write_pages(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
+        let mut done = 0;
+        while done < data.len() {
+            let (page, from) = place(pos + done as u64);
+            if from == 0 {
+                let pages = self.0.overwrite_run(page, &data[done..]);
+                tally.hits += pages as u64;
+                done += pages * PAGE_BYTES;
+                if pages > 0 {
+                    continue;
+                }
+            }
+            let len = (PAGE_BYTES - from).min(data.len() - done);
+            let bytes = &data[done..done + len];
+            let guess = &mut tally.guess;
+            if self.0.overwrite(guess, page, from, bytes, Writing::Hit) != Wrote::Yes {
+                break;
+            }
+            tally.hits += 1;
+            done += len;
+        }
+        done
+    }
+
+    /// Writes into a page that is there, in the middle of a write by [`crate::iomap`].
+    pub(crate) fn write_cached(&self, pos: u64, data: &[u8], writing: Writing) -> Wrote {
+        let (page, from) = place(pos);
+        let mut guess = Guess::default();
+        self.0.overwrite(&mut guess, page, from, data, writing)
+    }
+
+    /// How much of a range is inside of the file.
+    #[inline(always)]
+    fn within(&self, pos: u64, len: usize) -> usize {
+        let left = self.size_bytes().saturating_sub(pos);
+        usize::try_from(left).unwrap_or(usize::MAX).min(len)
+    }
+}
+
+impl FileInner {
+    /// The leaf that is most often the one; who uses a page of it asks whose it is.
+    #[inline(always)]
+    fn head(&self, no: u64) -> Option<Place<'_>> {
+        let inner = self.cache.inner();
+        inner.pages.place(inner.index.head(self.salt, no))
+    }
+
+    /// As `head`, by a guess that proved right the last time.
+    #[inline(always)]
+    fn guessed(&self, guess: &Guess, no: u64) -> Option<Place<'_>> {
+        let inner = self.cache.inner();
+        let leaf = if guess.sure {
+            guess.leaf(no)
+        } else {
+            inner.index.head(self.salt, no)
+        };
+        inner.pages.place(leaf)
+    }
+
+    /// Copies out of one page.
+    #[inline(always)]
+    fn read_page(&self, guess: &mut Guess, page: u64, from: usize, buf: &mut [u8]) -> bool {
+        let (no, slot) = leaf_of(page);
+        if guess.sure {
+            let pages = &self.cache.inner().pages;
+            pages.prefetch(guess.frame(page), from);
+        }
+        let still = |tag: &Tag| tag.is(self.id, no);
+        if let Some(leaf) = self.guessed(guess, no)
+            && let Some(frame) = leaf.read(slot, ALL_GRANULES, from, buf, still)
+        {
+            guess.learn(no, leaf.number(), page, frame);
+            return true;
+        }
+        guess.sure = false;
+        self.read_page_slowly(page, from, buf)
+    }
+
+    /// Copies whole pages of one leaf, as many as lie side by side: how many.
+    fn read_run(&self, page: u64, buf: &mut [u8]) -> usize {
+        let (no, slot) = leaf_of(page);
+        let still = |tag: &Tag| tag.is(self.id, no);
+        self.head(no)
+            .map_or(0, |leaf| leaf.read_run(slot, buf, still))
+    }
+
+    /// Overwrites whole pages of one leaf, as many as lie side by side: how many.
+    fn overwrite_run(&self, page: u64, data: &[u8]) -> usize {
+        let (no, slot) = leaf_of(page);
+        let Some(leaf) = self.head(no).filter(|leaf| leaf.tag().is(self.id, no)) else {
+            return 0;
+        };
+        let mut run = leaf.lock_run(slot, data.len() / PAGE_BYTES);
+        let pages = run.len();
+        // With a page that is held, the leaf does not change hands any more.
+        if pages == 0
+            || !leaf.tag().is(self.id, no)
+            || !self.allows(Writing::Hit, page + pages as u64 - 1, PAGE_BYTES)
+            || !run.put(&data[..pages * PAGE_BYTES])
+        {
+            return 0;
+        }
+        for lock in run.into_locks() {
+            self.unlock_written(lock, leaf.number(), page, ALL_GRANULES, false);
+        }
+        pages
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_page_slowly(&self, page: u64, from: usize, buf: &mut [u8]) -> bool {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let to = from + buf.len();
+        let still = |tag: &Tag| tag.is(self.id, no);
+        // It may be further down in its bucket, or up to date in part.
+        let leaf = inner.index.find(self.id, no);
+        let leaf = leaf.and_then(|leaf| inner.pages.place(leaf));
+        let granules = granules_touched(from, to);
+        let leaf = leaf.and_then(|leaf| leaf.read(slot, granules, from, buf, still));
+        if leaf.is_some() {
+            return true;
+        }
+        let Some(pin) = self.pin_slowly(page, granules) else {
+            return false;
+        };
+        buf.copy_from_slice(&pin.bytes()[from..to]);
+        true
+    }
+
+    /// Holds on to a page that is up to date between these bytes, at least.
+    #[inline(always)]
+    pub(super) fn pin(&self, page: u64, from: usize, to: usize) -> Option<Pin<'_>> {
+        let (no, slot) = leaf_of(page);
+        if let Some(leaf) = self.head(no)
+            && leaf.tag().is(self.id, no)
+            && let Ok(pin) = leaf.pin(slot, ALL_GRANULES)
+        {
+            // Asked again: with a page that is held, the leaf does not change hands any more.
+            if leaf.tag().is(self.id, no) {
+                pin.used();
+                return Some(pin);
+            }
+            drop(pin);
+        }
+        self.pin_slowly(page, granules_touched(from, to))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pin_slowly(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let backoff = Backoff::new();
+        for _ in 0..PATIENCE {
+            let leaf = inner.index.find(self.id, no)?;
+            let at = leaf * LEAF_PAGES + slot;
+            match inner.pages.pin(at, granules, true) {
+                Ok(pin) => return inner.index.is(leaf, self.id, no).then_some(pin),
+                Err(Blocked::Ahead) => inner.arrived(at),
+                Err(Blocked::Locked) => backoff.snooze(),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Writes into one page, if that takes nothing from the device.
+    #[inline]
+    fn overwrite(
+        &self,
+        guess: &mut Guess,
+        page: u64,
+        from: usize,
+        bytes: &[u8],
+        writing: Writing,
+    ) -> Wrote {
+        let (no, slot) = leaf_of(page);
+        let to = from + bytes.len();
+        let touched = self.touched(from, to);
+        if let Some(leaf) = self.guessed(guess, no)
+            && leaf.tag().is(self.id, no)
+            && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, writing.claim(touched))
+            && leaf.tag().is(self.id, no)
+            // A truncation sets the size first, and drops this page after: either it finds what is written here, or it
+            // is seen here.
+            && self.allows(writing, page, to)
+            && lock.put(from, bytes)
+        {
+            guess.learn(no, leaf.number(), page, lock.frame());
+            self.unlock_written(lock, leaf.number(), page, touched, writing.backed());
+            return Wrote::Yes;
+        }
+        guess.sure = false;
+        self.overwrite_slowly(page, from, bytes, writing)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn overwrite_slowly(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
+        let to = from + bytes.len();
+        let marks = self.marks(from, to);
+        match self.lock(page, marks.needed, writing.claim(marks.touched)) {
+            Ok((mut lock, leaf)) => {
+                if !self.allows(writing, page, to) || !lock.put(from, bytes) {
+                    return Wrote::Missing;
+                }
+                self.unlock_written(lock, leaf, page, marks.touched, writing.backed());
+                Wrote::Yes
+            }
+            Err(Blocked::Shared | Blocked::Crowded) => {
+                self.copy_and_write(page, from, bytes, writing)
+            }
+            Err(_) => Wrote::Missing,
+        }
+    }
+
+    /// Alone with a page of which these granules are up to date; and its leaf.
+    pub(super) fn lock(
+        &self,
+        page: u64,
+        needed: u8,
+        claim: u8,
+    ) -> Result<(WriteLock<'_>, u32), Blocked> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let backoff = Backoff::new();
+        // Views and writeback do not let go soon, others do.
+        let mut patience_with_readers = 64;
+        let mut blocked = Blocked::Absent;
+        for _ in 0..PATIENCE {
+            let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
+            let at = leaf * LEAF_PAGES + slot;
+            match inner.pages.lock(at, needed, claim) {
+                Ok(lock) if inner.index.is(leaf, self.id, no) => return Ok((lock, leaf)),
+                Ok(_) => return Err(Blocked::Absent),
+                Err(why) => blocked = why,
+            }
+            match blocked {
+                Blocked::Ahead => inner.arrived(at),
+                Blocked::Locked => backoff.snooze(),
+                Blocked::Shared if patience_with_readers > 0 && !inner.pages.look(at).writeback => {
+                    patience_with_readers -= 1;
+                    std::hint::spin_loop();
+                }
+                other => return Err(other),
+            }
+        }
+        Err(blocked)
+    }
+}
