@@ -49,6 +49,23 @@ fn the_next_client_waits_until_the_one_before_has_left() {
 }
 
 #[test]
+fn a_short_answer_says_where_the_capabilities_of_a_region_would_be() {
+    let serving = serving();
+    let mut raw = Raw::greeted(&serving.socket());
+    let (bar0, capabilities) = (0, 1 << 3);
+    for room in [32u32, 4096] {
+        let (answer, _) = raw
+            .call(GET_REGION_INFO, &words(&[room, 0, bar0, 0], &[0, 0]), &[])
+            .unwrap();
+        let word = |at: usize| u32::from_le_bytes(answer[at * 4..][..4].try_into().unwrap());
+        assert_eq!(word(1) & capabilities, capabilities);
+        // QEMU takes anything below 32, and beyond what is said to be needed, for nonsense.
+        assert_eq!((word(0), word(3)), (64, 32));
+        assert_eq!(answer.len(), if room == 32 { 32 } else { 64 });
+    }
+}
+
+#[test]
 fn what_is_no_version_ends_the_connection() {
     let serving = serving();
     let socket = serving.socket();

@@ -256,11 +256,12 @@ impl<'a> Session<'a> {
         let whole = size_of::<wire::RegionInfo>() + size_of::<wire::SparseArea>();
         info.flags = (wire::REGION_READ_WRITE | wire::REGION_MMAP | wire::REGION_CAPS).into();
         info.argsz = u32::try_from(whole).unwrap_or(u32::MAX).into();
+        // Even where there is no room for them: QEMU takes a flag without an offset for an error.
+        info.cap_offset = 32.into();
         if room < whole {
             // It may ask again, with more room.
             return Ok(Reply::of(&info));
         }
-        info.cap_offset = 32.into();
         Ok(Reply {
             with_doorbells: true,
             ..Reply::of(&info).and(area.as_bytes())
