@@ -232,8 +232,8 @@ impl<S: Source> Direct<S> {
         slot.pos = slot.end;
         slot.in_flight = 1;
         slot.stage = Stage::Submitted;
-        // A free slot has neither, so nothing is forgotten; not to look for it saves what dropping it would cost.
-        std::mem::forget(slot.lent.replace(lent));
+        slot.lent = Some(lent);
+        // A free slot has none, so nothing is forgotten; not to look for it saves what dropping it would cost.
         std::mem::forget(std::mem::replace(&mut slot.source, request.source));
         Ok(index)
     }
