@@ -13,7 +13,7 @@ use super::cgroup::MemoryLimit;
 use super::environment::Environment;
 use super::hist::{Direction, rate};
 use super::kernel::KernelEngine;
-use super::medium::{Medium, MediumInfo, MediumSpec};
+use super::medium::{CacheSpec, Medium, MediumInfo, MediumSpec};
 use super::progress::Progress;
 use super::runner::{self, Outcome, check_interrupted};
 use super::workload::{Rw, Workload, mix};
@@ -143,8 +143,8 @@ pub(crate) struct Comparison {
     pub(crate) write_file_bytes: u64,
     pub(crate) rows: Vec<Row>,
     pub(crate) checks: Vec<Check>,
-    /// How large xtent's page cache was.
-    pub(crate) cache_bytes: Option<usize>,
+    /// xtent's page cache.
+    pub(crate) cache: Option<CacheSpec>,
     /// Why the kernel's memory was not limited although it was to be.
     pub(crate) kernel_unlimited: Option<String>,
 }
@@ -222,9 +222,9 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     let write_file_bytes = file_bytes(&volume, &plan.write_file)?;
     let before = xtent_checksum(&volume, &plan.read_file)?;
     drop(volume);
-    let cache_bytes = plan
+    let cache = plan
         .buffered
-        .then(|| cache_bytes(&plan, read_file_bytes + write_file_bytes));
+        .then(|| cache_of(&plan, read_file_bytes, write_file_bytes));
     let mut kernel_unlimited = None;
     let mut checks = Vec::new();
     if let Some(filled) = found.filled_crc {
@@ -259,7 +259,7 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
             kernel_round(&plan, &mut medium, round, &mut rows, progress)?;
             kernel_unlimited = limit.and_then(Result::err);
         }
-        let volume = medium.open(cache_bytes)?;
+        let volume = medium.open(cache)?;
         xtent_round(&plan, &volume, round, &mut rows, progress)?;
     }
     progress.message("checking the contents");
@@ -275,7 +275,7 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
         write_file_bytes,
         rows,
         checks,
-        cache_bytes,
+        cache,
         kernel_unlimited,
     })
 }
@@ -474,10 +474,16 @@ fn file_of<'a>(plan: &'a Plan, workload: &Workload) -> &'a str {
     }
 }
 
-/// The size of a cache for all of both files, unless a size was given.
-fn cache_bytes(plan: &Plan, files_bytes: u64) -> usize {
-    let all = files_bytes + files_bytes / 16 + (8 << 20);
-    usize::try_from(plan.memory_bytes.unwrap_or(all)).unwrap_or(usize::MAX)
+/// A cache for all of both files, all of the one dirty if it comes to that, as the kernel lets it be where there is plenty of
+/// memory; unless a size was given.
+fn cache_of(plan: &Plan, read_bytes: u64, write_bytes: u64) -> CacheSpec {
+    let files = read_bytes + write_bytes;
+    // Writers begin to write back at half of what may be dirty.
+    let all = (files + files / 16).max(write_bytes / 2 * 5) + (8 << 20);
+    CacheSpec {
+        bytes: usize::try_from(plan.memory_bytes.unwrap_or(all)).unwrap_or(usize::MAX),
+        dirty_percent: if plan.is_warm() { 90 } else { 20 },
+    }
 }
 
 /// One read of each file as a whole, unmeasured, so that both sides begin with all of it cached.

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use xtent::device::vfio::PciAddress;
 use xtent::sys::XfsMount;
-use xtent::volume::{Volume, VolumeOptions};
+use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
 use super::handover::{self, Handover};
 use super::image::{self, READ_FILE, WRITE_FILE};
+use super::medium::{self, CacheSpec};
 use super::nvme_sysfs::{Controller, Namespace, Places};
 use super::pattern;
 use super::runner::check_interrupted;
@@ -163,17 +164,13 @@ impl Disk {
     }
 
     /// xtent's way: over VFIO. What it opens must be dropped before the disk goes back.
-    pub(crate) fn open(&mut self, cache_bytes: Option<usize>) -> Result<Volume> {
+    pub(crate) fn open(&mut self, cache: Option<CacheSpec>) -> Result<Volume> {
         // The first time, and after each turn of the kernel; while vfio has it, nobody else can.
         if self.handover.controller.driver().as_deref() == Some(handover::KERNEL_DRIVER) {
             self.check_free()?;
             self.handover.give_to_vfio()?;
         }
-        let options = VolumeOptions {
-            cache_bytes,
-            ..VolumeOptions::default()
-        };
-        let volume = Volume::open(&self.target, &options)?;
+        let volume = Volume::open(&self.target, &medium::options(cache))?;
         let serial = volume.info().target.serial;
         if serial.trim() == self.serial {
             return Ok(volume);

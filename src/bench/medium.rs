@@ -38,6 +38,14 @@ pub(crate) struct MediumInfo {
     pub(crate) filled_crc: Option<u32>,
 }
 
+/// The page cache of xtent's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CacheSpec {
+    pub(crate) bytes: usize,
+    /// Of it, how much may be dirty.
+    pub(crate) dirty_percent: u8,
+}
+
 /// Ready for both sides, one at a time: what one opened is closed before the other is asked for.
 #[derive(Debug)]
 pub(crate) enum Medium {
@@ -91,11 +99,11 @@ impl Medium {
         }
     }
 
-    /// xtent's way, with a page cache of this size.
-    pub(crate) fn open(&mut self, cache_bytes: Option<usize>) -> Result<Volume> {
+    /// xtent's way.
+    pub(crate) fn open(&mut self, cache: Option<CacheSpec>) -> Result<Volume> {
         match self {
-            Self::Image(spec) => open_image(spec, cache_bytes),
-            Self::Disk(disk) => disk.open(cache_bytes),
+            Self::Image(spec) => open_image(spec, cache),
+            Self::Disk(disk) => disk.open(cache),
         }
     }
 
@@ -116,7 +124,18 @@ impl Medium {
     }
 }
 
-fn open_image(spec: &ImageSpec, cache_bytes: Option<usize>) -> Result<Volume> {
+/// How a volume with such a cache is opened.
+pub(super) fn options(cache: Option<CacheSpec>) -> VolumeOptions {
+    let defaults = VolumeOptions::default();
+    VolumeOptions {
+        cache_bytes: cache.map(|cache| cache.bytes),
+        cache_dirty_percent: cache
+            .map_or(defaults.cache_dirty_percent, |cache| cache.dirty_percent),
+        ..defaults
+    }
+}
+
+fn open_image(spec: &ImageSpec, cache: Option<CacheSpec>) -> Result<Volume> {
     let path = spec.path.to_str().ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidInput,
@@ -128,8 +147,7 @@ fn open_image(spec: &ImageSpec, cache_bytes: Option<usize>) -> Result<Volume> {
         &target,
         &VolumeOptions {
             controller: spec.controller,
-            cache_bytes,
-            ..VolumeOptions::default()
+            ..options(cache)
         },
     )
 }

@@ -12,14 +12,15 @@ use super::medium::MediumSpec;
 /// What stands behind a side, in words that keep anybody from taking it for something else.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
     let mut text = beneath(comparison, side);
-    let Some(cache_bytes) = comparison.cache_bytes else {
+    let Some(cache) = comparison.cache else {
         return text;
     };
     let _ = match side {
         Side::Xtent => write!(
             text,
-            " Files through xtent's page cache of {} MiB, which is of the same memory.",
-            cache_bytes >> 20
+            " Files through xtent's page cache of {} MiB of the same memory, at most {} % of it dirty.",
+            cache.bytes >> 20,
+            cache.dirty_percent
         ),
         Side::Kernel => match (comparison.plan.memory_bytes, &comparison.kernel_unlimited) {
             (Some(bytes), None) => write!(
@@ -251,7 +252,7 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
         "buffered": plan.buffered,
         "fsync": plan.fsync,
         "memory_bytes": plan.memory_bytes,
-        "cache_bytes": comparison.cache_bytes,
+        "cache_bytes": comparison.cache.map(|cache| cache.bytes),
         "kernel not limited": comparison.kernel_unlimited,
         "kernel left out": plan.leave_kernel_out,
         "behind": {
@@ -476,7 +477,7 @@ mod tests {
                 good: true,
                 result: "agree".into(),
             }],
-            cache_bytes: None,
+            cache: None,
             kernel_unlimited: None,
         }
     }

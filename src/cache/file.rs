@@ -120,11 +120,14 @@ impl FileCache {
     }
 
     /// Has others who hold on to the page of a position keep a copy of it, where there are any: nobody holds on to the one
-    /// that the file has then.
-    pub(crate) fn unshare(&self, pos: u64) {
+    /// that the file has then. False when there is no frame for a copy.
+    pub(crate) fn unshare(&self, pos: u64) -> bool {
         let (page, _) = place(pos);
-        if let Err(Blocked::Shared | Blocked::Crowded) = self.0.lock(page, 0, 0).map(drop) {
-            self.0.copy_and_write(page, 0, &[], Writing::Hit);
+        match self.0.lock(page, 0, 0).map(drop) {
+            Err(Blocked::Shared | Blocked::Crowded) => {
+                self.0.copy_and_write(page, 0, &[], Writing::Hit) != Wrote::NoFrame
+            }
+            _ => true,
         }
     }
 

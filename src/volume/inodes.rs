@@ -67,6 +67,7 @@ pub(super) struct Inodes {
     table: Mutex<Table>,
     cache: Mutex<Option<Cache>>,
     cache_bytes: Option<usize>,
+    dirty_percent: u8,
     memory_limit_bytes: usize,
 }
 
@@ -93,6 +94,7 @@ impl Inodes {
             table: Mutex::default(),
             cache: Mutex::new(None),
             cache_bytes: options.cache_bytes,
+            dirty_percent: options.cache_dirty_percent,
             memory_limit_bytes: options.memory_limit_bytes,
         }
     }
@@ -177,6 +179,8 @@ impl Inodes {
                 let free = HugePageCount::now().map_or(0, |count| count.free);
                 default_bytes(free).min(self.memory_limit_bytes / 2)
             }),
+            background_percent: self.dirty_percent / 2,
+            hard_percent: self.dirty_percent,
             ..CacheConfig::default()
         };
         Cache::new(&volume.target.heap, config).map_err(|error| {

@@ -48,6 +48,9 @@ pub struct VolumeOptions {
     /// The page cache of buffered files, in bytes, all of its own needs included. It is taken when the first such file
     /// is opened. `None` for an eighth of the free hugepages, but 64 MiB where there are enough.
     pub cache_bytes: Option<usize>,
+    /// The most of the page cache that may be dirty, in percent, 1 to 90: who would make more of it so writes back first.
+    /// From half of it on, writers write some of their file back.
+    pub cache_dirty_percent: u8,
     /// Time after which a command counts as lost.
     pub command_timeout: Duration,
     /// How threads wait for the device. An embedded controller that is not told otherwise runs on a thread of its
@@ -66,6 +69,7 @@ impl Default for VolumeOptions {
             huge_pages: HugePages::default(),
             memory_limit_bytes: usize::MAX,
             cache_bytes: None,
+            cache_dirty_percent: 20,
             command_timeout: Duration::from_secs(30),
             wait: Wait::Poll,
         }

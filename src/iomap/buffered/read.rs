@@ -239,12 +239,18 @@ impl<Q: Queue> Buffered<Q> {
         self.ring.poll();
     }
 
-    /// Begins to read what is missing of a range, and waits for none of it; as much as a quarter of the cache at most.
+    /// Begins to read what is missing of a range, and waits for none of it; no more than an eighth of the cache, together
+    /// with what this thread reads ahead already.
     pub fn read_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, range: Range<u64>) {
         self.collect_ahead(ops);
         let size = file.size_bytes();
         let end = range.end.min(size).div_ceil(PAGE);
-        let mut left = self.cache.pages() as u64 / 4;
+        let in_flight: u64 = self
+            .in_flight
+            .iter()
+            .map(|ahead| ahead.fill.len() as u64)
+            .sum();
+        let mut left = (self.cache.pages() as u64 / 8).saturating_sub(in_flight);
         let mut page = range.start / PAGE;
         while page < end && left > 0 {
             if file.state(page, 0, PAGE_BYTES) != PageState::Absent {

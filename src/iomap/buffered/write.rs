@@ -176,7 +176,7 @@ impl<Q: Queue> Buffered<Q> {
     ///
     /// # Errors
     /// A failure to write back; that no page can be had, after a while.
-    pub(super) fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
+    pub fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
         self.settle(ops);
         if self.write_out(file, ops, 0..u64::MAX, usize::MAX)? > 0 {
             self.starved = 0;

@@ -29,7 +29,7 @@ pub enum Advice {
     Sequential,
     /// Anywhere: nothing is read that was not asked for. For the whole file, by this handle.
     Random,
-    /// The range is needed soon: what of it is not cached begins to be read, a quarter of the cache at most.
+    /// The range is needed soon: what of it is not cached begins to be read, an eighth of the cache at most.
     WillNeed,
     /// The range is not needed any more: it is written back where it is dirty, and its pages go.
     DontNeed,
@@ -240,6 +240,7 @@ impl File {
             if let Some(view) = pages.view(pos, len) {
                 return Ok(Some(view));
             }
+            std::thread::yield_now();
         }
         Err(in_the_way())
     }
@@ -287,7 +288,12 @@ impl File {
                 return Ok(Some(view));
             }
             self.bring(io, start, PAGE_BYTES)?;
-            pages.unshare(pos);
+            if pages.unshare(pos) {
+                std::thread::yield_now();
+            } else {
+                let inner = &mut io.buffered()?.inner;
+                inner.make_clean(pages, &mut self.shared.ops())?;
+            }
         }
         Err(in_the_way())
     }
