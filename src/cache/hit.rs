@@ -125,34 +125,34 @@ impl FileInner {
         inner.pages.place(inner.index.head(self.salt, no))
     }
 
-    /// As `head`, by a guess that proved right the last time.
-    #[inline(always)]
-    fn guessed(&self, guess: &Guess, no: u64) -> Option<Place<'_>> {
-        let inner = self.cache.inner();
-        let leaf = if guess.sure {
-            guess.leaf(no)
-        } else {
-            inner.index.head(self.salt, no)
-        };
-        inner.pages.place(leaf)
-    }
-
     /// Copies out of one page.
     #[inline(always)]
     fn read_page(&self, guess: &mut Guess, page: u64, from: usize, buf: &mut [u8]) -> bool {
-        let (no, slot) = leaf_of(page);
-        if guess.sure {
-            let pages = &self.cache.inner().pages;
-            pages.prefetch(guess.frame(page), from);
+        if !guess.sure {
+            return self.read_page_unsure(guess, page, from, buf);
         }
+        let (no, slot) = leaf_of(page);
+        let pages = &self.cache.inner().pages;
+        let expected = guess.frame(page);
+        pages.prefetch(expected, from);
         let still = |tag: &Tag| tag.is(self.id, no);
-        if let Some(leaf) = self.guessed(guess, no)
+        let leaf = pages.place(guess.leaf(no));
+        let frame = leaf.and_then(|leaf| leaf.read(slot, ALL_GRANULES, from, buf, still));
+        guess.sure = frame == Some(expected);
+        frame.is_some() || self.read_page_unsure(guess, page, from, buf)
+    }
+
+    /// The same by the index.
+    #[inline(never)]
+    fn read_page_unsure(&self, guess: &mut Guess, page: u64, from: usize, buf: &mut [u8]) -> bool {
+        let (no, slot) = leaf_of(page);
+        let still = |tag: &Tag| tag.is(self.id, no);
+        if let Some(leaf) = self.head(no)
             && let Some(frame) = leaf.read(slot, ALL_GRANULES, from, buf, still)
         {
             guess.learn(no, leaf.number(), page, frame);
             return true;
         }
-        guess.sure = false;
         self.read_page_slowly(page, from, buf)
     }
 
@@ -255,29 +255,39 @@ impl FileInner {
         bytes: &[u8],
         writing: Writing,
     ) -> Wrote {
-        let (no, slot) = leaf_of(page);
-        let to = from + bytes.len();
-        let touched = self.touched(from, to);
-        if let Some(leaf) = self.guessed(guess, no)
-            && leaf.tag().is(self.id, no)
-            && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, writing.claim(touched))
-            && leaf.tag().is(self.id, no)
-            // A truncation sets the size first, and drops this page after: either it finds what is written here, or it
-            // is seen here.
-            && self.allows(writing, page, to)
-            && lock.put(from, bytes)
-        {
-            guess.learn(no, leaf.number(), page, lock.frame());
-            self.unlock_written(lock, leaf.number(), page, touched, writing.backed());
-            return Wrote::Yes;
+        if guess.sure {
+            let (no, slot) = leaf_of(page);
+            let (to, expected) = (from + bytes.len(), guess.frame(page));
+            let touched = self.touched(from, to);
+            let leaf = self.cache.inner().pages.place(guess.leaf(no));
+            // Whose page it is, is asked once it is held: then the leaf does not change hands any more. (Another's is let go of
+            // as it was.)
+            if let Some(leaf) = leaf
+                && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, writing.claim(touched))
+                && leaf.tag().is(self.id, no)
+                // A truncation sets the size first, and drops this page after: either it finds what is written here, or it
+                // is seen here.
+                && self.allows(writing, page, to)
+                && lock.put(from, bytes)
+            {
+                guess.sure = lock.frame() == expected;
+                self.unlock_written(lock, leaf.number(), page, touched, writing.backed());
+                return Wrote::Yes;
+            }
         }
-        guess.sure = false;
-        self.overwrite_slowly(page, from, bytes, writing)
+        self.overwrite_slowly(guess, page, from, bytes, writing)
     }
 
-    #[cold]
+    /// The same by the index.
     #[inline(never)]
-    fn overwrite_slowly(&self, page: u64, from: usize, bytes: &[u8], writing: Writing) -> Wrote {
+    fn overwrite_slowly(
+        &self,
+        guess: &mut Guess,
+        page: u64,
+        from: usize,
+        bytes: &[u8],
+        writing: Writing,
+    ) -> Wrote {
         let to = from + bytes.len();
         let marks = self.marks(from, to);
         match self.lock(page, marks.needed, writing.claim(marks.touched)) {
@@ -285,10 +295,12 @@ impl FileInner {
                 if !self.allows(writing, page, to) || !lock.put(from, bytes) {
                     return Wrote::Missing;
                 }
+                guess.learn(leaf_of(page).0, leaf, page, lock.frame());
                 self.unlock_written(lock, leaf, page, marks.touched, writing.backed());
                 Wrote::Yes
             }
             Err(Blocked::Shared | Blocked::Crowded) => {
+                guess.sure = false;
                 self.copy_and_write(page, from, bytes, writing)
             }
             Err(_) => Wrote::Missing,

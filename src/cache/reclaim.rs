@@ -4,6 +4,9 @@
 //! back soon after it was evicted (a ghost), lives in the main one. [`Policy::Clock`] has
 //! the main queue only. A hit writes to no queue: it counts in a byte beside the page's word, up to 3.
 //!
+//! What is new also goes to the main queue as long as there is room in it: so of a loop that is larger than the cache the
+//! main queue keeps a part, which nothing that is used as seldom drives out.
+//!
 //! `policy_tests.rs` measures both, beside caches of other crates.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -13,6 +16,9 @@ use crossbeam::queue::ArrayQueue;
 use super::ghosts::Ghosts;
 use crate::mem::pages::sync::atomic::{AtomicBool, AtomicU32};
 use crate::mem::pages::{FrameRun, PageTable};
+
+/// Of so many pages one is in the small queue.
+const SMALL_SHARE: usize = 50;
 
 /// What decides which pages stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +48,9 @@ pub(super) struct Reclaim {
     /// For each frame, the slot that it was last put into.
     owner: Box<[AtomicU32]>,
     small_frames: usize,
+    /// Below this, the main queue takes what leaves the small one, used or not. It is less than what the small queue leaves
+    /// it: some frames are free, and they must not count as room.
+    main_frames: usize,
     policy: Policy,
     ghosts: Ghosts,
 }
@@ -54,7 +63,8 @@ impl Reclaim {
             main: ArrayQueue::new(count),
             queued: (0..count).map(|_| AtomicBool::new(false)).collect(),
             owner: (0..count).map(|_| AtomicU32::new(0)).collect(),
-            small_frames: (count / 10).max(1),
+            small_frames: (count / SMALL_SHARE).max(1),
+            main_frames: count - 2 * (count / SMALL_SHARE).max(1),
             policy,
             ghosts: Ghosts::new(if policy == Policy::S3Fifo { count } else { 0 }),
         }
@@ -128,7 +138,7 @@ impl Reclaim {
             self.enqueue(&self.small, frame);
             return Ok(None);
         }
-        if look.uses > 1 {
+        if look.uses > 1 || self.main.len() < self.main_frames {
             pages.set_uses(slot, frame, 0);
             self.enqueue(&self.main, frame);
             return Ok(None);
