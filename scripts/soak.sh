@@ -10,6 +10,7 @@
 #                  kernel mount (100,000 writes on each; root)
 #   cache-model    mixed operations on the page cache by 1 and by 4 threads, with power cuts, against a model
 #                  (1,000,000 operations)
+#   fsx            fsx's operations on the page cache, one file, against what it must hold (1,000,000 operations)
 #   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
 #
@@ -19,7 +20,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -46,6 +47,10 @@ faults) campaign faults 10000 ;;
 hostile-image) campaign hostile_image 20000 ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
 cache-model) campaign cache_model 1000000 _thread ;;
+fsx)
+    export XTENT_FSX_RUNS=${runs:-1000000}
+    campaign cache_model 1000000 fsx
+    ;;
 vfio-cycles)
     count=${runs:-1000}
     step "$name: $count cycles"

@@ -349,7 +349,7 @@ impl FileInner {
     }
 
     /// Lets go of a page that was written to.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unlock_written(
         &self,
         lock: WriteLock<'_>,
@@ -366,6 +366,7 @@ impl FileInner {
         lock.written(touched, touched, backed);
     }
 
+    #[cold]
     #[inline(never)]
     fn first_dirty(&self, leaf: u32, no: u64) {
         let inner = self.cache.inner();

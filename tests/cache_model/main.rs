@@ -10,9 +10,11 @@
 
 mod errors;
 mod fs;
+mod fsx;
 mod model;
 #[path = "../rig/mod.rs"]
 mod rig;
+mod watchdog;
 mod worker;
 
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,7 @@ use model::Model;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rig::Memory;
+use watchdog::Watchdog;
 use worker::{Shared, Worker};
 use xtent::cache::{Cache, CacheConfig, FileCache, Policy};
 use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
@@ -94,6 +97,7 @@ impl Machine {
 )]
 fn campaign(seed: u64, threads: usize, operations: u64) {
     let _seed = Seed(seed);
+    let _watchdog = Watchdog::new(format!("{threads} threads, seed {seed}"));
     let mut rng = StdRng::seed_from_u64(seed);
     let block_bytes: u64 = [512, 1024, 4096][rng.random_range(0..3)];
     let lba_bytes = if block_bytes == 4096 && rng.random_bool(0.5) {
@@ -167,6 +171,7 @@ fn campaign(seed: u64, threads: usize, operations: u64) {
                     let mut worker = Worker::new(thread, machine, shared, rng, model, common);
                     for _ in 0..round {
                         worker.step();
+                        watchdog::step();
                     }
                     worker.end();
                 });

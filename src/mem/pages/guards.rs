@@ -74,13 +74,14 @@ impl WriteLock<'_> {
     }
 
     /// What is up to date and what is dirty, a bit a granule.
+    #[inline(always)]
     pub fn marks(&self) -> (u8, u8) {
         (self.word.uptodate(), self.word.dirty())
     }
 
     /// Lets go, after these granules were written: true when the page was not dirty before. `backed` when the blocks of
     /// all of the page are known to be there.
-    #[inline]
+    #[inline(always)]
     pub fn written(mut self, uptodate: u8, dirty: u8, backed: bool) -> bool {
         let was_dirty = self.word.dirty() != 0;
         self.word = self.word.with_marks(uptodate, dirty).backed_if(backed);
@@ -128,7 +129,7 @@ impl WriteLock<'_> {
     }
 
     /// The page.
-    #[inline]
+    #[inline(always)]
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the word is locked and had no pins: nobody else reads or writes the frame, no device has it, and it is
         // borrowed mutably.
@@ -137,7 +138,7 @@ impl WriteLock<'_> {
 }
 
 impl Drop for WriteLock<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         let slot = self.slot % 8;
         self.group.next_version(slot);

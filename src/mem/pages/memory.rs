@@ -70,7 +70,7 @@ mod real {
         ///
         /// # Safety
         /// Nobody else, a device included, touches them while the slice lives.
-        #[inline]
+        #[inline(always)]
         #[expect(
             clippy::mut_from_ref,
             reason = "who is alone with a frame is said by tokens and locks"
