@@ -43,6 +43,7 @@ const CASES: &[(&str, f64, Case)] = &[
     ("file_write_4k_qd32", FILE_WRITE, |n| {
         file::file(file::Way::Write, 32, n)
     }),
+    ("file_buffered_read_64", FILE_BUFFERED, file::buffered),
     ("cache_read_64", CACHE_READ, cache::read),
     ("cache_write_64", CACHE_WRITE, cache::write),
     ("cache_view_4k", CACHE_HIT, cache::view),
@@ -66,6 +67,9 @@ const FILE: f64 = 600.0;
 
 /// As [`FILE`], for an overwrite, which looks at the size and at the state of the extent too.
 const FILE_WRITE: f64 = 620.0;
+
+/// As [`CACHE_READ`], by a file of a volume.
+const FILE_BUFFERED: f64 = 220.0;
 
 /// A cached read of 64 bytes, the call of memcpy included.
 const CACHE_READ: f64 = 130.0;

@@ -60,6 +60,35 @@ pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<(
     Ok(())
 }
 
+/// Cached reads of 64 bytes by a file that was opened buffered.
+pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
+    let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
+    let image = make_image(dir.path())?;
+    let options = VolumeOptions {
+        huge_pages: xtent::mem::HugePages::Never,
+        cache_bytes: Some(16 << 20),
+        ..VolumeOptions::default()
+    };
+    let volume = Volume::open(&format!("image:{image},inline"), &options)?;
+    let mut io = volume.io()?;
+    let file = OpenOptions::new().read(true).buffered(true);
+    let file = file.open(&volume, &mut io, "/file")?;
+    let mut all = vec![0; BLOCK_BYTES * usize::try_from(FILE_BLOCKS).unwrap_or(0)];
+    assert_eq!(file.read_into(&mut io, &mut all, 0)?, all.len());
+    let mut buf = [0; 64];
+    for n in 0..operations {
+        let offset = (n as u64 * 7 % FILE_BLOCKS) * BLOCK_BYTES as u64 + 64;
+        assert!(host_side_read_into(&mut io, &file, &mut buf, offset));
+    }
+    assert_eq!(buf, [1; 64]);
+    Ok(())
+}
+
+#[inline(never)]
+fn host_side_read_into(io: &mut Io, file: &File, buf: &mut [u8], offset: u64) -> bool {
+    matches!(file.read_into(io, buf, offset), Ok(64))
+}
+
 fn take_back(bufs: &mut Vec<xtent::volume::DmaBuf>, ended: &mut usize) -> impl FnMut(Done) {
     |done| {
         *ended += usize::from(matches!(done.result, Ok(BLOCK_BYTES)));
