@@ -105,10 +105,13 @@ impl Reclaim {
     pub(super) fn victim(&self, pages: &PageTable, hash: impl Fn(u32) -> u64) -> Victim {
         // Every page is looked at a few times at most: its uses are counted down on the way.
         let mut budget = 4 * (self.small.len() + self.main.len()) + 16;
+        // Once round the small queue is enough: it may be full of what is dirty.
+        let mut round = self.small.len();
         while budget > 0 {
             budget -= 1;
-            let small_is_large = self.small.len() > self.small_frames;
+            let small_is_large = round > 0 && self.small.len() > self.small_frames;
             let found = if small_is_large || self.main.is_empty() {
+                round = round.saturating_sub(1);
                 self.look_at_small(pages, &hash)
             } else {
                 self.look_at_main(pages)

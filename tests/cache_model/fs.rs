@@ -93,6 +93,8 @@ impl Fs {
         seed: u64,
     ) -> Arc<Self> {
         let used = metadata.used();
+        let cookies = metadata.inodes.iter().map(|inode| inode.cookie);
+        let newest = cookies.max().unwrap_or(0);
         Arc::new(Self {
             state: Mutex::new(State {
                 free: (0..device_blocks)
@@ -103,8 +105,8 @@ impl Fs {
                 rng: SmallRng::seed_from_u64(seed),
             }),
             block_bytes,
-
-            cookies: AtomicU64::new(1),
+            // Above all that were given before the power went: `commit` tells by them what is newer.
+            cookies: AtomicU64::new(newest + 1),
         })
     }
 
@@ -134,7 +136,8 @@ impl Fs {
         let first = size.div_ceil(self.block_bytes);
         let inode = &mut state.now.inodes[ino];
         inode.blocks.split_off(&first);
-        inode.disk_size = inode.disk_size.min(size);
+        // Exactly: what was written between the size on disk and the new one counts with the next sync.
+        inode.disk_size = size;
         if let Some(inline) = &mut inode.inline {
             inline.truncate(usize::try_from(size).unwrap());
         }

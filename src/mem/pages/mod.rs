@@ -23,6 +23,14 @@
 //! reclamation by epochs is needed.
 //!
 //! `loom_tests.rs` runs the protocol under loom (`scripts/loom.sh`).
+#![cfg_attr(
+    loom,
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "nothing that uses the pages is compiled under loom"
+    )
+)]
 
 mod group;
 mod guards;
