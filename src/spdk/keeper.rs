@@ -114,6 +114,9 @@ fn peer_has_ended(shared: &Shared) -> bool {
 enum Attempt {
     Up,
     Down,
+    /// It came up, and grants no queues or shows another namespace: so it may go on for ever when it is only reset,
+    /// as SPDK's own target does after a reset that its disk was too slow for.
+    Useless,
     /// It may still write to memory that it was lent.
     Unfenced,
 }
@@ -130,8 +133,9 @@ fn reset(shared: &Arc<Shared>) {
     shared.resets.fetch_add(1, Ordering::Relaxed);
     let start = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let mut anew = false;
     loop {
-        match bring_up(shared, &cores) {
+        match bring_up(shared, &cores, anew) {
             Attempt::Up => {
                 forget_dropped(&mut cores);
                 shared.generation.store((before | 1) + 1, Ordering::Release);
@@ -141,7 +145,8 @@ fn reset(shared: &Arc<Shared>) {
                 keep(shared, &cores);
                 break;
             }
-            Attempt::Down => {}
+            Attempt::Down => anew = false,
+            Attempt::Useless => anew = !shared.host.id.transport.is_fabrics(),
         }
         if shared.stopping() || start.elapsed() >= shared.options.loss_timeout {
             give_up(shared, &cores);
@@ -192,8 +197,8 @@ fn keep(shared: &Arc<Shared>, cores: &[Arc<Core>]) {
     }
 }
 
-/// One attempt: controller, namespace, queue pairs.
-fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
+/// One attempt: controller, namespace, queue pairs. `anew`: not by a reset.
+fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
     forget_words();
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
     let mut up = false;
@@ -215,14 +220,14 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
         if cores.iter().filter(|core| !free(core)).count() > 0 {
             return Attempt::Unfenced;
         }
-        up = down && reconnect(shared, ctrlr);
+        up = down && !anew && reconnect(shared, ctrlr);
     }
     if !up && (shared.host.id.transport.is_fabrics() || !attach_anew(shared)) {
         return Attempt::Down;
     }
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
     if !same_namespace(&shared.info, ctrlr) {
-        return Attempt::Down;
+        return Attempt::Useless;
     }
     let equipped = cores
         .iter()
@@ -233,7 +238,7 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>]) -> Attempt {
         });
     match equipped {
         true => Attempt::Up,
-        false => Attempt::Down,
+        false => Attempt::Useless,
     }
 }
 
