@@ -159,12 +159,12 @@ impl RawIo {
         }
     }
 
-    /// Tells the device of what was submitted, and hands every slot whose operation has ended to `done`;
-    /// returns how many. Never waits.
+    /// Tells the device of what was submitted, and hands slots whose operations have ended to `done`, at most half of
+    /// them: while the caller fills those anew, the device has the others. Returns how many. Never waits.
     #[inline]
     pub fn poll(&mut self, mut done: impl FnMut(usize, Status)) -> usize {
         let slots = &mut self.slots;
-        self.queue.poll(slots.len(), &mut |end| {
+        self.queue.poll(slots.len().div_ceil(2), &mut |end| {
             let index = usize::try_from(end.token).unwrap_or(usize::MAX);
             if let Some(slot) = slots.get_mut(index) {
                 // Otherwise it stays lent, and is never used again.
