@@ -55,14 +55,7 @@ fn one(
 ) -> Result<(), Failure> {
     let file = volume.open_file(io, path)?;
     let mut reader = file.reader(io)?;
-    loop {
-        check_interrupted()?;
-        let n = reader.read(chunk)?;
-        if n == 0 {
-            return Ok(());
-        }
-        out.write_all(&chunk[..n])?;
-    }
+    pour(chunk, out, |chunk| Ok(reader.read(chunk)?))
 }
 
 fn one_buffered(
@@ -75,13 +68,25 @@ fn one_buffered(
     let options = OpenOptions::new().read(true).buffered(true);
     let file = options.open(volume, io, path)?;
     let mut offset = 0;
+    pour(chunk, out, |chunk| {
+        let n = file.read_into(io, chunk, offset)?;
+        offset += n as u64;
+        Ok(n)
+    })
+}
+
+/// Writes out what is read, until nothing is.
+fn pour(
+    chunk: &mut [u8],
+    out: &mut impl Write,
+    mut read: impl FnMut(&mut [u8]) -> Result<usize, Failure>,
+) -> Result<(), Failure> {
     loop {
         check_interrupted()?;
-        let n = file.read_into(io, chunk, offset)?;
+        let n = read(chunk)?;
         if n == 0 {
             return Ok(());
         }
         out.write_all(&chunk[..n])?;
-        offset += n as u64;
     }
 }
