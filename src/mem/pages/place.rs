@@ -146,8 +146,8 @@ impl<'a> Place<'a> {
 #[cfg(not(loom))]
 impl Place<'_> {
     /// Copies from byte `from` of a page on, of which these granules must be up to date, and counts that as a use. The
-    /// frame that it is in; `None` when that is not how things are, when `still` says no (asked after the page was seen and before it is known to be
-    /// the same), or somebody wrote to the page meanwhile; then `buf` holds anything.
+    /// frame that it is in; `None` when that is not how things are, when `still` says no (asked after the page was seen and
+    /// before it is known to be the same), or somebody wrote to the page meanwhile; then `buf` holds anything.
     #[inline(always)]
     pub(crate) fn read(
         self,
