@@ -96,49 +96,28 @@ impl File {
 
     fn stream_in(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
         let pages = self.shared.pages()?;
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset.saturating_add(done as u64);
-            let len = piece_len(at, buf.len() - done);
-            let was = Cached::look(pages, at, len);
+        stream(pages, offset, buf.len(), |at, part| {
             let (inner, _) = io.buffered()?.reader(&self.shared);
             // Nobody comes for what would be read ahead.
             let mut ahead = buffered::ReadAhead::new(buffered::Advice::Random);
-            let ops = &mut self.shared.ops();
-            let result = inner.read(pages, ops, &mut ahead, at, &mut buf[done..done + len]);
-            was.drop_others(pages);
-            match result {
-                Ok(n) if n < len => return Ok(done + n),
-                Ok(n) => done += n,
-                Err(_) if done > 0 => return Ok(done),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+            inner.read(
+                pages,
+                &mut self.shared.ops(),
+                &mut ahead,
+                at,
+                &mut buf[part],
+            )
+        })
     }
 
     fn stream_out(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
         let pages = self.shared.pages()?;
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset.saturating_add(done as u64);
-            let len = piece_len(at, buf.len() - done);
-            let was = Cached::look(pages, at, len);
-            let result = write(&self.shared, io, &buf[done..done + len], at).and_then(|n| {
-                let range = at..at + n as u64;
-                let inner = &mut io.buffered()?.inner;
-                inner.write_back(pages, &mut self.shared.ops(), range)?;
-                Ok(n)
-            });
-            was.drop_others(pages);
-            match result {
-                Ok(n) if n < len => return Ok(done + n),
-                Ok(n) => done += n,
-                Err(_) if done > 0 => return Ok(done),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        stream(pages, offset, buf.len(), |at, part| {
+            let n = write(&self.shared, io, &buf[part], at)?;
+            let inner = &mut io.buffered()?.inner;
+            inner.write_back(pages, &mut self.shared.ops(), at..at + n as u64)?;
+            Ok(n)
+        })
     }
 
     /// Writes what is dirty of a range back and waits for that: nothing of it is lost with the process then. It is no
@@ -297,6 +276,31 @@ impl File {
         }
         Err(in_the_way())
     }
+}
+
+/// Goes through a range piece by piece, up to the first that is not done as a whole; what was not cached before a piece is
+/// not after it. Returns the bytes done; a failure counts where it is the first piece's.
+fn stream(
+    pages: &FileCache,
+    offset: u64,
+    len: usize,
+    mut piece: impl FnMut(u64, Range<usize>) -> Result<usize>,
+) -> Result<usize> {
+    let mut done = 0;
+    while done < len {
+        let at = offset.saturating_add(done as u64);
+        let wanted = piece_len(at, len - done);
+        let was = Cached::look(pages, at, wanted);
+        let result = piece(at, done..done + wanted);
+        was.drop_others(pages);
+        match result {
+            Ok(n) if n < wanted => return Ok(done + n),
+            Ok(n) => done += n,
+            Err(_) if done > 0 => return Ok(done),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// The next piece of a stream: up to a border of so many pages.
