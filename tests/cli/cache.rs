@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{common, json, path_of, prototype_image, run};
+use super::{common, compare_of, json, path_of, prototype_image, run};
 
 #[test]
 fn cat_and_stat_read_through_the_cache() {
@@ -122,15 +122,6 @@ fn compare_goes_through_both_caches() {
     }
     let target = path_of(&image);
     let compare = |more: &[&str]| -> Value {
-        let args = [
-            "compare",
-            "--image",
-            &target,
-            "--read-file",
-            "/dir/copy",
-            "--write-file",
-            "/data",
-        ];
         let short = [
             "--rounds",
             "1",
@@ -142,7 +133,7 @@ fn compare_goes_through_both_caches() {
             "-",
             "--buffered",
         ];
-        json(&[&args[..], &short, more].concat())
+        json(&[&compare_of(&target)[..], &short, more].concat())
     };
     let value = compare(&[]);
     assert_eq!(

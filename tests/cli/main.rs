@@ -395,6 +395,19 @@ fn bench_reads_writes_and_verifies() {
     run(1, &["bench", &target, "/none"]);
 }
 
+/// `xtent compare` on the files of [`prototype_image`].
+fn compare_of(target: &str) -> [&str; 7] {
+    [
+        "compare",
+        "--image",
+        target,
+        "--read-file",
+        "/dir/copy",
+        "--write-file",
+        "/data",
+    ]
+}
+
 #[test]
 fn compare_without_the_kernel_checks_its_own_writes() {
     let Some((image, _)) = prototype_image() else {
@@ -404,25 +417,22 @@ fn compare_without_the_kernel_checks_its_own_writes() {
     let report = dir.join("report.html").to_str().unwrap().to_owned();
     let target = path_of(&image);
     let args = [
-        "compare",
-        "--image",
-        &target,
-        "--read-file",
-        "/dir/copy",
-        "--write-file",
-        "/data",
-        "--no-kernel",
-        "--rounds",
-        "1",
-        "--runtime",
-        "100ms",
-        "--ramp-time",
-        "0",
-        "--report",
-        &report,
-        "--json",
-        "-",
-    ];
+        &compare_of(&target)[..],
+        &[
+            "--no-kernel",
+            "--rounds",
+            "1",
+            "--runtime",
+            "100ms",
+            "--ramp-time",
+            "0",
+            "--report",
+            &report,
+            "--json",
+            "-",
+        ],
+    ]
+    .concat();
     let value = json(&args);
     assert_eq!(value["workloads"].as_array().unwrap().len(), 7);
     assert!(
