@@ -25,6 +25,60 @@ need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gc
     shellcheck:shellcheck:ShellCheck
 need_cargo
 
+work=$(mktemp -d)
+lane=''
+# Ends what runs beside, with all of its children, however this ends.
+finish() {
+    [ -z "$lane" ] || kill -- "-$lane" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# What keeps one processor busy at most runs beside the rest, one after the other, and is shown when it has ended. Each
+# of these functions ends with the command whose status is its own.
+sanitizer() {
+    step "AddressSanitizer on the unsafe islands"
+    scripts/asan.sh
+}
+loom() {
+    scripts/loom.sh
+}
+cost() {
+    step "cost in instructions"
+    cargo bench --locked --bench cost
+}
+
+# beside FUNCTION...: runs these in a process group of their own, up to the first that fails.
+beside() {
+    local name start number=0
+    set -m
+    for name in "$@"; do
+        start=$SECONDS number=$((number + 1))
+        if "$name" >"$work/log" 2>&1; then
+            echo "($((SECONDS - start)) s, beside other steps)" >>"$work/log"
+            mv "$work/log" "$work/$number-$name.passed"
+        else
+            mv "$work/log" "$work/$number-$name.failed"
+            exit 1
+        fi
+    done </dev/null &
+    lane=$!
+    set +m
+}
+
+# show_beside: what has ended beside, in whole; ends the run when it failed.
+show_beside() {
+    local log
+    for log in "$work"/*.passed "$work"/*.failed; do
+        [ -e "$log" ] || continue
+        cat "$log" >&2
+        case $log in *.failed) die "a step that ran beside others failed; it is shown above" ;; esac
+        rm "$log"
+    done
+}
+
 step "format and lints"
 cargo fmt --all --check
 cargo clippy --all-targets --locked -- -D warnings
@@ -32,29 +86,32 @@ cargo clippy --all-targets --locked -- -D warnings
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 
+step "build of the tests"
+cargo test --locked --quiet --no-run
+
+$quick || beside sanitizer loom cost
+
 step "tests"
 # The harness hides what passing tests print, and with it why one was skipped: so it is asked for, and shown.
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-cargo test --locked -- --show-output >"$log" 2>&1 || {
-    cat "$log"
+cargo test --locked -- --show-output >"$work/tests" 2>&1 || {
+    cat "$work/tests"
     die "tests failed"
 }
-grep -E '^(test |test result|[[:space:]]+(Running|Doc-tests))|SKIPPED' "$log"
+grep -E '^(test |test result|[[:space:]]+(Running|Doc-tests))|SKIPPED' "$work/tests"
 
 if ! $quick; then
-    step "AddressSanitizer on the unsafe islands"
-    scripts/asan.sh
-
-    scripts/loom.sh
-
+    show_beside
     step "PCI controllers over VFIO, in virtual machines"
     scripts/vm/test
 
+    show_beside
     step "SPDK, both ways"
     scripts/spdk/test.sh
 
-    step "cost in instructions"
-    cargo bench --locked --bench cost
+    status=0
+    wait "$lane" || status=$?
+    lane=''
+    show_beside
+    [ $status = 0 ] || die "what ran beside other steps ended with status $status"
 fi
 step "all passed"
