@@ -77,7 +77,8 @@ impl Engine for XtentEngine {
     #[inline]
     fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
         let buffers = &mut self.buffers;
-        let budget = buffers.len();
+        // While the one half is filled anew the device has the other.
+        let budget = buffers.len().div_ceil(2);
         let ended = self.io.poll(budget, |end| {
             let slot = usize::try_from(end.user_data).unwrap_or(usize::MAX);
             if let Some(buffer) = buffers.get_mut(slot) {

@@ -57,8 +57,8 @@ pub trait Device: Send + Sync {
     /// Called again and again by whoever waits for this device with nothing else to do. Hardware needs
     /// nothing (a spin hint); an embedded controller without a thread of its own works here. `silent`: how many
     /// of these rounds in a row have brought nothing, so that a device made by a program can leave the processor
-    /// to it after a while.
-    fn relax(&self, silent: u32);
+    /// to it after a while. `outstanding`: how many operations the caller waits for.
+    fn relax(&self, silent: u32, outstanding: u32);
 
     /// Whether the device is known to be gone for good. Cheap: whoever waits asks again and again.
     fn is_gone(&self) -> bool {

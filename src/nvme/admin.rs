@@ -157,7 +157,7 @@ impl Admin {
                 counters.timeouts.add(1);
                 return Err(Failure::Timeout(self.timeout));
             }
-            port.device.relax(looks);
+            port.device.relax(looks, 0);
             looks = looks.wrapping_add(1);
         }
     }

@@ -421,7 +421,7 @@ impl Device for Fake {
         self.gone.load(Ordering::Relaxed)
     }
 
-    fn relax(&self, _silent: u32) {
+    fn relax(&self, _silent: u32, _outstanding: u32) {
         self.clock.fetch_add(STEP_NS, Ordering::Relaxed);
         self.work();
     }

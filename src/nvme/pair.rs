@@ -154,7 +154,7 @@ impl Queue for QueuePair {
     fn relax(&mut self) {
         let silent = self.watch.silent_rounds(self.cq.head());
         let device = &*self.controller.port.device;
-        device.relax(silent);
+        device.relax(silent, self.outstanding);
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
         if self.outstanding != 0 && device.is_gone() {
             self.watch.look_soon();

@@ -109,7 +109,7 @@ impl Port {
                     ),
                 ));
             }
-            self.device.relax(silent);
+            self.device.relax(silent, 0);
             silent = silent.wrapping_add(1);
         }
     }
@@ -146,7 +146,7 @@ impl Port {
                     ),
                 ));
             }
-            self.device.relax(silent);
+            self.device.relax(silent, 0);
             silent = silent.wrapping_add(1);
         }
     }

@@ -453,7 +453,7 @@ impl Device for EmuDevice {
         self.shared.clock.now_ns()
     }
 
-    fn relax(&self, silent: u32) {
+    fn relax(&self, silent: u32, _outstanding: u32) {
         match self.mode {
             Mode::Threaded => {
                 if let Some(thread) = &self.thread {

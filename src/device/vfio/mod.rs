@@ -206,7 +206,7 @@ impl Device for VfioDevice {
     /// Nothing: the queue's head is in this processor's cache until the device writes to it, and a pause would only
     /// let the answer lie (140 cycles on a late Intel; under an emulator it leaves the processor altogether).
     #[inline]
-    fn relax(&self, _silent: u32) {}
+    fn relax(&self, _silent: u32, _outstanding: u32) {}
 
     fn is_gone(&self) -> bool {
         // The one that the type itself has.

@@ -42,6 +42,15 @@ const RELAX_SPINS: u32 = 4096;
 
 /// From then on, rounds between two such offers.
 const RELAX_YIELD_EVERY: u32 = 256;
+/// From so many operations in flight on, a queue is looked at less often: each look takes the cache line away that the
+/// server is writing its next completions to, and it then needs longer for all of them than a look earlier gains.
+const CROWD: u32 = 16;
+/// The spins between two such looks, for each operation in flight.
+const CROWD_SPINS: u32 = 2;
+/// Operations in flight beyond these do not make it wait longer.
+const CROWD_MOST: u32 = 256;
+/// After so many looks for nothing something is wrong with the server, or it has no processor: no more of this.
+const CROWD_LOOKS: u32 = 64;
 
 /// How a server is talked to.
 #[derive(Debug, Clone)]
@@ -326,10 +335,16 @@ impl Device for VfioUserDevice {
     }
 
     #[inline]
-    fn relax(&self, silent: u32) {
+    fn relax(&self, silent: u32, outstanding: u32) {
         if let Some(bells) = self.bells.get()
             && bells.look()
         {
+            return;
+        }
+        if outstanding >= CROWD && silent < CROWD_LOOKS {
+            for _ in 0..CROWD_SPINS * outstanding.min(CROWD_MOST) {
+                std::hint::spin_loop();
+            }
             return;
         }
         // On a machine with fewer processors than pollers the server must get one. But a server with its own
