@@ -75,7 +75,7 @@ fn an_event_that_ends_while_a_command_waits_is_not_taken_for_its_answer() {
         assert_eq!(second.limits().capacity_blocks, BLOCKS);
         drop(second);
         controller.events();
-        rig.fake.relax(0);
+        rig.fake.relax(0, 0);
     }
     let stats = controller.stats();
     assert_eq!(
