@@ -179,7 +179,7 @@ impl Host {
             if so(self) {
                 return true;
             }
-            self.device.relax(0);
+            self.device.relax(0, 0);
         }
         false
     }

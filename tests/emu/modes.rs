@@ -47,7 +47,7 @@ fn hammer(device: &Arc<EmuDevice>, heap: &xtent::mem::Heap, pair: Pair, first_lb
                     ended += 1;
                 }
                 cq.consume();
-                device.relax(0);
+                device.relax(0, 0);
             }
         }
         assert!(bufs.iter().all(|buf| buf.iter().all(|&b| b == byte)));
@@ -110,7 +110,7 @@ fn a_stepped_clock_moves_only_by_steps() {
     let start = host.device.now_ns();
     host.submit_admin(command(ADM_GET_FEATURES, 0, 0, 0, &[7]));
     host.submit_admin(command(ADM_GET_FEATURES, 0, 0, 0, &[7]));
-    host.device.relax(0);
+    host.device.relax(0, 0);
     assert_eq!(host.device.now_ns(), start + 10);
     assert_eq!(host.admin_cq.pop(), None, "relax does no work");
     assert_eq!(host.device.step(1), 1);
