@@ -77,8 +77,8 @@ impl Device for Tap {
     fn now_ns(&self) -> u64 {
         self.inner.now_ns()
     }
-    fn relax(&self, silent: u32) {
-        self.inner.relax(silent);
+    fn relax(&self, silent: u32, outstanding: u32) {
+        self.inner.relax(silent, outstanding);
     }
 }
 
