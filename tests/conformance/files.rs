@@ -67,7 +67,8 @@ fn fill(root: &Path) {
 /// A disk with the files above, or why there is none.
 pub(super) fn filled(stand: &Stand) -> Result<Disk, Reason> {
     let mut disk = stand.disk()?;
-    disk.make(320 << 20, 512, &["-m", "reflink=1"]);
+    // Small: an emulated machine takes its time to make it, and to sum it up.
+    disk.make(64 << 20, 512, &["-m", "reflink=1"]);
     let mount = disk.mount("");
     fill(mount.path());
     mount.unmount();
