@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::image::Mount;
-use super::run;
+use super::{run, sys};
 
 /// Who has the disk, and how it changes hands.
 pub trait Hands: Send {
@@ -105,6 +105,24 @@ impl Disk {
     }
 }
 
+/// Where images lie: in memory, where it has ample room and `TMPDIR` names no other place. Each mount and each sync would
+/// wait for the machine's disk otherwise, which nothing is asked about here.
+fn place() -> PathBuf {
+    const AMPLE_BYTES: u64 = 6 << 30;
+    let memory = Path::new("/dev/shm");
+    let known = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = known.lines().find_map(|line| {
+        let kib = line.strip_prefix("MemAvailable:")?.strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()
+    });
+    let room = sys::free_bytes(memory).unwrap_or(0);
+    let room = room.min(available.unwrap_or(0).saturating_mul(1024));
+    if room < AMPLE_BYTES || std::env::var_os("TMPDIR").is_some() {
+        return std::env::temp_dir();
+    }
+    memory.to_path_buf()
+}
+
 /// An image file behind the embedded controller.
 #[derive(Debug)]
 pub struct ImageHands {
@@ -116,9 +134,11 @@ pub struct ImageHands {
 impl ImageHands {
     /// A sparse file of `size_bytes`; xtent opens it with these options.
     pub fn new(size_bytes: u64, options: &str) -> Self {
-        let builder = tempfile::Builder::new().prefix("xtent-").tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix("xtent-")
+            .tempdir_in(place());
         let hands = Self {
-            dir: builder.expect("a temporary directory"),
+            dir: dir.expect("a temporary directory"),
             options: options.to_owned(),
         };
         let file = File::create(hands.path()).expect("the image");

@@ -173,6 +173,17 @@ pub fn sync_filesystem(file: &File) -> Result<()> {
     check(unsafe { libc::syncfs(file.as_raw_fd()) })
 }
 
+/// What a filesystem has room for, in bytes.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let path = c_path(path);
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path is NUL-terminated and `found` is what the call fills in.
+    check(unsafe { libc::statvfs(path.as_ptr(), found.as_mut_ptr()) })?;
+    // SAFETY: of integers only, which were zero before the call.
+    let found = unsafe { found.assume_init() };
+    Ok(found.f_bavail * found.f_frsize)
+}
+
 /// `XFS_IOC_GOINGDOWN`, `_IOR('X', 125, u32)`.
 const GOING_DOWN: libc::c_ulong = 0x8004_587d;
 const WRITE_LOG_FIRST: u32 = 1;
