@@ -61,13 +61,12 @@ impl FileCache {
             }
             match index.hold(inner.id, no) {
                 Some(leaf) => {
-                    index.unlist_dirty(leaf, &inner.lists, no);
-                    if inner.take_dirty_of(leaf, no, &pages, taken) {
-                        index.list_dirty(leaf, &inner.lists, no);
-                    }
+                    inner.take_dirty_of(leaf, no, &pages, taken);
+                    let has_dirty = || inner.has_dirty(leaf);
+                    index.unlist_clean(leaf, &inner.lists, no, has_dirty);
                     index.release(leaf);
                 }
-                None => inner.forget_dirty(no),
+                None => index.unlist_gone(inner.id, &inner.lists, no),
             }
             from = no + 1;
         }
@@ -98,7 +97,7 @@ impl FileCache {
             cache.index.list_dirty(leaf, &inner.lists, no);
             cache.index.release(leaf);
         }
-        inner.in_writeback.fetch_sub(1, AcqRel);
+        inner.count_in_writeback(false);
     }
 
     /// Pages that are being written back, by anybody.
@@ -106,23 +105,35 @@ impl FileCache {
         self.0.in_writeback.load(Acquire)
     }
 
+    /// Waits until nobody writes the file back.
+    pub(crate) fn await_writeback(&self) {
+        if self.in_writeback() == 0 {
+            return;
+        }
+        self.0.waiting.fetch_add(1, AcqRel);
+        let backoff = Backoff::new();
+        while self.in_writeback() > 0 {
+            backoff.snooze();
+        }
+        self.0.waiting.fetch_sub(1, AcqRel);
+    }
+
+    /// Whether somebody waits until nobody writes the file back: who does so in the background begins nothing new then.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.0.waiting.load(Acquire) > 0
+    }
+
     /// Whether there may be dirty pages, or pages being written back.
     pub fn may_be_dirty(&self) -> bool {
-        self.in_writeback() != 0 || !self.0.lists.dirty().is_empty()
+        // Both at one time: pages are counted before they leave the list, and until they are back there.
+        let dirty = self.0.lists.dirty();
+        !dirty.is_empty() || self.in_writeback() != 0
     }
 }
 
 impl FileInner {
-    /// True when dirty pages are left in the leaf.
-    fn take_dirty_of(
-        &self,
-        leaf: u32,
-        no: u64,
-        pages: &Range<u64>,
-        taken: &mut Vec<DirtyPage>,
-    ) -> bool {
+    fn take_dirty_of(&self, leaf: u32, no: u64, pages: &Range<u64>, taken: &mut Vec<DirtyPage>) {
         let table = &self.cache.inner().pages;
-        let mut left = false;
         for slot in 0..LEAF_PAGES {
             let page = (no << LEAF_SHIFT) + u64::from(slot);
             let at = leaf * LEAF_PAGES + slot;
@@ -134,35 +145,38 @@ impl FileInner {
                     backoff.snooze();
                     continue;
                 }
-                if look.dirty == 0 {
-                    break;
-                }
-                if look.writeback || !pages.contains(&page) {
-                    left = true;
+                if look.dirty == 0 || look.writeback || !pages.contains(&page) {
                     break;
                 }
                 // Counted before: whoever waits for all to be written back must not miss it.
-                self.in_writeback.fetch_add(1, AcqRel);
+                self.count_in_writeback(true);
                 if let Some(inner) = table.begin_writeback(at) {
                     taken.push(DirtyPage { page, inner });
                     break;
                 }
-                self.in_writeback.fetch_sub(1, AcqRel);
+                self.count_in_writeback(false);
                 backoff.snooze();
             }
         }
-        left
     }
 
-    /// A leaf on the list that is no more.
-    fn forget_dirty(&self, no: u64) {
-        let index = &self.cache.inner().index;
-        self.lists.dirty().remove(&no);
-        // It may have come back since: then it is for its new pages to tell.
-        if let Some(leaf) = index.hold(self.id, no) {
-            index.list_dirty(leaf, &self.lists, no);
-            self.lists.dirty().insert(no);
-            index.release(leaf);
+    /// Whether a held leaf has pages that are dirty, or somebody writes to. Those that are written back are counted as such.
+    fn has_dirty(&self, leaf: u32) -> bool {
+        let table = &self.cache.inner().pages;
+        (0..LEAF_PAGES).any(|slot| {
+            let look = table.look(leaf * LEAF_PAGES + slot);
+            look.locked || look.dirty != 0
+        })
+    }
+
+    fn count_in_writeback(&self, more: bool) {
+        let all = &self.cache.inner().in_writeback;
+        if more {
+            all.fetch_add(1, AcqRel);
+            self.in_writeback.fetch_add(1, AcqRel);
+        } else {
+            self.in_writeback.fetch_sub(1, AcqRel);
+            all.fetch_sub(1, AcqRel);
         }
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct FileInner {
     pub(super) errors: Errors,
     /// Pages that are being written back.
     pub(super) in_writeback: AtomicUsize,
+    /// Those who wait for that to end.
+    pub(super) waiting: AtomicUsize,
 }
 
 /// What an invalidation left.
@@ -72,6 +74,7 @@ impl FileCache {
             lists,
             errors: Errors::default(),
             in_writeback: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
         })))
     }
 

@@ -216,8 +216,8 @@ impl FileInner {
             && leaf.tag().is(self.id, no)
             && let Ok(pin) = leaf.pin(slot, ALL_GRANULES)
         {
-            // Asked again: with a page that is held, the leaf does not change hands any more.
-            if leaf.tag().is(self.id, no) {
+            // Asked again: with a page that is in its slot, the leaf does not change hands.
+            if leaf.tag().is(self.id, no) && pin.is_in_place() {
                 pin.used();
                 return Some(pin);
             }
@@ -236,7 +236,10 @@ impl FileInner {
             let leaf = inner.index.find(self.id, no)?;
             let at = leaf * LEAF_PAGES + slot;
             match inner.pages.pin(at, granules, true) {
-                Ok(pin) => return inner.index.is(leaf, self.id, no).then_some(pin),
+                Ok(pin) => {
+                    let mine = inner.index.is(leaf, self.id, no) && pin.is_in_place();
+                    return mine.then_some(pin);
+                }
                 Err(Blocked::Ahead) => inner.arrived(at),
                 Err(Blocked::Locked) => backoff.snooze(),
                 Err(_) => return None,

@@ -11,12 +11,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
-use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
 use crate::mem::pages::sync::atomic::AtomicU32;
+use crate::mem::pages::sync::{ArrayQueue, Mutex, MutexGuard, RwLock};
 use crate::mem::pages::{GROUP_SLOTS, Groups};
 
 /// Pages of a leaf, as a power of two.
@@ -26,9 +26,9 @@ pub(super) const LEAF_PAGES: u32 = GROUP_SLOTS;
 const NONE: u32 = u32::MAX;
 /// Chains are short; a longer walk has gone astray, or can afford the lock.
 const MAX_HOPS: usize = 64;
-const SHARDS: usize = 64;
+const SHARDS: usize = if cfg!(loom) { 1 } else { 64 };
 /// Leaves side by side whose buckets are side by side, too: a cache line of buckets for half a MiB of a file.
-const NEIGHBOURS: u32 = 16;
+const NEIGHBOURS: u32 = if cfg!(loom) { 2 } else { 16 };
 
 /// What is known of a file's pages, in order. Only changed where a leaf comes or goes, or gets its first dirty page.
 #[derive(Debug, Default)]
@@ -222,19 +222,48 @@ impl Index {
         (header.file.load(Acquire), header.no.load(Acquire))
     }
 
-    /// Enters a held leaf into its file's list of dirty ones, after a page of it was made dirty.
+    /// Enters a held leaf into its file's list of dirty ones, after a page of it was made dirty, or locked for that.
     #[inline]
     pub(super) fn list_dirty(&self, leaf: u32, lists: &Lists, no: u64) {
-        if self.groups.tag(leaf).listed.swap(1, AcqRel) == 0 {
-            lists.dirty().insert(no);
+        let listed = &self.groups.tag(leaf).listed;
+        // The mark is only there while the entry is. It is asked by an operation that takes part in the order of its
+        // changes: either this comes before it is taken away, and who does that sees the page, or this sees that it is gone.
+        if listed.fetch_or(0, AcqRel) == 0 {
+            let mut dirty = lists.dirty();
+            dirty.insert(no);
+            listed.swap(1, AcqRel);
         }
     }
 
-    /// Takes a held leaf out of the list, before its pages are looked at: what becomes dirty from here on enters it
-    /// anew.
-    pub(super) fn unlist_dirty(&self, leaf: u32, lists: &Lists, no: u64) {
-        lists.dirty().remove(&no);
-        self.groups.tag(leaf).listed.swap(0, AcqRel);
+    /// Takes a held leaf out of the list, unless `has_dirty` finds a page of it that is dirty or about to be. Nobody sees the
+    /// list in between: what is dirty is always found there, or counted as being written back.
+    pub(super) fn unlist_clean(
+        &self,
+        leaf: u32,
+        lists: &Lists,
+        no: u64,
+        has_dirty: impl FnOnce() -> bool,
+    ) {
+        let listed = &self.groups.tag(leaf).listed;
+        let mut dirty = lists.dirty();
+        listed.swap(0, AcqRel);
+        if has_dirty() {
+            dirty.insert(no);
+            listed.swap(1, AcqRel);
+        } else {
+            dirty.remove(&no);
+        }
+    }
+
+    /// Takes the entry of a leaf that is no more out of the list; not that of one that came back meanwhile.
+    pub(super) fn unlist_gone(&self, file: u32, lists: &Lists, no: u64) {
+        let mut dirty = lists.dirty();
+        let Some(leaf) = self.hold(file, no) else {
+            dirty.remove(&no);
+            return;
+        };
+        drop(dirty);
+        self.release(leaf);
     }
 
     /// Leaves in use.

@@ -11,6 +11,7 @@
 //! - A hit writes to one word, the page's own: threads that touch different pages share nothing.
 #![forbid(unsafe_code)]
 
+mod alarm;
 mod dirty;
 mod errors;
 mod file;
@@ -30,17 +31,18 @@ mod tests;
 mod view;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crossbeam::utils::CachePadded;
 
+use self::alarm::Alarm;
 use self::free::FreeFrames;
 use self::index::{Index, LEAF_PAGES};
 use self::reclaim::{Reclaim, Victim};
 use self::stats::Counters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
-use crate::mem::pages::sync::atomic::AtomicIsize;
+use crate::mem::pages::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize};
 use crate::mem::pages::{FrameRun, MAX_FRAMES, PAGE_BYTES, PageTable};
 
 pub use dirty::{DirtyPage, Pressure};
@@ -60,7 +62,7 @@ pub struct CacheConfig {
     pub limit_bytes: usize,
     /// What decides which pages stay.
     pub policy: Policy,
-    /// From this share of dirty pages on, in percent, writers write some back.
+    /// From this share of dirty pages on, in percent, some are written back: in the background, or by writers.
     pub background_percent: u8,
     /// No more than this share of pages becomes dirty, in percent: writers write back first.
     pub hard_percent: u8,
@@ -101,6 +103,12 @@ struct CacheInner {
     hard_pages: usize,
     /// Pages that are dirty or being written back.
     dirty_pages: CachePadded<AtomicIsize>,
+    /// Pages that are being written back, of all files.
+    in_writeback: CachePadded<AtomicUsize>,
+    /// For whoever writes back in the background.
+    alarm: Alarm,
+    /// Somebody does, and it works.
+    background: AtomicBool,
     counters: Counters,
 }
 
@@ -145,6 +153,9 @@ impl Cache {
             background_pages: share(background).max(1),
             hard_pages: share(hard).max(2),
             dirty_pages: CachePadded::new(AtomicIsize::new(0)),
+            in_writeback: CachePadded::new(AtomicUsize::new(0)),
+            alarm: Alarm::default(),
+            background: AtomicBool::new(false),
             counters: Counters::default(),
         })))
     }
@@ -187,6 +198,43 @@ impl Cache {
     /// Pages that may become dirty before the hard limit is reached.
     pub fn dirty_room(&self) -> usize {
         self.0.hard_pages.saturating_sub(self.0.dirty())
+    }
+
+    /// Pages that are being written back, by anybody.
+    pub fn in_writeback(&self) -> usize {
+        self.0.in_writeback.load(Acquire)
+    }
+
+    /// Has somebody called who writes back in the background: when the background share is reached, and when the first page
+    /// becomes dirty after [`Cache::is_all_clean`] said so. By whoever makes a page dirty, so it must not take long. Only the
+    /// first one is called; false for others.
+    pub fn when_dirty(&self, wake: impl Fn() + Send + Sync + 'static) -> bool {
+        self.0.alarm.set(Box::new(wake))
+    }
+
+    /// Whether nothing is dirty; then the one of [`Cache::when_dirty`] is called when something is.
+    pub fn is_all_clean(&self) -> bool {
+        self.0.alarm.arm(&self.0.dirty_pages)
+    }
+
+    /// Says whether somebody writes back in the background, and it works: then writers leave it to them, and wait where the
+    /// hard share is reached. Whoever says so goes on until less than the background share is dirty, or takes it back.
+    pub fn set_background(&self, works: bool) {
+        self.0.background.store(works, Release);
+    }
+
+    /// Whether somebody writes back in the background, and it works.
+    pub fn has_background(&self) -> bool {
+        self.0.background.load(Acquire)
+    }
+
+    /// Counts pages that were written back in the background.
+    pub fn count_background(&self, pages: usize) {
+        self.0
+            .counters
+            .rest
+            .background
+            .fetch_add(pages as u64, Relaxed);
     }
 
     /// The frames' memory.
@@ -253,7 +301,13 @@ impl CacheInner {
     }
 
     pub(super) fn count_dirty(&self) {
-        self.dirty_pages.fetch_add(1, Relaxed);
+        let before = self.dirty_pages.fetch_add(1, Relaxed);
+        if before == 0 {
+            self.alarm.first_dirty();
+        }
+        if before.unsigned_abs() + 1 == self.background_pages {
+            self.alarm.ring();
+        }
     }
 
     pub(super) fn count_clean(&self, pages: usize) {

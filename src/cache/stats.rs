@@ -35,6 +35,8 @@ pub struct CacheStats {
     pub ahead_wasted: u64,
     /// Pages written back.
     pub written_back: u64,
+    /// Of those, pages that were written back in the background.
+    pub background: u64,
     /// Pages whose writing back failed.
     pub write_errors: u64,
     /// Pages copied because somebody held on to them while they were written to.
@@ -56,6 +58,7 @@ pub(super) struct Rest {
     pub(super) ahead_used: AtomicU64,
     ahead_wasted: AtomicU64,
     pub(super) written_back: AtomicU64,
+    pub(super) background: AtomicU64,
     pub(super) write_errors: AtomicU64,
     pub(super) copied: AtomicU64,
 }
@@ -77,6 +80,7 @@ impl Counters {
             ahead_used: self.rest.ahead_used.load(Relaxed),
             ahead_wasted: self.rest.ahead_wasted.load(Relaxed),
             written_back: self.rest.written_back.load(Relaxed),
+            background: self.rest.background.load(Relaxed),
             write_errors: self.rest.write_errors.load(Relaxed),
             copied_on_write: self.rest.copied.load(Relaxed),
             ..CacheStats::default()

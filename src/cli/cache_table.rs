@@ -44,8 +44,12 @@ pub(super) fn print(out: &mut impl Write, stats: &CacheStats) -> std::io::Result
     )?;
     writeln!(
         out,
-        "    reclaimed {}, written back {} ({} failed), copied on write {}",
-        stats.evicted, stats.written_back, stats.write_errors, stats.copied_on_write
+        "    reclaimed {}, written back {} ({} in the background, {} failed), copied on write {}",
+        stats.evicted,
+        stats.written_back,
+        stats.background,
+        stats.write_errors,
+        stats.copied_on_write
     )
 }
 

@@ -123,6 +123,9 @@ impl OpenOptions {
         }
         if self.buffered {
             volume.inodes.begin_caching(&inode, volume)?;
+            if self.write {
+                volume.background.start(volume);
+            }
         }
         let heard = inode.pages().map(crate::cache::FileCache::error_cursor);
         Ok(File {

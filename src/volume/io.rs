@@ -108,7 +108,7 @@ impl From<SubmitError> for Error {
 
 impl Io {
     pub(super) fn new(volume: &Arc<VolumeShared>) -> Result<Self> {
-        let core = IoCore::new(&volume.target)?;
+        let core = volume.background.yield_to(|| IoCore::new(&volume.target))?;
         Ok(Self {
             depth: volume.target.queue_depth,
             in_flight: 0,

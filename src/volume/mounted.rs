@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::buffered::Background;
 use super::core::IoCore;
 use super::inodes::Inodes;
 use super::open::TargetShared;
@@ -21,7 +22,8 @@ pub struct Volume {
 #[derive(Debug)]
 pub(super) struct VolumeShared {
     pub(super) fs: Fs,
-    pub(super) inodes: Inodes,
+    pub(super) inodes: Arc<Inodes>,
+    pub(super) background: Background,
     pub(super) target: Arc<TargetShared>,
 }
 
@@ -61,6 +63,7 @@ impl VolumeShared {
 impl Drop for VolumeShared {
     /// Writes back what is dirty. Whoever wants to know whether that went well syncs before.
     fn drop(&mut self) {
+        self.background.end();
         buffered::write_back_at_last(self);
     }
 }
@@ -102,7 +105,8 @@ impl Volume {
         Ok(Self {
             shared: Arc::new(VolumeShared {
                 fs,
-                inodes: Inodes::new(options),
+                inodes: Arc::new(Inodes::new(options)),
+                background: Background::new(options),
                 target,
             }),
         })

@@ -48,9 +48,16 @@ pub struct VolumeOptions {
     /// The page cache of buffered files, in bytes, all of its own needs included. It is taken when the first such file
     /// is opened. `None` for an eighth of the free hugepages, but 64 MiB where there are enough.
     pub cache_bytes: Option<usize>,
-    /// The most of the page cache that may be dirty, in percent, 1 to 90: who would make more of it so writes back first.
-    /// From half of it on, writers write some of their file back.
+    /// The most of the page cache that may be dirty, in percent, 1 to 90: who would make more of it so waits until some is
+    /// written back. From half of it on, it is written back in the background.
     pub cache_dirty_percent: u8,
+    /// How old what is written to the page cache may get before it is written back in the background, give or take a
+    /// [`VolumeOptions::writeback_interval`].
+    pub dirty_expire: Duration,
+    /// How often a thread looks, while anything is dirty, whether it is too old or too much. It takes a queue of its own for
+    /// as long as it has something to do. Zero for no such thread: then writers write back where much is dirty, and else
+    /// only syncs do.
+    pub writeback_interval: Duration,
     /// Time after which a command counts as lost.
     pub command_timeout: Duration,
     /// How threads wait for the device. An embedded controller that is not told otherwise runs on a thread of its
@@ -70,6 +77,8 @@ impl Default for VolumeOptions {
             memory_limit_bytes: usize::MAX,
             cache_bytes: None,
             cache_dirty_percent: 20,
+            dirty_expire: Duration::from_secs(30),
+            writeback_interval: Duration::from_secs(5),
             command_timeout: Duration::from_secs(30),
             wait: Wait::Poll,
         }

@@ -63,7 +63,8 @@ pub trait CachedOps: Ops {
 pub struct Written {
     /// Bytes that are in the cache.
     pub bytes: usize,
-    /// It stopped because too much is dirty, none of it of this file: write other files back, and go on.
+    /// It stopped because too much is dirty, none of it of this file, or it is being written back in the background: wait
+    /// for that, or write other files back, and go on.
     pub throttled: bool,
 }
 

@@ -45,7 +45,7 @@ impl<Q: Queue> Buffered<Q> {
             while file.invalidate(page..page + PAGE, Which::Clean, true).kept > 0 {
                 patience = patience.checked_sub(1).ok_or_else(|| in_the_way(page))?;
                 self.write_out(file, ops, page..page + PAGE, usize::MAX)?;
-                self.wait_for_others(file);
+                file.await_writeback();
             }
         }
         file.invalidate(

@@ -155,10 +155,14 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// Writes back where too much is dirty. False when it still is, and nothing of it is this file's.
+    /// Writes back where too much is dirty, unless that is done in the background. False when it still is, and there is
+    /// nothing to be done about it with this file.
     fn balance<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<bool> {
         match self.cache.pressure() {
             Pressure::None => Ok(true),
+            // It is being written back.
+            Pressure::Background if self.cache.has_background() => Ok(true),
+            Pressure::Hard if self.cache.has_background() => Ok(false),
             Pressure::Background => {
                 // What fails here is told to who syncs.
                 let _ = self.write_out(file, ops, 0..u64::MAX, BACKGROUND_PAGES);
@@ -182,7 +186,10 @@ impl<Q: Queue> Buffered<Q> {
             self.starved = 0;
             return Ok(());
         }
-        self.starved += 1;
+        // What is being written back now can be reclaimed soon.
+        if self.cache.in_writeback() == 0 {
+            self.starved += 1;
+        }
         if self.starved > STARVED {
             self.starved = 0;
             return Err(no_memory());

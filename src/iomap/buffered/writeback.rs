@@ -8,8 +8,6 @@
 
 use std::ops::Range;
 
-use crossbeam::utils::Backoff;
-
 use super::super::{Kind, Mapping};
 use super::ring::{Ring, TaskId};
 use super::write::runs;
@@ -85,7 +83,7 @@ impl<Q: Queue> Buffered<Q> {
         for _ in 0..2 {
             let written = self.write_out(file, ops, range.clone(), usize::MAX);
             result = written.map(|_| ());
-            self.wait_for_others(file);
+            file.await_writeback();
         }
         result
     }
@@ -110,14 +108,6 @@ impl<Q: Queue> Buffered<Q> {
         }
         self.tally.flush(&self.cache);
         file.check_errors(cursor)
-    }
-
-    /// Waits until nobody writes the file back.
-    pub(super) fn wait_for_others(&mut self, file: &FileCache) {
-        let backoff = Backoff::new();
-        while file.in_writeback() > 0 {
-            backoff.snooze();
-        }
     }
 
     fn write_batch<O: CachedOps>(

@@ -1,6 +1,6 @@
 //! The rights to a slot's page.
 
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::group::Group;
 use super::table::PageTable;
@@ -33,6 +33,14 @@ impl Pin<'_> {
     #[inline]
     pub fn frame(&self) -> u32 {
         self.word.frame()
+    }
+
+    /// Whether its frame is still in its slot. As a frame that is held comes to no slot anew, it was there all the time since
+    /// it was pinned: whoever's page it is now has been so since then.
+    #[inline(always)]
+    pub(crate) fn is_in_place(&self) -> bool {
+        let word = self.group.words[self.slot as usize % 8].load(Acquire);
+        Word(word).owns(self.word.frame())
     }
 }
 
@@ -91,6 +99,11 @@ impl WriteLock<'_> {
 
 #[cfg(loom)]
 impl Pin<'_> {
+    /// For the cache's tests.
+    pub(crate) fn value(&self) -> u8 {
+        self.read()[0]
+    }
+
     pub(super) fn read(&self) -> [u8; 2] {
         self.table.memory.read(self.word.frame())
     }

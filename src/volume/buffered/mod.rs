@@ -1,15 +1,20 @@
 //! Buffered files: a thread's way through the page cache, and what reads, writes and syncs do on it.
 
+mod background;
 mod file;
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crossbeam::utils::Backoff;
 
 use super::engine::{EngineOptions, EngineQueue};
 use super::file::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
 use super::mounted::VolumeShared;
+use super::open::TargetShared;
 use super::{DmaBuf, Io};
-use crate::cache::{FileCache, Pressure};
+use crate::cache::{Cache, FileCache, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead};
 use crate::iomap::direct::{Request, What};
@@ -17,6 +22,7 @@ use crate::iomap::{IterFlags, Ops};
 use crate::mem::pages::Which;
 use crate::xfs::{FileMap, FileOps};
 
+pub(super) use background::Background;
 pub use file::{Advice, RwFlags};
 
 /// Chains in flight: read-ahead and writeback are few and large.
@@ -25,8 +31,10 @@ const DEPTH: usize = 64;
 const MAX_SEGMENTS: usize = 128;
 /// Handles of files whose way of reading a thread remembers.
 const READERS: usize = 32;
-/// How often a writer looks for something to write back, where too much is dirty.
+/// How often a writer looks in vain for something to write back, where too much is dirty.
 const PATIENCE: u32 = 1_000_000;
+/// How long a writer sleeps while enough is written back in the background for it to go on.
+const MOMENT: Duration = Duration::from_micros(50);
 
 /// One thread's way through the cache, on a queue of its own.
 #[derive(Debug)]
@@ -48,7 +56,13 @@ struct Reader {
 impl BufferedIo {
     pub(super) fn new(volume: &VolumeShared) -> Result<Self> {
         let cache = volume.inodes.cache().ok_or_else(not_buffered)?;
-        let target = &volume.target;
+        volume
+            .background
+            .yield_to(|| Self::on(&volume.target, &cache))
+    }
+
+    /// On a target, with the page cache of its volume.
+    fn on(target: &TargetShared, cache: &Cache) -> Result<Self> {
         let queue = target
             .engine
             .queue(EngineOptions {
@@ -60,7 +74,7 @@ impl BufferedIo {
             })
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         Ok(Self {
-            inner: Buffered::new(queue, &cache),
+            inner: Buffered::new(queue, cache),
             readers: vec![Reader {
                 handle: 0,
                 advice: 0,
@@ -194,8 +208,10 @@ fn write_on(
     mut done: usize,
 ) -> Result<usize> {
     let pages = file.pages()?;
-    for _ in 0..PATIENCE {
-        let result = write_others_back(io).and_then(|()| {
+    let mut patience = PATIENCE;
+    while patience > 0 {
+        let result = write_others_back(io).and_then(|got_on| {
+            patience -= u32::from(!got_on);
             let at = offset + done as u64;
             let buffered = &mut io.buffered()?.inner;
             buffered.write(pages, &mut file.ops(), at, &data[done..])
@@ -220,15 +236,19 @@ fn write_on(
     }
 }
 
-/// Writes files of the volume back until less than the hard share of the cache is dirty.
-fn write_others_back(io: &mut Io) -> Result<()> {
+/// Waits until less than the hard share of the cache is dirty, where files are written back in the background; else writes
+/// files of the volume back until then. False when nothing got on.
+fn write_others_back(io: &mut Io) -> Result<bool> {
+    if wait_for_background(io.buffered()?.inner.cache()) {
+        return Ok(true);
+    }
     let mut first_error = None;
     let mut count = 0;
     for other in io.volume_shared().inodes.dirty() {
         let Some(pages) = other.pages() else { continue };
         let buffered = &mut io.buffered()?.inner;
         if buffered.cache().pressure() < Pressure::Hard {
-            return Ok(());
+            return Ok(true);
         }
         let ops = &mut FileOps::new(&other.map);
         match buffered.write_out(pages, ops, 0..u64::MAX, usize::MAX) {
@@ -238,14 +258,31 @@ fn write_others_back(io: &mut Io) -> Result<()> {
             }
         }
     }
-    if count == 0 {
-        if let Some(error) = first_error {
-            return Err(error);
-        }
-        // Other threads are at it.
-        std::thread::yield_now();
+    if count > 0 {
+        return Ok(true);
     }
-    Ok(())
+    if let Some(error) = first_error {
+        return Err(error);
+    }
+    // Other threads are at it.
+    std::thread::yield_now();
+    Ok(io.buffered()?.inner.cache().in_writeback() > 0)
+}
+
+/// True when enough was written back in the background; false when it is for others to do that, by now.
+fn wait_for_background(cache: &Cache) -> bool {
+    let backoff = Backoff::new();
+    while cache.has_background() {
+        if cache.pressure() < Pressure::Hard {
+            return true;
+        }
+        if backoff.is_completed() {
+            std::thread::sleep(MOMENT);
+        } else {
+            backoff.snooze();
+        }
+    }
+    false
 }
 
 /// As [`write()`], and an error where not all of it can be written.
@@ -297,7 +334,7 @@ fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
     }
 }
 
-/// The volume closes: what is dirty is written back. Nobody is there to be told of a failure but whoever reads the
+/// The volume closes, and nobody writes back in the background any more: what is dirty is written back. Nobody is there to be told of a failure but whoever reads the
 /// standard error.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();
