@@ -496,6 +496,31 @@ impl PageTable {
     }
 }
 
+/// For the cache's tests.
+#[cfg(loom)]
+impl PageTable {
+    pub(crate) fn write_frame(&self, frame: &FrameRun, value: u8) {
+        self.memory.write(frame.first, [value; 2]);
+    }
+
+    /// As `Place::read` does.
+    pub(crate) fn glance(
+        &self,
+        group: u32,
+        slot: u32,
+        still: impl FnOnce(&super::Tag) -> bool,
+    ) -> Option<u8> {
+        let place = self.place(group)?;
+        let slot = slot as usize;
+        let seen = place.peek(slot, super::ALL_GRANULES)?;
+        if !still(place.tag()) {
+            return None;
+        }
+        let bytes = self.memory.read_racy(seen.word.frame());
+        place.unchanged(slot, seen).then_some(bytes[0])
+    }
+}
+
 impl PageTable {
     /// A frame's bytes from `from` on will probably be wanted: the processor may fetch them while it does something else.
     #[inline(always)]
