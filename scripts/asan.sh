@@ -19,4 +19,9 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan"
 # Memory that is with a device is leaked on purpose when the device does not give it back, so leaks are
 # not looked for; use after free and out of bounds are.
 cargo test --locked --target "$target" --test vfio_user
-cargo test --locked --target "$target" --lib -- mem:: sys:: device:: nvme:: iomap:: volume::
+# What measures how well the cache chooses its pages has no memory to be careful of.
+cargo test --locked --target "$target" --lib -- mem:: sys:: device:: nvme:: iomap:: volume:: cache:: \
+    --skip policy_tests
+# A slice of the page cache's model test and of fsx, which leave no way through the cache untried.
+XTENT_RUNS=${XTENT_RUNS:-8000} XTENT_FSX_RUNS=${XTENT_FSX_RUNS:-8000} \
+    cargo test --locked --target "$target" --test cache_model

@@ -8,8 +8,8 @@
 #   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
 #   overwrite      random direct overwrites of each block size, with small and large commands, verified by a
 #                  kernel mount (100,000 writes on each; root)
-#   cache-model    mixed operations on the page cache by 1 and by 4 threads, with power cuts, against a model
-#                  (1,000,000 operations)
+#   cache-model    mixed operations on the page cache, with power cuts, against a model (1,000,000 operations by
+#                  1 thread, 1,000,000 by 4, half of these with files written back in the background)
 #   fsx            fsx's operations on the page cache, one file, against what it must hold (1,000,000 operations)
 #   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
@@ -35,18 +35,22 @@ while [ $# -gt 0 ]; do
 done
 need_cargo
 
-# campaign TEST DEFAULT_RUNS [FILTER]: one integration test at length, or those in it whose names have FILTER.
+# campaign TEST DEFAULT_RUNS [FILTER...]: one integration test at length, or those in it whose names have FILTER.
 campaign() {
     local test=$1 count=${runs:-$2}
-    step "$name: $count runs from seed $seed"
-    XTENT_RUNS=$count XTENT_SEED=$seed cargo test --release --locked --test "$test" -- --nocapture ${3:+"$3"}
+    shift 2
+    step "$name${1:+: $1}: $count runs from seed $seed"
+    XTENT_RUNS=$count XTENT_SEED=$seed cargo test --release --locked --test "$test" -- --nocapture "$@"
 }
 
 case $name in
 faults) campaign faults 10000 ;;
 hostile-image) campaign hostile_image 20000 ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
-cache-model) campaign cache_model 1000000 _thread ;;
+cache-model)
+    campaign cache_model 1000000 one_thread --exact
+    campaign cache_model 1000000 four_threads --exact
+    ;;
 fsx)
     export XTENT_FSX_RUNS=${runs:-1000000}
     campaign cache_model 1000000 fsx
