@@ -75,13 +75,13 @@ const FILE_BUFFERED: f64 = 220.0;
 const CACHE_READ: f64 = 130.0;
 
 /// As [`CACHE_READ`], for an overwrite.
-const CACHE_WRITE: f64 = 155.0;
+const CACHE_WRITE: f64 = 130.0;
 
 /// A hit of 4 KiB without the copy, read or viewed.
 const CACHE_HIT: f64 = 120.0;
 
-/// The same, overwritten. The goal is 120.
-const CACHE_OVERWRITE: f64 = 140.0;
+/// The same, overwritten.
+const CACHE_OVERWRITE: f64 = 120.0;
 
 /// N: a multiple of every depth above.
 const OPERATIONS: usize = 32 * 256;

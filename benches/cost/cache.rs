@@ -50,8 +50,9 @@ pub(crate) fn write(operations: usize) -> xtent::Result<()> {
 
 pub(crate) fn view(operations: usize) -> xtent::Result<()> {
     let file = filled()?;
+    let mut tally = Tally::default();
     for n in 0..operations {
-        assert_eq!(host_side_view(&file, position(n) - 64), 7);
+        assert_eq!(host_side_view(&file, &mut tally, position(n) - 64), 7);
     }
     Ok(())
 }
@@ -89,6 +90,6 @@ fn host_side_write_hit(file: &FileCache, tally: &mut Tally, pos: u64, data: &[u8
 }
 
 #[inline(never)]
-fn host_side_view(file: &FileCache, pos: u64) -> u8 {
-    file.view(pos, 4096).map_or(0, |view| view[0])
+fn host_side_view(file: &FileCache, tally: &mut Tally, pos: u64) -> u8 {
+    file.view(tally, pos, 4096).map_or(0, |view| view[0])
 }

@@ -351,11 +351,11 @@ impl FileInner {
         }
     }
 
-    /// Lets go of a page that was written to.
+    /// Marks a page as written to, before or after it is, in any case before it is let go of.
     #[inline(always)]
-    pub(super) fn unlock_written(
+    pub(super) fn mark_written(
         &self,
-        lock: WriteLock<'_>,
+        lock: &mut WriteLock<'_>,
         leaf: u32,
         page: u64,
         touched: u8,

@@ -63,26 +63,21 @@ impl FileCache {
     /// own. Returns the bytes written; they are dirty.
     #[inline]
     pub fn write_hit(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
-        let want = self.within(pos, data.len());
-        let (page, from) = place(pos);
-        if want == 0 || want > PAGE_BYTES - from {
-            return self.write_pages(tally, pos, &data[..want]);
+        if tally.guess.sure && self.0.overwrite_guessed(&tally.guess, pos, data) {
+            tally.hits += 1;
+            return data.len();
         }
-        let (guess, data) = (&mut tally.guess, &data[..want]);
-        if self.0.overwrite(guess, page, from, data, Writing::Hit) != Wrote::Yes {
-            return 0;
-        }
-        tally.hits += 1;
-        want
+        self.write_pages(tally, pos, data)
     }
 
-    /// As [`FileCache::write_hit`], of several pages.
+    /// As [`FileCache::write_hit`], of several pages, or of one that is not where it was guessed to be.
     #[inline(never)]
     fn write_pages(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
+        let data = &data[..self.within(pos, data.len())];
         let mut done = 0;
         while done < data.len() {
             let (page, from) = place(pos + done as u64);
-            if from == 0 {
+            if from == 0 && data.len() - done > PAGE_BYTES {
                 let pages = self.0.overwrite_run(page, &data[done..]);
                 tally.hits += pages as u64;
                 done += pages * PAGE_BYTES;
@@ -137,9 +132,9 @@ impl FileInner {
         pages.prefetch(expected, from);
         let still = |tag: &Tag| tag.is(self.id, no);
         let leaf = pages.place(guess.leaf(no));
-        let frame = leaf.and_then(|leaf| leaf.read(slot, ALL_GRANULES, from, buf, still));
-        guess.sure = frame == Some(expected);
-        frame.is_some() || self.read_page_unsure(guess, page, from, buf)
+        let read = |leaf: Place<'_>| leaf.read_expected(slot, expected, from, buf, still);
+        guess.sure = leaf.is_some_and(read);
+        guess.sure || self.read_page_unsure(guess, page, from, buf)
     }
 
     /// The same by the index.
@@ -180,8 +175,10 @@ impl FileInner {
         {
             return 0;
         }
-        for lock in run.into_locks() {
-            self.unlock_written(lock, leaf.number(), page, ALL_GRANULES, false);
+        // Letting go waits for the bytes to be in the cache; meanwhile the next ones may come.
+        run.prefetch_next();
+        for mut lock in run.into_locks() {
+            self.mark_written(&mut lock, leaf.number(), page, ALL_GRANULES, false);
         }
         pages
     }
@@ -210,19 +207,49 @@ impl FileInner {
 
     /// Holds on to a page that is up to date between these bytes, at least.
     #[inline(always)]
-    pub(super) fn pin(&self, page: u64, from: usize, to: usize) -> Option<Pin<'_>> {
+    pub(super) fn pin(
+        &self,
+        guess: &mut Guess,
+        page: u64,
+        from: usize,
+        to: usize,
+    ) -> Option<Pin<'_>> {
+        let pages = &self.cache.inner().pages;
+        let (no, slot) = leaf_of(page);
+        if guess.sure {
+            // The bytes are on the way before it is known whether they are the ones.
+            pages.prefetch(guess.frame(page), from);
+            if let Some(leaf) = pages.place(guess.leaf(no))
+                && let Ok(pin) = leaf.pin(slot, ALL_GRANULES)
+            {
+                // With a page that is in its slot, the leaf does not change hands.
+                if leaf.tag().is(self.id, no) && pin.is_in_place() {
+                    pin.used();
+                    return Some(pin);
+                }
+                drop(pin);
+            }
+        }
+        self.pin_unsure(guess, page, from, to)
+    }
+
+    /// The same by the index.
+    #[inline(never)]
+    fn pin_unsure(&self, guess: &mut Guess, page: u64, from: usize, to: usize) -> Option<Pin<'_>> {
         let (no, slot) = leaf_of(page);
         if let Some(leaf) = self.head(no)
             && leaf.tag().is(self.id, no)
             && let Ok(pin) = leaf.pin(slot, ALL_GRANULES)
         {
-            // Asked again: with a page that is in its slot, the leaf does not change hands.
+            // Asked again, as above.
             if leaf.tag().is(self.id, no) && pin.is_in_place() {
                 pin.used();
+                guess.learn(no, leaf.number(), page, pin.frame());
                 return Some(pin);
             }
             drop(pin);
         }
+        guess.sure = false;
         self.pin_slowly(page, granules_touched(from, to))
     }
 
@@ -248,42 +275,34 @@ impl FileInner {
         None
     }
 
-    /// Writes into one page, if that takes nothing from the device.
-    #[inline]
-    fn overwrite(
-        &self,
-        guess: &mut Guess,
-        page: u64,
-        from: usize,
-        bytes: &[u8],
-        writing: Writing,
-    ) -> Wrote {
-        if guess.sure {
-            let (no, slot) = leaf_of(page);
-            let (to, expected) = (from + bytes.len(), guess.frame(page));
-            let touched = self.touched(from, to);
-            let leaf = self.cache.inner().pages.place(guess.leaf(no));
-            // Whose page it is, is asked once it is held: then the leaf does not change hands any more. (Another's is let go of
-            // as it was.)
-            if let Some(leaf) = leaf
-                && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, writing.claim(touched))
-                && leaf.tag().is(self.id, no)
-                // A truncation sets the size first, and drops this page after: either it finds what is written here, or it
-                // is seen here.
-                && self.allows(writing, page, to)
-                && lock.put(from, bytes)
-            {
-                guess.sure = lock.frame() == expected;
-                self.unlock_written(lock, leaf.number(), page, touched, writing.backed());
-                return Wrote::Yes;
-            }
+    /// Writes into one page, as a whole inside of the file, if that is where it was guessed to be. Nothing but its arguments
+    /// is needed when it is not, and little after the copy: so that little has to be kept anywhere.
+    #[inline(always)]
+    fn overwrite_guessed(&self, guess: &Guess, pos: u64, data: &[u8]) -> bool {
+        let (page, from) = place(pos);
+        let to = from + data.len();
+        if data.is_empty() || to > PAGE_BYTES {
+            return false;
         }
-        self.overwrite_slowly(guess, page, from, bytes, writing)
+        let (no, slot) = leaf_of(page);
+        let touched = self.touched(from, to);
+        // Whose page it is, is asked once it is held: then the leaf does not change hands any more. (Another's is let go of
+        // as it was.) A truncation sets the size first, and drops this page after: either it finds what is written here, or
+        // it is seen here.
+        if let Some(leaf) = self.cache.inner().pages.place(guess.leaf(no))
+            && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, touched)
+            && leaf.tag().is(self.id, no)
+            && self.allows(Writing::Hit, page, to)
+        {
+            self.mark_written(&mut lock, leaf.number(), page, touched, false);
+            return lock.put(from, data);
+        }
+        false
     }
 
-    /// The same by the index.
+    /// Writes into one page, if that takes nothing from the device.
     #[inline(never)]
-    fn overwrite_slowly(
+    fn overwrite(
         &self,
         guess: &mut Guess,
         page: u64,
@@ -299,7 +318,7 @@ impl FileInner {
                     return Wrote::Missing;
                 }
                 guess.learn(leaf_of(page).0, leaf, page, lock.frame());
-                self.unlock_written(lock, leaf, page, marks.touched, writing.backed());
+                self.mark_written(&mut lock, leaf, page, marks.touched, writing.backed());
                 Wrote::Yes
             }
             Err(Blocked::Shared | Blocked::Crowded) => {

@@ -173,21 +173,29 @@ fn views_keep_what_they_saw() {
     assert!(file.view_mut(0, 1).is_none());
     file.invalidate(0..u64::MAX, Which::Clean, true);
     owned(&file, 0, 3, 5);
-    let view = file.view(4000, 1000).unwrap();
+    let view = file.view(&mut Tally::default(), 4000, 1000).unwrap();
     assert_eq!(view.len(), 96, "to the end of the page");
-    let first = file.view(0, 1000).unwrap();
+    let first = file.view(&mut Tally::default(), 0, 1000).unwrap();
     assert_eq!(file.write_hit(&mut tally, 0, &[6; 4096]), 4096);
     assert!(first.iter().all(|b| *b == 5));
-    assert!(file.view(0, 10).unwrap().iter().all(|b| *b == 6));
+    assert!(
+        file.view(&mut Tally::default(), 0, 10)
+            .unwrap()
+            .iter()
+            .all(|b| *b == 6)
+    );
     assert!(
         file.view_mut(0, 10).is_some(),
         "nobody holds on to the copy"
     );
     drop((view, first));
     file.view_mut(100, 10).unwrap()[0] = 8;
-    assert_eq!(file.view(99, 3).unwrap()[..], [6, 8, 6]);
-    assert!(file.view(10_000, 1).is_none());
-    assert_eq!(file.view(9_999, 5).unwrap().len(), 1);
+    assert_eq!(
+        file.view(&mut Tally::default(), 99, 3).unwrap()[..],
+        [6, 8, 6]
+    );
+    assert!(file.view(&mut Tally::default(), 10_000, 1).is_none());
+    assert_eq!(file.view(&mut Tally::default(), 9_999, 5).unwrap().len(), 1);
     assert_eq!(cache.stats().copied_on_write, 1);
     file.invalidate(0..u64::MAX, Which::All, true);
     assert_eq!(cache.stats().dirty_pages, 0);
@@ -278,7 +286,8 @@ fn threads_never_see_half_of_anything() {
                             }
                         }
                         85..90 => {
-                            if let Some(view) = file.view(page * 4096, 4096) {
+                            if let Some(view) = file.view(&mut Tally::default(), page * 4096, 4096)
+                            {
                                 assert!(view.iter().all(|b| *b == view[0]));
                                 file.write_cached(page * 4096, &[value; 4096], ASKED);
                                 assert!(view.iter().all(|b| *b == view[0]));

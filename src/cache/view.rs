@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use super::file::{FileCache, Writing, place};
 use super::index::LEAF_SHIFT;
+use super::stats::Tally;
 use crate::mem::pages::{PAGE_BYTES, Pin, WriteLock};
 
 /// Bytes of a cached page. They do not change while this lives: who writes to the page meanwhile writes to a copy, which
@@ -64,11 +65,11 @@ impl DerefMut for ViewMut<'_> {
 
 impl Drop for ViewMut<'_> {
     fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
+        if let Some(mut lock) = self.lock.take() {
             let touched = self.file.0.touched(self.range.start, self.range.end);
             self.file
                 .0
-                .unlock_written(lock, self.leaf, self.page, touched, self.backed);
+                .mark_written(&mut lock, self.leaf, self.page, touched, self.backed);
         }
     }
 }
@@ -88,10 +89,11 @@ impl FileCache {
     /// Lends cached bytes from `pos` on: at most `len`, and at most to the end of the page or of the file. `None` where
     /// they are not cached.
     #[inline]
-    pub fn view(&self, pos: u64, len: usize) -> Option<View<'_>> {
+    pub fn view(&self, tally: &mut Tally, pos: u64, len: usize) -> Option<View<'_>> {
         let (page, from) = place(pos);
         let to = self.end_in_page(pos, from, len)?;
-        let pin = self.0.pin(page, from, to)?;
+        let pin = self.0.pin(&mut tally.guess, page, from, to)?;
+        tally.hits += 1;
         Some(View { pin, from, to })
     }
 

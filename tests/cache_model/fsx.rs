@@ -111,7 +111,7 @@ impl Fsx<'_> {
             self.buffered
                 .read(file, ops, &mut self.ahead, pos as u64, &mut byte)
                 .unwrap();
-            let Some(view) = self.file.view(pos as u64, len) else {
+            let Some(view) = self.file.view(self.buffered.tally(), pos as u64, len) else {
                 return;
             };
             self.compare(pos, &view, "mapread");

@@ -258,7 +258,7 @@ impl<'a> Worker<'a> {
         let (pos, len) = (self.position(), self.length());
         self.read_at(self.thread, pos, 1);
         let file = self.file();
-        if let Some(view) = file.view(pos as u64, len) {
+        if let Some(view) = file.view(self.buffered.tally(), pos as u64, len) {
             self.compare(pos, &view, "view");
             let before = view.to_vec();
             self.write();

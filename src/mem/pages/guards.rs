@@ -87,10 +87,10 @@ impl WriteLock<'_> {
         (self.word.uptodate(), self.word.dirty())
     }
 
-    /// Lets go, after these granules were written: true when the page was not dirty before. `backed` when the blocks of
-    /// all of the page are known to be there.
+    /// Marks these granules as written, for when it lets go: true when the page was not dirty before. `backed` when the
+    /// blocks of all of the page are known to be there.
     #[inline(always)]
-    pub fn written(mut self, uptodate: u8, dirty: u8, backed: bool) -> bool {
+    pub fn written(&mut self, uptodate: u8, dirty: u8, backed: bool) -> bool {
         let was_dirty = self.word.dirty() != 0;
         self.word = self.word.with_marks(uptodate, dirty).backed_if(backed);
         !was_dirty && dirty != 0

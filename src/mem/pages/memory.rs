@@ -114,14 +114,20 @@ mod real {
             unsafe { super::super::racy::copy(at.as_ptr(), buf.as_mut_ptr(), buf.len()) };
         }
 
+        /// Where a frame's bytes from `from` on are, if there is such a frame.
+        #[inline(always)]
+        pub(in super::super) fn guess(&self, frame: u32, from: usize) -> *const u8 {
+            let at = frame as usize * PAGE_BYTES + from;
+            self.base.as_ptr().wrapping_add(at).cast_const()
+        }
+
         /// Two cache lines of a frame will be wanted; from there on the processor sees for itself what is.
         #[inline(always)]
         pub(in super::super) fn prefetch(&self, frame: u32, from: usize) {
             #[cfg(target_arch = "x86_64")]
             {
                 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                let at = frame as usize * PAGE_BYTES + from;
-                let at = self.base.as_ptr().wrapping_add(at).cast_const();
+                let at = self.guess(frame, from);
                 // SAFETY: a hint, which faults nowhere; every x86-64 processor has it.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
                 // SAFETY: as above.

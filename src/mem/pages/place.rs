@@ -19,7 +19,7 @@ use super::sync::atomic::{AtomicU64, fence};
 use super::table::{Blocked, PageTable};
 use super::word::{AHEAD, CROWDED, FILLING, LOCKED, PIN, PRESENT, Word};
 #[cfg(not(loom))]
-use super::{ALL_GRANULES, PAGE_BYTES};
+use super::{ALL_GRANULES, PAGE_BYTES, racy};
 
 /// A group of slots, looked up.
 #[derive(Debug, Clone, Copy)]
@@ -173,6 +173,36 @@ impl Place<'_> {
 }
 
 #[cfg(not(loom))]
+impl Place<'_> {
+    /// As [`Place::read`], of a page that is expected to be in a certain frame, and up to date as a whole; false when it
+    /// is not. Where the bytes are does not have to be waited for then: the processor fetches word and bytes at once.
+    #[inline(always)]
+    pub(crate) fn read_expected(
+        self,
+        slot: u32,
+        expected: u32,
+        from: usize,
+        buf: &mut [u8],
+        still: impl FnOnce(&Tag) -> bool,
+    ) -> bool {
+        let slot = slot as usize % 8;
+        if from > PAGE_BYTES || buf.len() > PAGE_BYTES - from {
+            return false;
+        }
+        let bytes = self.table.memory.guess(expected, from);
+        match self.peek(slot, ALL_GRANULES) {
+            Some(seen) if seen.word.frame() == expected && still(&self.group.tag) => {
+                // SAFETY: the frame is the word's, so it is one of the table's, and the range is inside of it; else as in
+                // `read`.
+                unsafe { racy::copy(bytes, buf.as_mut_ptr(), buf.len()) };
+                self.unchanged(slot, seen)
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(not(loom))]
 impl<'a> Place<'a> {
     /// As [`Place::read`], of pages that follow each other in the group and in memory, from the start of one on, all of them
     /// up to date: how many of them were copied.
@@ -260,6 +290,21 @@ impl<'a> LockedRun<'a> {
         let pages = unsafe { memory.part_mut(first.word.frame(), 0, bytes.len()) };
         pages.copy_from_slice(bytes);
         true
+    }
+
+    /// The pages behind it will probably be wanted next.
+    #[inline]
+    pub(crate) fn prefetch_next(&self) {
+        let last = self
+            .pages
+            .checked_sub(1)
+            .and_then(|at| self.locks[at].as_ref());
+        if let Some(last) = last {
+            let next = last.word.frame() + 1;
+            for at in (0..16 * 64).step_by(128) {
+                last.table.memory.prefetch(next, at);
+            }
+        }
     }
 
     /// One by one.

@@ -26,6 +26,7 @@ fn a_page_is_read_written_and_taken() {
     assert_eq!(table.pin(3, 0, false).unwrap_err(), Blocked::Locked);
     lock.bytes()[0] = 8;
     assert!(lock.written(0, 1, false));
+    drop(lock);
     assert!(table.take(3, table.look(3).frame).is_none(), "it is dirty");
     let page = table.begin_writeback(3).unwrap();
     assert_eq!(page.granules(), 1);

@@ -200,7 +200,8 @@ impl File {
             return Err(self.shared.explain(error, "view", range.start));
         }
         if let Some(pages) = self.shared.inode.pages()
-            && let Some(view) = pages.view(range.start, len)
+            && let Ok(buffered) = io.buffered()
+            && let Some(view) = pages.view(buffered.inner.tally(), range.start, len)
         {
             return Ok(Some(view));
         }
@@ -216,7 +217,7 @@ impl File {
         }
         for _ in 0..PATIENCE {
             self.bring(io, pos, len)?;
-            if let Some(view) = pages.view(pos, len) {
+            if let Some(view) = pages.view(io.buffered()?.inner.tally(), pos, len) {
                 return Ok(Some(view));
             }
             std::thread::yield_now();
