@@ -17,6 +17,16 @@ struct House {
     table: PageTable,
     index: Index,
     in_writeback: AtomicUsize,
+    /// Counts, in no order, the steps of those who read and of those who take a page away. loom looks at two threads in another
+    /// order only where the last of them to touch an atomic changes it, so it would not have much of a reader, who changes nothing,
+    /// beside one who looks at a word before changing it.
+    turns: AtomicUsize,
+}
+
+impl House {
+    fn turn(&self) {
+        self.turns.fetch_add(1, Relaxed);
+    }
 }
 
 /// A file in it.
@@ -34,6 +44,7 @@ fn house(leaves: u32, frames: u32) -> (Arc<House>, FrameRun) {
         index: Index::new(table.groups()),
         table,
         in_writeback: AtomicUsize::new(0),
+        turns: AtomicUsize::new(0),
     };
     (Arc::new(house), run)
 }
@@ -57,12 +68,14 @@ impl Tenant {
     fn put(&self, no: u64, slot: u32, mut run: FrameRun, value: u8, dirty: u8) -> u32 {
         let House { table, index, .. } = &*self.house;
         let leaf = self.reserve(no).unwrap();
+        self.house.turn();
         let held = index.hold(self.id, no);
         let frame = run.split_first(1);
         table.write_frame(&frame, value);
         let at = leaf * LEAF_PAGES + slot;
         let installed = table.install(at, frame, ALL_GRANULES, dirty, false);
         assert_eq!(installed, Ok(false));
+        self.house.turn();
         if dirty != 0 {
             index.list_dirty(leaf, &self.lists, no);
         }
@@ -81,7 +94,9 @@ impl Tenant {
                 other => panic!("{other:?}"),
             }
         };
+        self.house.turn();
         index.release(leaf);
+        self.house.turn();
         frame
     }
 
@@ -89,17 +104,25 @@ impl Tenant {
     fn glance(&self, no: u64, slot: u32) -> Option<u8> {
         let House { table, index, .. } = &*self.house;
         let leaf = index.find(self.id, no)?;
-        table.glance(leaf, slot, |tag| tag.is(self.id, no))
+        let turn = || self.house.turn();
+        turn();
+        table.glance(leaf, slot, turn, |tag| tag.is(self.id, no))
     }
 
     /// As `FileInner::pin`.
     fn pin(&self, no: u64, slot: u32) -> Option<Pin<'_>> {
         let House { table, index, .. } = &*self.house;
         let leaf = index.find(self.id, no)?;
+        self.house.turn();
         let pin = table
             .pin(leaf * LEAF_PAGES + slot, ALL_GRANULES, false)
             .ok()?;
-        (index.is(leaf, self.id, no) && pin.is_in_place()).then_some(pin)
+        self.house.turn();
+        if !index.is(leaf, self.id, no) {
+            return None;
+        }
+        self.house.turn();
+        pin.is_in_place().then_some(pin)
     }
 
     /// As `FileInner::overwrite`; false when it is not there, or held by others.
@@ -127,6 +150,7 @@ impl Tenant {
             table,
             index,
             in_writeback,
+            ..
         } = &*self.house;
         let found = self.lists.dirty().iter().next().copied();
         let Some(no) = found else { return };

@@ -1,11 +1,24 @@
 //! The protocol of the words under loom: every interleaving, and every order that the memory model allows. A frame's
 //! bytes are a cell that notices unordered accesses.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use loom::sync::Arc;
+use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
 use super::{ALL_GRANULES, Blocked, FrameRun, PageTable, Removed, Which};
 use crate::mem::{Heap, HeapConfig};
+
+loom::lazy_static! {
+    static ref TURNS: AtomicUsize = AtomicUsize::new(0);
+}
+
+/// A step of one who reads without changing anything, or of one who writes meanwhile: so that loom tries them in every order. It
+/// does that only where the last thread to touch an atomic changes it, and a writer looks at a word before.
+fn turn() {
+    TURNS.fetch_add(1, Relaxed);
+}
 
 fn table(frames: u32) -> (Arc<PageTable>, FrameRun) {
     let heap = Heap::new(HeapConfig::default());
@@ -38,6 +51,16 @@ fn write(table: &PageTable, value: u8) -> bool {
     true
 }
 
+/// As [`write`], beside one who glances.
+fn write_in_turns(table: &PageTable, value: u8) {
+    let mut lock = table.lock(0, 0, 0).unwrap();
+    turn();
+    lock.write([value; 2]);
+    turn();
+    lock.written(ALL_GRANULES, ALL_GRANULES, false);
+    turn();
+}
+
 fn read(table: &PageTable) -> Option<u8> {
     let pin = table.pin(0, ALL_GRANULES, true).ok()?;
     let bytes = pin.read();
@@ -49,7 +72,9 @@ fn read(table: &PageTable) -> Option<u8> {
 fn glance(table: &PageTable) -> Option<u8> {
     let place = table.place(0).unwrap();
     let seen = place.peek(0, ALL_GRANULES)?;
+    turn();
     let bytes = table.memory.read_racy(seen.word.frame());
+    turn();
     place.unchanged(0, seen).then(|| {
         assert_eq!(bytes[0], bytes[1], "half of a write counted");
         bytes[0]
@@ -64,8 +89,8 @@ fn a_glance_and_writers() {
         filled(&table, &mut run);
         let one = table.clone();
         let writer = thread::spawn(move || {
-            write(&one, 2);
-            write(&one, 3);
+            write_in_turns(&one, 2);
+            write_in_turns(&one, 3);
         });
         let first = glance(&table);
         let second = glance(&table);
@@ -86,7 +111,9 @@ fn a_glance_at_a_frame_that_comes_back() {
         let one = table.clone();
         let recycler = thread::spawn(move || {
             let frame = one.take(0, 0).unwrap();
+            turn();
             one.memory.write(0, [2; 2]);
+            turn();
             assert_eq!(one.install(0, frame, ALL_GRANULES, 0, false), Ok(false));
         });
         if let Some(seen) = glance(&table) {

@@ -503,20 +503,24 @@ impl PageTable {
         self.memory.write(frame.first, [value; 2]);
     }
 
-    /// As `Place::read` does.
+    /// As `Place::read` does, and calls `turn` between its steps.
     pub(crate) fn glance(
         &self,
         group: u32,
         slot: u32,
+        turn: impl Fn(),
         still: impl FnOnce(&super::Tag) -> bool,
     ) -> Option<u8> {
         let place = self.place(group)?;
         let slot = slot as usize;
         let seen = place.peek(slot, super::ALL_GRANULES)?;
+        turn();
         if !still(place.tag()) {
             return None;
         }
+        turn();
         let bytes = self.memory.read_racy(seen.word.frame());
+        turn();
         place.unchanged(slot, seen).then_some(bytes[0])
     }
 }
