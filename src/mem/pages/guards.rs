@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::group::Group;
+#[cfg(not(loom))]
+use super::racy;
 use super::table::PageTable;
 use super::word::Word;
 
@@ -133,10 +135,7 @@ impl WriteLock<'_> {
     pub(crate) fn put(&mut self, from: usize, bytes: &[u8]) -> bool {
         let part = from.checked_add(bytes.len());
         match part.and_then(|to| self.bytes().get_mut(from..to)) {
-            Some(part) => {
-                part.copy_from_slice(bytes);
-                true
-            }
+            Some(part) => racy::copy_in(part, bytes),
             None => false,
         }
     }

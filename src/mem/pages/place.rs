@@ -288,8 +288,12 @@ impl<'a> LockedRun<'a> {
         // SAFETY: the frames lie side by side and are those of the locks, which are borrowed: nobody else reads or writes
         // them, and no device has them.
         let pages = unsafe { memory.part_mut(first.word.frame(), 0, bytes.len()) };
-        pages.copy_from_slice(bytes);
-        true
+        let parts = pages
+            .chunks_exact_mut(PAGE_BYTES)
+            .zip(bytes.chunks_exact(PAGE_BYTES));
+        parts.fold(true, |done, (page, bytes)| {
+            racy::copy_in(page, bytes) && done
+        })
     }
 
     /// The pages behind it will probably be wanted next.

@@ -1,4 +1,4 @@
-//! Copying bytes that somebody else may be writing to.
+//! Copying out of pages, whose bytes somebody else may be writing to, and into them.
 
 /// Copies `len` bytes, as fast as memcpy does. Bytes that are written meanwhile come out old or new, or, where a device or
 /// a wide store writes them, any mixture of both: the caller throws all of them away then.
@@ -48,6 +48,33 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: inside of the range that is good for writes.
         unsafe { to.add(at).write(byte) };
     }
+}
+
+/// From so many bytes on a copy is faster when the lines that it writes to are fetched before.
+#[cfg(target_arch = "x86_64")]
+const WORTH_FETCHING: usize = 1024;
+
+/// Copies into a page that nobody else touches; false, and nothing, when the lengths are not the same. The lines to be written
+/// to are fetched all at once: memcpy alone asks for them one after the other, as it comes to them, and takes a fifth longer
+/// where they are in the last cache or in memory.
+///
+/// Not inline, so that it can be told from what a hit costs (`benches/cost.rs`).
+#[inline(never)]
+pub(super) fn copy_in(page: &mut [u8], bytes: &[u8]) -> bool {
+    if page.len() != bytes.len() {
+        return false;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if bytes.len() >= WORTH_FETCHING {
+        for line in page.chunks(64) {
+            // SAFETY: a hint, which faults nowhere; where a processor does not know it, it does nothing.
+            unsafe {
+                std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
+            }
+        }
+    }
+    page.copy_from_slice(bytes);
+    true
 }
 
 #[cfg(test)]
