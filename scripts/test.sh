@@ -3,7 +3,7 @@
 # name, after saying which. What cannot be had is named in a line that starts with SKIPPED.
 #
 #   scripts/test.sh            everything (about 25 minutes on 2 cores; root for the kernel's side)
-#   scripts/test.sh --quick    without the virtual machines, the sanitizer, SPDK and the cost bench
+#   scripts/test.sh --quick    without the virtual machines, the sanitizer, loom, SPDK and the cost bench
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -26,11 +26,14 @@ need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gc
 need_cargo
 
 work=$(mktemp -d)
+# Where tests have their images, if there is room.
+XTENT_TEST_MEMORY=$(mktemp -d /dev/shm/xtent-test.XXXXXX 2>/dev/null) && export XTENT_TEST_MEMORY
 lane=''
 # Ends what runs beside, with all of its children, however this ends.
 finish() {
     [ -z "$lane" ] || kill -- "-$lane" 2>/dev/null || true
-    rm -rf "$work"
+    cat "$work"/*.failed 2>/dev/null >&2 || true
+    rm -rf "$work" "${XTENT_TEST_MEMORY:-}"
 }
 trap finish EXIT
 trap 'exit 130' INT
@@ -74,8 +77,8 @@ show_beside() {
     for log in "$work"/*.passed "$work"/*.failed; do
         [ -e "$log" ] || continue
         cat "$log" >&2
+        mv "$log" "$log.shown"
         case $log in *.failed) die "a step that ran beside others failed; it is shown above" ;; esac
-        rm "$log"
     done
 }
 
@@ -112,6 +115,9 @@ if ! $quick; then
     wait "$lane" || status=$?
     lane=''
     show_beside
-    [ $status = 0 ] || die "what ran beside other steps ended with status $status"
+    [ $status = 0 ] || {
+        cat "$work/log" >&2 2>/dev/null || true
+        die "what ran beside other steps ended with status $status"
+    }
 fi
 step "all passed"

@@ -43,11 +43,13 @@ impl DirtyPage {
 
 impl FileCache {
     /// Takes dirty pages of a range of page numbers, in order, at most `most` of them, for writing them back. Those that
-    /// others write back right now are left. Returns the page to go on from, if the range was not looked through.
+    /// others write back right now are left, and those that somebody writes to, unless `wait` says to wait for them: they
+    /// stay dirty. Returns the page to go on from, if the range was not looked through.
     pub fn take_dirty(
         &self,
         pages: Range<u64>,
         most: usize,
+        wait: bool,
         taken: &mut Vec<DirtyPage>,
     ) -> Option<u64> {
         let inner = &*self.0;
@@ -61,7 +63,7 @@ impl FileCache {
             }
             match index.hold(inner.id, no) {
                 Some(leaf) => {
-                    inner.take_dirty_of(leaf, no, &pages, taken);
+                    inner.take_dirty_of(leaf, no, &pages, wait, taken);
                     let has_dirty = || inner.has_dirty(leaf);
                     index.unlist_clean(leaf, &inner.lists, no, has_dirty);
                     index.release(leaf);
@@ -118,7 +120,8 @@ impl FileCache {
         self.0.waiting.fetch_sub(1, AcqRel);
     }
 
-    /// Whether somebody waits until nobody writes the file back: who does so in the background begins nothing new then.
+    /// Whether somebody waits until nobody writes the file back: who does so in the background begins with no other
+    /// round of it then.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.0.waiting.load(Acquire) > 0
     }
@@ -132,7 +135,14 @@ impl FileCache {
 }
 
 impl FileInner {
-    fn take_dirty_of(&self, leaf: u32, no: u64, pages: &Range<u64>, taken: &mut Vec<DirtyPage>) {
+    fn take_dirty_of(
+        &self,
+        leaf: u32,
+        no: u64,
+        pages: &Range<u64>,
+        wait: bool,
+        taken: &mut Vec<DirtyPage>,
+    ) {
         let table = &self.cache.inner().pages;
         for slot in 0..LEAF_PAGES {
             let page = (no << LEAF_SHIFT) + u64::from(slot);
@@ -140,6 +150,9 @@ impl FileInner {
             let backoff = Backoff::new();
             loop {
                 let look = table.look(at);
+                if look.locked && !wait {
+                    break;
+                }
                 if look.locked {
                     // Somebody writes to it, for a moment; it may have been dirty before.
                     backoff.snooze();

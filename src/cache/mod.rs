@@ -64,7 +64,7 @@ pub struct CacheConfig {
     pub policy: Policy,
     /// From this share of dirty pages on, in percent, some are written back: in the background, or by writers.
     pub background_percent: u8,
-    /// No more than this share of pages becomes dirty, in percent: writers write back first.
+    /// No more than this share of pages becomes dirty, in percent: writers wait for that, or write back first.
     pub hard_percent: u8,
 }
 

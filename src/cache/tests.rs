@@ -24,7 +24,7 @@ fn cache(pages: usize) -> Cache {
 /// Writes everything that is dirty back, to nowhere.
 fn clean(file: &FileCache) -> Vec<u64> {
     let mut taken = Vec::new();
-    file.take_dirty(0..u64::MAX, usize::MAX, &mut taken);
+    file.take_dirty(0..u64::MAX, usize::MAX, true, &mut taken);
     let pages = taken.iter().map(DirtyPage::page).collect();
     taken.into_iter().for_each(|page| file.written(page, true));
     pages
@@ -114,7 +114,7 @@ fn small_blocks_are_up_to_date_one_by_one() {
         (3, 1, 2, 1, 0)
     );
     let mut taken = Vec::new();
-    file.take_dirty(0..1, 8, &mut taken);
+    file.take_dirty(0..1, 8, true, &mut taken);
     assert_eq!(
         taken[0].granules(),
         0b0011_1100,

@@ -102,25 +102,17 @@ impl Inodes {
     /// The file with this metadata, if somebody has it. One that was changed from outside meanwhile (the volume was opened
     /// although it is in use) is not it.
     pub(super) fn find(&self, metadata: &Metadata) -> Option<Arc<CoreInode>> {
-        let mut table = locked(&self.table);
-        table.turn += 1;
-        let turn = table.turn;
-        let entry = table.entries.get_mut(&metadata.ino)?;
-        let found = entry.inode.upgrade()?;
-        if found.metadata != *metadata && !found.may_be_dirty() {
-            return None;
-        }
-        entry.turn = turn;
-        Some(found)
+        locked(&self.table).find(metadata)
     }
 
-    /// Adds a file that was not found, or finds the one that somebody added meanwhile.
+    /// Adds a file that was not found, or finds the one that somebody added meanwhile: both under one lock, for two files in
+    /// core would not know of each other's pages.
     pub(super) fn add(&self, inode: CoreInode) -> Arc<CoreInode> {
-        if let Some(found) = self.find(&inode.metadata) {
+        let mut table = locked(&self.table);
+        if let Some(found) = table.find(&inode.metadata) {
             return found;
         }
         let inode = Arc::new(inode);
-        let mut table = locked(&self.table);
         let entry = Entry {
             inode: Arc::downgrade(&inode),
             kept: None,
@@ -219,6 +211,17 @@ impl Inodes {
 }
 
 impl Table {
+    fn find(&mut self, metadata: &Metadata) -> Option<Arc<CoreInode>> {
+        self.turn += 1;
+        let entry = self.entries.get_mut(&metadata.ino)?;
+        let found = entry.inode.upgrade()?;
+        if found.metadata != *metadata && !found.may_be_dirty() {
+            return None;
+        }
+        entry.turn = self.turn;
+        Some(found)
+    }
+
     /// The quarter that was not opened for the longest time, where too many are kept without handles. To be dropped when
     /// the table is not locked any more.
     fn give_up_unused(&mut self) -> Vec<Arc<CoreInode>> {

@@ -77,6 +77,8 @@ pub struct Buffered<Q> {
     in_flight: Vec<InFlight>,
     /// How often in a row no page could be had.
     starved: u32,
+    /// For pages that somebody writes to, before it writes them back.
+    waits: bool,
 }
 
 /// How often no page can be had, while there is nothing that this thread could write back, before that is an error:
@@ -95,7 +97,13 @@ impl<Q: Queue> Buffered<Q> {
             tally: Tally::default(),
             in_flight: Vec::new(),
             starved: 0,
+            waits: true,
         }
+    }
+
+    /// For who writes back in the background only: pages that somebody writes to are left from now on, not waited for.
+    pub fn wait_for_nobody(&mut self) {
+        self.waits = false;
     }
 
     /// The cache.

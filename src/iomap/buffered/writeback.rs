@@ -55,7 +55,8 @@ impl<Q: Queue> Buffered<Q> {
         let mut first_error = None;
         while count < most {
             let mut taken = Vec::new();
-            let next = file.take_dirty(from..end, BATCH_PAGES.min(most - count), &mut taken);
+            let batch = BATCH_PAGES.min(most - count);
+            let next = file.take_dirty(from..end, batch, self.waits, &mut taken);
             count += taken.len();
             if let Err(error) = self.write_batch(file, ops, taken) {
                 first_error.get_or_insert(error);

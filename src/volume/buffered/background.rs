@@ -27,8 +27,14 @@ use crate::cache::{Cache, Pressure};
 use crate::error::Result;
 use crate::xfs::FileOps;
 
+/// The thread's name.
+const NAME: &str = "xtent-writeback";
 /// How often one looks whether the other one is done.
-const MOMENT: Duration = Duration::from_micros(200);
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
+/// How often the thread looks before it begins with a file whose syncs wait for nobody to write it back.
+const COURTESY: u32 = 50;
+/// What somebody took the queue for is over by then.
+const LONGEST_LOAN: Duration = Duration::from_secs(60);
 
 /// The thread, when it is there.
 #[derive(Debug)]
@@ -95,7 +101,7 @@ impl Background {
             no_queue_until: None,
             has_complained: false,
         };
-        let name = "xtent-writeback".to_owned();
+        let name = NAME.to_owned();
         match std::thread::Builder::new()
             .name(name)
             .spawn(|| flusher.run())
@@ -103,6 +109,8 @@ impl Background {
             Ok(thread) => {
                 let waker = unparker.clone();
                 cache.when_dirty(move || waker.unpark());
+                // Whatever became dirty before that.
+                unparker.unpark();
                 *running = Some(Running {
                     shared,
                     unparker,
@@ -113,7 +121,8 @@ impl Background {
         }
     }
 
-    /// Makes something that takes a queue. Where that fails, and the thread has one, it is given back for it.
+    /// Makes something that takes a queue. Where that fails, and the thread has one, it is given back for it. Tried once more
+    /// even where the thread has none: it may have given it back meanwhile.
     pub(in super::super) fn yield_to<T>(&self, mut make: impl FnMut() -> Result<T>) -> Result<T> {
         make().or_else(|error| {
             if self.take_queue() {
@@ -124,7 +133,7 @@ impl Background {
         })
     }
 
-    /// Has the thread give its queue back; false when it has none.
+    /// Has the thread give its queue back, if it has one; false when there is no thread.
     #[cold]
     fn take_queue(&self) -> bool {
         let running = locked(&self.running);
@@ -134,14 +143,13 @@ impl Background {
         else {
             return false;
         };
-        if !shared.has_queue.load(Acquire) {
-            return false;
+        if shared.has_queue.load(Acquire) {
+            shared.wanted.store(true, Release);
+            unparker.unpark();
         }
-        shared.wanted.store(true, Release);
-        unparker.unpark();
         // What it has begun ends, by the deadlines of its commands.
         while shared.has_queue.load(Acquire) {
-            std::thread::sleep(MOMENT);
+            std::thread::sleep(LOOK_AGAIN);
         }
         true
     }
@@ -201,7 +209,8 @@ impl Flusher {
             if self.shared.wanted.swap(false, AcqRel) {
                 self.give_queue_back();
                 // So that who asked for it gets it.
-                self.no_queue_until = Some(Instant::now() + self.times.interval);
+                let loan = self.times.interval.min(LONGEST_LOAN);
+                self.no_queue_until = Some(Instant::now() + loan);
             }
             match next {
                 Next::GoOn => {}
@@ -274,8 +283,11 @@ impl Flusher {
     /// Writes a file back, from front to back: how many pages. `None` where that failed, or cannot be done at all.
     fn write_out(&mut self, file: &CoreInode) -> Option<usize> {
         let pages = file.pages()?;
-        while pages.is_waited_for() && !self.is_called_off() {
-            std::thread::sleep(MOMENT);
+        for _ in 0..COURTESY {
+            if !pages.is_waited_for() || self.is_called_off() {
+                break;
+            }
+            std::thread::sleep(LOOK_AGAIN);
         }
         self.take_queue()?;
         let io = self.io.as_deref_mut()?;
@@ -306,13 +318,16 @@ impl Flusher {
         {
             return None;
         }
+        // Before it has it: who finds none left now is to ask for this one.
+        self.shared.has_queue.store(true, Release);
         match BufferedIo::on(&self.target, &self.cache) {
-            Ok(io) => {
+            Ok(mut io) => {
+                io.inner.wait_for_nobody();
                 self.io = Some(Box::new(io));
-                self.shared.has_queue.store(true, Release);
                 Some(())
             }
             Err(error) => {
+                self.shared.has_queue.store(false, Release);
                 if !self.has_complained {
                     self.has_complained = true;
                     complain(&self.target, &error);

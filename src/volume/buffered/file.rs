@@ -8,7 +8,7 @@ use bitflags::bitflags;
 use super::super::inodes::locked;
 use super::super::{File, Io, View, ViewMut};
 use super::{read, write, write_within};
-use crate::cache::FileCache;
+use crate::cache::{FileCache, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered;
 use crate::iomap::{IterFlags, Ops};
@@ -217,7 +217,8 @@ impl File {
         }
         for _ in 0..PATIENCE {
             self.bring(io, pos, len)?;
-            if let Some(view) = pages.view(io.buffered()?.inner.tally(), pos, len) {
+            // What had to be read was a miss, and is not to count as a hit as well.
+            if let Some(view) = pages.view(&mut Tally::default(), pos, len) {
                 return Ok(Some(view));
             }
             std::thread::yield_now();

@@ -198,7 +198,7 @@ fn write_within(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Res
     Ok(written.bytes)
 }
 
-/// Goes on with a write that stopped because too much of other files is dirty.
+/// Goes on with a write that stopped because too much is dirty.
 #[cold]
 fn write_on(
     file: &FileShared,
@@ -334,8 +334,8 @@ fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
     }
 }
 
-/// The volume closes, and nobody writes back in the background any more: what is dirty is written back. Nobody is there to be told of a failure but whoever reads the
-/// standard error.
+/// The volume closes, and nobody writes back in the background any more: what is dirty is written back. Nobody is there to be
+/// told of a failure but whoever reads the standard error.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();
     if dirty.is_empty() {
