@@ -4,8 +4,8 @@
 //! Side by side in one run: the cache, the kernel's page cache (plain `pread` and `pwrite` on an xfs on a loop mount), and
 //! the physical limit, a bare copy of the same pattern out of hugepages. The three take turns; each figure is the median
 //! of five. Sets of 512 MiB and of 8 MiB, all of it cached. With two threads a figure is the time that passed, divided by
-//! the operations of both. A view reads the first byte of what it lends, and where the next one is depends on that byte; beside it
-//! stands a bare read of such bytes: what a cache miss takes when it is waited for.
+//! the operations of both. A view reads the first byte of what it lends, and where the next one is depends on that byte;
+//! beside it stands a bare read of such bytes: what a cache miss takes when it is waited for.
 //!
 //! Needs root, mkfs.xfs, 600 MiB of disk and 530 free hugepages; the kernel's column is 0 without the first three.
 #![expect(

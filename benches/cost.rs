@@ -80,7 +80,7 @@ const CACHE_WRITE: f64 = 145.0;
 /// A hit of 4 KiB without the copy, read or viewed.
 const CACHE_HIT: f64 = 120.0;
 
-/// The same, overwritten.
+/// The same, overwritten. What asks for the lines that memcpy writes to belongs to the copy.
 const CACHE_OVERWRITE: f64 = 120.0;
 
 /// N: a multiple of every depth above.

@@ -92,7 +92,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 step "build of the tests"
 cargo test --locked --quiet --no-run
 
-$quick || beside sanitizer loom cost
+$quick || beside loom sanitizer cost
 
 step "tests"
 # The harness hides what passing tests print, and with it why one was skipped: so it is asked for, and shown.

@@ -83,6 +83,19 @@ fn target(image: &Image) -> String {
     format!("image:{}", image.path().display())
 }
 
+/// So many writes end with a write fault (media error, 0x80), not to be tried again.
+fn writes_fail(times: u64) -> FaultPlan {
+    let fault = Fault::Status(StatusField::of(2, 0x80).do_not_retry());
+    let rule = FaultRule::new(fault)
+        .on(Scope::Io)
+        .opcode(OPC_WRITE)
+        .times(times);
+    FaultPlan {
+        rules: vec![rule],
+        ..FaultPlan::default()
+    }
+}
+
 /// Waits until the cache is as wanted. What never comes about fails the test, however slow the machine is.
 fn wait_until(io: &mut Io, what: &str, is: impl Fn(&CacheStats) -> bool) -> CacheStats {
     for _ in 0..10_000 {
@@ -193,18 +206,7 @@ fn much_is_written_back_before_it_is_old_and_nothing_is_done_when_all_is_clean()
 fn a_failure_is_told_once_to_each_handle_by_its_next_sync() {
     let _alone = alone();
     let Some(image) = image() else { return };
-    let (serving, target) = served(&image, |config| {
-        // Write fault (media error, 0x80), not to be tried again.
-        let fault = Fault::Status(StatusField::of(2, 0x80).do_not_retry());
-        let rule = FaultRule::new(fault)
-            .on(Scope::Io)
-            .opcode(OPC_WRITE)
-            .times(1);
-        config.faults = FaultPlan {
-            rules: vec![rule],
-            ..FaultPlan::default()
-        };
-    });
+    let (serving, target) = served(&image, |config| config.faults = writes_fail(1));
     let (volume, mut io, first) = open(&target, &options(SOON, SOON));
     let second = handle(&volume, &mut io);
     first.write_from(&mut io, &[8; 4096], 0).unwrap();
@@ -230,17 +232,7 @@ fn a_failure_is_told_once_to_each_handle_by_its_next_sync() {
 fn a_device_that_writes_nothing_is_told_to_the_writer_that_wants_more() {
     let _alone = alone();
     let Some(image) = image() else { return };
-    let (serving, target) = served(&image, |config| {
-        let fault = Fault::Status(StatusField::of(2, 0x80).do_not_retry());
-        let rule = FaultRule::new(fault)
-            .on(Scope::Io)
-            .opcode(OPC_WRITE)
-            .times(u64::MAX);
-        config.faults = FaultPlan {
-            rules: vec![rule],
-            ..FaultPlan::default()
-        };
-    });
+    let (serving, target) = served(&image, |config| config.faults = writes_fail(u64::MAX));
     let (volume, mut io, file) = open(&target, &options(SOON, SOON));
     let mut done = 0;
     let error = loop {

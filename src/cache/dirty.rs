@@ -150,10 +150,10 @@ impl FileInner {
             let backoff = Backoff::new();
             loop {
                 let look = table.look(at);
-                if look.locked && !wait {
-                    break;
-                }
                 if look.locked {
+                    if !wait {
+                        break;
+                    }
                     // Somebody writes to it, for a moment; it may have been dirty before.
                     backoff.snooze();
                     continue;

@@ -131,7 +131,7 @@ impl Tenant {
         let Some(leaf) = index.find(self.id, no) else {
             return false;
         };
-        let Ok(lock) = table.lock(leaf * LEAF_PAGES + slot, ALL_GRANULES, 0) else {
+        let Ok(mut lock) = table.lock(leaf * LEAF_PAGES + slot, ALL_GRANULES, 0) else {
             return false;
         };
         if !index.is(leaf, self.id, no) {

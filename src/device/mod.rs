@@ -2,7 +2,8 @@
 //!
 //! Layer 1. The driver in [`crate::nvme`] is written against [`Device`] and cannot tell hardware from the
 //! embedded controller in [`emu`], nor either from one in another process ([`vfio_user`]). Register offsets and
-//! meanings are those of the NVMe base specification 2.0c, section 3.1 (controller registers). The one unsafe island here is [`vfio`].
+//! meanings are those of the NVMe base specification 2.0c, section 3.1 (controller registers). The one unsafe island
+//! here is [`vfio`].
 
 use std::sync::Arc;
 
@@ -57,8 +58,8 @@ pub trait Device: Send + Sync {
     /// Called again and again by whoever waits for this device with nothing else to do. Hardware needs
     /// nothing (a spin hint); an embedded controller without a thread of its own works here. `silent`: how many
     /// of these rounds in a row have brought nothing, so that a device made by a program can leave the processor
-    /// to it after a while. `outstanding`: how many operations of a queue the
-    /// caller waits for; 0 where it waits for something else.
+    /// to it after a while. `outstanding`: how many operations of a queue the caller waits for; 0 where it waits
+    /// for something else.
     fn relax(&self, silent: u32, outstanding: u32);
 
     /// Whether the device is known to be gone for good. Cheap: whoever waits asks again and again.

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::common::{self, image::Image};
-use super::{compare_of, json, path_of, prototype_image, run, text};
+use super::{SHORT, compare_of, json, path_of, prototype_image, run, text};
 
 /// A tree on the kernel's xfs with everything odd; the image, unmounted.
 fn kernel_image() -> Option<Image> {
@@ -137,20 +137,7 @@ fn compare_with_the_kernel_agrees_and_leaves_nothing_behind() {
         return;
     }
     let target = path_of(&image);
-    let args = [
-        &compare_of(&target)[..],
-        &[
-            "--rounds",
-            "1",
-            "--runtime",
-            "100ms",
-            "--ramp-time",
-            "0",
-            "--json",
-            "-",
-        ],
-    ]
-    .concat();
+    let args = [&compare_of(&target)[..], &SHORT].concat();
     let value = json(&args);
     assert_eq!(value["kernel left out"], Value::Null);
     assert_eq!(
