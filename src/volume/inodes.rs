@@ -284,7 +284,48 @@ pub(super) fn not_buffered() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Timestamp;
     use super::*;
+
+    fn inode(generation: u32) -> CoreInode {
+        let time = Timestamp::default();
+        let metadata = Metadata {
+            ino: 131,
+            generation,
+            mode: 0o100_644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            project: 0,
+            rdev: 0,
+            len_bytes: 0,
+            blocks_512: 0,
+            block_bytes: 4096,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            xfs_flags: 0,
+            xfs_flags2: 0,
+        };
+        CoreInode::new(metadata, FileMap::empty())
+    }
+
+    #[test]
+    fn two_who_found_a_file_missing_and_add_it_have_one() {
+        let inodes = Inodes::new(&VolumeOptions::default());
+        let (first, second) = (inode(1), inode(1));
+        assert!(inodes.find(&first.metadata).is_none());
+        assert!(inodes.find(&second.metadata).is_none());
+        let first = inodes.add(first);
+        assert!(Arc::ptr_eq(&first, &inodes.add(second)));
+        let found = inodes.find(&first.metadata);
+        assert!(found.is_some_and(|found| Arc::ptr_eq(&first, &found)));
+        let next = inodes.add(inode(2));
+        assert!(!Arc::ptr_eq(&first, &next), "another file of that number");
+        drop((first, next));
+        assert!(inodes.find(&inode(2).metadata).is_none(), "nobody has it");
+    }
 
     #[test]
     fn the_default_leaves_most_hugepages_to_others() {
