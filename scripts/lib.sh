@@ -47,3 +47,26 @@ need_cargo() {
         die "Rust $have is too old, $want or newer is needed: run 'rustup update stable'"
     fi
 }
+
+# reserve_hugepages N: sees to N free hugepages of 2 MiB, where that is allowed; false when they are not to be had.
+# return_hugepages gives back what it took.
+hugepages_before=''
+reserve_hugepages() {
+    local all=/proc/sys/vm/nr_hugepages free
+    grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || return 1
+    free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+    if [ "$free" -lt "$1" ]; then
+        [ -w $all ] || return 1
+        hugepages_before=$(cat $all)
+        echo $((hugepages_before + $1 - free)) >$all
+        # What is in the way is moved, if that helps.
+        echo 1 >/proc/sys/vm/compact_memory
+        echo $((hugepages_before + $1 - free)) >$all
+        free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+    fi
+    [ "$free" -ge "$1" ]
+}
+return_hugepages() {
+    [ -z "$hugepages_before" ] || echo "$hugepages_before" >/proc/sys/vm/nr_hugepages
+    hugepages_before=''
+}

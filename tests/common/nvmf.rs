@@ -98,6 +98,7 @@ impl Nvmf {
         let log = std::fs::File::create(self.log()).expect("the log");
         let child = Command::new(program().expect("nvmf_tgt"))
             .args(["-m", &core_mask(), "--no-huge", "-s", "768", "--no-pci"])
+            .args(["--num-trace-entries", "0"])
             .args(["--disable-cpumask-locks", "-c"])
             .arg(&config)
             .arg("-r")
