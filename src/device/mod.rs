@@ -62,6 +62,11 @@ pub trait Device: Send + Sync {
     /// for something else.
     fn relax(&self, silent: u32, outstanding: u32);
 
+    /// Whether it is a program that runs on another processor, and finds the entries of queues in its caches.
+    fn is_another_processor(&self) -> bool {
+        false
+    }
+
     /// Whether the device is known to be gone for good. Cheap: whoever waits asks again and again.
     fn is_gone(&self) -> bool {
         false

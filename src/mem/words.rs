@@ -95,6 +95,21 @@ impl SharedWords {
         }
     }
 
+    /// Somebody else will want the line at this offset next: this processor's own caches give it to the one that all share,
+    /// where another finds it sooner. A hint; it changes nothing, and does nothing where it is not known.
+    #[inline]
+    pub fn demote_line(&self, offset_bytes: usize) {
+        let line = &raw const self.words()[offset_bytes / 8];
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the address is inside of the buffer; the instruction neither reads nor writes, and is one that does
+        // nothing on a processor without it.
+        unsafe {
+            std::arch::asm!("cldemote [{}]", in(reg) line, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+
     /// Zeroes the whole buffer.
     pub fn clear(&self) {
         for word in self.words() {

@@ -51,6 +51,9 @@ pub(super) struct Bell {
     /// Where its shadow is in both pages, in bytes; `None` for one that the pages have no room for.
     place: Option<usize>,
     shadow: Option<Shadow>,
+    through_caches: bool,
+    /// A store to the register is all that it takes.
+    plain: bool,
 }
 
 struct Shadow {
@@ -66,6 +69,8 @@ impl Bell {
         let place = usize::try_from(offset.saturating_sub(REG_DOORBELLS)).ok();
         Ok(Self {
             place: place.filter(|place| place + 4 <= PAGE_BYTES),
+            through_caches: device.is_another_processor(),
+            plain: !device.is_another_processor(),
             ..Self::from(device.doorbell(offset)?)
         })
     }
@@ -77,6 +82,7 @@ impl Bell {
             place,
             always,
         });
+        self.plain = self.shadow.is_none() && !self.through_caches;
         if let Some(Shadow { pages, place, .. }) = &self.shadow {
             pages.events.store_u32_release(*place, 0);
             pages.values.store_u32_release(*place, value);
@@ -85,6 +91,12 @@ impl Bell {
 
     pub(super) fn is_shadowed(&self) -> bool {
         self.shadow.is_some()
+    }
+
+    /// Who is told is a program on another processor: what it is told of is better not kept in this one's own caches.
+    #[inline]
+    pub(super) fn is_heard_through_caches(&self) -> bool {
+        self.through_caches
     }
 
     /// Tells the device that `old` has become `new`.
@@ -96,14 +108,13 @@ impl Bell {
         }
     }
 
-    /// Rings a doorbell that has no shadow; false, and nothing done, for one that has.
+    /// Rings a doorbell that is nothing but a register; false, and nothing done, for another.
     #[inline(always)]
     pub(super) fn ring_register(&self, new: u32) -> bool {
-        let plain = self.shadow.is_none();
-        if plain {
+        if self.plain {
             self.register.ring(new);
         }
-        plain
+        self.plain
     }
 
     #[inline(never)]
@@ -137,6 +148,8 @@ impl From<Doorbell> for Bell {
             register,
             place: None,
             shadow: None,
+            through_caches: false,
+            plain: true,
         }
     }
 }

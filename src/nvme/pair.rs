@@ -124,7 +124,7 @@ impl Queue for QueuePair {
         self.countdown -= 1;
         // As in `submit`: what calls anything is behind a tail call.
         if !self.sq.ring_register() {
-            return self.poll_shadowed(budget, done);
+            return self.poll_and_tell(budget, done);
         }
         let Some(entry) = self.cq.peek() else {
             return 0;
@@ -255,9 +255,9 @@ impl QueuePair {
         }
     }
 
-    /// A poll that tells the device by memory.
+    /// A poll that tells a device that is told by more than a register.
     #[inline(never)]
-    fn poll_shadowed(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+    fn poll_and_tell(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         self.sq.ring();
         self.reap(budget, done)
     }

@@ -44,6 +44,13 @@ impl SubmissionRing {
     #[inline]
     pub(super) fn ring(&mut self) {
         if self.tail != self.rung {
+            if self.bell.is_heard_through_caches() {
+                let mut at = self.rung;
+                while at != self.tail {
+                    self.words.demote_line(at as usize * SQE_BYTES);
+                    at = (at + 1) & self.mask;
+                }
+            }
             self.bell.ring(self.rung, self.tail);
             self.rung = self.tail;
         }
@@ -145,6 +152,8 @@ pub(super) struct CompletionRing {
 }
 
 const PHASE: u32 = 1 << 16;
+/// Of a cache.
+const ENTRIES_A_LINE: u32 = 4;
 
 impl CompletionRing {
     /// For at most so many commands outstanding.
@@ -197,6 +206,14 @@ impl CompletionRing {
     #[inline]
     pub(super) fn ring(&mut self) {
         if self.head != self.rung {
+            if self.bell.is_heard_through_caches() {
+                // All but the line at the head, which is looked at.
+                let mut line = self.rung / ENTRIES_A_LINE;
+                while line != self.head / ENTRIES_A_LINE {
+                    self.words.demote_line((line * ENTRIES_A_LINE) as usize * CQE_BYTES);
+                    line = (line + 1) & (self.mask / ENTRIES_A_LINE);
+                }
+            }
             self.bell.ring(self.rung, self.head);
             self.rung = self.head;
         }

@@ -354,6 +354,10 @@ impl Device for VfioUserDevice {
         }
     }
 
+    fn is_another_processor(&self) -> bool {
+        true
+    }
+
     fn is_gone(&self) -> bool {
         // The one that the type itself has.
         Self::is_gone(self)
