@@ -210,7 +210,8 @@ impl CompletionRing {
                 // All but the line at the head, which is looked at.
                 let mut line = self.rung / ENTRIES_A_LINE;
                 while line != self.head / ENTRIES_A_LINE {
-                    self.words.demote_line((line * ENTRIES_A_LINE) as usize * CQE_BYTES);
+                    self.words
+                        .demote_line((line * ENTRIES_A_LINE) as usize * CQE_BYTES);
                     line = (line + 1) & (self.mask / ENTRIES_A_LINE);
                 }
             }

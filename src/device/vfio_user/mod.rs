@@ -46,9 +46,9 @@ const RELAX_YIELD_EVERY: u32 = 256;
 /// server is writing its next completions to, and it then needs longer for all of them than a look earlier gains.
 const CROWD: u32 = 16;
 /// The spins between two such looks, for each operation in flight.
-const CROWD_SPINS: u32 = 2;
+const CROWD_SPINS: u32 = 3;
 /// Operations in flight beyond these do not make it wait longer.
-const CROWD_MOST: u32 = 256;
+const CROWD_MOST: u32 = 128;
 /// After so many looks for nothing something is wrong with the server, or it has no processor: no more of this.
 const CROWD_LOOKS: u32 = 64;
 
