@@ -4,8 +4,9 @@
 //! Side by side in one run: the cache, the kernel's page cache (plain `pread` and `pwrite` on an xfs on a loop mount), and
 //! the physical limit, a bare copy of the same pattern out of hugepages. The three take turns; each figure is the median
 //! of five. Sets of 512 MiB and of 8 MiB, all of it cached. With two threads a figure is the time that passed, divided by
-//! the operations of both. A view reads the first byte of what it lends, and where the next one is depends on that byte;
-//! beside it stands a bare read of such bytes: what a cache miss takes when it is waited for.
+//! the operations of both; where both overwrite one file, both do so bare, too, with a lock for each page. A view reads
+//! the first byte of what it lends, and where the next one is depends on that byte; beside it stands a bare read of such
+//! bytes: what a cache miss takes when it is waited for.
 //!
 //! Needs root, mkfs.xfs, 600 MiB of disk and 530 free hugepages; the kernel's column is 0 without the first three.
 #![expect(
@@ -19,7 +20,7 @@ use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
 use rand::rngs::SmallRng;
@@ -192,8 +193,10 @@ fn measure(case: &Case, sides: &mut Sides) -> [f64; 3] {
                 kernel_once(case, &files[second(thread)], buf, at)
             })
         });
-        let bare = if case.way == Way::Write {
-            // Two threads get a half each: a slice cannot be written to by both.
+        let bare = if case.way == Way::Write && case.threads == 2 && case.same_file {
+            bare_writes_to_same(case, &offsets, &mut sides.bare[..case.set_bytes])
+        } else if case.way == Way::Write {
+            // Two threads that write to two files get a half each.
             let halves = if case.threads == 2 { 2 } else { 1 };
             let part = case.set_bytes / halves;
             let mut parts: Vec<&mut [u8]> = sides.bare[..case.set_bytes].chunks_mut(part).collect();
@@ -302,6 +305,16 @@ fn bare_once(case: &Case, memory: &[u8], buf: &mut [u8], at: u64) -> u8 {
     buf.copy_from_slice(&memory[at..at + case.len]);
     black_box(buf);
     0
+}
+
+/// Both threads write to all of the memory, each page behind a lock of its own.
+fn bare_writes_to_same(case: &Case, offsets: &[Vec<u64>], memory: &mut [u8]) -> f64 {
+    let pages: Vec<_> = memory.chunks_mut(case.len).map(Mutex::new).collect();
+    timed(case, offsets, |_, buf, at, _| {
+        let mut page = pages[at as usize / case.len].lock().unwrap();
+        page.copy_from_slice(black_box(buf));
+        0
+    })
 }
 
 fn bare_writes(case: &Case, offsets: &[Vec<u64>], parts: &mut [&mut [u8]]) -> f64 {

@@ -24,6 +24,10 @@ MACHINE_FAILED = 97
 EMULATOR_CRASHED = 98
 TIMED_OUT = 124
 TAIL_LINES = 40
+# What is worth to be shown with the lines behind it, wherever it stands.
+TELLING = re.compile(r"panicked at|\.\.\. FAILED|Kernel panic|BUG:|Call Trace|AddressSanitizer")
+LINES_BEHIND = 5
+MOST_TELLING = 10
 
 # What a guest may ask for: what happens to disks and machines, nothing that touches the host's files.
 GUEST_MAY = {
@@ -115,6 +119,14 @@ def verdict(status, timed_out, faults, lines):
     return MACHINE_FAILED, f"QEMU ended with status {status}"
 
 
+def excerpt(lines):
+    """The end, and before it the first lines that tell of a failure."""
+    tail = max(0, len(lines) - TAIL_LINES)
+    telling = [at for at in range(tail) if TELLING.search(lines[at])][:MOST_TELLING]
+    shown = sorted({at + n for at in telling for n in range(LINES_BEHIND + 1) if at + n < tail})
+    return [lines[at] for at in shown] + (["[...]"] if shown else []) + lines[tail:]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--timeout", type=float, required=True)
@@ -143,7 +155,7 @@ def main():
         machine.kill()
     result, reason = verdict(status, expired.is_set(), faults, lines)
     if result != 0 and options.quiet:
-        print("\n".join(lines[-TAIL_LINES:]))
+        print("\n".join(excerpt(lines)))
     if reason:
         print(f"vm: {reason}")
     return result

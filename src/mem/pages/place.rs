@@ -260,6 +260,13 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Of the page behind a run this much is asked for while the run is let go of.
+#[cfg(not(loom))]
+const NEXT_BYTES: usize = 1024;
+/// Processors fetch lines in pairs.
+#[cfg(not(loom))]
+const TWO_LINES_BYTES: usize = 128;
+
 /// Pages side by side in memory that one thread is alone with.
 #[cfg(not(loom))]
 #[derive(Debug)]
@@ -305,7 +312,7 @@ impl<'a> LockedRun<'a> {
             .and_then(|at| self.locks[at].as_ref());
         if let Some(last) = last {
             let next = last.word.frame() + 1;
-            for at in (0..16 * 64).step_by(128) {
+            for at in (0..NEXT_BYTES).step_by(TWO_LINES_BYTES) {
                 last.table.memory.prefetch(next, at);
             }
         }
