@@ -150,7 +150,8 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Gives the core a queue pair. The caller has its `lock`, or nobody else knows of it yet.
+    /// Gives the core a queue pair. The caller has the lock of `cores`; the core's own is taken only once the queue pair
+    /// is connected, which may take a while: its owner does not wait for that.
     pub(super) fn equip(&self, core: &Core) -> Result<()> {
         let ctrlr = self.ctrlr.load(Ordering::Acquire);
         // SAFETY: the controller is attached: the keeper gives it up under the lock of `cores`, which callers hold.
@@ -172,6 +173,7 @@ impl Shared {
                 format!("the controller grants no queue{}", words()),
             ));
         }
+        let _guard = lock(&core.lock);
         core.ns.set(ns);
         core.qpair.set(qpair);
         Ok(())
@@ -188,6 +190,9 @@ pub struct Controller {
     heap: Mutex<Option<Heap>>,
     keeper: Option<JoinHandle<()>>,
 }
+
+/// Of connections that are cut, that of a new queue may be the first on which it shows: so long it is asked again.
+const SECOND_THOUGHTS: Duration = Duration::from_millis(320);
 
 /// Controllers that are open in this process: SPDK would hand out the same one twice.
 static OPEN: Mutex<Vec<(TransportId, Weak<Shared>)>> = Mutex::new(Vec::new());
@@ -350,7 +355,9 @@ impl Controller {
     /// Gives a new core a queue pair and a place among the others. The generation that it belongs to.
     fn admit(&self, core: &Arc<Core>) -> Result<u64> {
         let shared = &self.shared;
-        for last in [false, true] {
+        let start = Instant::now();
+        let mut was_reset = false;
+        loop {
             // A reset has this lock all the while: afterwards the controller is up, or gone.
             let mut cores = lock(&shared.cores);
             let generation = shared.generation.load(Ordering::Acquire);
@@ -358,26 +365,32 @@ impl Controller {
                 return Err(Error::new(ErrorKind::DeviceGone, "the controller is gone"));
             }
             forget_words();
-            match shared.equip(core) {
+            let refused = match shared.equip(core) {
                 Ok(()) => {
                     keeper::forget_dropped(&mut cores);
                     cores.push(Arc::clone(core));
                     return Ok(generation);
                 }
-                Err(error) if last || !shared.has_failed() => return Err(error),
-                Err(_) => {}
-            }
+                Err(error) => error,
+            };
+            let lost = shared.has_failed();
             drop(cores);
-            // The connection is gone, and nobody has noticed yet.
-            shared.ask_reset(generation);
-            while shared.generation.load(Ordering::Acquire) == generation {
-                thread::sleep(Duration::from_millis(1));
+            if lost && was_reset {
+                return Err(refused);
+            }
+            if lost {
+                // The connection is gone, and nobody has noticed yet.
+                was_reset = true;
+                shared.ask_reset(generation);
+                while shared.generation.load(Ordering::Acquire) == generation {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            } else if start.elapsed() >= SECOND_THOUGHTS {
+                return Err(refused);
+            } else {
+                thread::sleep(SECOND_THOUGHTS / 16);
             }
         }
-        Err(Error::new(
-            ErrorKind::DeviceGone,
-            "the controller does not stay up",
-        ))
     }
 }
 

@@ -66,6 +66,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
 /// Takes the core's queue pair away. SPDK ends what it has of the core's: to be sent again. The caller has the
 /// lock of the cores, and the owner is kept out by the generation. False when SPDK did not end all of it.
 fn free(core: &Arc<Core>) -> bool {
+    // First what may take a while: the owner waits for the core's lock.
+    let _one_at_a_time = attaching();
     let _guard = lock(&core.lock);
     // SAFETY: see above.
     let ended = unsafe { release(core) };
@@ -76,12 +78,12 @@ fn free(core: &Arc<Core>) -> bool {
 /// Gives the core's queue pair back. False when SPDK did not end all commands of it.
 ///
 /// # Safety
-/// Nobody else uses the core or its queue pair, which is one of an attached controller.
+/// Nobody else uses the core or its queue pair, which is one of an attached controller; and the caller is the one that is
+/// [`attaching`].
 pub(super) unsafe fn release(core: &Arc<Core>) -> bool {
     let qpair = core.qpair.replace(ptr::null_mut());
     core.ns.set(ptr::null_mut());
     if !qpair.is_null() {
-        let _one_at_a_time = attaching();
         // SAFETY: by the caller. The callbacks find their commands in the core, which the caller has.
         unsafe { ffi::spdk_nvme_ctrlr_free_io_qpair(qpair) };
     }
@@ -232,10 +234,7 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
     let equipped = cores
         .iter()
         .filter(|core| core.owned.load(Ordering::Acquire))
-        .all(|core| {
-            let _guard = lock(&core.lock);
-            shared.equip(core).is_ok()
-        });
+        .all(|core| shared.equip(core).is_ok());
     match equipped {
         true => Attempt::Up,
         false => Attempt::Useless,

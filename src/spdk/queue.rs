@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::controller::{Controller, GONE};
+use super::controller::{Controller, GONE, lock};
 use super::core::{Core, Overdue};
+use super::env::attaching;
 use super::keeper::release;
 use super::memory::Windows;
 use super::slots::{Piece, Stage};
@@ -257,10 +258,8 @@ impl Queue for SpdkQueue {
         if shared.generation.load(Ordering::Acquire) == GONE {
             return Err(Refused::Gone);
         }
-        // During a reset it only waits; when the keeper is at this very queue, the caller comes again.
-        let Ok(_guard) = self.core.lock.try_lock() else {
-            return Err(Refused::Full);
-        };
+        // During a reset it is only taken, to be sent later. The keeper has the lock for moments.
+        let _guard = lock(&self.core.lock);
         match self.core.take(chain, piece) {
             true => Ok(()),
             false => Err(Refused::Full),
@@ -322,6 +321,7 @@ impl Drop for SpdkQueue {
             }
         }
         let generation = &self.controller.shared.generation;
+        let one_at_a_time = attaching();
         let mine = generation.load(Ordering::Acquire);
         if mine.is_multiple_of(2)
             && let Some(_inside) = self.core.gate.enter(generation, mine)
@@ -329,6 +329,7 @@ impl Drop for SpdkQueue {
             // SAFETY: this thread's: inside of the gate.
             unsafe { release(&self.core) };
         }
+        drop(one_at_a_time);
         // From here on nobody uses the core but who has the lock of the cores.
         self.core.owned.store(false, Ordering::Release);
     }
