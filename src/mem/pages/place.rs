@@ -295,12 +295,12 @@ impl<'a> LockedRun<'a> {
         // SAFETY: the frames lie side by side and are those of the locks, which are borrowed: nobody else reads or writes
         // them, and no device has them.
         let pages = unsafe { memory.part_mut(first.word.frame(), 0, bytes.len()) };
-        let parts = pages
-            .chunks_exact_mut(PAGE_BYTES)
-            .zip(bytes.chunks_exact(PAGE_BYTES));
-        parts.fold(true, |done, (page, bytes)| {
-            racy::copy_in(page, bytes) && done
-        })
+        if self.pages == 1 {
+            return racy::copy_in(pages, bytes);
+        }
+        // All at once: so long a copy does not read the lines that it writes to.
+        pages.copy_from_slice(bytes);
+        true
     }
 
     /// The pages behind it will probably be wanted next.
