@@ -34,7 +34,7 @@ struct Before {
 pub(crate) struct Handover {
     pub(crate) controller: Controller,
     before: Option<Before>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Handover {
@@ -253,15 +253,26 @@ impl Drop for Handover {
     }
 }
 
+/// A file that is locked. Unlocked by name: closing it is not enough while a process that is just being started from
+/// another thread has it open, too.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// One comparison at a time on a controller; ends with the process, however that ends.
-fn lock(controller: &Controller) -> Result<File> {
+fn lock(controller: &Controller) -> Result<Lock> {
     let notes = &controller.places.notes;
     let path = notes.join(format!(".{}.lock", controller.address));
     let failed = |e| Error::system(format!("cannot lock {}", path.display()), e);
     fs::create_dir_all(notes).map_err(failed)?;
     let file = File::create(&path).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(fs::TryLockError::WouldBlock) => {
             Err(controller.error(ErrorKind::Busy, "another comparison runs on it"))
         }
