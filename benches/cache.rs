@@ -25,9 +25,9 @@ use std::time::Instant;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::cache::{Cache, CacheConfig, FileCache, Tally};
-use xtent::mem::{DmaBuf, Heap, HeapConfig, HugePages};
-use xtent::sys::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
+use xtent::internals::cache::{Cache, CacheConfig, FileCache, Tally};
+use xtent::internals::mem::{DmaBuf, Heap, HeapConfig, HugePages};
+use xtent::internals::sys::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 
 const LARGE: usize = 512 << 20;
 const SMALL: usize = 8 << 20;

@@ -18,11 +18,11 @@ mod file;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use xtent::block::{Chain, ChainFlags, Completion, Op, Queue};
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
-use xtent::units::Lba;
+use xtent::internals::block::{Chain, ChainFlags, Completion, Op, Queue};
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::internals::units::Lba;
 
 /// A case does as many operations as it is told.
 type Case = fn(operations: usize) -> xtent::Result<()>;

@@ -4,9 +4,9 @@
 use std::sync::LazyLock;
 
 use xtent::Result;
-use xtent::iomap::{IterFlags, Ops};
-use xtent::xfs::dir::{DirCursor, lookup};
-use xtent::xfs::{FileOps, FileType, Fs, Inode, MetaIo, symlink};
+use xtent::internals::iomap::{IterFlags, Ops};
+use xtent::internals::xfs::dir::{DirCursor, lookup};
+use xtent::internals::xfs::{FileOps, FileType, Fs, Inode, MetaIo, symlink};
 
 /// The image that `fuzz/seed.sh` makes.
 pub static IMAGE: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -6,10 +6,10 @@ mod common;
 use std::fs::File;
 
 use common::image::Image;
-use xtent::xfs::dir::{DirCursor, lookup};
-use xtent::xfs::format::dir as layout;
-use xtent::xfs::format::set_checksum;
-use xtent::xfs::{Fs, Inode, MetaIo};
+use xtent::internals::xfs::dir::{DirCursor, lookup};
+use xtent::internals::xfs::format::dir as layout;
+use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::{Fs, Inode, MetaIo};
 use xtent::{Error, ErrorKind};
 
 const BLOCK: usize = 4096;

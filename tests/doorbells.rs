@@ -9,10 +9,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rig::{Memory, chain, drain};
-use xtent::block::{Completion, Op, Queue, Wait};
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
-use xtent::nvme::spec::{ADM_DOORBELL_BUFFER_CONFIG, SC_INVALID_FIELD};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::block::{Completion, Op, Queue, Wait};
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
+use xtent::internals::nvme::spec::{ADM_DOORBELL_BUFFER_CONFIG, SC_INVALID_FIELD};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 fn config(mode: Mode) -> EmuConfig {
     EmuConfig {

@@ -12,13 +12,15 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rig::{Memory, drain};
-use xtent::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope};
-use xtent::mem::{Lent, Segment};
-use xtent::nvme::spec::{ADM_ABORT, OPC_READ};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
-use xtent::units::Lba;
+use xtent::internals::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status};
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{
+    EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope,
+};
+use xtent::internals::mem::{Lent, Segment};
+use xtent::internals::nvme::spec::{ADM_ABORT, OPC_READ};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::internals::units::Lba;
 
 const BLOCKS: u64 = 192;
 const MOST_BLOCKS: u64 = 24;

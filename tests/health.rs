@@ -7,13 +7,13 @@ mod rig;
 use std::sync::Arc;
 
 use rig::{Memory, chain, drain};
-use xtent::block::{Op, Queue, Refused, Status};
-use xtent::device::emu::{
+use xtent::internals::block::{Op, Queue, Refused, Status};
+use xtent::internals::device::emu::{
     AtomicOffer, EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Past, Scope,
 };
-use xtent::mem::Segment;
-use xtent::nvme::spec::{CriticalWarning, EventWord, OPC_READ, SC_UNRECOVERED_READ};
-use xtent::nvme::{Controller, ControllerOptions, Event, QueueOptions, QueuePair};
+use xtent::internals::mem::Segment;
+use xtent::internals::nvme::spec::{CriticalWarning, EventWord, OPC_READ, SC_UNRECOVERED_READ};
+use xtent::internals::nvme::{Controller, ControllerOptions, Event, QueueOptions, QueuePair};
 
 const BLOCKS: u64 = 2048;
 

@@ -24,10 +24,10 @@ use common::image::Image;
 use common::{kernel_is_here, sys};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::iomap::{IterFlags, Kind, Ops as _};
-use xtent::xfs::dir::{DirCursor, lookup};
-use xtent::xfs::format::set_checksum;
-use xtent::xfs::{FileOps, FileType, Fs, FsOptions, Ino, Inode, MetaIo, symlink};
+use xtent::internals::iomap::{IterFlags, Kind, Ops as _};
+use xtent::internals::xfs::dir::{DirCursor, lookup};
+use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::{FileOps, FileType, Fs, FsOptions, Ino, Inode, MetaIo, symlink};
 use xtent::{Error, ErrorKind};
 
 /// Counts this thread's memory.

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use rig::{Memory, chain, drain};
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Refused, Status};
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope};
-use xtent::nvme::spec::OPC_READ;
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::block::{Op, Queue, Refused, Status};
+use xtent::internals::device::emu::{
+    EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope,
+};
+use xtent::internals::nvme::spec::OPC_READ;
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
 
 const MEDIUM_BYTES: u64 = 8 << 20;
 
@@ -87,7 +89,7 @@ fn threads_with_a_queue_each_share_a_controller_that_is_reset_under_them() {
 }
 
 /// Reads one block with these faults; how it ended.
-fn one_read(memory: &Memory, rules: &[FaultRule]) -> (Status, xtent::nvme::Stats) {
+fn one_read(memory: &Memory, rules: &[FaultRule]) -> (Status, xtent::internals::nvme::Stats) {
     let (device, controller) = open(
         EmuConfig {
             tick_ns: 20_000,

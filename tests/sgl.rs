@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rig::{Memory, chain, drain};
-use xtent::block::{Op, Queue, Refused, Status};
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
-use xtent::mem::{Lent, Segment};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::block::{Op, Queue, Refused, Status};
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
+use xtent::internals::mem::{Lent, Segment};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 const MEDIUM_BYTES: u64 = 8 << 20;
 

@@ -6,9 +6,9 @@ mod common;
 use common::image::Image;
 use common::served::Serving;
 use xtent::ErrorKind;
-use xtent::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
-use xtent::device::vfio_user::ServerOptions;
-use xtent::nvme::spec::{OPC_WRITE, StatusField};
+use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
+use xtent::internals::device::vfio_user::ServerOptions;
+use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
 use xtent::volume::{OpenOptions, Target, TargetSpec, Volume, VolumeOptions, controller_to_serve};
 
 #[test]

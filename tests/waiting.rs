@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use rig::{Memory, chain, drain};
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Status, Wait};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
-use xtent::nvme::spec::OPC_READ;
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::block::{Op, Queue, Status, Wait};
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
+use xtent::internals::nvme::spec::OPC_READ;
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 const SLEEPY: [Wait; 3] = [
     Wait::Interrupt,

@@ -7,8 +7,8 @@ mod common;
 use common::image::Image;
 use common::{has_tool, skipped};
 use xtent::ErrorKind;
-use xtent::xfs::format::set_checksum;
-use xtent::xfs::{Fs, MetaIo};
+use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::{Fs, MetaIo};
 
 #[derive(Clone)]
 struct Disk {

@@ -1,7 +1,7 @@
 //! The cases of the page cache: hits, without the copy. 64 bytes are copied where a copy cannot be left out, which is a
 //! call of memcpy of its own and some 20 instructions in it; of whole pages the copy is not counted.
 
-use xtent::cache::{Cache, CacheConfig, FileCache, Tally};
+use xtent::internals::cache::{Cache, CacheConfig, FileCache, Tally};
 
 const PAGES: u64 = 1024;
 

@@ -27,7 +27,7 @@ pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<(
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
     let image = make_image(dir.path())?;
     let options = VolumeOptions {
-        huge_pages: xtent::mem::HugePages::Never,
+        huge_pages: xtent::internals::mem::HugePages::Never,
         ..VolumeOptions::default()
     };
     let target = format!("image:{image},inline,depth={}", depth.max(2));
@@ -65,7 +65,7 @@ pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
     let image = make_image(dir.path())?;
     let options = VolumeOptions {
-        huge_pages: xtent::mem::HugePages::Never,
+        huge_pages: xtent::internals::mem::HugePages::Never,
         cache_bytes: Some(16 << 20),
         ..VolumeOptions::default()
     };

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use xtent::block::{Chain, ChainFlags, Completion, Op, Queue};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::mem::{Arena, DmaSpace, Doorbell, Heap, HeapConfig, HugePages, Lent, Mapper};
-use xtent::nvme::spec::{ADM_CREATE_CQ, CQE_BYTES, REG_ASQ, SQE_BYTES};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
-use xtent::units::{Iova, Lba};
+use xtent::internals::block::{Chain, ChainFlags, Completion, Op, Queue};
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::mem::{Arena, DmaSpace, Doorbell, Heap, HeapConfig, HugePages, Lent, Mapper};
+use xtent::internals::nvme::spec::{ADM_CREATE_CQ, CQE_BYTES, REG_ASQ, SQE_BYTES};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::units::{Iova, Lba};
 
 const DEPTH: usize = 8;
 const BLOCK_BYTES: usize = 512;

@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 
 use image::{Device, IMAGE, look};
 use libfuzzer_sys::fuzz_target;
-use xtent::xfs::dir::lookup;
-use xtent::xfs::format::set_checksum;
-use xtent::xfs::{Fs, Ino};
+use xtent::internals::xfs::dir::lookup;
+use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::{Fs, Ino};
 
 /// The directories of the image, and the addresses of their blocks.
 static BLOCKS: LazyLock<Vec<(Ino, u64)>> = LazyLock::new(|| {

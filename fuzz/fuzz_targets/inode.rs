@@ -6,8 +6,8 @@ mod image;
 
 use image::{Device, IMAGE, look};
 use libfuzzer_sys::fuzz_target;
-use xtent::xfs::Fs;
-use xtent::xfs::format::{inode, set_checksum};
+use xtent::internals::xfs::Fs;
+use xtent::internals::xfs::format::{inode, set_checksum};
 
 fuzz_target!(|data: &[u8]| {
     let mut io = Device {

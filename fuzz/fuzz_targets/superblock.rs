@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use xtent::Result;
-use xtent::xfs::format::{set_checksum, superblock};
-use xtent::xfs::{Fs, FsOptions, MetaIo};
+use xtent::internals::xfs::format::{set_checksum, superblock};
+use xtent::internals::xfs::{Fs, FsOptions, MetaIo};
 
 /// A device whose content repeats the input, which is not empty, and which claims to be large.
 struct Device<'a>(&'a [u8]);

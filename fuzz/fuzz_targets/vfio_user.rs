@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use xtent::device::emu::{EmuConfig, Medium};
-use xtent::device::vfio_user::{Server, ServerOptions};
+use xtent::internals::device::emu::{EmuConfig, Medium};
+use xtent::internals::device::vfio_user::{Server, ServerOptions};
 
 /// The first message: version 0.1, no capabilities.
 const GREETING: [u8; 20] = [1, 0, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use xtent::sys::XfsMount;
+use xtent::internals::sys::XfsMount;
 use xtent::volume::{Volume, VolumeInfo};
 use xtent::{Error, ErrorKind, Result};
 

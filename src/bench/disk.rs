@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use xtent::device::vfio::PciAddress;
-use xtent::sys::XfsMount;
+use xtent::internals::device::vfio::PciAddress;
+use xtent::internals::sys::XfsMount;
 use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 

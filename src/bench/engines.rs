@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use xtent::spdk::{Transport, TransportId};
+use xtent::internals::spdk::{Transport, TransportId};
 use xtent::volume::{Target, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
 use xtent::{Error, ErrorKind, Result};
 

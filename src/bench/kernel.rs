@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use xtent::sys::{Slots, Uring, UringOp};
+use xtent::internals::sys::{Slots, Uring, UringOp};
 use xtent::{Error, ErrorKind, Result};
 
 use super::{Engine, Op};

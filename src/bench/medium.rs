@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use xtent::sys::{LoopDevice, LoopOptions, XfsMount};
+use xtent::internals::sys::{LoopDevice, LoopOptions, XfsMount};
 use xtent::volume::{ControllerMode, Volume, VolumeOptions};
 use xtent::{Error, ErrorKind, Result};
 

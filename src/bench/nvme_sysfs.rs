@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use xtent::device::vfio::PciAddress;
+use xtent::internals::device::vfio::PciAddress;
 use xtent::{Error, ErrorKind, Result};
 
 /// Class code of an NVMe I/O controller.

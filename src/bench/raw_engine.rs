@@ -1,7 +1,7 @@
 //! A target's blocks under load, without a filesystem.
 
-use xtent::block;
-use xtent::units::Lba;
+use xtent::internals::block;
+use xtent::internals::units::Lba;
 use xtent::volume::{RawIo, Target};
 use xtent::{Error, ErrorKind, Result};
 

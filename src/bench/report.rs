@@ -348,7 +348,7 @@ mod tests {
     use crate::bench::runner::Outcome;
     use crate::bench::workload::{Rw, Workload};
     use std::time::Duration;
-    use xtent::sys::LoopOptions;
+    use xtent::internals::sys::LoopOptions;
     use xtent::volume::{FilesystemInfo, TargetInfo, VolumeInfo};
 
     fn rounds(base_ns: u64) -> Rounds {

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use xtent::sys::Ticks;
+use xtent::internals::sys::Ticks;
 use xtent::{Error, ErrorKind, Result};
 
 use super::hist::Direction;
@@ -95,7 +95,7 @@ pub(crate) fn run<E: Engine>(
 
 /// The error when the user interrupted.
 pub(crate) fn check_interrupted() -> Result<()> {
-    match xtent::sys::interrupted() {
+    match xtent::internals::sys::interrupted() {
         Some(_) => Err(Error::new(ErrorKind::System, "interrupted")),
         None => Ok(()),
     }
@@ -216,7 +216,7 @@ impl<'a, E: Engine> Job<'a, E> {
             self.ios.store(count, Ordering::Relaxed);
             self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(measure_from));
             let stop = end.is_some_and(|end| now >= end) || self.failure.is_some();
-            if stop || xtent::sys::interrupted().is_some() {
+            if stop || xtent::internals::sys::interrupted().is_some() {
                 left = 0;
             }
         }
@@ -337,7 +337,7 @@ impl<'a, E: Engine> Job<'a, E> {
         let mut next = 0;
         let blocks = self.workload.blocks_per_job();
         loop {
-            let stop = self.failure.is_some() || xtent::sys::interrupted().is_some();
+            let stop = self.failure.is_some() || xtent::internals::sys::interrupted().is_some();
             while !stop && next < blocks {
                 let word = self.written[usize::try_from(next / 64).unwrap_or(0)];
                 if word >> (next % 64) & 1 == 0 {

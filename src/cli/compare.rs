@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use xtent::sys::{LoopOptions, hold_interrupts, is_root, private_mounts};
+use xtent::internals::sys::{LoopOptions, hold_interrupts, is_root, private_mounts};
 use xtent::volume::{ControllerMode, TargetKind, TargetSpec};
 
 use super::LocalPath;

@@ -53,7 +53,7 @@ impl Failure {
 
     /// Says it, unless interrupted or piped into nowhere; the status for the process.
     pub(super) fn report(self) -> ExitCode {
-        if let Some(signal) = xtent::sys::interrupted() {
+        if let Some(signal) = xtent::internals::sys::interrupted() {
             eprintln!("xtent: interrupted");
             let status = u8::try_from(signal).map_or(OPERATION, |signal| 128 + signal);
             return ExitCode::from(status);
@@ -118,7 +118,7 @@ impl Failures {
     /// Says it and goes on, unless nothing more makes sense (nobody reads, or the user interrupted).
     pub(super) fn note(&mut self, failure: impl Into<Failure>) -> Result<(), Failure> {
         let failure = failure.into();
-        if failure.status == BROKEN_PIPE || xtent::sys::interrupted().is_some() {
+        if failure.status == BROKEN_PIPE || xtent::internals::sys::interrupted().is_some() {
             return Err(failure);
         }
         if let Some(text) = &failure.text {
@@ -139,7 +139,7 @@ impl Failures {
 
 /// Ends the command when the user asked for it.
 pub(super) fn check_interrupted() -> Result<(), Failure> {
-    match xtent::sys::interrupted() {
+    match xtent::internals::sys::interrupted() {
         Some(_) => Err(Failure::silent(OPERATION)),
         None => Ok(()),
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use xtent::sys::{HostDir, HostTime};
+use xtent::internals::sys::{HostDir, HostTime};
 use xtent::volume::{DirEntry, File, FileReader, FileType, Io, Metadata, Timestamp, Volume};
 
 use super::failure::{Failure, Failures, OPERATION, check_interrupted, complain};

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use xtent::mem::HugePages;
+use xtent::internals::mem::HugePages;
 use xtent::volume::{
     ControllerMode, Drive, DriveInfo, FilesystemInfo, NamespaceSummary, Target, TargetInfo,
     TargetKind, TargetSpec, Volume, VolumeOptions,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use xtent::spdk::TransportId;
+use xtent::internals::spdk::TransportId;
 use xtent::volume::{TargetKind, TargetSpec};
 use xtent::{Error, ErrorKind};
 
@@ -101,8 +101,8 @@ fn offers(target: &str, timeout: Duration) -> Result<Vec<Offer>, Failure> {
 
 #[cfg(feature = "spdk")]
 fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<Offer>> {
-    let entries = xtent::spdk::discover(id, timeout)?;
-    let offer = |entry: &xtent::spdk::DiscoveryEntry| Offer {
+    let entries = xtent::internals::spdk::discover(id, timeout)?;
+    let offer = |entry: &xtent::internals::spdk::DiscoveryEntry| Offer {
         target: entry.target(),
         subnqn: entry.subnqn.clone(),
         kind: if entry.discovery {
@@ -116,7 +116,7 @@ fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<Offer>> {
 
 #[cfg(not(feature = "spdk"))]
 fn discover(_: &TransportId, _: Duration) -> xtent::Result<Vec<Offer>> {
-    Err(xtent::spdk::not_built())
+    Err(xtent::internals::spdk::not_built())
 }
 
 /// Class code of an NVMe I/O controller, as sysfs writes it.

@@ -32,7 +32,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use xtent::ErrorKind;
-use xtent::mem::HugePages;
+use xtent::internals::mem::HugePages;
 use xtent::volume::{ControllerMode, TargetSpec, Volume, VolumeOptions};
 
 use self::failure::Failure;
@@ -165,7 +165,7 @@ type LocalPath = PathBuf;
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    xtent::sys::catch_interrupts();
+    xtent::internals::sys::catch_interrupts();
     let result = match cli.command {
         Command::Info(args) => info::run(&args),
         Command::Smart(args) => smart::run(&args),

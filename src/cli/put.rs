@@ -164,7 +164,7 @@ fn write(
         .collect::<Result<Vec<_>, _>>()?;
     let (mut crc, mut done_bytes, mut failure) = (0, 0, None);
     while done_bytes < len_bytes && failure.is_none() {
-        if xtent::sys::interrupted().is_some() {
+        if xtent::internals::sys::interrupted().is_some() {
             break;
         }
         let Some(mut buffer) = buffers.pop() else {
@@ -204,7 +204,7 @@ fn write(
     while io.outstanding() > 0 {
         reap(io, &mut buffers, &mut failure, progress);
     }
-    let broken_off = failure.is_some() || xtent::sys::interrupted().is_some();
+    let broken_off = failure.is_some() || xtent::internals::sys::interrupted().is_some();
     if broken_off && done_bytes > 0 {
         complain("the file may be overwritten in part now");
     }

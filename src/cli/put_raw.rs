@@ -4,8 +4,8 @@ use std::fs::File as HostFile;
 use std::io::Read;
 use std::path::Path;
 
-use xtent::block::{Op, Status};
-use xtent::units::Lba;
+use xtent::internals::block::{Op, Status};
+use xtent::internals::units::Lba;
 use xtent::volume::{RawIo, Target};
 
 use super::failure::{CORRUPT, DEVICE, Failure, OPERATION, check_interrupted, complain};
@@ -84,7 +84,7 @@ fn each(
     loop {
         while next < span.end
             && failure.is_none()
-            && xtent::sys::interrupted().is_none()
+            && xtent::internals::sys::interrupted().is_none()
             && let Some(slot) = free.pop()
         {
             let buffer = raw.slot_mut(slot).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use xtent::device::vfio_user::{Server, ServerEvent, ServerOptions};
+use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
 use xtent::volume::{TargetSpec, controller_to_serve};
 
 use super::failure::{Failure, complain};
@@ -89,7 +89,7 @@ fn vfio_user(args: &VfioUserArgs) -> Result<(), Failure> {
     let server = Server::bind(&args.socket, config, &options)?;
     complain(&format!("serving {served} at {}", server.path().display()));
     server.serve(
-        || xtent::sys::interrupted().is_none(),
+        || xtent::internals::sys::interrupted().is_none(),
         |event| match event {
             ServerEvent::Connected => complain("a client has connected"),
             ServerEvent::Left => complain("the client has left"),

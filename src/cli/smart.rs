@@ -4,9 +4,9 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use xtent::mem::HugePages;
-use xtent::nvme::spec::status_name;
-use xtent::nvme::{DATA_UNIT_BYTES, critical_warning_names};
+use xtent::internals::mem::HugePages;
+use xtent::internals::nvme::spec::status_name;
+use xtent::internals::nvme::{DATA_UNIT_BYTES, critical_warning_names};
 use xtent::volume::{
     ControllerMode, Drive, DriveInfo, ErrorEntry, FirmwareSlots, SmartInfo, VolumeOptions,
 };

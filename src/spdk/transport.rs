@@ -63,7 +63,7 @@ pub enum AddressFamily {
 /// Words may be written `key=value` or, as SPDK's tools do, `key:value`.
 ///
 /// ```
-/// use xtent::spdk::{Transport, TransportId};
+/// use xtent::internals::spdk::{Transport, TransportId};
 /// let id: TransportId = "trtype=TCP traddr=192.0.2.1 subnqn=nqn.2016-06.io.spdk:cnode1".parse()?;
 /// assert_eq!((id.transport, id.service.as_str()), (Transport::Tcp, "4420"));
 /// # Ok::<(), xtent::Error>(())

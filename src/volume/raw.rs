@@ -20,8 +20,8 @@ const BLOCKING: Token = Token::MAX;
 /// What is under a filesystem that others use is not theirs to write: see that nobody does.
 ///
 /// ```
-/// use xtent::block::Op;
-/// use xtent::units::Lba;
+/// use xtent::internals::block::Op;
+/// use xtent::internals::units::Lba;
 /// use xtent::volume::{Target, VolumeOptions};
 /// # fn main() -> xtent::Result<()> {
 /// let target = Target::open("ram:64M,inline", &VolumeOptions::default())?;

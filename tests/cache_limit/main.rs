@@ -15,11 +15,11 @@ mod fs;
 use fs::{Fs, Inode, Metadata};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::cache::{Cache, CacheConfig, FileCache};
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::iomap::buffered::Buffered;
-use xtent::mem::{Heap, HeapConfig, HugePages};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::internals::cache::{Cache, CacheConfig, FileCache};
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::iomap::buffered::Buffered;
+use xtent::internals::mem::{Heap, HeapConfig, HugePages};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
 
 const LIMIT: usize = 8 << 20;
 const FILE: usize = 24 << 20;

@@ -1,10 +1,10 @@
 //! Failures of writing back: kept, told once to each who syncs, and the data stays.
 
-use xtent::cache::{Cache, CacheConfig, FileCache};
-use xtent::device::emu::{Fault, FaultRule, Medium, Scope};
-use xtent::error::ErrorKind;
-use xtent::iomap::buffered::{Buffered, ReadAhead};
-use xtent::nvme::spec::{OPC_READ, OPC_WRITE, StatusField};
+use xtent::ErrorKind;
+use xtent::internals::cache::{Cache, CacheConfig, FileCache};
+use xtent::internals::device::emu::{Fault, FaultRule, Medium, Scope};
+use xtent::internals::iomap::buffered::{Buffered, ReadAhead};
+use xtent::internals::nvme::spec::{OPC_READ, OPC_WRITE, StatusField};
 
 use crate::Machine;
 use crate::fs::{Fs, Inode, Metadata};

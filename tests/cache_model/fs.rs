@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::error::{Error, ErrorKind, Result};
-use xtent::iomap::buffered::CachedOps;
-use xtent::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
+use xtent::internals::iomap::buffered::CachedOps;
+use xtent::internals::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
+use xtent::{Error, ErrorKind, Result};
 
 /// One block of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::cache::{Cache, CacheConfig, ErrorCursor, FileCache};
-use xtent::device::emu::Medium;
-use xtent::iomap::buffered::{Buffered, ReadAhead};
-use xtent::nvme::QueuePair;
+use xtent::internals::cache::{Cache, CacheConfig, ErrorCursor, FileCache};
+use xtent::internals::device::emu::Medium;
+use xtent::internals::iomap::buffered::{Buffered, ReadAhead};
+use xtent::internals::nvme::QueuePair;
 
 use crate::fs::{FileOps, Fs, Inode, Metadata};
 use crate::watchdog::{Watchdog, step};

@@ -28,10 +28,10 @@ use rand::{Rng, SeedableRng};
 use rig::Memory;
 use watchdog::Watchdog;
 use worker::{Shared, Worker};
-use xtent::cache::{Cache, CacheConfig, FileCache, Policy, Pressure};
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::iomap::buffered::Buffered;
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::cache::{Cache, CacheConfig, FileCache, Policy, Pressure};
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::iomap::buffered::Buffered;
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
 
 const DEVICE_BYTES: u64 = 16 << 20;
 /// Bytes of the file that all threads write to, each in stripes of its own.
@@ -83,7 +83,7 @@ impl Machine {
         }
     }
 
-    fn queue(&self) -> xtent::nvme::QueuePair {
+    fn queue(&self) -> xtent::internals::nvme::QueuePair {
         let options = QueueOptions {
             depth: 16,
             max_segments: 16,

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use rand::Rng;
 use rand::rngs::StdRng;
-use xtent::block::{Op, Status};
-use xtent::cache::{ErrorCursor, FileCache};
-use xtent::iomap::buffered::{Advice, Buffered, ReadAhead};
-use xtent::mem::Lent;
-use xtent::mem::pages::Which;
-use xtent::nvme::QueuePair;
+use xtent::internals::block::{Op, Status};
+use xtent::internals::cache::{ErrorCursor, FileCache};
+use xtent::internals::iomap::buffered::{Advice, Buffered, ReadAhead};
+use xtent::internals::mem::Lent;
+use xtent::internals::mem::pages::Which;
+use xtent::internals::nvme::QueuePair;
 
 use crate::fs::{Block, FileOps, Fs};
 use crate::model::Model;
@@ -59,10 +59,10 @@ impl<'a> Direct<'a> {
         let memory = self.memory.as_ref().unwrap();
         let bytes = self.block_bytes as usize;
         let segment = [memory.segment(0..bytes).unwrap()];
-        let lba_bytes = u64::from(xtent::block::Queue::limits(&self.queue).block_bytes);
+        let lba_bytes = u64::from(xtent::internals::block::Queue::limits(&self.queue).block_bytes);
         let blocks = self.block_bytes / lba_bytes;
         let command = chain(op, block * blocks, blocks, &segment, 1);
-        xtent::block::Queue::submit(&mut self.queue, &command).unwrap();
+        xtent::internals::block::Queue::submit(&mut self.queue, &command).unwrap();
         assert_eq!(drain(&mut self.queue)[&1], Status::Success);
     }
 

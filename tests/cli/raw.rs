@@ -164,7 +164,7 @@ fn a_block_device_is_not_taken_from_others() {
     let Some((image, data)) = prototype_image() else {
         return;
     };
-    if !xtent::sys::is_root() {
+    if !xtent::internals::sys::is_root() {
         println!("SKIPPED: loop devices need root");
         return;
     }

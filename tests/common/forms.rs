@@ -6,9 +6,9 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use xtent::xfs::dir::DirCursor;
-use xtent::xfs::format::dir::LEAF_SPACE_BYTES;
-use xtent::xfs::{FileType, Fork, Fs, Inode, MetaIo};
+use xtent::internals::xfs::dir::DirCursor;
+use xtent::internals::xfs::format::dir::LEAF_SPACE_BYTES;
+use xtent::internals::xfs::{FileType, Fork, Fs, Inode, MetaIo};
 
 struct Disk(File);
 

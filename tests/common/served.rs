@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use xtent::device::emu::EmuConfig;
-use xtent::device::vfio_user::{Server, ServerEvent, ServerOptions};
+use xtent::internals::device::emu::EmuConfig;
+use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
 use xtent::volume::{TargetSpec, controller_to_serve};
 
 use super::disk::{Hands, ImageHands};

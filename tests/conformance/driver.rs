@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::block::{Chain, ChainFlags, Op, Queue, Refused, Status};
-use xtent::mem::Segment;
-use xtent::nvme::{ControllerOptions, QueueOptions};
+use xtent::internals::block::{Chain, ChainFlags, Op, Queue, Refused, Status};
+use xtent::internals::mem::Segment;
+use xtent::internals::nvme::{ControllerOptions, QueueOptions};
 
 use super::common::{number, scaled};
 use super::rig::{Memory, chain, drain};

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use xtent::device::Device;
-use xtent::mem::{Heap, HeapConfig, HugePages};
-use xtent::nvme::{ControllerOptions, QueueOptions};
-use xtent::spdk;
+use xtent::internals::device::Device;
+use xtent::internals::mem::{Heap, HeapConfig, HugePages};
+use xtent::internals::nvme::{ControllerOptions, QueueOptions};
+use xtent::internals::spdk;
 
 use super::common::disk::Disk;
 use super::common::nvmf::{self, Nvmf, NvmfHands};

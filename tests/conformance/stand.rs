@@ -7,12 +7,12 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use xtent::block::{Chain, Completion, Limits, Queue, Refused};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::device::vfio::{VfioDevice, VfioOptions};
-use xtent::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::block::{Chain, Completion, Limits, Queue, Refused};
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
+use xtent::internals::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
 
 use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
@@ -189,7 +189,7 @@ pub(crate) struct Troubles {
 pub(crate) enum RigQueue {
     Own(Box<QueuePair>),
     #[cfg(feature = "spdk")]
-    Spdk(Box<xtent::spdk::SpdkQueue>),
+    Spdk(Box<xtent::internals::spdk::SpdkQueue>),
 }
 
 impl Queue for RigQueue {

@@ -4,9 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::device::emu::{EmuConfig, Medium, Mode};
-use xtent::mem::{DmaBuf, SharedWords};
-use xtent::nvme::spec::*;
+use xtent::internals::device::emu::{EmuConfig, Medium, Mode};
+use xtent::internals::mem::{DmaBuf, SharedWords};
+use xtent::internals::nvme::spec::*;
 use zerocopy::IntoBytes;
 
 use crate::host::*;

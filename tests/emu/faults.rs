@@ -1,8 +1,8 @@
 //! Faults: each kind does what it says, and nothing else.
 
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
-use xtent::nvme::spec::*;
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
+use xtent::internals::nvme::spec::*;
 
 use crate::host::*;
 

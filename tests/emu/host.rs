@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Mode};
-use xtent::mem::{DmaBuf, Doorbell, Heap, HeapConfig, HugePages, SharedWords};
-use xtent::nvme::spec::{
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Mode};
+use xtent::internals::mem::{DmaBuf, Doorbell, Heap, HeapConfig, HugePages, SharedWords};
+use xtent::internals::nvme::spec::{
     ADM_CREATE_CQ, ADM_CREATE_SQ, CC_EN, CC_IOCQES_SHIFT, CC_IOSQES_SHIFT, CSTS_RDY, Capabilities,
     Command, OPC_READ, OPC_WRITE, PAGE_BYTES, REG_ACQ, REG_AQA, REG_ASQ, REG_CAP, REG_CC, REG_CSTS,
     StatusField, cq_doorbell_offset, sq_doorbell_offset,
@@ -103,7 +103,7 @@ pub(crate) fn stepped() -> EmuConfig {
     EmuConfig {
         mode: Mode::Stepped,
         lba_bytes: 4096,
-        medium: xtent::device::emu::Medium::memory(16 << 20),
+        medium: xtent::internals::device::emu::Medium::memory(16 << 20),
         ..EmuConfig::default()
     }
 }

@@ -2,9 +2,9 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, FaultPlan, Medium};
-use xtent::nvme::spec::*;
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, FaultPlan, Medium};
+use xtent::internals::nvme::spec::*;
 use zerocopy::FromBytes;
 
 use crate::host::*;

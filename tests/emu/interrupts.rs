@@ -1,9 +1,9 @@
 //! Interrupts of completion queues (sections 3.3.3 and 5.3).
 
 use xtent::ErrorKind;
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, Mode};
-use xtent::nvme::spec::{Command, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, StatusField};
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, Mode};
+use xtent::internals::nvme::spec::{Command, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, StatusField};
 use zerocopy::little_endian::U32;
 
 use super::host::{Host, create_cq, create_sq, read, rings, stepped};

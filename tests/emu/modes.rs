@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::nvme::spec::*;
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::nvme::spec::*;
 
 use crate::host::*;
 
@@ -22,7 +22,7 @@ fn config(mode: Mode) -> EmuConfig {
 }
 
 /// Writes and reads back numbered blocks, eight at a time, in a part of the device that is its own.
-fn hammer(device: &Arc<EmuDevice>, heap: &xtent::mem::Heap, pair: Pair, first_lba: u64) {
+fn hammer(device: &Arc<EmuDevice>, heap: &xtent::internals::mem::Heap, pair: Pair, first_lba: u64) {
     let Pair { mut sq, mut cq } = pair;
     let mut bufs: Vec<_> = (0..8).map(|_| heap.alloc(4096, 4096).unwrap()).collect();
     for round in 0..ROUNDS {

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, Fault, FaultPlan, Medium, Scope};
-use xtent::error::ErrorKind;
-use xtent::nvme::spec::*;
+use xtent::ErrorKind;
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, Medium, Scope};
+use xtent::internals::nvme::spec::*;
 
 use crate::host::*;
 

@@ -1,8 +1,8 @@
 //! Registers, queues and admin commands.
 
-use xtent::device::Device;
-use xtent::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Scope};
-use xtent::nvme::spec::*;
+use xtent::internals::device::Device;
+use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Scope};
+use xtent::internals::nvme::spec::*;
 use zerocopy::FromBytes;
 
 use crate::host::*;
@@ -532,7 +532,7 @@ fn senseless_configurations_are_refused_with_a_reason() {
         ),
         (
             EmuConfig {
-                medium: xtent::device::emu::Medium::memory(4095),
+                medium: xtent::internals::device::emu::Medium::memory(4095),
                 ..stepped()
             },
             "smaller than one block",

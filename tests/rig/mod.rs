@@ -11,9 +11,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use xtent::block::{Chain, ChainFlags, Completion, Op, Queue, Status};
-use xtent::mem::{DmaSpace, Heap, HeapConfig, HugePages, Lent, Segment};
-use xtent::units::Lba;
+use xtent::internals::block::{Chain, ChainFlags, Completion, Op, Queue, Status};
+use xtent::internals::mem::{DmaSpace, Heap, HeapConfig, HugePages, Lent, Segment};
+use xtent::internals::units::Lba;
 
 /// Memory that stays lent, with a window into it.
 pub struct Memory {

@@ -2,10 +2,10 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::block::{Op, Queue, Refused, Status};
-use xtent::mem::Segment;
-use xtent::spdk::{ControllerOptions, QueueOptions, SpdkQueue};
-use xtent::units::Iova;
+use xtent::internals::block::{Op, Queue, Refused, Status};
+use xtent::internals::mem::Segment;
+use xtent::internals::spdk::{ControllerOptions, QueueOptions, SpdkQueue};
+use xtent::internals::units::Iova;
 
 use super::common::number;
 use super::rig::{Memory, chain, drain};

@@ -9,9 +9,9 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::block::{Completion, Op, Queue, Status};
-use xtent::mem::Segment;
-use xtent::spdk::{Controller, ControllerOptions, QueueOptions, SpdkQueue};
+use xtent::internals::block::{Completion, Op, Queue, Status};
+use xtent::internals::mem::Segment;
+use xtent::internals::spdk::{Controller, ControllerOptions, QueueOptions, SpdkQueue};
 
 use super::common::number;
 use super::common::nvmf::{Disk, Nvmf};

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::nvmf::{self, Nvmf};
 use rig::Memory;
-use xtent::mem::{Heap, HeapConfig, HugePages};
-use xtent::spdk::{Controller, ControllerOptions};
+use xtent::internals::mem::{Heap, HeapConfig, HugePages};
+use xtent::internals::spdk::{Controller, ControllerOptions};
 
 /// A target polls a processor of its own: one at a time.
 pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {

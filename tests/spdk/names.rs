@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use xtent::ErrorKind;
-use xtent::spdk::{Controller, ControllerOptions, discover};
+use xtent::internals::spdk::{Controller, ControllerOptions, discover};
 
 use super::common::nvmf::SUBNQN;
 use super::{alone, memory_target};

@@ -1,8 +1,8 @@
 //! A deliberate DMA to nowhere, so that the virtual machine's look at the IOMMU's faults is seen to work.
 
-use xtent::block::{Op, Queue};
-use xtent::mem::{Heap, HeapConfig, Segment};
-use xtent::units::Iova;
+use xtent::internals::block::{Op, Queue};
+use xtent::internals::mem::{Heap, HeapConfig, Segment};
+use xtent::internals::units::Iova;
 
 use super::rig::{alone, bring_up, chain, drain, open, told};
 

@@ -20,9 +20,9 @@ use std::os::unix::fs::FileExt;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Status};
-use xtent::mem::HeapConfig;
-use xtent::nvme::{Controller, QueueOptions};
+use xtent::internals::block::{Op, Queue, Status};
+use xtent::internals::mem::HeapConfig;
+use xtent::internals::nvme::{Controller, QueueOptions};
 use xtent::volume::{Done, Io, OpenOptions, Volume, VolumeOptions};
 
 use super::rig::{self, Mounted, alone, chain, disk_of, open, run, seed, told, told_pairs};

@@ -29,11 +29,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rig::{alone, bring_up, controllers, open, read_once};
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Status, Wait};
-use xtent::device::Device;
-use xtent::device::vfio::{VfioDevice, VfioOptions};
-use xtent::mem::{Heap, HeapConfig, Segment};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::block::{Op, Queue, Status, Wait};
+use xtent::internals::device::Device;
+use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
+use xtent::internals::mem::{Heap, HeapConfig, Segment};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
 use xtent::volume::{OpenOptions, Volume, VolumeOptions};
 
 /// Random direct overwrites and reads of `data`, against a copy in memory.
@@ -261,7 +261,7 @@ fn shadow_doorbells_and_scattered_memory() {
                 }
                 assert!(window::drain(&mut pair).values().all(|s| s.is_success()));
             }
-            assert_eq!(controller.stats(), xtent::nvme::Stats::default());
+            assert_eq!(controller.stats(), xtent::internals::nvme::Stats::default());
         }
     }
 }

@@ -7,12 +7,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use xtent::block::{Chain, ChainFlags, Op, Queue, Status};
-use xtent::device::Device;
-use xtent::device::vfio::{VfioDevice, VfioOptions};
-use xtent::mem::{Heap, Segment};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
-use xtent::units::Lba;
+use xtent::internals::block::{Chain, ChainFlags, Op, Queue, Status};
+use xtent::internals::device::Device;
+use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
+use xtent::internals::mem::{Heap, Segment};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
+use xtent::internals::units::Lba;
 
 /// What a job says in an environment variable, a list with commas; `None`, and a word about it, when it is unset.
 pub(crate) fn told(variable: &str) -> Option<Vec<String>> {

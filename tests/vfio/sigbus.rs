@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use xtent::block::{Op, Queue, Status};
-use xtent::device::Device;
-use xtent::mem::{Heap, HeapConfig};
-use xtent::nvme::QueueOptions;
+use xtent::internals::block::{Op, Queue, Status};
+use xtent::internals::device::Device;
+use xtent::internals::mem::{Heap, HeapConfig};
+use xtent::internals::nvme::QueueOptions;
 
 use super::rig::{alone, bring_up, chain, controller, controllers, open, read_once};
 

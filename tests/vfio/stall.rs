@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Status};
-use xtent::device::Device;
-use xtent::mem::{Heap, HeapConfig};
-use xtent::nvme::{QueueOptions, QueuePair};
+use xtent::internals::block::{Op, Queue, Status};
+use xtent::internals::device::Device;
+use xtent::internals::mem::{Heap, HeapConfig};
+use xtent::internals::nvme::{QueueOptions, QueuePair};
 use xtent::volume::{Volume, VolumeOptions};
 
 use super::rig::{alone, ask_host, chain, controller, open, read_once, told_pairs};

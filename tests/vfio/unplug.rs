@@ -12,10 +12,10 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::block::{Op, Queue, Refused, Status};
-use xtent::device::vfio::{VfioDevice, VfioOptions};
-use xtent::mem::{Heap, HeapConfig};
-use xtent::nvme::{QueueOptions, QueuePair};
+use xtent::internals::block::{Op, Queue, Refused, Status};
+use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
+use xtent::internals::mem::{Heap, HeapConfig};
+use xtent::internals::nvme::{QueueOptions, QueuePair};
 use xtent::volume::{OpenOptions, Volume, VolumeOptions};
 
 use super::rig::{alone, ask_host, chain, controller, open, seed, told_pairs};

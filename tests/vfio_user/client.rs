@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use xtent::ErrorKind::{self, DeviceGone as Gone, PermissionDenied, System, Unsupported};
-use xtent::block::{Op, Queue, Status};
-use xtent::device::Device;
-use xtent::device::vfio_user::{VfioUserDevice, VfioUserOptions};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::block::{Op, Queue, Status};
+use xtent::internals::device::Device;
+use xtent::internals::device::vfio_user::{VfioUserDevice, VfioUserOptions};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
 
 use super::common::served::Serving;
 use super::proxy::{Packet, Proxy, Then, Way};
@@ -367,8 +367,8 @@ fn memory_that_is_refused_is_an_error_of_the_heap() {
 fn memory_that_cannot_be_shared_is_named() {
     let serving = serving();
     let device = VfioUserDevice::open(serving.socket(), &VfioUserOptions::default()).unwrap();
-    let heap = xtent::mem::Heap::new(xtent::mem::HeapConfig {
-        huge_pages: xtent::mem::HugePages::Never,
+    let heap = xtent::internals::mem::Heap::new(xtent::internals::mem::HeapConfig {
+        huge_pages: xtent::internals::mem::HugePages::Never,
         ..Default::default()
     });
     let error = Controller::open(device, &heap, ControllerOptions::default()).unwrap_err();
@@ -478,7 +478,7 @@ fn interrupts_come_over_the_socket() {
     let memory = Memory::new();
     let opened = Controller::open(device, &memory.heap, ControllerOptions::default());
     let options = QueueOptions {
-        wait: xtent::nvme::Wait::Interrupt,
+        wait: xtent::internals::nvme::Wait::Interrupt,
         ..QueueOptions::default()
     };
     let mut pair = opened.unwrap().queue(1, options).unwrap();

@@ -21,10 +21,10 @@ mod server;
 use std::path::Path;
 use std::time::Duration;
 
-use xtent::block::{Op, Queue};
-use xtent::device::emu::{EmuConfig, Medium};
-use xtent::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
-use xtent::nvme::{Controller, ControllerOptions, QueueOptions};
+use xtent::internals::block::{Op, Queue};
+use xtent::internals::device::emu::{EmuConfig, Medium};
+use xtent::internals::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
+use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
 
 use common::served::Serving;
 use rig::{Memory, chain, drain};

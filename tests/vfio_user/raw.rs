@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use xtent::sys::{memory_file, receive_with_fds, send_with_fds};
+use xtent::internals::sys::{memory_file, receive_with_fds, send_with_fds};
 
 pub(crate) const VERSION: u16 = 1;
 pub(crate) const DMA_MAP: u16 = 2;

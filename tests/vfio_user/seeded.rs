@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::device::vfio_user::ServerOptions;
+use xtent::internals::device::vfio_user::ServerOptions;
 
 use super::proxy::{Packet, Proxy, Then, Way};
 use super::{PLENTY, drive, serving_with};

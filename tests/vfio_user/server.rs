@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use xtent::device::vfio_user::{ServerEvent, ServerOptions};
-use xtent::sys::EventFd;
+use xtent::internals::device::vfio_user::{ServerEvent, ServerOptions};
+use xtent::internals::sys::EventFd;
 
 use super::raw::{
     DMA_MAP, DMA_UNMAP, GET_INFO, GET_IRQ_INFO, GET_REGION_INFO, RESET, Raw, SET_IRQS, VERSION,

@@ -55,7 +55,7 @@ pub struct Past {
 /// [`EmuConfig::default`] (64 MiB of memory, 512-byte blocks, a volatile write cache, no faults, threaded):
 ///
 /// ```
-/// use xtent::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+/// use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 /// let device = EmuDevice::start(EmuConfig {
 ///     medium: Medium::memory(1 << 20),
 ///     lba_bytes: 4096,

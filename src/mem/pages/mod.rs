@@ -1,6 +1,6 @@
 //! Pages of files in memory that threads and devices share: who may touch which bytes when, in one word a page.
 //!
-//! Layer 0, part of the island of [`crate::mem`]. A [`PageTable`] has *frames*, pages of DMA memory, and *slots*, places
+//! Layer 0, part of the island of `mem`. A [`PageTable`] has *frames*, pages of DMA memory, and *slots*, places
 //! in files that a frame can be put into. A slot is one atomic word: which frame, how many hold on to it, what of it is
 //! up to date and dirty, and whether somebody is alone with it. Every right to touch bytes is a value that only a
 //! successful change of a word gives out, so that code outside of here needs no unsafe:
