@@ -89,7 +89,8 @@ impl Tap {
         (0..ADMIN_ENTRIES_SCANNED)
             .filter_map(|n| {
                 let entry = admin.offset((n * SQE_BYTES) as u64);
-                let entry = self.memory.view.translate(entry, SQE_BYTES).ok()?;
+                // SAFETY: rings are touched by atomic words only.
+                let entry = unsafe { self.memory.view.reach(entry, SQE_BYTES) }.ok()?;
                 let opcode = entry.load_u64(0)? as u8;
                 let (prp1, cdw10) = (entry.load_u64(24)?, entry.load_u64(40)?);
                 (opcode == ADM_CREATE_CQ)
@@ -104,7 +105,8 @@ impl Tap {
             return;
         };
         let at = ring.offset(((usize::from(slot) % entries) * CQE_BYTES) as u64);
-        let Ok(entry) = self.memory.view.translate(at, CQE_BYTES) else {
+        // SAFETY: as above.
+        let Ok(entry) = (unsafe { self.memory.view.reach(at, CQE_BYTES) }) else {
             return;
         };
         entry.store_u32(8, dw2, Ordering::Relaxed);

@@ -75,7 +75,7 @@ impl FileCache {
     }
 
     /// A page's memory, for the command that writes it; `None` when the range is not inside of a page.
-    pub fn segment_of(&self, page: &DirtyPage, range: Range<usize>) -> Option<Segment> {
+    pub(crate) fn segment_of(&self, page: &DirtyPage, range: Range<usize>) -> Option<Segment> {
         let table = &self.0.cache.inner().pages;
         table.writeback_segment(&page.inner, range)
     }

@@ -47,7 +47,7 @@ impl Fill {
     }
 
     /// The device's name for a range of their bytes.
-    pub fn segment(&self, range: Range<usize>) -> Option<Segment> {
+    pub(crate) fn segment(&self, range: Range<usize>) -> Option<Segment> {
         self.frames.as_ref()?.segment(range)
     }
 

@@ -77,7 +77,7 @@ impl Arena {
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] when no device addresses are left.
-    pub fn of(pages: Pages) -> Result<Self> {
+    pub(crate) fn of(pages: Pages) -> Result<Self> {
         let iova = IOVAS
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -90,7 +90,7 @@ impl Arena {
     }
 
     /// The first byte in the host's address space.
-    pub fn base(&self) -> NonNull<u8> {
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.pages.base()
     }
 
@@ -105,12 +105,12 @@ impl Arena {
     }
 
     /// The file behind it, from its first byte on, if it was made to be shared.
-    pub fn file(&self) -> Option<&File> {
+    pub(crate) fn file(&self) -> Option<&File> {
         self.pages.file()
     }
 
     /// The whole of it, for operations of the kernel; kept mapped meanwhile.
-    pub fn pinned(self: &Arc<Self>) -> PinnedMemory {
+    pub(crate) fn pinned(self: &Arc<Self>) -> PinnedMemory {
         // SAFETY: the arena is one mapping of this length, and keeps it until it is dropped. What the kernel
         // may fill is lent memory, which nobody reads meanwhile.
         unsafe { PinnedMemory::new(self.base(), self.len_bytes(), Arc::<Self>::clone(self)) }

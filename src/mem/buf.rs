@@ -10,12 +10,57 @@ use super::heap::HeapInner;
 use crate::units::Iova;
 
 /// A contiguous piece of device-visible memory, as a command names it.
+///
+/// It stands for memory that is with a device: [`Lent::segment`] makes it, and only code of this
+/// crate that saw the last command end takes that memory back. So submitting one, however often,
+/// lets a device write to no byte that the program can borrow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Segment {
-    /// First device address.
-    pub iova: Iova,
+    iova: Iova,
+    len_bytes: u32,
+}
+
+impl Segment {
+    /// A piece of memory at a device address. The caller sees to it that the memory is with a
+    /// device, or mapped in none.
+    pub(crate) const fn new(iova: Iova, len_bytes: u32) -> Self {
+        Self { iova, len_bytes }
+    }
+
+    /// A piece at any device address, for tests of how wrong addresses are refused.
+    ///
+    /// # Safety
+    /// No `DmaBuf` lies there while a command on the segment may run, nor other memory that the
+    /// program borrows.
+    pub const unsafe fn anywhere(iova: Iova, len_bytes: u32) -> Self {
+        Self { iova, len_bytes }
+    }
+
+    /// The first device address.
+    #[inline]
+    pub const fn iova(&self) -> Iova {
+        self.iova
+    }
+
     /// Length in bytes.
-    pub len_bytes: u32,
+    #[inline]
+    pub const fn len_bytes(&self) -> u32 {
+        self.len_bytes
+    }
+
+    /// Appends a segment that begins where this one ends; false when it does not, or when both
+    /// together are 4 GiB or more.
+    pub(crate) fn append(&mut self, next: &Self) -> bool {
+        let follows = self.iova.offset(self.len_bytes.into()) == next.iova;
+        let sum = self.len_bytes.checked_add(next.len_bytes);
+        match sum {
+            Some(sum) if follows => {
+                self.len_bytes = sum;
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer wide: it
@@ -155,10 +200,10 @@ impl Lent {
             return None;
         }
         let len_bytes = u32::try_from(range.end - range.start).ok()?;
-        Some(Segment {
-            iova: self.0.iova().offset(range.start as u64),
+        Some(Segment::new(
+            self.0.iova().offset(range.start as u64),
             len_bytes,
-        })
+        ))
     }
 
     /// Zeroes a range that no command in flight covers (a hole that was read). Out of range: nothing.
@@ -218,7 +263,7 @@ mod tests {
         buf[4096] = 7;
         let iova = buf.iova();
         let mut lent = buf.lend();
-        assert_eq!(lent.segment(4096..8192).unwrap().iova, iova.offset(4096));
+        assert_eq!(lent.segment(4096..8192).unwrap().iova(), iova.offset(4096));
         assert!(lent.segment(4096..8193).is_none());
         lent.zero(0..4096);
         lent.zero(4096..9000);

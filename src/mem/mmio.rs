@@ -56,7 +56,10 @@ impl Doorbell {
         }
     }
 
-    /// Writes the register. Everything stored before is visible to the device when it sees the value.
+    /// Writes the register. Everything stored before is visible to the device when it sees the
+    /// value: x86-64 keeps stores to write-back memory in order before a later store to uncached
+    /// memory (Intel's manual, volume 3, 10.2.2 and 13.3), and the store is a release for the
+    /// compiler. Another processor would need a barrier here, as the kernel's `writel()` has.
     #[inline]
     pub fn ring(&self, value: u32) {
         // SAFETY: the register is valid while `_keep` lives (both constructors).
@@ -123,7 +126,7 @@ impl DoorbellArray {
     }
 
     /// The file behind it, laid out as a BAR: the words, in whole pages, lie at [`DOORBELLS_IN_FILE`].
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 }

@@ -59,7 +59,7 @@ impl DmaSpace {
     ///
     /// # Errors
     /// [`DmaFault`] for anything that is not mapped.
-    pub fn translate(&self, iova: Iova, len_bytes: usize) -> Result<DmaRange, DmaFault> {
+    pub(crate) fn translate(&self, iova: Iova, len_bytes: usize) -> Result<DmaRange, DmaFault> {
         let fault = DmaFault { iova, len_bytes };
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         let at = regions.partition_point(|region| region.iova <= iova);
@@ -79,6 +79,18 @@ impl DmaSpace {
             len_bytes,
             _keep: region.keep.clone(),
         })
+    }
+
+    /// As [`DmaSpace::translate`], for tests that play the device from outside of the crate.
+    ///
+    /// # Safety
+    /// The range is used only while its memory is with a device: no `DmaBuf` that lies there is
+    /// borrowed, and no other thread uses a range of the same bytes, except by atomic words.
+    ///
+    /// # Errors
+    /// [`DmaFault`] for anything that is not mapped.
+    pub unsafe fn reach(&self, iova: Iova, len_bytes: usize) -> Result<DmaRange, DmaFault> {
+        self.translate(iova, len_bytes)
     }
 
     /// Makes a peer's memory reachable, where it says.
@@ -336,7 +348,7 @@ mod tests {
         heap.attach(space.clone()).unwrap();
         let lent = heap.alloc(64, 64).unwrap().lend();
         let range = space
-            .translate(lent.segment(0..64).unwrap().iova, 64)
+            .translate(lent.segment(0..64).unwrap().iova(), 64)
             .unwrap();
         assert!(range.store_u32(4, 0x0102_0304, Ordering::Release));
         assert_eq!(range.load_u64(0), Some(0x0102_0304_0000_0000));

@@ -100,14 +100,11 @@ impl SharedWords {
     #[inline]
     pub fn demote_line(&self, offset_bytes: usize) {
         let line = &raw const self.words()[offset_bytes / 8];
-        #[cfg(target_arch = "x86_64")]
         // SAFETY: the address is inside of the buffer; the instruction neither reads nor writes, and is one that does
         // nothing on a processor without it.
         unsafe {
             std::arch::asm!("cldemote [{}]", in(reg) line, options(nostack, preserves_flags));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
     }
 
     /// Zeroes the whole buffer.

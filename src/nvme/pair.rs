@@ -89,10 +89,10 @@ impl Queue for QueuePair {
             && nlb < u64::from(self.geometry.max_blocks)
             && let Some(end) = chain.lba.0.checked_add(chain.blocks)
             && end <= self.limits.capacity_blocks
-            && u64::from(segment.len_bytes) == chain.blocks << self.geometry.block_shift
-            && is_plain(segment.iova)
+            && u64::from(segment.len_bytes()) == chain.blocks << self.geometry.block_shift
+            && is_plain(segment.iova())
             && self.geometry.surely_holds(chain.lba.0, nlb)
-            && let Some(prp) = prp::short(segment.iova, segment.len_bytes)
+            && let Some(prp) = prp::short(segment.iova(), segment.len_bytes())
             && let Some(tracker) = self.trackers.get_mut(usize::from(self.free_tracker))
         {
             let (opcode, control) = match chain.op {
@@ -353,7 +353,7 @@ impl QueuePair {
         let bytes = blocks << shift;
         let mut flags = 0;
         let prp = if slot.segments == 1 {
-            let start = slot.first.iova.offset(u64::from(slot.at.offset_bytes));
+            let start = slot.first.iova().offset(u64::from(slot.at.offset_bytes));
             slot.at.offset_bytes = slot.at.offset_bytes.wrapping_add(bytes);
             prp::contiguous(start, bytes, &self.lists, at)
         } else {

@@ -83,8 +83,8 @@ pub(super) fn scattered(
     while left > 0
         && let Some(segment) = segments.get(at.index as usize)
     {
-        let take = left.min(segment.len_bytes.saturating_sub(at.offset_bytes));
-        let start = segment.iova.0.wrapping_add(u64::from(at.offset_bytes));
+        let take = left.min(segment.len_bytes().saturating_sub(at.offset_bytes));
+        let start = segment.iova().0.wrapping_add(u64::from(at.offset_bytes));
         let end = start.wrapping_add(u64::from(take));
         let mut page = start;
         while page < end {
@@ -104,7 +104,7 @@ pub(super) fn scattered(
         }
         left -= take;
         at.offset_bytes += take;
-        if at.offset_bytes >= segment.len_bytes {
+        if at.offset_bytes >= segment.len_bytes() {
             at = Cursor {
                 index: at.index + 1,
                 offset_bytes: 0,
@@ -202,7 +202,7 @@ mod tests {
                 len_bytes = u32::try_from(end - base - offset).unwrap();
             }
             let iova = Iova(base + offset);
-            list.push(Segment { iova, len_bytes });
+            list.push(Segment::new(iova, len_bytes));
         }
         list
     }
@@ -217,7 +217,7 @@ mod tests {
         while tried < 4000 {
             let shift = if rng.random_bool(0.5) { 9 } else { 12 };
             let list = segments(&mut rng, 1 << shift);
-            let total: u64 = list.iter().map(|s| u64::from(s.len_bytes)).sum();
+            let total: u64 = list.iter().map(|s| u64::from(s.len_bytes())).sum();
             if !total.is_multiple_of(1 << shift)
                 || check_memory(&list, total, shift, false).is_err()
             {
@@ -242,7 +242,7 @@ mod tests {
                 let page = entries(&lists, prp, bytes);
                 if list.len() == 1 {
                     lists.clear();
-                    let start = list[0].iova.offset(u64::from(at.offset_bytes));
+                    let start = list[0].iova().offset(u64::from(at.offset_bytes));
                     assert_eq!(contiguous(start, bytes, &lists, 2), prp, "seed {seed}");
                     assert_eq!(entries(&lists, prp, bytes), page, "seed {seed}");
                 }
@@ -250,7 +250,7 @@ mod tests {
                 named.extend(walk(prp, of_slot, &page, bytes));
                 (lba, left, at) = (lba + blocks, left - blocks, next);
             }
-            let wanted = list.iter().map(|s| (s.iova.0, u64::from(s.len_bytes)));
+            let wanted = list.iter().map(|s| (s.iova().0, u64::from(s.len_bytes())));
             assert_eq!(flatten(named), flatten(wanted), "seed {seed} case {tried}");
         }
         assert!(listed > 1000, "lists were used {listed} times");

@@ -20,7 +20,7 @@ pub(super) fn reach(segments: &[Segment], at: Cursor, limit_bytes: u32, block_sh
     let rest = segments.get(at.index as usize..).unwrap_or_default();
     let mut bytes = 0u32;
     for segment in rest.iter().take(MAX_DESCRIPTORS) {
-        bytes = bytes.saturating_add(segment.len_bytes);
+        bytes = bytes.saturating_add(segment.len_bytes());
     }
     let bytes = bytes.saturating_sub(at.offset_bytes).min(limit_bytes);
     bytes >> block_shift << block_shift
@@ -39,8 +39,8 @@ pub(super) fn describe(
     while left > 0
         && let Some(segment) = segments.get(at.index as usize)
     {
-        let take = left.min(segment.len_bytes.saturating_sub(at.offset_bytes));
-        let address = segment.iova.0.wrapping_add(u64::from(at.offset_bytes));
+        let take = left.min(segment.len_bytes().saturating_sub(at.offset_bytes));
+        let address = segment.iova().0.wrapping_add(u64::from(at.offset_bytes));
         let descriptor = descriptor(SGL_DATA_BLOCK, address, take);
         if count == 0 {
             first = descriptor;
@@ -50,7 +50,7 @@ pub(super) fn describe(
         count += 1;
         left -= take;
         at.offset_bytes += take;
-        if at.offset_bytes >= segment.len_bytes {
+        if at.offset_bytes >= segment.len_bytes() {
             at = Cursor {
                 index: at.index + 1,
                 offset_bytes: 0,
@@ -78,10 +78,7 @@ mod tests {
     use crate::units::Iova;
 
     fn segment(iova: u64, len_bytes: u32) -> Segment {
-        Segment {
-            iova: Iova(iova),
-            len_bytes,
-        }
+        Segment::new(Iova(iova), len_bytes)
     }
 
     #[test]

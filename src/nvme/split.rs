@@ -81,8 +81,8 @@ pub(super) struct Cursor {
 /// Whether one command can go on from `before` into `after`: the seam is at a page on both sides.
 pub(super) fn joins(before: &Segment, after: &Segment) -> bool {
     const IN_PAGE: u64 = PAGE_BYTES as u64 - 1;
-    let end = before.iova.0.wrapping_add(u64::from(before.len_bytes));
-    (end | after.iova.0) & IN_PAGE == 0
+    let end = before.iova().0.wrapping_add(u64::from(before.len_bytes()));
+    (end | after.iova().0) & IN_PAGE == 0
 }
 
 /// How many of `limit_bytes` bytes from the cursor one command can name.
@@ -91,12 +91,12 @@ pub(super) fn piece_bytes(segments: &[Segment], at: Cursor, limit_bytes: u32) ->
     let Some(mut segment) = rest.next() else {
         return 0;
     };
-    let mut bytes = segment.len_bytes.saturating_sub(at.offset_bytes);
+    let mut bytes = segment.len_bytes().saturating_sub(at.offset_bytes);
     for next in rest {
         if bytes >= limit_bytes || !joins(segment, next) {
             break;
         }
-        bytes = bytes.saturating_add(next.len_bytes);
+        bytes = bytes.saturating_add(next.len_bytes());
         segment = next;
     }
     bytes.min(limit_bytes)
@@ -115,14 +115,14 @@ pub(super) fn check_memory(
     let mut sum = 0u64;
     let mut previous: Option<&Segment> = None;
     for segment in segments {
-        let address = segment.iova.0 | u64::from(segment.len_bytes);
+        let address = segment.iova().0 | u64::from(segment.len_bytes());
         if address % u64::from(DWORD_BYTES) != 0 {
             return Err("memory is not aligned to 4 bytes in address and length");
         }
-        if segment.len_bytes == 0 {
+        if segment.len_bytes() == 0 {
             return Err("a memory segment is empty");
         }
-        if segment.iova.0 >> 63 != 0 {
+        if segment.iova().0 >> 63 != 0 {
             return Err("memory lies at the end of the device's address space");
         }
         if !any_seam
@@ -132,7 +132,7 @@ pub(super) fn check_memory(
         {
             return Err("a seam between memory segments is neither at a page nor at a block");
         }
-        sum += u64::from(segment.len_bytes);
+        sum += u64::from(segment.len_bytes());
         previous = Some(segment);
     }
     if sum != total_bytes {
@@ -147,10 +147,7 @@ mod tests {
     use crate::units::Iova;
 
     fn segment(iova: u64, len_bytes: u32) -> Segment {
-        Segment {
-            iova: Iova(iova),
-            len_bytes,
-        }
+        Segment::new(Iova(iova), len_bytes)
     }
 
     #[test]

@@ -177,8 +177,8 @@ impl Windows {
 
 #[inline]
 fn within(window: &Window, segment: &Segment) -> Option<NonNull<u8>> {
-    let offset = segment.iova.0.checked_sub(window.iova)?;
-    let end = offset.checked_add(u64::from(segment.len_bytes))?;
+    let offset = segment.iova().0.checked_sub(window.iova)?;
+    let end = offset.checked_add(u64::from(segment.len_bytes()))?;
     if end > window.len_bytes {
         return None;
     }

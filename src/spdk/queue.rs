@@ -96,15 +96,15 @@ impl SpdkQueue {
         }
         let mut sum = 0u64;
         for segment in chain.segments {
-            if segment.iova.0 % 4 != 0 || segment.len_bytes % limits.block_bytes != 0 {
+            if segment.iova().0 % 4 != 0 || segment.len_bytes() % limits.block_bytes != 0 {
                 return Err(Refused::Invalid(
                     "memory is not aligned, or not in whole blocks",
                 ));
             }
-            if segment.len_bytes == 0 || self.windows.find(segment).is_none() {
+            if segment.len_bytes() == 0 || self.windows.find(segment).is_none() {
                 return Err(Refused::Invalid("memory is not mapped in the device"));
             }
-            sum += u64::from(segment.len_bytes);
+            sum += u64::from(segment.len_bytes());
         }
         match sum >> self.block_shift == chain.blocks {
             true => Ok(()),
@@ -244,7 +244,7 @@ impl Queue for SpdkQueue {
                 base: windows
                     .find(segment)
                     .unwrap_or(std::ptr::NonNull::dangling()),
-                len_bytes: segment.len_bytes,
+                len_bytes: segment.len_bytes(),
             }
         };
         let shared = &self.controller.shared;

@@ -256,7 +256,7 @@ impl Pages {
     }
 
     /// The first byte, aligned to 2 MiB.
-    pub fn base(&self) -> NonNull<u8> {
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
@@ -272,7 +272,7 @@ impl Pages {
 
     /// The file behind the memory, from its first byte on, when it was made to be shared. It cannot be cut
     /// short.
-    pub fn file(&self) -> Option<&File> {
+    pub(crate) fn file(&self) -> Option<&File> {
         match &self.mapping {
             Mapping::Shared { file, .. } => Some(file),
             Mapping::HugepageRs(_) | Mapping::Own { .. } | Mapping::Lent { .. } => None,

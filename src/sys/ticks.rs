@@ -81,7 +81,6 @@ impl Clock {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 #[inline]
 fn counter() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and it touches no memory.
@@ -89,20 +88,9 @@ fn counter() -> u64 {
 }
 
 /// Whether the counter is invariant (Intel's manual, volume 3, 18.17.1: CPUID leaf 8000_0007, EDX bit 8).
-#[cfg(target_arch = "x86_64")]
 fn counter_is_steady() -> bool {
     use core::arch::x86_64::__cpuid;
     __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & 1 << 8 != 0
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn counter() -> u64 {
-    0
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn counter_is_steady() -> bool {
-    false
 }
 
 #[cfg(test)]

@@ -255,10 +255,10 @@ impl RingQueue {
         let align = u64::from(limits.dma_align_bytes) - 1;
         match (chain.op, chain.segments) {
             (Op::Read | Op::Write, [segment]) => {
-                if u64::from(segment.len_bytes) != chain.blocks << self.block_shift {
+                if u64::from(segment.len_bytes()) != chain.blocks << self.block_shift {
                     return invalid("the memory is of another length than the range");
                 }
-                if segment.iova.0 & align != 0 {
+                if segment.iova().0 & align != 0 {
                     return invalid("the memory is not aligned as direct I/O needs it");
                 }
                 Ok(())
@@ -274,7 +274,7 @@ impl RingQueue {
     fn memory(&mut self, segment: &Segment) -> Result<RingMemory, Refused> {
         let found = find(&self.regions, segment);
         let found = found.or_else(|| {
-            let arena = self.arenas.find(segment.iova.0)?;
+            let arena = self.arenas.find(segment.iova().0)?;
             self.know(&arena);
             find(&self.regions, segment)
         });
@@ -376,7 +376,7 @@ impl RingQueue {
 
 #[inline]
 fn find(regions: &[Region], segment: &Segment) -> Option<RingMemory> {
-    let (at, len_bytes) = (segment.iova.0, segment.len_bytes);
+    let (at, len_bytes) = (segment.iova().0, segment.len_bytes());
     regions.iter().enumerate().find_map(|(region, known)| {
         let offset = at.checked_sub(known.iova)?;
         let end = offset.checked_add(u64::from(len_bytes))?;

@@ -166,18 +166,15 @@ fn what_is_wrong_is_refused_before_the_kernel_sees_it() {
     };
     let memory = heap.alloc(8 * BLOCK, 4096).unwrap().lend();
     let (good, two) = (part(&memory, 0, 1), part(&memory, 0, 2));
-    let stranger = [Segment {
-        iova: crate::units::Iova(0x1000),
-        len_bytes: 4096,
-    }];
-    let odd = [Segment {
-        iova: good[0].iova.offset(1),
-        len_bytes: 4096,
-    }];
-    let over = [Segment {
-        iova: good[0].iova.offset(2 << 20).offset(0u64.wrapping_sub(2048)),
-        len_bytes: 4096,
-    }];
+    let stranger = [Segment::new(crate::units::Iova(0x1000), 4096)];
+    let odd = [Segment::new(good[0].iova().offset(1), 4096)];
+    let over = [Segment::new(
+        good[0]
+            .iova()
+            .offset(2 << 20)
+            .offset(0u64.wrapping_sub(2048)),
+        4096,
+    )];
     for wrong in [
         chain(Op::Write, 0, 1, &good, 0),
         chain(Op::WriteZeroes, 0, 1, &[], 0),

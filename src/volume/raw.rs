@@ -224,10 +224,7 @@ impl Slot {
         let len_bytes = u32::try_from(buf.len())
             .map_err(|_| wrong("a buffer of a slot is less than 4 GiB long"))?;
         Ok(Self {
-            segment: Segment {
-                iova: buf.iova(),
-                len_bytes,
-            },
+            segment: Segment::new(buf.iova(), len_bytes),
             buf: SlotBuf::Ours(buf),
         })
     }

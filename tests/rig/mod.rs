@@ -45,23 +45,27 @@ impl Memory {
     }
 
     /// Fills segments; no command is on them.
+    #[expect(unsafe_code, reason = "plays the program's side of lent memory")]
     pub fn fill(&self, segments: &[Segment], mut bytes: &[u8]) {
         for segment in segments {
-            let len = segment.len_bytes as usize;
-            let range = self.window.translate(segment.iova, len).unwrap();
+            let len = segment.len_bytes() as usize;
+            // SAFETY: the memory is lent, and no command is on it (the caller's promise).
+            let range = unsafe { self.window.reach(segment.iova(), len) }.unwrap();
             range.copy_from(&bytes[..len]);
             bytes = &bytes[len..];
         }
     }
 
     /// The bytes of segments; no command is on them.
+    #[expect(unsafe_code, reason = "plays the program's side of lent memory")]
     pub fn bytes(&self, segments: &[Segment]) -> Vec<u8> {
         let mut all = Vec::new();
         for segment in segments {
-            let len = segment.len_bytes as usize;
+            let len = segment.len_bytes() as usize;
             let at = all.len();
             all.resize(at + len, 0);
-            let range = self.window.translate(segment.iova, len).unwrap();
+            // SAFETY: as in `fill`.
+            let range = unsafe { self.window.reach(segment.iova(), len) }.unwrap();
             range.copy_to(&mut all[at..]);
         }
         all

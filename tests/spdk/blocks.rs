@@ -23,10 +23,7 @@ fn scattered(memory: &Memory, rng: &mut StdRng, len: usize, block: usize) -> Vec
         } else {
             rng.random_range(1..=left / block) * block
         };
-        list.push(Segment {
-            iova: lent.iova().offset(at as u64),
-            len_bytes: take.try_into().unwrap(),
-        });
+        list.push(lent.segment(at..at + take).unwrap());
         at += take + 4 * rng.random_range(0..1024);
         left -= take;
     }
@@ -78,16 +75,12 @@ fn run(queue: &mut SpdkQueue, memory: &Memory, block: usize) {
     }
 }
 
+#[expect(unsafe_code, reason = "names an address that is mapped nowhere")]
 fn refusals(queue: &mut SpdkQueue, memory: &Memory, block: u32) {
     let lent = memory.lend(block as usize);
-    let segment = Segment {
-        iova: lent.iova(),
-        len_bytes: block,
-    };
-    let nowhere = Segment {
-        iova: Iova(1 << 38),
-        ..segment
-    };
+    let segment = lent.segment(0..block as usize).unwrap();
+    // SAFETY: the arenas of this test are far below.
+    let nowhere = unsafe { Segment::anywhere(Iova(1 << 38), block) };
     let capacity = queue.limits().capacity_blocks;
     let mut refused = |op, lba, blocks, list: &[Segment]| {
         matches!(

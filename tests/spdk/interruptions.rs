@@ -52,10 +52,10 @@ struct Load<'a> {
 impl<'a> Load<'a> {
     fn new(memory: &'a Memory, thread: usize, seed: u64) -> Self {
         let piece = |_| Piece {
-            segment: Segment {
-                iova: memory.lend(PIECE * BLOCK).iova(),
-                len_bytes: (PIECE * BLOCK).try_into().unwrap(),
-            },
+            segment: memory
+                .lend(PIECE * BLOCK)
+                .segment(0..PIECE * BLOCK)
+                .unwrap(),
             model: vec![0; PIECE * BLOCK],
             writes: None,
             busy: false,
@@ -230,10 +230,7 @@ fn a_target_that_stays_away_ends_everything() {
     let (controller, memory) = open(&target.tcp(), options);
     let mut queue = controller.queue(QueueOptions::default()).unwrap();
     let lent = memory.lend(BLOCK);
-    let segment = [Segment {
-        iova: lent.iova(),
-        len_bytes: BLOCK.try_into().unwrap(),
-    }];
+    let segment = [lent.segment(0..BLOCK).unwrap()];
     target.kill();
     fifty_end(&mut queue, Op::Write, &segment, Status::Gone);
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());

@@ -203,8 +203,8 @@ fn shadow_doorbells_and_scattered_memory() {
     for address in &addresses {
         let device = open(address);
         let memory = window::Memory::new();
-        let (whole, parts) = (memory.lend(BYTES), memory.lend(4 * BYTES));
-        let whole = [whole.segment(0..BYTES).unwrap()];
+        let (lent, parts) = (memory.lend(BYTES), memory.lend(4 * BYTES));
+        let whole = [lent.segment(0..BYTES).unwrap()];
         // Blocks of 4 KiB and nearly so, with seams that are no pages' and no blocks'.
         let mut rng = SmallRng::seed_from_u64(9);
         let (mut at, mut left, mut shreds) = (4, BYTES, Vec::new());
@@ -252,10 +252,8 @@ fn shadow_doorbells_and_scattered_memory() {
             // Through the rings' ends several times, with a queue that sleeps in between and one that does not.
             for round in 0..300u64 {
                 for token in 0..=round % 16 {
-                    let one = [Segment {
-                        len_bytes: pair.limits().block_bytes,
-                        ..whole[0]
-                    }];
+                    let block = pair.limits().block_bytes as usize;
+                    let one = [lent.segment(0..block).unwrap()];
                     pair.submit(&window::chain(Op::Read, 0, 1, &one, token))
                         .unwrap();
                 }

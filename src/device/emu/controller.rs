@@ -10,13 +10,14 @@ use super::clock::Clock;
 use super::config::{AtomicOffer, EmuConfig};
 use super::fault::{Event, Fault, Faults, Target};
 use super::health::{Events, Health};
+use super::host_range::HostRange;
 use super::irq::Vectors;
 use super::namespace::Namespace;
 use super::queue::{Cq, Entry, Sq};
 use super::registers::Registers;
 use super::shadow::Shadows;
 use super::stats::EmuStats;
-use crate::mem::{DmaSpace, DoorbellArray, Segment};
+use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::{
     ADM_ABORT, CSTS_CFS, Command, SC_CID_CONFLICT, SC_WRITE_FAULT, StatusField,
 };
@@ -134,7 +135,7 @@ pub(super) struct Controller {
     /// The identify command at work is to deliver garbage.
     pub(super) garbage: bool,
     /// The host memory of the command at work.
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Vec<HostRange>,
 }
 
 impl Controller {

@@ -6,9 +6,9 @@ use rand::Rng;
 use zerocopy::IntoBytes;
 
 use super::controller::{Controller, Done};
+use super::host_range::HostRange;
 use super::medium::Transfer;
 use super::{prp, sgl};
-use crate::mem::Segment;
 use crate::nvme::spec::{
     CDW12_DEAC, CDW12_FUA, Command, DSM_DEALLOCATE, DatasetRange, FLAGS_SGL,
     OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE, OPC_WRITE_ZEROES, PAGE_BYTES,
@@ -238,7 +238,7 @@ impl Controller {
 }
 
 /// The part of `whole` from `skip` bytes on, `len` bytes long.
-fn cut(whole: &[Segment], skip: u64, len: u64, out: &mut Vec<Segment>) {
+fn cut(whole: &[HostRange], skip: u64, len: u64, out: &mut Vec<HostRange>) {
     out.clear();
     let (mut skip, mut rest) = (skip, len);
     for segment in whole {
@@ -251,7 +251,7 @@ fn cut(whole: &[Segment], skip: u64, len: u64, out: &mut Vec<Segment>) {
         if take == 0 {
             break;
         }
-        out.push(Segment {
+        out.push(HostRange {
             iova: segment.iova.offset(skip),
             len_bytes: u32::try_from(take).unwrap_or(u32::MAX),
         });

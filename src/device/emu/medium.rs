@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::host_range::HostRange;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mem::{DmaRange, DmaSpace, Segment};
+use crate::mem::{DmaRange, DmaSpace};
 use crate::nvme::spec::{
     SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER, SC_UNRECOVERED_READ, SC_WRITE_FAULT, StatusField,
 };
@@ -270,14 +271,14 @@ impl fmt::Debug for Medium {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transfer<'a> {
     pub(super) space: &'a DmaSpace,
-    pub(super) segments: &'a [Segment],
+    pub(super) segments: &'a [HostRange],
 }
 
 impl Transfer<'_> {
     #[inline]
     fn translate(
         &self,
-        segment: &Segment,
+        segment: &HostRange,
         skip: usize,
         len: usize,
     ) -> Result<DmaRange, StatusField> {
@@ -289,7 +290,7 @@ impl Transfer<'_> {
     /// Moves a segment by `pread` or `pwrite`, again and again until it is all moved.
     fn file(
         &self,
-        segment: &Segment,
+        segment: &HostRange,
         offset: u64,
         short: StatusField,
         mut io: impl FnMut(&DmaRange, u64) -> io::Result<usize>,

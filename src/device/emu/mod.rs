@@ -32,6 +32,7 @@ mod control;
 mod controller;
 mod fault;
 mod health;
+mod host_range;
 mod identify;
 mod io;
 mod irq;

@@ -1,6 +1,7 @@
 //! Walking physical region pages (section 4.1.1).
 
-use crate::mem::{DmaSpace, Segment};
+use super::host_range::HostRange;
+use crate::mem::DmaSpace;
 use crate::nvme::spec::{PAGE_BYTES, SC_DATA_TRANSFER, SC_INVALID_PRP_OFFSET, StatusField};
 use crate::units::Iova;
 
@@ -15,7 +16,7 @@ pub(super) fn walk(
     prp1: u64,
     prp2: u64,
     len_bytes: u64,
-    segments: &mut Vec<Segment>,
+    segments: &mut Vec<HostRange>,
 ) -> Result<(), StatusField> {
     segments.clear();
     if len_bytes == 0 {
@@ -40,7 +41,7 @@ fn walk_list(
     space: &DmaSpace,
     list: u64,
     len_bytes: u64,
-    segments: &mut Vec<Segment>,
+    segments: &mut Vec<HostRange>,
 ) -> Result<(), StatusField> {
     if !list.is_multiple_of(8) {
         return Err(SC_INVALID_PRP_OFFSET.do_not_retry());
@@ -74,7 +75,7 @@ fn walk_list(
 
 fn push_page(
     space: &DmaSpace,
-    segments: &mut Vec<Segment>,
+    segments: &mut Vec<HostRange>,
     page: u64,
     len: u64,
 ) -> Result<(), StatusField> {
@@ -86,7 +87,7 @@ fn push_page(
 }
 
 /// Adds `len` bytes (less than 4 GiB), cut where one mapping of the host's may end and the next one begin.
-pub(super) fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
+pub(super) fn push(space: &DmaSpace, segments: &mut Vec<HostRange>, iova: u64, len: u64) {
     let (mut iova, mut len) = (iova, len);
     while let Some(before) = space.edge_within(Iova(iova), len) {
         push_whole(space, segments, iova, before);
@@ -97,7 +98,7 @@ pub(super) fn push(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len
 }
 
 /// Adds bytes to the last segment where they go on.
-fn push_whole(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64) {
+fn push_whole(space: &DmaSpace, segments: &mut Vec<HostRange>, iova: u64, len: u64) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     if let Some(last) = segments.last_mut()
         && last.iova.0.checked_add(u64::from(last.len_bytes)) == Some(iova)
@@ -107,7 +108,7 @@ fn push_whole(space: &DmaSpace, segments: &mut Vec<Segment>, iova: u64, len: u64
         last.len_bytes = sum;
         return;
     }
-    segments.push(Segment {
+    segments.push(HostRange {
         iova: Iova(iova),
         len_bytes: len,
     });
@@ -133,7 +134,7 @@ mod tests {
         )
     }
 
-    fn lens(segments: &[Segment]) -> Vec<(u64, u32)> {
+    fn lens(segments: &[HostRange]) -> Vec<(u64, u32)> {
         segments.iter().map(|s| (s.iova.0, s.len_bytes)).collect()
     }
 

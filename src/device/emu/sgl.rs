@@ -1,7 +1,8 @@
 //! Walking scatter-gather lists (section 4.1.2).
 
+use super::host_range::HostRange;
 use super::prp::push;
-use crate::mem::{DmaSpace, Segment};
+use crate::mem::DmaSpace;
 use crate::nvme::spec::{
     SC_DATA_SGL_LENGTH, SC_DATA_TRANSFER, SC_INVALID_SGL_COUNT, SC_INVALID_SGL_SEGMENT,
     SC_SGL_GRANULARITY, SC_SGL_TYPE, SGL_DATA_BLOCK, SGL_DESCRIPTOR_BYTES, SGL_LAST_SEGMENT,
@@ -36,7 +37,7 @@ pub(super) fn walk(
     first: u64,
     second: u64,
     len_bytes: u64,
-    segments: &mut Vec<Segment>,
+    segments: &mut Vec<HostRange>,
 ) -> Result<(), StatusField> {
     segments.clear();
     let mut left = len_bytes;
@@ -92,7 +93,7 @@ fn take(
     space: &DmaSpace,
     block: Descriptor,
     left: &mut u64,
-    segments: &mut Vec<Segment>,
+    segments: &mut Vec<HostRange>,
 ) -> Result<(), StatusField> {
     if !(block.address | block.len_bytes).is_multiple_of(4) {
         return Err(SC_SGL_GRANULARITY.do_not_retry());
@@ -140,7 +141,7 @@ mod tests {
         let (space, words) = host();
         let list = words.iova().0;
         let mut out = Vec::new();
-        let lens = |out: &[Segment]| {
+        let lens = |out: &[HostRange]| {
             out.iter()
                 .map(|s| (s.iova.0, s.len_bytes))
                 .collect::<Vec<_>>()

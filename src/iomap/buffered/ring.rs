@@ -82,7 +82,7 @@ impl<Q: Queue> Ring<Q> {
         segments: &[Segment],
     ) -> Result<()> {
         let block = u64::from(self.limits().block_bytes);
-        let len: u64 = segments.iter().map(|s| u64::from(s.len_bytes)).sum();
+        let len: u64 = segments.iter().map(|s| u64::from(s.len_bytes())).sum();
         if !addr.is_multiple_of(block) || !len.is_multiple_of(block) {
             return Err(Error::new(
                 ErrorKind::Corrupt,

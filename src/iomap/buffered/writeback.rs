@@ -272,17 +272,14 @@ impl Ioend {
     fn follows(&self, segment: &Segment) -> bool {
         self.segments
             .last()
-            .is_some_and(|last| last.iova.offset(last.len_bytes.into()) == segment.iova)
+            .is_some_and(|last| last.iova().offset(last.len_bytes().into()) == segment.iova())
     }
 
     fn add(&mut self, segment: Segment) {
-        if self.follows(&segment)
-            && let Some(last) = self.segments.last_mut()
-        {
-            last.len_bytes += segment.len_bytes;
-            return;
+        let joined = self.segments.last_mut();
+        if !joined.is_some_and(|last| last.append(&segment)) {
+            self.segments.push(segment);
         }
-        self.segments.push(segment);
     }
 
     fn submit<Q: Queue>(&mut self, ring: &mut Ring<Q>) {

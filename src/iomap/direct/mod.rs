@@ -203,10 +203,7 @@ impl<S: Source> Direct<S> {
         };
         // The usual case: one chain is all of it.
         let lent = request.buf.lend();
-        let segment = Segment {
-            iova: lent.iova(),
-            len_bytes: simple.len_bytes,
-        };
+        let segment = Segment::new(lent.iova(), simple.len_bytes);
         let chain = Chain {
             op: simple.op,
             flags: simple.flags,

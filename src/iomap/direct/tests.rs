@@ -60,8 +60,8 @@ impl RamQueue {
         }
         let mut at = usize::try_from(chain.lba.0 * BLOCK).unwrap();
         for segment in chain.segments {
-            let len = segment.len_bytes as usize;
-            let Ok(range) = self.space.translate(segment.iova, len) else {
+            let len = segment.len_bytes() as usize;
+            let Ok(range) = self.space.translate(segment.iova(), len) else {
                 return error;
             };
             match chain.op {

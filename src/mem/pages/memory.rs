@@ -124,17 +124,12 @@ mod real {
         /// Two cache lines of a frame will be wanted; from there on the processor sees for itself what is.
         #[inline(always)]
         pub(in super::super) fn prefetch(&self, frame: u32, from: usize) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                let at = self.guess(frame, from);
-                // SAFETY: a hint, which faults nowhere; every x86-64 processor has it.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-                // SAFETY: as above.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64).cast()) };
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = (frame, from);
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let at = self.guess(frame, from);
+            // SAFETY: a hint, which faults nowhere; every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64).cast()) };
         }
 
         /// Keeps the memory for ever: a device may still touch it.

@@ -1,23 +1,33 @@
-//! Copying out of pages, whose bytes somebody else may be writing to, and into them.
+//! Copies out of pages that another thread may be writing to, and into pages that are being read.
 
-/// Copies `len` bytes, as fast as memcpy does. Bytes that are written meanwhile come out old or new, or, where a device or
-/// a wide store writes them, any mixture of both: the caller throws all of them away then.
+/// Copies `len` bytes as fast as memcpy does. Bytes that are written meanwhile come out old, new
+/// or mixed: the caller looks at the page's word and version again, and then discards them all.
 ///
-/// Rust has no plain loads that may meet stores of another thread, and its atomic ones make no copy at the speed of
-/// memory. So the copy is memcpy called out of assembly. The compiler takes that for a sequence of relaxed atomic loads of
-/// bytes that it cannot look into: it neither knows that the bytes do not change, nor derives anything from what came
-/// out, which is all that goes wrong with a racing load. The stores that it meets are not affected by being
-/// looked at; they are ordered against it by the word and the version of the page, which are atomic (see
-/// [`super::place`]).
+/// Rust has no plain loads that may race with stores of another thread, and its atomic loads do
+/// not copy at the speed of memory. So the copy is memcpy, called from assembly. Both sides:
+///
+/// **The reader.** The compiler cannot look into the assembly. For it the block is a function that
+/// reads memory by means of its own, as relaxed atomic loads of bytes would: it assumes neither
+/// that the bytes stay the same nor anything about their values, and it has no `undef` to spread,
+/// which is all that a racing load produces (LLVM language reference, "Memory Model for Concurrent
+/// Operations"). The destination belongs to the reader alone.
+///
+/// **The writer.** It stores through `&mut [u8]`, by [`copy_in`] or through a view, and only
+/// between locking the page's word (acquire) and unlocking it (release, with another version). A
+/// racing load does not change what a store does: in LLVM's model only the load's result is
+/// undefined, and no load of the abstract machine takes part here. The compiler may add, split or
+/// repeat stores of its own, since the reference is exclusive, but can move none of them before
+/// the lock or behind the unlock; so everything that a reader can see of them lies between two
+/// changes of the word, and the reader's second look finds one of these (see [`super::place`]).
 ///
 /// # Safety
-/// `from` is good for reads of `len` bytes, `to` for writes, and nobody else touches the latter meanwhile. What is at
-/// `from` may only be written to by who lets readers find out.
+/// `from` is good for reads of `len` bytes; `to` is good for writes, and no other thread touches it
+/// meanwhile. What is at `from` is written to only between changes of a word or version that the
+/// caller compares after the copy.
 #[inline(always)]
 pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a call by the C ABI: everything that it may clobber is said, and without `nostack` the stack is aligned.
-    // That the ranges are good is the caller's promise.
+    // SAFETY: a call by the C ABI: everything that it may clobber is said, and without `nostack`
+    // the stack is aligned. That the ranges are good is the caller's promise.
     unsafe {
         std::arch::asm!(
             "call qword ptr [rip + {memcpy}@GOTPCREL]",
@@ -28,30 +38,9 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
             clobber_abi("C"),
         );
     }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        std::arch::asm!(
-            "bl {memcpy}",
-            memcpy = sym libc::memcpy,
-            inout("x0") to => _,
-            inout("x1") from => _,
-            inout("x2") len => _,
-            clobber_abi("C"),
-        );
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    for at in 0..len {
-        use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-        // SAFETY: inside of the range that is good for reads.
-        let byte = unsafe { AtomicU8::from_ptr(from.add(at).cast_mut()) }.load(Relaxed);
-        // SAFETY: inside of the range that is good for writes.
-        unsafe { to.add(at).write(byte) };
-    }
 }
 
 /// From so many bytes on a copy is faster when the lines that it writes to are fetched before.
-#[cfg(target_arch = "x86_64")]
 const WORTH_FETCHING: usize = 1024;
 
 /// Copies into a page that nobody else touches; false, and nothing, when the lengths are not the same. The lines to be written
@@ -64,7 +53,6 @@ pub(super) fn copy_in(page: &mut [u8], bytes: &[u8]) -> bool {
     if page.len() != bytes.len() {
         return false;
     }
-    #[cfg(target_arch = "x86_64")]
     if bytes.len() >= WORTH_FETCHING {
         for line in page.chunks(64) {
             // SAFETY: a hint, which faults nowhere; where a processor does not know it, it does nothing.

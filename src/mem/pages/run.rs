@@ -77,14 +77,14 @@ impl LentRun {
     }
 
     /// The device's name for a range of bytes; `None` when the range is not inside.
-    pub fn segment(&self, range: Range<usize>) -> Option<Segment> {
+    pub(crate) fn segment(&self, range: Range<usize>) -> Option<Segment> {
         if range.start > range.end || range.end > self.run.len_bytes() {
             return None;
         }
-        Some(Segment {
-            iova: self.iova.offset(range.start as u64),
-            len_bytes: u32::try_from(range.end - range.start).ok()?,
-        })
+        Some(Segment::new(
+            self.iova.offset(range.start as u64),
+            u32::try_from(range.end - range.start).ok()?,
+        ))
     }
 }
 

@@ -364,7 +364,7 @@ impl PageTable {
     }
 
     /// Takes a dirty page for writing it to the device: it is clean then, and changes no more in this frame.
-    pub fn begin_writeback(&self, slot: u32) -> Option<WritebackPage> {
+    pub(crate) fn begin_writeback(&self, slot: u32) -> Option<WritebackPage> {
         let before = self.update(slot, |word| {
             let ready = word.has(PRESENT) && !word.has(LOCKED | WRITEBACK | CROWDED);
             (ready && word.dirty() != 0).then(|| Word((word.without_dirty().0 | WRITEBACK) + PIN))
@@ -385,7 +385,7 @@ impl PageTable {
         clippy::needless_pass_by_value,
         reason = "the right to the page ends here"
     )]
-    pub fn end_writeback(&self, page: WritebackPage, written: bool) -> bool {
+    pub(crate) fn end_writeback(&self, page: WritebackPage, written: bool) -> bool {
         assert_eq!(page.table, self.id, "a page of this table");
         let again = if written { 0 } else { page.granules };
         // A page that is written back is not removed: the slot has it, if perhaps in another frame.
@@ -403,7 +403,7 @@ impl PageTable {
     }
 
     /// A page's memory, for the command that writes it: `None` when the range is not inside.
-    pub fn writeback_segment(
+    pub(crate) fn writeback_segment(
         &self,
         page: &WritebackPage,
         range: std::ops::Range<usize>,
@@ -411,10 +411,10 @@ impl PageTable {
         if range.start > range.end || range.end > super::PAGE_BYTES {
             return None;
         }
-        Some(Segment {
-            iova: self.memory.iova(page.frame).offset(range.start as u64),
-            len_bytes: u32::try_from(range.end - range.start).ok()?,
-        })
+        Some(Segment::new(
+            self.memory.iova(page.frame).offset(range.start as u64),
+            u32::try_from(range.end - range.start).ok()?,
+        ))
     }
 
     /// A detached frame that nobody holds any more.
@@ -447,7 +447,7 @@ impl PageTable {
     }
 
     /// Gives frames to a device.
-    pub fn lend(&self, run: FrameRun) -> LentRun {
+    pub(crate) fn lend(&self, run: FrameRun) -> LentRun {
         assert_eq!(run.table, self.id, "frames of this table");
         self.lent.fetch_add(1, Relaxed);
         let iova = self.memory.iova(run.first);

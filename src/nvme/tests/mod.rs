@@ -67,7 +67,7 @@ fn options(depth: usize) -> QueueOptions {
 }
 
 fn chain(op: Op, lba: u64, segments: &[Segment], token: u64) -> Chain<'_> {
-    let bytes: u64 = segments.iter().map(|s| u64::from(s.len_bytes)).sum();
+    let bytes: u64 = segments.iter().map(|s| u64::from(s.len_bytes())).sum();
     Chain {
         op,
         flags: ChainFlags::empty(),
