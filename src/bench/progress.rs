@@ -41,6 +41,11 @@ impl Progress {
         )
     }
 
+    /// Whether a terminal shows it.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     pub(crate) fn message(&self, text: impl Into<String>) {
         self.0.set_message(text.into());
     }

@@ -10,11 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use xtent::internals::sys::{HostDir, HostTime};
-use xtent::volume::{DirEntry, File, FileReader, FileType, Io, Metadata, Timestamp, Volume};
+use xtent::internals::sys::{HostDir, HostPath, HostTime};
+use xtent::volume::{
+    DirEntry, File, FileReader, FileType, Io, Metadata, ReadDir, Timestamp, Volume,
+};
 
 use super::failure::{Failure, Failures, OPERATION, check_interrupted, complain};
-use super::tree::Ancestors;
+use super::tree::{Children, Node};
 use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::progress::Progress;
 
@@ -49,7 +51,6 @@ struct Copy<'a> {
     volume: &'a Volume,
     io: Io,
     chunk: Vec<u8>,
-    ancestors: Ancestors,
     failures: Failures,
     progress: Progress,
     temporary: u64,
@@ -74,7 +75,6 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
         volume: &volume,
         io,
         chunk: vec![0; CHUNK_BYTES],
-        ancestors: Ancestors::default(),
         failures: Failures::default(),
         progress,
         temporary: 0,
@@ -83,6 +83,24 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     super::events::tell(&volume);
     result?;
     copy.failures.result()
+}
+
+/// A directory that is being copied.
+struct Level {
+    entries: ReadDir,
+    /// Its name on the host, where it gets the mode and times of the one in the volume.
+    made: Option<Vec<u8>>,
+    children: Children,
+}
+
+impl Level {
+    fn new(entries: ReadDir, made: Option<Vec<u8>>) -> Self {
+        Self {
+            entries,
+            made,
+            children: Children::default(),
+        }
+    }
 }
 
 /// How a piece of a file is read.
@@ -112,7 +130,8 @@ impl Copy<'_> {
             // The root of the volume, into a directory that is there.
             (true, None) => {
                 let dir = HostDir::open(local).map_err(failed)?;
-                return self.dir_content(path, metadata, &dir);
+                let entries = self.volume.read_dir(&mut self.io, path)?;
+                return self.fill(Level::new(entries, None), &mut HostPath::new(dir));
             }
             (false, _) => {
                 let parent = match local.parent() {
@@ -129,89 +148,126 @@ impl Copy<'_> {
                 )
             }
         };
-        self.one(path, metadata, &dir, &name)
-    }
-
-    /// Copies whatever it is to `name` in `dir`.
-    fn one(
-        &mut self,
-        path: &[u8],
-        metadata: &Metadata,
-        dir: &HostDir,
-        name: &[u8],
-    ) -> Result<(), Failure> {
-        check_interrupted()?;
-        self.progress.message(String::from_utf8_lossy(path));
-        match metadata.file_type() {
-            FileType::Regular => self.regular(path, metadata, dir, name),
-            FileType::Directory => self.directory(path, metadata, dir, name),
-            FileType::Symlink => self.symlink(path, metadata, dir, name),
-            other => {
-                let kind = super::output::type_word(other);
-                complain(&format!("skipped {}: a {kind}", path.escape_ascii()));
-                Ok(())
-            }
+        let mut host = HostPath::new(dir);
+        match self.one(Node::Path(path), metadata, &mut host, &name)? {
+            Some(level) => self.fill(level, &mut host),
+            None => Ok(()),
         }
     }
 
+    /// Copies a file of any type to `name` in the directory where `host` is. For a directory that is
+    /// empty so far: `host` is then inside, and what is to be done there is returned.
+    fn one(
+        &mut self,
+        node: Node<'_>,
+        metadata: &Metadata,
+        host: &mut HostPath,
+        name: &[u8],
+    ) -> Result<Option<Level>, Failure> {
+        check_interrupted()?;
+        if self.progress.is_shown() {
+            self.progress.message(String::from_utf8_lossy(&node.path()));
+        }
+        match metadata.file_type() {
+            FileType::Regular => self.regular(node, metadata, host.here(), name)?,
+            FileType::Directory => return self.directory(node, host, name).map(Some),
+            FileType::Symlink => self.symlink(node, metadata, host.here(), name)?,
+            other => {
+                let kind = super::output::type_word(other);
+                complain(&format!("skipped {}: a {kind}", node.path().escape_ascii()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a directory and goes down into it.
     fn directory(
         &mut self,
-        path: &[u8],
-        metadata: &Metadata,
-        dir: &HostDir,
+        node: Node<'_>,
+        host: &mut HostPath,
         name: &[u8],
-    ) -> Result<(), Failure> {
+    ) -> Result<Level, Failure> {
+        // Read first: a directory that is corrupt leaves nothing behind.
+        let entries = node.read_dir(self.volume, &mut self.io)?;
         let failed = |error| local(name, "cannot make the directory", error);
-        match dir.make_dir(name) {
+        match host.here().make_dir(name) {
             Err(error) if self.args.force && error.kind() == std::io::ErrorKind::AlreadyExists => {}
             other => other.map_err(failed)?,
         }
-        let inner = dir.open_dir(name).map_err(failed)?;
-        self.dir_content(path, metadata, &inner)?;
-        // Last, because a directory may forbid its own filling, and filling changes its times.
-        inner
-            .set_mode(metadata.permissions() & 0o777)
-            .map_err(failed)?;
-        let (atime, mtime) = (host_time(metadata.atime), host_time(metadata.mtime));
-        inner.set_times(atime, mtime).map_err(failed)
+        host.down(name).map_err(failed)?;
+        Ok(Level::new(entries, Some(name.to_vec())))
     }
 
-    fn dir_content(&mut self, path: &[u8], of: &Metadata, to: &HostDir) -> Result<(), Failure> {
-        self.ancestors.enter(of.ino, path)?;
-        let result = self.entries(path, to);
-        self.ancestors.leave();
-        result
-    }
-
-    fn entries(&mut self, path: &[u8], to: &HostDir) -> Result<(), Failure> {
-        let mut entries = self.volume.read_dir(&mut self.io, path)?;
-        loop {
+    /// Fills a directory, and those below it. Iterative, so that any depth needs the same stack.
+    fn fill(&mut self, first: Level, host: &mut HostPath) -> Result<(), Failure> {
+        let mut levels = vec![first];
+        while let Some(level) = levels.last_mut() {
             check_interrupted()?;
-            let entry = match entries.next_entry(&mut self.io) {
-                Ok(Some(entry)) => entry,
-                Ok(None) => return Ok(()),
-                // The directory is over; its siblings are not.
-                Err(error) => return self.failures.note(error),
-            };
-            if let Err(failure) = self.entry(&entry, to) {
-                self.failures.note(failure)?;
+            match level.entries.next_entry(&mut self.io) {
+                Ok(Some(entry)) => match self.entry(&entry, &mut level.children, host) {
+                    Ok(Some(below)) => {
+                        level.entries.release();
+                        levels.push(below);
+                    }
+                    Ok(None) => {}
+                    Err(failure) => self.failures.note(failure)?,
+                },
+                ended => {
+                    // This directory is over; its siblings are not.
+                    if let Err(error) = ended {
+                        self.failures.note(error)?;
+                    }
+                    if let Some(level) = levels.pop() {
+                        self.leave(&level, host)?;
+                    }
+                }
             }
         }
+        Ok(())
     }
 
-    fn entry(&mut self, entry: &DirEntry, to: &HostDir) -> Result<(), Failure> {
+    fn entry(
+        &mut self,
+        entry: &DirEntry,
+        children: &mut Children,
+        host: &mut HostPath,
+    ) -> Result<Option<Level>, Failure> {
         let metadata = entry.metadata(&mut self.io)?;
-        self.one(&entry.path(), &metadata, to, entry.name())
+        if metadata.is_dir() {
+            children.add(entry)?;
+        }
+        self.one(Node::Entry(entry), &metadata, host, entry.name())
+    }
+
+    /// Goes up from a directory that is whole. Its mode comes last, because that may forbid filling
+    /// it, and then its times, because filling changes them.
+    fn leave(&mut self, level: &Level, host: &mut HostPath) -> Result<(), Failure> {
+        let Some(name) = &level.made else {
+            return Ok(());
+        };
+        let failed = |error| local(name, "cannot finish the directory", error);
+        let Some(dir) = host.up().map_err(failed)? else {
+            return Ok(());
+        };
+        let metadata = level.entries.metadata();
+        let (atime, mtime) = (host_time(metadata.atime), host_time(metadata.mtime));
+        let finished = dir
+            .set_mode(metadata.permissions() & 0o777)
+            .and_then(|()| dir.set_times(atime, mtime));
+        match finished {
+            Ok(()) => Ok(()),
+            Err(error) => self.failures.note(failed(error)),
+        }
     }
 
     fn symlink(
         &mut self,
-        path: &[u8],
+        node: Node<'_>,
         metadata: &Metadata,
         dir: &HostDir,
         name: &[u8],
     ) -> Result<(), Failure> {
-        let target = self.volume.read_link(&mut self.io, path)?;
+        let target = node.read_link(self.volume, &mut self.io)?;
         let part = self.part_name();
         let made = dir.make_symlink(&target, &part).and_then(|()| {
             let (atime, mtime) = (host_time(metadata.atime), host_time(metadata.mtime));
@@ -226,7 +282,7 @@ impl Copy<'_> {
 
     fn regular(
         &mut self,
-        path: &[u8],
+        node: Node<'_>,
         metadata: &Metadata,
         dir: &HostDir,
         name: &[u8],
@@ -239,7 +295,7 @@ impl Copy<'_> {
             let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
             return Err(local(name, "will not replace without --force", exists));
         }
-        let file = self.volume.open_file(&mut self.io, path)?;
+        let file = node.open(self.volume, &mut self.io)?;
         let part = self.part_name();
         let to = dir
             .create_file(&part)

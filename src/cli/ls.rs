@@ -8,7 +8,7 @@ use xtent::volume::{DirEntry, FileType, Io, Metadata, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::output::{Names, device_numbers, metadata_json, mode_text, put_name, short_time};
-use super::tree::Ancestors;
+use super::tree::{Children, Node};
 use super::{TargetArg, VolumePath};
 
 #[derive(Debug, Args)]
@@ -54,7 +54,13 @@ struct Listing<'a> {
     first: bool,
     /// An object was printed.
     printed: bool,
-    ancestors: Ancestors,
+}
+
+/// The directories in a directory.
+#[derive(Default)]
+struct Below {
+    entries: Vec<DirEntry>,
+    names: Children,
 }
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
@@ -68,7 +74,6 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
         failures: Failures::default(),
         first: true,
         printed: false,
-        ancestors: Ancestors::default(),
     };
     let root = [VolumePath::from("/")];
     let paths = if args.paths.is_empty() {
@@ -94,77 +99,67 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
 
 impl Listing<'_> {
     fn start(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
+        let node = Node::Path(path);
         let metadata = if self.args.long || self.args.directory {
             self.volume.symlink_metadata(&mut self.io, path)?
         } else {
             self.volume.metadata(&mut self.io, path)?
         };
         if !metadata.is_dir() || self.args.directory {
-            return self.entry(path, path, Some(metadata), None);
+            return self.entry(node, path, Some(metadata), None);
         }
-        self.directory(path, &metadata, with_heading)
-    }
-
-    fn directory(&mut self, path: &[u8], of: &Metadata, with_heading: bool) -> Result<(), Failure> {
-        self.ancestors.enter(of.ino, path)?;
-        let result = self.inside(path, with_heading);
-        self.ancestors.leave();
-        result
-    }
-
-    fn inside(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
-        let mut dir = self.volume.read_dir(&mut self.io, path)?;
-        if with_heading && !self.args.json {
-            if !self.first {
-                self.out.write_all(b"\n")?;
-            }
-            let heading = self.names.print(path);
-            self.out.write_all(&heading)?;
-            self.out.write_all(b":\n")?;
-        }
-        self.first = false;
-        let mut below: Vec<DirEntry> = Vec::new();
-        if self.args.unsorted {
-            while let Some(entry) = dir.next_entry(&mut self.io)? {
-                self.child(&entry, &mut below)?;
-            }
-        } else {
-            let mut entries = Vec::new();
-            // What was read before an error is still shown.
-            let ended = loop {
-                match dir.next_entry(&mut self.io) {
-                    Ok(Some(entry)) => entries.push(entry),
-                    Ok(None) => break Ok(()),
-                    Err(error) => break Err(error),
-                }
-                check_interrupted()?;
-            };
-            entries.sort_by(|a, b| a.name().cmp(b.name()));
-            for entry in &entries {
-                self.child(entry, &mut below)?;
-            }
-            ended?;
-        }
-        for entry in below {
-            let path = entry.path();
-            let result = match entry.metadata(&mut self.io) {
-                Ok(metadata) if metadata.is_dir() => self.directory(&path, &metadata, true),
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            if let Err(failure) = result {
-                self.failures.note(failure)?;
+        // Those below that are still to be listed, the next one last. Iterative, so that any depth
+        // needs the same stack.
+        let mut waiting = self.directory(node, with_heading)?;
+        while let Some(entry) = waiting.pop() {
+            match self.directory(Node::Entry(&entry), true) {
+                Ok(mut below) => waiting.append(&mut below),
+                Err(failure) => self.failures.note(failure)?,
             }
         }
         Ok(())
     }
 
-    fn child(&mut self, entry: &DirEntry, below: &mut Vec<DirEntry>) -> Result<(), Failure> {
+    /// Lists a directory; with -R returns the directories in it, the first one last.
+    fn directory(&mut self, node: Node<'_>, with_heading: bool) -> Result<Vec<DirEntry>, Failure> {
+        let mut dir = node.read_dir(self.volume, &mut self.io)?;
+        if with_heading && !self.args.json {
+            if !self.first {
+                self.out.write_all(b"\n")?;
+            }
+            let heading = self.names.print(&node.path());
+            self.out.write_all(&heading)?;
+            self.out.write_all(b":\n")?;
+        }
+        self.first = false;
+        let mut below = Below::default();
+        let mut entries = Vec::new();
+        // What was read before an error is still shown.
+        let ended = loop {
+            check_interrupted()?;
+            match dir.next_entry(&mut self.io) {
+                Ok(Some(entry)) if self.args.unsorted => self.child(entry, &mut below)?,
+                Ok(Some(entry)) => entries.push(entry),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        for entry in entries {
+            self.child(entry, &mut below)?;
+        }
+        if let Err(error) = ended {
+            self.failures.note(error)?;
+        }
+        below.entries.reverse();
+        Ok(below.entries)
+    }
+
+    fn child(&mut self, entry: DirEntry, below: &mut Below) -> Result<(), Failure> {
         check_interrupted()?;
         if !self.args.all && entry.name().starts_with(b".") {
             return Ok(());
         }
-        let path = entry.path();
         let wanted = self.args.long || self.args.json || entry.file_type().is_none();
         let metadata = if wanted {
             match entry.metadata(&mut self.io) {
@@ -178,23 +173,26 @@ impl Listing<'_> {
             None
         };
         let file_type = metadata.map(|m| m.file_type()).or(entry.file_type());
-        self.entry(entry.name(), &path, metadata, file_type)?;
+        self.entry(Node::Entry(&entry), entry.name(), metadata, file_type)?;
         if self.args.recursive && file_type == Some(FileType::Directory) {
-            below.push(entry.clone());
+            match below.names.add(&entry) {
+                Ok(()) => below.entries.push(entry),
+                Err(failure) => self.failures.note(failure)?,
+            }
         }
         Ok(())
     }
 
     fn entry(
         &mut self,
+        node: Node<'_>,
         name: &[u8],
-        path: &[u8],
         metadata: Option<Metadata>,
         file_type: Option<FileType>,
     ) -> Result<(), Failure> {
         let is_link = metadata.is_some_and(|m| m.is_symlink());
         let link = if is_link && (self.args.long || self.args.json) {
-            match self.volume.read_link(&mut self.io, path) {
+            match node.read_link(self.volume, &mut self.io) {
                 Ok(link) => Some(link),
                 Err(error) => {
                     self.failures.note(error)?;
@@ -205,7 +203,7 @@ impl Listing<'_> {
             None
         };
         if self.args.json {
-            return self.json_entry(name, path, metadata, link.as_deref());
+            return self.json_entry(name, &node.path(), metadata, link.as_deref());
         }
         if self.args.long {
             match &metadata {

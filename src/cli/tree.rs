@@ -1,54 +1,69 @@
-//! Walking down a tree that may be hostile.
+//! Walking down a tree of a volume, which may be hostile.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use xtent::Result;
+use xtent::volume::{DirEntry, File, Io, OpenOptions, ReadDir, Volume};
 
 use super::failure::{CORRUPT, Failure};
 
-/// Deeper than any path the kernel can name (4096 bytes, two a level).
-const MAX_DEPTH: usize = 2048;
-
-/// The directories on the way down: one that holds itself is refused.
-#[derive(Debug, Default)]
-pub(super) struct Ancestors {
-    inodes: Vec<u64>,
+/// A file of a volume: by the path that the user gave, or as an entry of a directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Node<'a> {
+    Path(&'a [u8]),
+    Entry(&'a DirEntry),
 }
 
-impl Ancestors {
-    /// Goes down into the directory with this inode number.
-    pub(super) fn enter(&mut self, ino: u64, path: &[u8]) -> Result<(), Failure> {
-        let wrong = if self.inodes.contains(&ino) {
-            "the directory holds itself"
-        } else if self.inodes.len() >= MAX_DEPTH {
-            "directories are nested too deep"
-        } else {
-            self.inodes.push(ino);
-            return Ok(());
-        };
-        Err(Failure::new(
-            CORRUPT,
-            format!("{}: {wrong}", path.escape_ascii()),
-        ))
-    }
-
-    /// Comes back up from what was entered last.
-    pub(super) fn leave(&mut self) {
-        self.inodes.pop();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_in_itself_and_endless_depth_are_refused() {
-        let mut ancestors = Ancestors::default();
-        ancestors.enter(1, b"/").unwrap();
-        ancestors.enter(2, b"/a").unwrap();
-        assert_eq!(ancestors.enter(1, b"/a/b").unwrap_err().status(), CORRUPT);
-        ancestors.leave();
-        ancestors.enter(2, b"/b").unwrap();
-        for ino in 3..=2048 {
-            ancestors.enter(ino, b"/b/c").unwrap();
+impl<'a> Node<'a> {
+    pub(super) fn path(&self) -> Cow<'a, [u8]> {
+        match *self {
+            Self::Path(path) => path.into(),
+            Self::Entry(entry) => entry.path().into(),
         }
-        assert!(ancestors.enter(4000, b"/b/d").is_err());
+    }
+
+    pub(super) fn open(&self, volume: &Volume, io: &mut Io) -> Result<File> {
+        match self {
+            Self::Path(path) => volume.open_file(io, path),
+            Self::Entry(entry) => entry.open(io, OpenOptions::new().read(true)),
+        }
+    }
+
+    pub(super) fn read_dir(&self, volume: &Volume, io: &mut Io) -> Result<ReadDir> {
+        match self {
+            Self::Path(path) => volume.read_dir(io, path),
+            Self::Entry(entry) => entry.read_dir(io),
+        }
+    }
+
+    pub(super) fn read_link(&self, volume: &Volume, io: &mut Io) -> Result<Vec<u8>> {
+        match self {
+            Self::Path(path) => volume.read_link(io, path),
+            Self::Entry(entry) => entry.read_link(io),
+        }
+    }
+}
+
+/// The directories found in one directory.
+///
+/// Each must have one name: with the check of `..` (as [`DirEntry::read_dir`] does it) no directory
+/// is then visited twice, and a walk ends.
+#[derive(Debug, Default)]
+pub(super) struct Children(HashSet<u64>);
+
+impl Children {
+    /// Adds a directory; the second name of one is an error.
+    pub(super) fn add(&mut self, entry: &DirEntry) -> Result<(), Failure> {
+        if self.0.insert(entry.ino()) {
+            return Ok(());
+        }
+        let path = entry.path();
+        let text = format!(
+            "{}: directory inode {} has a second name in its directory: run xfs_repair",
+            path.escape_ascii(),
+            entry.ino()
+        );
+        Err(Failure::new(CORRUPT, text))
     }
 }

@@ -71,6 +71,26 @@ impl HostDir {
         Self::open_at(self.0.as_raw_fd(), &name, DIRECTORY | libc::O_NOFOLLOW)
     }
 
+    /// Opens the directory that this one lies in.
+    ///
+    /// # Errors
+    /// The errno of `openat`.
+    pub(super) fn open_parent(&self) -> io::Result<Self> {
+        Self::open_at(self.0.as_raw_fd(), c"..", DIRECTORY)
+    }
+
+    /// Device and inode number.
+    ///
+    /// # Errors
+    /// The errno of `fstat`.
+    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
+        // SAFETY: all-zero bytes are a valid `stat`.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: `stat` is a place for the answer that outlives the call.
+        check(unsafe { libc::fstat(self.0.as_raw_fd(), &raw mut stat) })?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     /// Makes the directory `name`, accessible by its owner alone for now.
     ///
     /// # Errors

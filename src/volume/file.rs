@@ -77,16 +77,17 @@ impl OpenOptions {
         let path = path.path_bytes();
         let shared = &volume.shared;
         let inode = walk::resolve(volume, io, path, true, "open")?;
-        self.open_inode(shared, io, &inode, path)
+        self.open_inode(shared, io, &inode, || path.into())
             .map_err(|error| shared.explain(error, "open", path))
     }
 
-    fn open_inode(
+    /// Opens the file of an inode that was just read.
+    pub(super) fn open_inode(
         self,
         volume: &Arc<VolumeShared>,
         io: &mut Io,
         inode: &Inode,
-        path: &[u8],
+        path: impl FnOnce() -> Box<[u8]>,
     ) -> Result<File> {
         if !self.read && !self.write {
             return Err(Error::new(
@@ -134,7 +135,7 @@ impl OpenOptions {
                 inode,
                 options: self,
                 volume: Arc::clone(volume),
-                path: path.into(),
+                path: path(),
                 id: NEXT_ID.fetch_add(1, Relaxed),
                 advice: AtomicU8::new(0),
             }),

@@ -62,6 +62,7 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
             continue;
         }
         if inode.file_type == FileType::Directory {
+            dir::check_parent(fs, &mut io.core, &inode, here.ino)?;
             above.push(here.ino);
         }
         here = inode;

@@ -7,6 +7,7 @@ mod common;
 mod kernel;
 mod raw;
 mod smart;
+mod tree;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -72,6 +72,27 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
     }
 }
 
+/// Checks that a directory which was found in the directory `from` has it as its parent (`..`): a
+/// directory has one name only, or the number of paths grows exponentially with their depth.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] with both inode numbers; those of [`lookup`].
+pub fn check_parent(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, from: Ino) -> Result<()> {
+    if dir.ino == fs.root() {
+        let detail = format!("is the root directory, but has a name in {from}: run xfs_repair");
+        return Err(super::corrupt(dir, detail));
+    }
+    match lookup(fs, io, dir, b"..")? {
+        Some((parent, _)) if parent == from => Ok(()),
+        Some((parent, _)) => {
+            let detail =
+                format!("has a name in {from}, but its parent (..) is {parent}: run xfs_repair");
+            Err(super::corrupt(dir, detail))
+        }
+        None => Err(super::corrupt(dir, "has no entry `..`: run xfs_repair")),
+    }
+}
+
 struct Search<'a> {
     fs: &'a Fs,
     dir: &'a Inode,

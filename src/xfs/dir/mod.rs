@@ -14,7 +14,7 @@ mod cursor;
 mod lookup;
 
 pub use cursor::{DirCursor, DirEntries};
-pub use lookup::{Found, lookup};
+pub use lookup::{Found, check_parent, lookup};
 
 use super::format::dir::{self as layout, EntryType};
 use super::format::dir_short::ShortForm;
