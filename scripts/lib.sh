@@ -12,6 +12,29 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+# apt_get ARGUMENT...: apt-get as root, which waits while another apt or dpkg holds one of its locks. apt itself waits for
+# dpkg's locks only, and only when told to: those of its lists and archives are errors at once. So what names a lock is
+# tried again, for XTENT_APT_WAIT seconds (600).
+apt_get() {
+    local start=$SECONDS wait=${XTENT_APT_WAIT:-600} log status said=false
+    log=$(mktemp)
+    while :; do
+        status=0
+        as_root env LC_ALL=C DEBIAN_FRONTEND=noninteractive \
+            apt-get -o DPkg::Lock::Timeout="$wait" "$@" 2>"$log" || status=$?
+        if [ $status = 0 ] || [ $((SECONDS - start)) -ge "$wait" ] ||
+            ! grep -qiE 'could not get lock|unable to lock|unable to acquire the dpkg|is locked by another' "$log"; then
+            break
+        fi
+        $said || echo "Waiting up to $wait s for another apt: $(grep -im1 lock "$log")" >&2
+        said=true
+        sleep 2
+    done
+    cat "$log" >&2
+    rm -f "$log"
+    return $status
+}
+
 # need_packages PROGRAM:DEBIAN[:FEDORA]...: installs the packages of the programs that are missing.
 need_packages() {
     local entry program debian fedora apt=() dnf=()
@@ -25,8 +48,8 @@ need_packages() {
     [ ${#apt[@]} -gt 0 ] || return 0
     if command -v apt-get >/dev/null; then
         echo "Installing with apt-get: ${apt[*]}" >&2
-        as_root apt-get update -qq
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${apt[@]}" >/dev/null
+        apt_get update -qq
+        apt_get install -y -qq "${apt[@]}" >/dev/null
     elif command -v dnf >/dev/null; then
         echo "Installing with dnf: ${dnf[*]}" >&2
         as_root dnf install -y -q "${dnf[@]}"

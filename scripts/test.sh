@@ -52,6 +52,10 @@ cost() {
     step "cost in instructions"
     cargo bench --locked --bench cost
 }
+small_machines() {
+    step "PCI controllers over VFIO, in virtual machines of one processor"
+    scripts/vm/test --smp 1
+}
 
 # beside FUNCTION...: runs these in a process group of their own, up to the first that fails.
 beside() {
@@ -82,6 +86,22 @@ show_beside() {
     done
 }
 
+$quick || beside loom sanitizer cost small_machines
+
+# The whole run is one with the oldest supported toolchain where that is the default, as on the project's CI.
+oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+step "the oldest supported Rust, $oldest"
+case $(cargo --version) in
+"cargo $oldest."*) echo "it is the toolchain of this run" ;;
+*)
+    if cargo "+$oldest" --version >/dev/null 2>&1; then
+        CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/oldest cargo "+$oldest" check --locked --all-targets
+    else
+        echo "SKIPPED: Rust $oldest is not installed (rustup toolchain install $oldest)"
+    fi
+    ;;
+esac
+
 step "format and lints"
 cargo fmt --all --check
 cargo clippy --all-targets --locked -- -D warnings
@@ -91,8 +111,6 @@ RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 
 step "build of the tests"
 cargo test --locked --quiet --no-run
-
-$quick || beside loom sanitizer cost
 
 step "tests"
 # The harness hides what passing tests print, and with it why one was skipped: so it is asked for, and shown.
@@ -104,8 +122,8 @@ grep -E '^(test |test result|[[:space:]]+(Running|Doc-tests))|SKIPPED' "$work/te
 
 if ! $quick; then
     show_beside
-    step "PCI controllers over VFIO, in virtual machines"
-    scripts/vm/test
+    step "PCI controllers over VFIO, in virtual machines of several processors"
+    scripts/vm/test --smp many
 
     show_beside
     step "SPDK, both ways"

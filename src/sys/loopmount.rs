@@ -50,12 +50,44 @@ struct LoopConfig {
 }
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
+/// For how long a free loop device is looked for while other processes take each one first.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For how long a detached device is waited for while other processes have it open.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A loop device over an image file.
 #[derive(Debug)]
 pub struct LoopDevice {
     device: Option<File>,
     path: PathBuf,
-    number: i32,
+    attachment: Attachment,
+}
+
+/// What identifies one use of a loop device: another process may attach another file to the same device right after.
+#[derive(Debug, PartialEq, Eq)]
+struct Attachment {
+    /// `/sys/block/loop*`.
+    sysfs: PathBuf,
+    /// The file's path; `None` while nothing is attached.
+    backing_file: Option<String>,
+    /// Another number for each file that is attached (Linux 5.15 and newer).
+    sequence: Option<String>,
+}
+
+impl Attachment {
+    fn read(sysfs: PathBuf) -> Self {
+        let line = |name| std::fs::read_to_string(sysfs.join(name)).ok();
+        Self {
+            backing_file: line("loop/backing_file"),
+            sequence: line("diskseq"),
+            sysfs,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.backing_file.is_none() || Self::read(self.sysfs.clone()) != *self
+    }
 }
 
 /// How a loop device is made.
@@ -83,48 +115,70 @@ impl LoopDevice {
             .write(true)
             .open("/dev/loop-control")
             .map_err(|e| Error::system("cannot open /dev/loop-control", e))?;
-        // Another process may take the free device first: then there is a next one.
-        for _ in 0..16 {
-            // SAFETY: this ioctl takes no argument.
-            let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
-            if number < 0 {
-                let errno = io::Error::last_os_error();
-                return Err(Error::system("no free loop device", errno));
+        // As losetup does: another process may take the free device first, or have it open exclusively while it attaches
+        // its own file; or the kernel has just made the device, and its node is not there yet.
+        let give_up = Instant::now() + ATTACH_TIMEOUT;
+        loop {
+            if let Some(attached) = Self::attach_free(&control, &backing, options)? {
+                return Ok(attached);
             }
-            let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .map_err(|e| {
-                    Error::system("cannot open the loop device", e).at_path(bytes(&path))
-                })?;
-            match configure(&device, &backing, options) {
-                Ok(()) => {
-                    return Ok(Self {
-                        device: Some(device),
-                        path,
-                        number,
-                    });
-                }
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(e) => {
-                    return Err(
-                        Error::system("cannot attach the loop device", e).at_path(bytes(&path))
-                    );
-                }
+            if Instant::now() >= give_up {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    "every free loop device is taken by other processes first",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// One try; `None` when another process was faster.
+    fn attach_free(control: &File, backing: &File, options: LoopOptions) -> Result<Option<Self>> {
+        // SAFETY: this ioctl takes no argument.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+        if number < 0 {
+            let errno = io::Error::last_os_error();
+            if errno.kind() == io::ErrorKind::Interrupted {
+                return Ok(None);
+            }
+            return Err(Error::system("no free loop device", errno));
+        }
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let device = match opened {
+            Ok(device) => device,
+            Err(e) if is_of_others(&e) => return Ok(None),
+            Err(e) => {
+                return Err(Error::system("cannot open the loop device", e).at_path(bytes(&path)));
+            }
+        };
+        match configure(&device, backing, options) {
+            Ok(()) => {}
+            Err(e) if is_of_others(&e) => return Ok(None),
+            Err(e) => {
+                return Err(Error::system("cannot attach the loop device", e).at_path(bytes(&path)));
             }
         }
-        Err(Error::new(
-            ErrorKind::Busy,
-            "every free loop device was taken by others",
-        ))
+        let attachment = Attachment::read(PathBuf::from(format!("/sys/block/loop{number}")));
+        Ok(Some(Self {
+            device: Some(device),
+            path,
+            attachment,
+        }))
     }
 
     /// The device's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether the error comes from what other processes do with the same device: attach, detach or remove it.
+fn is_of_others(error: &io::Error) -> bool {
+    let passing = [libc::EBUSY, libc::EAGAIN, libc::ENXIO, libc::ENOENT];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| passing.contains(&errno))
 }
 
 fn configure(device: &File, backing: &File, options: LoopOptions) -> io::Result<()> {
@@ -146,11 +200,11 @@ fn configure(device: &File, backing: &File, options: LoopOptions) -> io::Result<
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        // Closing it detaches it (autoclear), unless udev or others still look at it: wait for them.
+        // The last close detaches it (autoclear), and udev or another losetup may have it open for a moment. A file that
+        // another process attaches to the same device afterwards is none of ours.
         drop(self.device.take());
-        let backing = format!("/sys/block/loop{}/loop/backing_file", self.number);
-        let give_up = Instant::now() + Duration::from_secs(5);
-        while Path::new(&backing).exists() && Instant::now() < give_up {
+        let give_up = Instant::now() + DETACH_TIMEOUT;
+        while !self.attachment.is_over() && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -314,3 +368,7 @@ fn c_path(path: &Path) -> Result<CString> {
 fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
 }
+
+#[cfg(test)]
+#[path = "loopmount_tests.rs"]
+mod tests;
