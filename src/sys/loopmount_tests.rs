@@ -1,3 +1,5 @@
+//! Loop devices beside other programs that use them.
+
 use super::*;
 use std::io::{Seek, SeekFrom, Write};
 
