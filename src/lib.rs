@@ -3,6 +3,10 @@
 //! A file range becomes mappings (`iomap`), each mapping one chain of NVMe commands (`block`,
 //! `nvme`) on a controller that is reached over `device` from memory of `mem`; underneath is real
 //! XFS (`xfs`). The API is [`volume`] and the error type; ARCHITECTURE.md has the design.
+//!
+//! The library prints nothing. Errors are returned; what has no caller to be returned to (missing
+//! hugepages, a failure while the last handle of a volume is dropped) is an event of the `tracing`
+//! crate. Install a subscriber to see these events.
 
 // Doorbells rely on stores that stay in order before a device sees them, pages on copies in
 // assembly: neither has been written for another processor.

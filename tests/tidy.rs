@@ -214,6 +214,35 @@ fn every_other_room_forbids_unsafe_code() {
     assert_none(&broken);
 }
 
+/// The lines of a source file before its unit tests.
+fn before_tests(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let is_tests = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].ends_with(" {");
+    let end = lines.windows(2).position(is_tests).unwrap_or(lines.len());
+    lines[..end].join("\n")
+}
+
+#[test]
+fn the_library_prints_nothing() {
+    // What a program is to know is an error, or an event of `tracing`.
+    let is_test = |file: &str| file.ends_with("tests.rs") || file.contains("/tests/");
+    let is_command = |file: &str| {
+        ["src/bench/", "src/cli/", "src/main.rs"]
+            .iter()
+            .any(|command| file.starts_with(command))
+    };
+    let mut library = files("src", "rs");
+    library.retain(|(file, _)| !is_command(file) && !is_test(file));
+    assert!(library.len() > 100, "the library was not found");
+    for (_, text) in &mut library {
+        *text = before_tests(text);
+    }
+    assert_none(&lines_where(&library, |line| {
+        let prints = ["print!(", "println!(", "dbg!(", "stdout()", "stderr()"];
+        prints.iter().any(|print| code(line).contains(print))
+    }));
+}
+
 #[test]
 fn every_module_says_what_it_is() {
     let silent = |text: &str| !text.trim_start_matches("#![no_main]\n").starts_with("//!");

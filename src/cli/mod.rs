@@ -16,6 +16,7 @@ mod fiemap;
 mod get;
 mod info;
 mod list;
+mod log;
 mod ls;
 mod output;
 mod put;
@@ -48,6 +49,13 @@ Exit status:
     5  the device failed: I/O error, timeout, gone
   130  interrupted (128 + the signal's number); 141 when the reader of a pipe went away";
 
+/// Variables of the environment, for --help and the man pages.
+const ENVIRONMENT: &str = "\
+Environment:
+  XTENT_LOG           what the library reports on stderr: off, error, warn (the default), info, debug or trace,
+                      also by module, such as warn,xtent::volume=debug
+  XTENT_SPDK_LOG=1    show what SPDK and DPDK log";
+
 const TARGETS: &str = "\
 Targets:
   image:disk.img      a file behind the embedded NVMe controller; a bare path means the same
@@ -57,8 +65,7 @@ Targets:
   uring:/dev/nvme0n1  a block device, or a file, through the kernel's block layer (io_uring)
   'spdk:trtype=TCP traddr=192.0.2.1 trsvcid=4420 subnqn=NQN'
                       a controller that SPDK drives (TCP, RDMA, PCIe, VFIOUSER; nsid=N), where xtent was built
-                      with SPDK; XTENT_SPDK=huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off starts SPDK so,
-                      XTENT_SPDK_LOG=1 shows what it logs
+                      with SPDK; XTENT_SPDK=huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off starts SPDK so
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
@@ -74,7 +81,7 @@ pub(crate) struct Cli {
 }
 
 fn help() -> String {
-    format!("{TARGETS}\n\n{EXIT_STATUS}")
+    format!("{TARGETS}\n\n{ENVIRONMENT}\n\n{EXIT_STATUS}")
 }
 
 #[derive(Debug, Subcommand)]
@@ -165,6 +172,9 @@ type LocalPath = PathBuf;
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(failure) = log::install() {
+        return failure.report();
+    }
     xtent::internals::sys::catch_interrupts();
     let result = match cli.command {
         Command::Info(args) => info::run(&args),

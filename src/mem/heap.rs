@@ -15,7 +15,7 @@ const GRAIN_BYTES: usize = 64;
 /// Whether arenas come from hugepages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
-    /// Hugepages where there are enough; otherwise ordinary memory, said once on stderr.
+    /// Hugepages where there are enough; otherwise ordinary memory, with one warning (`tracing`) a process.
     #[default]
     Prefer,
     /// Hugepages where there are enough; otherwise ordinary memory, silently.
@@ -302,20 +302,21 @@ impl HeapInner {
             }
         }
         if self.config.huge_pages != HugePages::IfFree {
-            say_once_that_hugepages_are_missing(want);
+            warn_once_of_missing_hugepages(want);
         }
         ordinary(want)
     }
 }
 
-fn say_once_that_hugepages_are_missing(want_bytes: usize) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let pages = want_bytes / HUGE_PAGE_BYTES;
-        eprintln!(
-            "xtent: no free 2 MiB hugepages ({pages} wanted); going on with ordinary locked memory. \
+fn warn_once_of_missing_hugepages(want_bytes: usize) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
+        let pages_wanted = want_bytes / HUGE_PAGE_BYTES;
+        tracing::warn!(
+            pages_wanted,
+            "no free 2 MiB hugepages: using ordinary locked memory. \
              To reserve some: echo {} > /proc/sys/vm/nr_hugepages",
-            pages.max(64) * 2
+            pages_wanted.max(64) * 2
         );
     });
 }

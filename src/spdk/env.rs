@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::io::Write;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
@@ -232,7 +231,7 @@ fn free_huge_pages() -> u64 {
         .unwrap_or(0)
 }
 
-/// Set, everything that SPDK and DPDK log goes to stderr.
+/// Set, DPDK logs all that it can (to stderr, by itself), not errors alone.
 fn noisy() -> bool {
     static NOISY: OnceLock<bool> = OnceLock::new();
     *NOISY.get_or_init(|| std::env::var_os("XTENT_SPDK_LOG").is_some_and(|value| value != "0"))
@@ -255,14 +254,13 @@ fn without_names(mut text: &str) -> &str {
 
 /// SPDK's levels: 0 is an error, 1 a warning.
 extern "C" fn on_log(level: c_int, text: *const c_char) {
-    if text.is_null() || (level > 0 && !noisy()) {
+    if text.is_null() {
         return;
     }
     // SAFETY: the shim hands over a string that ends, in its own frame.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    if noisy() {
-        let _ = writeln!(std::io::stderr(), "spdk: {text}");
-    }
+    // Errors too: they are part of the error that the caller gets.
+    tracing::debug!(target: "xtent::spdk", level, "spdk: {}", text.trim_end());
     if level <= 0 {
         // A thread that ends has no words any more.
         let _ = WORDS.try_with(|words| {

@@ -147,6 +147,16 @@ fn wrong_usage_and_targets_have_their_exit_codes() {
     let empty = dir.path().join("empty.img");
     fs::File::create(&empty).unwrap();
     run(3, &[OsStr::new("info"), empty.as_os_str()]);
+    let mut levels = Command::new(env!("CARGO_BIN_EXE_xtent"));
+    let levels = levels
+        .args(["info", "ram:8M"])
+        .env("XTENT_LOG", "xtent=loud");
+    let output = levels.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).starts_with("xtent: XTENT_LOG=xtent=loud: "),
+        "{output:?}"
+    );
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Background {
             io: None,
             since: BTreeMap::new(),
             no_queue_until: None,
-            has_complained: false,
+            has_warned: false,
         };
         let name = NAME.to_owned();
         match std::thread::Builder::new()
@@ -117,7 +117,7 @@ impl Background {
                     thread,
                 });
             }
-            Err(error) => complain(&volume.target, &error),
+            Err(error) => warn(&volume.target, &error),
         }
     }
 
@@ -167,11 +167,12 @@ impl Background {
 }
 
 #[cold]
-fn complain(target: &TargetShared, error: &dyn std::fmt::Display) {
-    eprintln!(
-        "xtent: {}: nothing is written back in the background, only by syncs, by writers where much is dirty, and when \
-         the volume closes: {error}",
-        target.name
+fn warn(target: &TargetShared, error: &dyn std::fmt::Display) {
+    tracing::warn!(
+        target_name = &*target.name,
+        %error,
+        "dirty pages are not written back in the background, only by syncs, by writers when too much of the page cache \
+         is dirty, and when the volume is closed"
     );
 }
 
@@ -188,7 +189,7 @@ struct Flusher {
     since: BTreeMap<u64, Instant>,
     /// The queue was given to somebody else.
     no_queue_until: Option<Instant>,
-    has_complained: bool,
+    has_warned: bool,
 }
 
 /// What to do after a round.
@@ -328,9 +329,9 @@ impl Flusher {
             }
             Err(error) => {
                 self.shared.has_queue.store(false, Release);
-                if !self.has_complained {
-                    self.has_complained = true;
-                    complain(&self.target, &error);
+                if !self.has_warned {
+                    self.has_warned = true;
+                    warn(&self.target, &error);
                 }
                 None
             }

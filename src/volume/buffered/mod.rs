@@ -349,13 +349,11 @@ pub(super) fn write_back_at_last(volume: &VolumeShared) {
     });
     let left = dirty.iter().filter(|file| file.may_be_dirty()).count();
     if left > 0 || result.is_err() {
-        let why = result.err().map(|error| format!(": {error}"));
-        eprintln!(
-            "xtent: {}: as it was closed, not all could be written back that was written to files ({} of them); it is \
-             lost{}",
-            volume.target.name,
-            left.max(1),
-            why.unwrap_or_default()
+        tracing::error!(
+            target_name = &*volume.target.name,
+            files = left.max(1),
+            error = result.err().map(tracing::field::display),
+            "not all that was written to files could be written back when the volume was closed; it is lost"
         );
     }
 }
