@@ -71,6 +71,7 @@ impl Error {
     /// A new error. `detail` is a sentence without a full stop that says what is wrong and, for bad
     /// input, what to do.
     #[cold]
+    #[doc(hidden)]
     pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
@@ -85,6 +86,7 @@ impl Error {
 
     /// A failed system call: `what` names it and its object, `source` is its errno.
     #[cold]
+    #[doc(hidden)]
     pub fn system(what: impl Into<String>, source: std::io::Error) -> Self {
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -97,6 +99,7 @@ impl Error {
 
     /// Adds the operation's name (`read`, `open`), unless one is set already.
     #[must_use]
+    #[doc(hidden)]
     pub fn during(mut self, operation: &'static str) -> Self {
         self.0.operation.get_or_insert(operation);
         self
@@ -104,6 +107,7 @@ impl Error {
 
     /// Adds the path inside the volume or on the host, unless one is set already.
     #[must_use]
+    #[doc(hidden)]
     pub fn at_path(mut self, path: impl AsRef<[u8]>) -> Self {
         self.0.path.get_or_insert_with(|| path.as_ref().to_vec());
         self
@@ -111,6 +115,7 @@ impl Error {
 
     /// Adds the byte offset in the file or on the device, unless one is set already.
     #[must_use]
+    #[doc(hidden)]
     pub fn at_offset(mut self, offset_bytes: u64) -> Self {
         self.0.offset_bytes.get_or_insert(offset_bytes);
         self
@@ -118,6 +123,7 @@ impl Error {
 
     /// Adds the device or target, unless one is set already.
     #[must_use]
+    #[doc(hidden)]
     pub fn on_device(mut self, device: impl Into<String>) -> Self {
         self.0.device.get_or_insert_with(|| device.into());
         self
@@ -125,6 +131,7 @@ impl Error {
 
     /// Adds the cause.
     #[must_use]
+    #[doc(hidden)]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self

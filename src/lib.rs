@@ -60,6 +60,17 @@ pub mod internals {
     }
     #[cfg(not(loom))]
     export!(cache);
+    /// Of `volume`: what the command shows of a controller and serves to other processes.
+    #[cfg(not(loom))]
+    pub mod target {
+        pub use crate::nvme::{FirmwareSlots, SmartInfo};
+        pub use crate::volume::drive::{
+            AtomicSummary, Drive, DriveInfo, FormatSummary, HugePageCount, NamespaceSummary,
+        };
+        pub use crate::volume::open::controller_to_serve;
+        pub use crate::volume::raw::RawIo;
+        pub use crate::volume::target::{TargetKind, TargetSpec};
+    }
     export!(block device iomap mem nvme spdk sys units uring xfs);
 }
 

@@ -9,7 +9,9 @@ use xtent::ErrorKind;
 use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
 use xtent::internals::device::vfio_user::ServerOptions;
 use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
-use xtent::volume::{OpenOptions, Target, TargetSpec, Volume, VolumeOptions, controller_to_serve};
+use xtent::internals::target::TargetSpec;
+use xtent::internals::target::controller_to_serve;
+use xtent::volume::{OpenOptions, Target, Volume, VolumeOptions};
 
 #[test]
 fn an_image_in_use_is_refused_by_name() {

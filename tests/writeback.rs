@@ -20,9 +20,9 @@ use xtent::ErrorKind;
 use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
 use xtent::internals::device::vfio_user::ServerOptions;
 use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
-use xtent::volume::{
-    CacheStats, File, Io, OpenOptions, TargetSpec, Volume, VolumeOptions, controller_to_serve,
-};
+use xtent::internals::target::TargetSpec;
+use xtent::internals::target::controller_to_serve;
+use xtent::volume::{CacheStats, File, Io, OpenOptions, Volume, VolumeOptions};
 
 const FILE_BYTES: usize = 8 << 20;
 /// Of the cache: a quarter of the file.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use xtent::internals::spdk::{Transport, TransportId};
-use xtent::volume::{Target, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
+use xtent::internals::target::{TargetKind, TargetSpec};
+use xtent::volume::{Target, TargetInfo, VolumeOptions};
 use xtent::{Error, ErrorKind, Result};
 
 use super::compare::Rounds;

@@ -1,8 +1,9 @@
 //! A target's blocks under load, without a filesystem.
 
 use xtent::internals::block;
+use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
-use xtent::volume::{RawIo, Target};
+use xtent::volume::Target;
 use xtent::{Error, ErrorKind, Result};
 
 use super::{Engine, Op};

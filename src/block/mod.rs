@@ -198,6 +198,7 @@ impl Wait {
     pub const ADAPTIVE: Self = Self::Adaptive { spins: 1000 };
 
     /// Its name, as a target's option has it.
+    #[doc(hidden)]
     pub fn name(self) -> &'static str {
         match self {
             Self::Poll => "poll",

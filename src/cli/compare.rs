@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use xtent::internals::sys::{LoopOptions, hold_interrupts, is_root, private_mounts};
-use xtent::volume::{ControllerMode, TargetKind, TargetSpec};
+use xtent::internals::target::{TargetKind, TargetSpec};
+use xtent::volume::ControllerMode;
 
 use super::LocalPath;
 use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};

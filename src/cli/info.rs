@@ -5,10 +5,9 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 use xtent::internals::mem::HugePages;
-use xtent::volume::{
-    ControllerMode, Drive, DriveInfo, FilesystemInfo, NamespaceSummary, Target, TargetInfo,
-    TargetKind, TargetSpec, Volume, VolumeOptions,
-};
+use xtent::internals::target::{Drive, DriveInfo, NamespaceSummary};
+use xtent::internals::target::{TargetKind, TargetSpec};
+use xtent::volume::{ControllerMode, FilesystemInfo, Target, TargetInfo, Volume, VolumeOptions};
 
 use super::TargetArg;
 use super::failure::Failure;

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use xtent::internals::spdk::TransportId;
-use xtent::volume::{TargetKind, TargetSpec};
+use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::{Error, ErrorKind};
 
 use super::failure::Failure;

@@ -34,7 +34,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use xtent::ErrorKind;
 use xtent::internals::mem::HugePages;
-use xtent::volume::{ControllerMode, TargetSpec, Volume, VolumeOptions};
+use xtent::internals::target::TargetSpec;
+use xtent::volume::{ControllerMode, Volume, VolumeOptions};
 
 use self::failure::Failure;
 

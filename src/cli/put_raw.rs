@@ -5,8 +5,9 @@ use std::io::Read;
 use std::path::Path;
 
 use xtent::internals::block::{Op, Status};
+use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
-use xtent::volume::{RawIo, Target};
+use xtent::volume::Target;
 
 use super::failure::{CORRUPT, DEVICE, Failure, OPERATION, check_interrupted, complain};
 use crate::bench::progress::Progress;

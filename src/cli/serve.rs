@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
-use xtent::volume::{TargetSpec, controller_to_serve};
+use xtent::internals::target::TargetSpec;
+use xtent::internals::target::controller_to_serve;
 
 use super::failure::{Failure, complain};
 use super::output::size_text;

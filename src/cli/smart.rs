@@ -7,9 +7,8 @@ use serde_json::{Map, Value, json};
 use xtent::internals::mem::HugePages;
 use xtent::internals::nvme::spec::status_name;
 use xtent::internals::nvme::{DATA_UNIT_BYTES, critical_warning_names};
-use xtent::volume::{
-    ControllerMode, Drive, DriveInfo, ErrorEntry, FirmwareSlots, SmartInfo, VolumeOptions,
-};
+use xtent::internals::target::{Drive, DriveInfo, FirmwareSlots, SmartInfo};
+use xtent::volume::{ControllerMode, ErrorEntry, VolumeOptions};
 
 use super::TargetArg;
 use super::failure::{Failure, OPERATION, complain};

@@ -112,6 +112,7 @@ impl DmaBuf {
 
     /// The device address of the first byte; 0 for an empty buffer.
     #[inline]
+    #[doc(hidden)]
     pub fn iova(&self) -> Iova {
         self.0.as_ref().map_or(Iova(0), |cut| cut.iova)
     }
@@ -123,6 +124,7 @@ impl DmaBuf {
 
     /// Gives the buffer to a device: no more access to its bytes until it is taken back.
     #[inline]
+    #[doc(hidden)]
     pub fn lend(self) -> Lent {
         Lent(std::mem::ManuallyDrop::new(self))
     }

@@ -35,7 +35,7 @@ pub struct HeapConfig {
     pub limit_bytes: usize,
     /// Whether arenas come from hugepages.
     pub huge_pages: HugePages,
-    /// Arenas are files in memory, which a device in another process can map ([`Arena::file`]).
+    /// Arenas are files in memory, which a device in another process can map (`Arena::file`).
     pub shareable: bool,
 }
 

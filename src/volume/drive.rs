@@ -18,7 +18,8 @@ use crate::nvme::{
 /// The controller of a target, up and running. Its namespaces need not be fit for use.
 ///
 /// ```
-/// use xtent::volume::{Drive, VolumeOptions};
+/// use xtent::internals::target::Drive;
+/// use xtent::volume::VolumeOptions;
 /// # fn main() -> xtent::Result<()> {
 /// let drive = Drive::open("ram:64M,inline", &VolumeOptions::default())?;
 /// let smart = drive.smart()?;

@@ -47,6 +47,7 @@ pub enum FileType {
 
 impl FileType {
     /// The type of a mode's upper bits (`S_IFMT`); `None` for what no file has.
+    #[doc(hidden)]
     pub fn of_mode(mode: u32) -> Option<Self> {
         Some(match mode & libc::S_IFMT {
             libc::S_IFREG => Self::Regular,

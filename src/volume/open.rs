@@ -59,6 +59,7 @@ impl Target {
     ///
     /// # Errors
     /// As [`Target::open`].
+    #[doc(hidden)]
     pub fn open_spec(spec: &TargetSpec, options: &VolumeOptions) -> Result<Self> {
         let access = access_of(spec, options);
         if let TargetKind::Spdk { id, nsid } = &spec.kind {

@@ -66,6 +66,7 @@ impl Target {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for sizes that cannot be; when the controller has no queue left, or
     /// memory is short.
+    #[doc(hidden)]
     pub fn raw(&self, slots: usize, slot_bytes: usize) -> Result<RawIo> {
         RawIo::new(&self.shared, slots, slot_bytes)
             .map_err(|error| error.during("open a queue").on_device(&*self.shared.name))

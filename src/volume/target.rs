@@ -126,7 +126,7 @@ pub enum TargetKind {
 /// A target: what it opens and the options that came with it.
 ///
 /// ```
-/// use xtent::volume::{TargetKind, TargetSpec};
+/// use xtent::internals::target::{TargetKind, TargetSpec};
 /// let spec = TargetSpec::parse("image:disk.img,lba=4096,mdts=7,readonly")?;
 /// assert_eq!(spec.kind, TargetKind::Image("disk.img".into()));
 /// assert_eq!(spec.lba_bytes, Some(4096));

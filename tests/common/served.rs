@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 
 use xtent::internals::device::emu::EmuConfig;
 use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
-use xtent::volume::{TargetSpec, controller_to_serve};
+use xtent::internals::target::TargetSpec;
+use xtent::internals::target::controller_to_serve;
 
 use super::disk::{Hands, ImageHands};
 

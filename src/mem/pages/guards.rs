@@ -160,7 +160,7 @@ impl Drop for WriteLock<'_> {
     }
 }
 
-/// A page that a device is to read. Not to be dropped: [`PageTable::end_writeback`].
+/// A page that a device is to read. Not to be dropped: `PageTable::end_writeback`.
 #[derive(Debug)]
 #[must_use = "the page stays as it is for ever when this is dropped"]
 pub struct WritebackPage {

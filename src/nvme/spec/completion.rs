@@ -14,26 +14,31 @@ pub struct StatusField(pub u16);
 
 impl StatusField {
     /// Success.
+    #[doc(hidden)]
     pub const SUCCESS: Self = Self(0);
 
     /// A status field of a type and a code.
+    #[doc(hidden)]
     pub const fn of(sct: u8, sc: u8) -> Self {
         Self((sct as u16 & 7) << 8 | sc as u16)
     }
 
     /// The same with "do not retry" set.
     #[must_use]
+    #[doc(hidden)]
     pub const fn do_not_retry(self) -> Self {
         Self(self.0 | 1 << 14)
     }
 
     /// From dword 3 of a completion.
     #[inline]
+    #[doc(hidden)]
     pub const fn from_dw3(dw3: u32) -> Self {
         Self((dw3 >> 17) as u16)
     }
 
     /// Into bits 17 to 31 of dword 3.
+    #[doc(hidden)]
     pub const fn to_dw3(self) -> u32 {
         (self.0 as u32) << 17
     }
@@ -49,6 +54,7 @@ impl StatusField {
     }
 
     /// "Do not retry": the same command would fail again.
+    #[doc(hidden)]
     pub const fn dnr(self) -> bool {
         self.0 >> 14 & 1 == 1
     }

@@ -53,6 +53,7 @@ pub struct EventWord(pub u32);
 
 impl EventWord {
     /// An event of a type, with information, and the log page that tells more and ends its masking.
+    #[doc(hidden)]
     pub const fn of(kind: u8, information: u8, log_page: u8) -> Self {
         Self(kind as u32 & 7 | (information as u32) << 8 | (log_page as u32) << 16)
     }
