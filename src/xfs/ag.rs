@@ -33,6 +33,7 @@ impl Fs {
                 agi.versionnum.get(),
                 (agi.seqno.get(), ag),
                 agi.length.get(),
+                agi.lsn.get(),
             )?;
             if agi.freecount.get() > agi.count.get() {
                 return Err("more free inodes than inodes");
@@ -59,6 +60,7 @@ impl Fs {
                 agf.versionnum.get(),
                 (agf.seqno.get(), ag),
                 agf.length.get(),
+                agf.lsn.get(),
             )?;
             if agf.freeblks.get() > agf.length.get() {
                 return Err("more free blocks than blocks");
@@ -104,6 +106,7 @@ impl Fs {
         version: u32,
         (seqno, ag): (u32, u32),
         length: u32,
+        lsn: u64,
     ) -> Result<(), &'static str> {
         if !format::checksum_ok(raw, crc_offset) {
             return Err("the checksum is wrong");
@@ -119,6 +122,9 @@ impl Fs {
         }
         if length != self.geometry().ag_length(ag) {
             return Err("wrong length of the group");
+        }
+        if self.is_ahead_of_log(lsn) {
+            return Err("newer than the end of the log; run xfs_repair");
         }
         Ok(())
     }

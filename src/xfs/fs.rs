@@ -9,7 +9,7 @@ use super::cache::{BlockKind, Cache, Key};
 use super::extents::{ExtentMap, Found};
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{FileType, Fork, Inode};
-use super::log::LogState;
+use super::log::{LogEnd, LogState};
 use super::superblock::{Features, Superblock};
 use super::{MetaIo, corrupt, log};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +37,8 @@ impl Default for FsOptions {
 #[derive(Debug)]
 pub struct Fs {
     superblock: Superblock,
-    log: LogState,
+    /// Where the log ends; `None` when it holds changes that are ignored.
+    log_end: Option<LogEnd>,
     read_only: Option<String>,
     cache: Cache,
 }
@@ -97,29 +98,36 @@ impl Fs {
     /// holds changes, and what the device reports.
     pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
         let superblock = Superblock::read(io)?;
-        let log = log::state(io, &superblock.geometry, &superblock.uuid);
+        let log_end = check_log(io, &superblock);
         let mut read_only = superblock.read_only.clone();
-        let log = match log {
-            Ok(LogState::Clean) => LogState::Clean,
-            Ok(LogState::Dirty) | Err(_) if options.norecovery => {
+        let log_end = match log_end {
+            Ok(end) if end.state == LogState::Clean => Some(end),
+            Ok(_) | Err(_) if options.norecovery => {
                 read_only = Some("opened without recovery of the log".to_owned());
-                LogState::Dirty
+                None
             }
-            Ok(LogState::Dirty) => {
+            Ok(_) => {
                 return Err(Error::new(
                     ErrorKind::NeedsRecovery,
-                    "the log holds changes: mount the filesystem once with the kernel and unmount it, \
-                     or run xfs_repair",
+                    "the log holds changes: mount the filesystem once with the kernel and unmount it \
+                     (if the kernel cannot mount it, xfs_repair -L clears the log, and the changes in it \
+                     are lost)",
                 ));
             }
             Err(error) => return Err(error),
         };
         Ok(Self {
             superblock,
-            log,
+            log_end,
             read_only,
             cache: Cache::new(options.cache_bytes),
         })
+    }
+
+    /// Whether metadata with this log sequence number was changed after all that the log holds: the log is not
+    /// the one that the change went through, as xfs_log_check_lsn().
+    pub(super) fn is_ahead_of_log(&self, lsn: u64) -> bool {
+        self.log_end.is_some_and(|end| end.is_behind(lsn))
     }
 
     /// Sizes and places.
@@ -172,7 +180,7 @@ impl Fs {
             inodes: sb.inodes,
             free_inodes: sb.free_inodes,
             log_bytes: sb.geometry.bytes(sb.geometry.log_blocks.into()),
-            log_dirty: self.log == LogState::Dirty,
+            log_dirty: self.log_end.is_none(),
             read_only: self.read_only.clone(),
         }
     }
@@ -353,6 +361,24 @@ impl Fs {
             Err(corrupt(root.addr_bytes, "the root inode is no directory"))
         }
     }
+}
+
+/// Where the log ends, and whether it holds changes. A log that is older than the superblock is not this filesystem's: what it
+/// says of itself counts for nothing, as in xlog_recover().
+fn check_log(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEnd> {
+    let log = log::end(io, superblock)?;
+    if log.is_behind(superblock.lsn) {
+        return Err(corrupt(
+            0,
+            format!(
+                "the superblock is of log position {}, but the log ends at {}: the log was cleared or \
+                 replaced; run xfs_repair",
+                log::show_lsn(superblock.lsn),
+                log::show_lsn(log.lsn),
+            ),
+        ));
+    }
+    Ok(log)
 }
 
 /// Reads pieces of the device into one buffer, after a look at the device's end.

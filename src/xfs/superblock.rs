@@ -108,6 +108,8 @@ pub(crate) struct Superblock {
     pub(crate) inodes: u64,
     pub(crate) free_inodes: u64,
     pub(crate) free_blocks: u64,
+    /// Log sequence number of its last change.
+    pub(crate) lsn: u64,
     /// Why nothing may be written, when unknown features forbid it.
     pub(crate) read_only: Option<String>,
 }
@@ -191,6 +193,7 @@ impl Superblock {
             inodes: raw.icount.get(),
             free_inodes: raw.ifree.get(),
             free_blocks: raw.fdblocks.get(),
+            lsn: raw.lsn.get(),
             read_only,
         })
     }

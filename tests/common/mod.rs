@@ -20,6 +20,7 @@ pub mod disk;
 pub mod fill;
 pub mod forms;
 pub mod image;
+pub mod judge;
 pub mod nvmf;
 pub mod oracle;
 pub mod reader;

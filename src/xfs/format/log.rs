@@ -15,8 +15,12 @@ pub const RECORD_VERSION_2: u32 = 2;
 pub const HEADER_COVERS_BYTES: u32 = 32 * 1024;
 /// Bytes of the largest record's payload.
 pub const MAX_RECORD_BYTES: u32 = 256 * 1024;
+/// Bytes of the kernel's log buffers, unless a mount option or the log's stripe unit says otherwise.
+pub const MIN_BUFFER_BYTES: u32 = 32 * 1024;
 /// Records of the largest size that can be in flight at once.
 pub const MAX_IN_FLIGHT: u32 = 8;
+/// The log sequence number of metadata that was never logged.
+pub const NULL_LSN: u64 = u64::MAX;
 
 /// Header of a record.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -39,6 +43,30 @@ pub struct RecordHeader {
     pub fmt: U32,
     pub fs_uuid: [u8; 16],
     pub size: U32,
+}
+
+impl RecordHeader {
+    /// Basic blocks of the record's headers.
+    pub fn header_blocks(&self) -> u64 {
+        header_blocks(self.version.get(), self.size.get())
+    }
+
+    /// Basic blocks of the record.
+    pub fn blocks(&self) -> u64 {
+        let payload = u64::from(self.len.get()).div_ceil(super::BASIC_BLOCK_BYTES);
+        self.header_blocks().saturating_add(payload)
+    }
+}
+
+/// Basic blocks of the headers of a record that was written from a buffer of `size` bytes, as the kernel's
+/// xlog_logrec_hblks().
+pub fn header_blocks(version: u32, size: u32) -> u64 {
+    let extended = version & RECORD_VERSION_2 != 0 && i32::try_from(size).is_ok();
+    if extended && size > HEADER_COVERS_BYTES {
+        size.div_ceil(HEADER_COVERS_BYTES).into()
+    } else {
+        1
+    }
 }
 
 /// Where a record's checksum lies in its header.

@@ -1,0 +1,227 @@
+//! The records before the head, as the kernel's xlog_find_tail() looks at them.
+
+use zerocopy::FromBytes;
+
+use super::super::MetaIo;
+use super::super::format;
+use super::super::format::log::{self as layout, OpHeader, RecordHeader};
+use super::{BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, Log, LogEnd, LogState, RECORD_BLOCKS, block_in};
+use crate::error::Result;
+
+/// Basic blocks before the head in which headers are searched: records that can have been in flight, and the
+/// whole one before them.
+const WINDOW_BLOCKS: u64 = IN_FLIGHT_BLOCKS + 2 * RECORD_BLOCKS;
+
+/// The start of a record.
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    block: u64,
+    /// Whether the head is behind the end of the log from here, at its start.
+    wrapped: bool,
+    header: RecordHeader,
+}
+
+impl Record {
+    /// The block of the oldest record that has to be replayed after this one was written.
+    fn tail(&self) -> u64 {
+        self.header.tail_lsn.get() & u64::from(u32::MAX)
+    }
+}
+
+impl Log {
+    /// Looks at the last record before the head, and, unless that is the one that unmounting writes, for torn
+    /// ones.
+    pub(super) fn end_at(&self, io: &mut impl MetaIo, head: u64) -> Result<LogEnd> {
+        let record = self.last_record(io, head, self.blocks)?;
+        if self.is_unmount(io, &record, head)? {
+            return Ok(Self::end_after(&record, head, LogState::Clean));
+        }
+        let tail = record.tail();
+        // As xlog_recover(): there is nothing between them.
+        let nothing = tail == head;
+        let state = if nothing {
+            LogState::Clean
+        } else {
+            LogState::Dirty
+        };
+        let dirty = Self::end_after(&record, head, state);
+        // As xlog_verify_head().
+        let distance = self.distance(tail, head);
+        let in_flight = self.records_before(io, head, distance, layout::MAX_IN_FLIGHT)?;
+        let Some(oldest) = in_flight.last() else {
+            return Ok(dirty);
+        };
+        let Some(head) = self.first_torn(io, oldest, head)? else {
+            return Ok(dirty);
+        };
+        let record = self.last_record(io, head, self.distance(tail, head))?;
+        let clean = self.is_unmount(io, &record, head)?
+            // As xlog_verify_tail(), whose tail is this record.
+            && self.first_torn(io, &record, head)?.is_none();
+        let state = if clean {
+            LogState::Clean
+        } else {
+            LogState::Dirty
+        };
+        Ok(Self::end_after(&record, head, state))
+    }
+
+    /// As xlog_set_state().
+    fn end_after(record: &Record, head: u64, state: LogState) -> LogEnd {
+        let cycle = record
+            .header
+            .cycle
+            .get()
+            .wrapping_add(record.wrapped.into());
+        LogEnd {
+            state,
+            lsn: u64::from(cycle).wrapping_shl(32) | head,
+        }
+    }
+
+    /// Blocks from the tail to the head.
+    fn distance(&self, tail: u64, head: u64) -> u64 {
+        if head > tail {
+            head.saturating_sub(tail)
+        } else {
+            head.saturating_add(self.blocks.saturating_sub(tail))
+        }
+    }
+
+    fn last_record(&self, io: &mut impl MetaIo, head: u64, most: u64) -> Result<Record> {
+        let records = self.records_before(io, head, most, 1)?;
+        let last = records.first().copied();
+        last.ok_or_else(|| self.bad(head, "no record before the head"))
+    }
+
+    /// The last `count` records that begin in the `most` blocks before `head`, the last one first.
+    fn records_before(
+        &self,
+        io: &mut impl MetaIo,
+        head: u64,
+        most: u64,
+        count: u32,
+    ) -> Result<Vec<Record>> {
+        let most = most.min(WINDOW_BLOCKS).min(self.blocks);
+        let count = usize::try_from(count).unwrap_or(0);
+        let mut records = Vec::with_capacity(count);
+        let mut done = 0_u64;
+        while done < most && records.len() < count {
+            let wrapped = done >= head;
+            let to = if wrapped {
+                self.blocks.saturating_sub(done.saturating_sub(head))
+            } else {
+                head.saturating_sub(done)
+            };
+            let now = CHUNK_BLOCKS.min(to).min(most.saturating_sub(done));
+            if now == 0 {
+                break;
+            }
+            let from = to.saturating_sub(now);
+            let data = self.read(io, from, now)?;
+            for block in (from..to).rev() {
+                let raw = block_in(&data, block.saturating_sub(from));
+                if let Ok((header, _)) = RecordHeader::read_from_prefix(raw)
+                    && header.magicno.get() == layout::RECORD_MAGIC
+                    && records.len() < count
+                {
+                    records.push(Record {
+                        block,
+                        wrapped,
+                        header,
+                    });
+                }
+            }
+            done = done.saturating_add(now);
+        }
+        Ok(records)
+    }
+
+    /// Whether a record consists of the unmount operation and ends at the head. The kernel does not look at its
+    /// checksum.
+    fn is_unmount(&self, io: &mut impl MetaIo, record: &Record, head: u64) -> Result<bool> {
+        let header = &record.header;
+        let end = record.block.saturating_add(header.blocks());
+        if self.wrap(end) != head || header.num_logops.get() != 1 {
+            return Ok(false);
+        }
+        let payload = self.wrap(record.block.saturating_add(header.header_blocks()));
+        let data = self.read(io, payload, 1)?;
+        let operation = OpHeader::ref_from_prefix(&data);
+        let flags = operation.map_or(0, |(operation, _)| operation.flags);
+        Ok(flags & layout::OP_UNMOUNT != 0)
+    }
+
+    /// The start of the first record from `oldest` to the head that was not written whole. As the kernel does,
+    /// the first record says how many header blocks all of them have.
+    fn first_torn(&self, io: &mut impl MetaIo, oldest: &Record, head: u64) -> Result<Option<u64>> {
+        let first = &oldest.header;
+        let len = first.len.get();
+        // mkfs.xfs wrote this size wrong when the log had a large stripe unit.
+        let wrong = len > first.size.get() && len <= self.buffer_bytes;
+        let size = if wrong && first.num_logops.get() == 1 {
+            self.buffer_bytes
+        } else {
+            first.size.get()
+        };
+        if size > layout::MAX_RECORD_BYTES {
+            return Ok(Some(oldest.block));
+        }
+        let header_blocks = layout::header_blocks(first.version.get(), size);
+        let all = self.distance(oldest.block, head);
+        let mut done = 0_u64;
+        while done < all {
+            let block = self.wrap(oldest.block.saturating_add(done));
+            let headers = self.read_ring(io, block, header_blocks)?;
+            let Ok((header, _)) = RecordHeader::ref_from_prefix(&headers) else {
+                return Ok(Some(block));
+            };
+            let version = header.version.get();
+            let len = header.len.get();
+            if header.magicno.get() != layout::RECORD_MAGIC
+                || version == 0
+                || version & !(layout::RECORD_VERSION_2 | 1) != 0
+                || len == 0
+                || len > size
+            {
+                return Ok(Some(block));
+            }
+            let blocks = u64::from(len).div_ceil(format::BASIC_BLOCK_BYTES);
+            let payload = self.read_ring(io, block.saturating_add(header_blocks), blocks)?;
+            if !checksum_fits(header, &headers, &payload) {
+                return Ok(Some(block));
+            }
+            done = done.saturating_add(header_blocks.saturating_add(blocks));
+        }
+        Ok(None)
+    }
+}
+
+/// Whether a record's checksum is right, or left out, as mkfs.xfs does. It covers as many extended headers as
+/// the payload needs, however many there are.
+fn checksum_fits(header: &RecordHeader, headers: &[u8], payload: &[u8]) -> bool {
+    let stored = header.crc.get();
+    let short = size_of::<RecordHeader>();
+    let sizes = [layout::RECORD_CRC_BYTES, short];
+    stored == 0
+        || sizes
+            .into_iter()
+            .any(|covered| record_checksum(header, headers, payload, covered) == Some(stored))
+}
+
+/// The checksum of a record, counting `covered` bytes of its header.
+fn record_checksum(
+    header: &RecordHeader,
+    headers: &[u8],
+    payload: &[u8],
+    covered: usize,
+) -> Option<u32> {
+    let mut crc = format::checksum(headers.get(..covered)?, layout::RECORD_CRC_OFFSET)?;
+    let len = header.len.get();
+    let used = usize::try_from(len.div_ceil(layout::HEADER_COVERS_BYTES)).ok()?;
+    for extended in headers.chunks_exact(BB).take(used).skip(1) {
+        crc = crc32c::crc32c_append(crc, extended.get(..layout::EXTENDED_CRC_BYTES)?);
+    }
+    let payload = payload.get(..usize::try_from(len).ok()?)?;
+    Some(crc32c::crc32c_append(crc, payload))
+}
