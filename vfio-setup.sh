@@ -3,9 +3,11 @@
 #
 #   vfio-setup.sh status [BDF...]            what is here: disks, who uses them, IOMMU, hugepages, limits
 #   vfio-setup.sh bind [OPTIONS] BDF...      take the disks from the kernel and give them to vfio-pci
-#   vfio-setup.sh reset [BDF...]             give them (or all that vfio-pci has) back to the kernel
+#   vfio-setup.sh reset [BDF...]             give them (or all that vfio-pci has) back to the kernel; also clears a
+#                                            driver_override that a killed run left behind
 #   vfio-setup.sh hugepages N [--node K]     reserve N hugepages of 2 MiB (or an amount: 512M, 2G); 0 frees them
-#   vfio-setup.sh persist [OPTIONS] BDF...   bind, now and at every boot
+#   vfio-setup.sh persist [OPTIONS] BDF...   bind, now and at every boot, by a udev rule that names the serial number and
+#                                            model of the disk: another disk at that address is refused
 #   vfio-setup.sh unpersist [BDF...]         reset, and no longer at boot
 #
 # BDF is a PCI address: 0000:01:00.0, or 01:00.0.
@@ -14,24 +16,40 @@
 #   --user NAME    the disk's IOMMU group (/dev/vfio/N) belongs to this user, who then needs no root
 #   --force BDF    take this disk although it carries data (a partition table, a file system, a member of LVM,
 #                  RAID, ...). Nothing overrides a disk in use: unmount it, swapoff, stop what holds it.
+#   --identity BDF=SERIAL,MODEL   refuse another disk at this address; persist writes this into its rule, with bytes other
+#                  than letters, digits and ._:+- as =HH (hexadecimal)
 # For every command:
 #   --dry-run      say what would be done, do nothing
 #
-# bind changes nothing at all unless it can take every disk named. bind and then reset leaves the machine as it
-# was (the vfio modules stay loaded). Disks of one IOMMU group go together: name them all.
+# bind changes nothing at all unless it can take every disk named; when it fails or is interrupted later, it undoes what
+# it did. Use is checked again right before a disk is taken, with the disk held exclusively (by perl or python3), so that
+# nothing can mount it meanwhile. bind and then reset leaves the machine as it was (the vfio modules stay loaded). Disks
+# of one IOMMU group go together: name them all.
 #
 # Exit status: 0 done, or nothing to do; 1 something failed (the message says what); 2 wrong usage;
 # 3 refused: in use; 4 refused: carries data; 5 refused: others in its IOMMU group; 6 no IOMMU or no vfio;
-# 7 no such device, or not NVMe; 8 not root.
+# 7 no such device, or not NVMe; 8 not root; 9 refused: another disk than --identity names.
 
 set -u
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/local/sbin
-pci=/sys/bus/pci/devices
-drivers=/sys/bus/pci/drivers
-state_dir=/run/vfio-setup # what bind found, for reset and status
-boot_dir=/etc/vfio-setup  # the copy of this script that runs at boot
-rules_dir=/etc/udev/rules.d
+# Tests play the kernel below a directory of their own, which they mark. Everything but /proc is then looked for there.
+root=
+if [ -n "${VFIO_SETUP_TEST_ROOT:-}" ]; then
+    root=$VFIO_SETUP_TEST_ROOT
+    [ -f "$root/vfio-setup-test-root" ] || {
+        echo "vfio-setup: VFIO_SETUP_TEST_ROOT is for the tests of this script" >&2
+        exit 2
+    }
+fi
+sys=$root/sys
+dev=$root/dev
+pci=$sys/bus/pci/devices
+drivers=$sys/bus/pci/drivers
+state_dir=$root/run/vfio-setup # what bind found, for reset and status
+boot_dir=$root/etc/vfio-setup  # the copy of this script that runs at boot
+rules_dir=$root/etc/udev/rules.d
+driverctl_dir=$root/etc/driverctl.d
 wait_seconds=30 # for a disk to come back
 dry_run=false
 
@@ -78,7 +96,7 @@ wait_until() {
     done
 }
 
-need_root() { [ "$(id -u)" = 0 ] || fail 8 "$1 needs root: sudo $0 $1 ..."; }
+need_root() { [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail 8 "$1 needs root: sudo $0 $1 ..."; }
 
 # human SECTORS: $size, in decimal units, as disks are sold.
 human() {
@@ -144,11 +162,12 @@ driver_of() {
 
 has_driver() { [ -e "$drivers/$2/$1" ]; }
 is_bound() { [ -e "$pci/$1/driver" ]; }
+is_back() { is_bound "$1" && ! has_driver "$1" vfio-pci; }
 
 # group_of BDF: $group, the number of its IOMMU group or nothing.
 group_of() {
     group=
-    for path in /sys/kernel/iommu_groups/*/devices/"$1"; do
+    for path in "$sys"/kernel/iommu_groups/*/devices/"$1"; do
         [ ! -e "$path" ] || {
             group=${path%/devices/*}
             group=${group##*/}
@@ -163,10 +182,10 @@ disks_of() {
     for namespace in "$pci/$1"/nvme/nvme*/nvme*n*; do
         disk=${namespace##*/}
         case $disk in nvme*c*n*) disk=${disk%%c*}n${disk##*n} ;; esac
-        [ -d "/sys/class/block/$disk" ] || continue
+        [ -d "$sys/class/block/$disk" ] || continue
         disks="$disks $disk"
         blocks="$blocks $disk"
-        for path in "/sys/class/block/$disk/$disk"p*; do
+        for path in "$sys/class/block/$disk/$disk"p*; do
             [ ! -e "$path/partition" ] || blocks="$blocks ${path##*/}"
         done
     done
@@ -185,17 +204,53 @@ remembered() {
     done <"$state_dir/$1"
 }
 
+# printable TEXT: $text, without what would move a terminal's cursor.
+printable() {
+    text=$1
+    case $text in *[![:print:]]*) text=$(printf '%s' "$text" | LC_ALL=C tr -c '[:print:]' '?') ;; esac
+}
+
+# encode TEXT: $encoded, as --identity has it: one word for a shell and for udev, whatever a disk calls itself.
+encode() {
+    encoded=$(printf '%s' "$1" | od -An -v -tx1 | awk '
+        { for (i = 1; i <= NF; i++) {
+            digits = "0123456789abcdef"
+            c = sprintf("%c", 16 * (index(digits, substr($i, 1, 1)) - 1) + index(digits, substr($i, 2, 1)) - 1)
+            printf "%s", c ~ /[A-Za-z0-9._:+-]/ ? c : "=" toupper($i)
+        } }')
+}
+
+# identity_of BDF: $identity, SERIAL,MODEL; while vfio-pci has the disk, as bind saw it; or nothing.
+identity_of() {
+    identity=
+    for controller in "$pci/$1"/nvme/nvme*; do
+        [ -e "$controller/serial" ] || continue
+        get "$controller/serial"
+        [ -n "$got" ] || return
+        encode "$got"
+        identity=$encoded
+        get "$controller/model"
+        encode "$got"
+        identity=$identity,$encoded
+        return
+    done
+    remembered "$1" identity
+    identity=$noted
+}
+
 # describe BDF: $description, model, serial number and size; while vfio-pci has the disk, as bind saw it.
 describe() {
     for controller in "$pci/$1"/nvme/nvme*; do
         [ -e "$controller/model" ] || continue
         get "$controller/model"
-        description=$got
+        printable "$got"
+        description=$text
         get "$controller/serial"
-        description="$description, serial $got"
+        printable "$got"
+        description="$description, serial $text"
         disks_of "$1"
         for disk in $disks; do
-            get "/sys/class/block/$disk/size"
+            get "$sys/class/block/$disk/size"
             human "$got"
             description="$description, $disk $size"
         done
@@ -214,26 +269,57 @@ describe() {
 # ---------------------------------------------------------------------------------------------------------
 # Who uses a disk
 
+# node_number NODE: $number, MAJOR:MINOR of the device that it stands for, or nothing.
+node_number() {
+    number=
+    # shellcheck disable=SC2046 # three words
+    set -- $(stat -L -c '%f %t %T' "$1" 2>/dev/null)
+    case ${1:-} in 6??? | 2???) number=$((0x$2)):$((0x$3)) ;; esac
+}
+
+# is_node NODE NAME: whether the node, by whatever name, is the block device NAME.
+is_node() {
+    [ -b "$1" ] || return 1
+    node_number "$1"
+    get "$sys/class/block/$2/dev"
+    [ "$number" = "$got" ]
+}
+
 # survey: $survey, a line "NAME HOW" for each use of any NVMe disk that only a look at all processes shows:
 # mounts, swap, open devices.
 survey() {
     list_nvme
-    names=
+    names='' numbers=''
     for controller in $controllers; do
         disks_of "$controller"
         names="$names $blocks"
-        for path in "$pci/$controller"/nvme/nvme* "$pci/$controller"/nvme/nvme*/ng* "$pci/$controller"/vfio-dev/vfio*; do
-            case $path in */vfio-dev/*) prefix=vfio/devices/ ;; *) prefix= ;; esac
-            [ ! -e "$path" ] || names="$names $prefix${path##*/}"
+        for name in $blocks; do
+            number_as b "$sys/class/block/$name" "$name"
+        done
+        for path in "$pci/$controller"/nvme/nvme* "$pci/$controller"/nvme/nvme*/ng*; do
+            [ ! -e "$path" ] || number_as c "$path" "${path##*/}"
+        done
+        for path in "$pci/$controller"/vfio-dev/vfio*; do
+            [ ! -e "$path" ] || number_as c "$path" "vfio/devices/${path##*/}"
         done
         group_of "$controller"
-        names="$names ${group:+vfio/$group}"
+        [ -z "$group" ] || number_as c "$sys/class/vfio/$group" "vfio/$group"
     done
     survey=$(
         mounts_of "$names"
         swaps_of "$names"
-        open_by "$names"
+        open_by "$numbers"
     )
+}
+
+# number_as KIND SYSFS NAME: adds "KIND:MAJOR:MINOR=NAME" to $numbers, from sysfs or else from the node of that name.
+number_as() {
+    get "$2/dev"
+    [ -n "$got" ] || {
+        node_number "$dev/$3"
+        got=$number
+    }
+    [ -z "$got" ] || numbers="$numbers $1:$got=$3"
 }
 
 # mounts_of NAMES: where these are mounted, in any mount namespace (containers have their own). By number, by
@@ -241,7 +327,7 @@ survey() {
 mounts_of() {
     wanted=
     for name in $1; do
-        get "/sys/class/block/$name/dev"
+        get "$sys/class/block/$name/dev"
         wanted="$wanted $name=$got"
     done
     cat /proc/self/mountinfo /proc/[0-9]*/mountinfo 2>/dev/null | awk -v wanted="$wanted" '
@@ -265,21 +351,54 @@ mounts_of() {
 swaps_of() {
     while read -r file _; do
         case $file in /*) ;; *) continue ;; esac
-        file=$(readlink -f "$file")
-        ! within "${file#/dev/}" "$1" || say "${file#/dev/} is swapped on"
+        for name in $1; do
+            ! is_node "$file" "$name" || say "$name is swapped on"
+        done
     done </proc/swaps
 }
 
-# open_by NAMES: the processes that have /dev/NAME open. udev looks at disks all the time and lets go.
+# open_by NUMBERS: the processes that have these devices open, by whatever name: containers and chroots have nodes of
+# their own. udev looks at disks all the time and lets go.
 open_by() {
-    # shellcheck disable=SC2012 # find would cost a process for every descriptor
-    ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v wanted="$1" '
-        BEGIN { n = split(wanted, list, " "); for (i = 1; i <= n; i++) node["/dev/" list[i]] = list[i] }
-        /^\/proc\// { split($0, p, "/"); pid = p[3] }
-        ($NF in node) && !seen[pid, $NF]++ { print pid, node[$NF] }' | while read -r pid name; do
+    look=
+    ! have timeout || look='timeout -s KILL 30'
+    # The kernel follows the links; on a file system that hangs it would wait for ever.
+    found=$($look find -L /proc/[0-9]*/fd -maxdepth 1 '(' -type b -o -type c ')' 2>/dev/null)
+    case $? in
+    124 | 137 | 143)
+        for entry in $1; do
+            say "${entry#*=} is perhaps open: a file system does not answer, so that not all open files can be looked at"
+        done
+        ;;
+    esac
+    printf '%s\n' "$found" | xargs stat -L -c '%f %t %T %n' 2>/dev/null | awk -v wanted="$1" '
+        function number(hex,  i, n) {
+            for (i = 1; i <= length(hex); i++) n = n * 16 + index("0123456789abcdef", substr(hex, i, 1)) - 1
+            return n + 0
+        }
+        BEGIN {
+            n = split(wanted, list, " ")
+            for (i = 1; i <= n; i++) { at = index(list[i], "="); node[substr(list[i], 1, at - 1)] = substr(list[i], at + 1) }
+        }
+        {
+            key = ($1 ~ /^6/ ? "b:" : "c:") number($2) ":" number($3)
+            split($4, p, "/")
+            if ((key in node) && !seen[p[3], key]++) print p[3], node[key]
+        }' | while read -r pid name; do
+        [ "$pid" != "$hold_pid" ] || continue
         get "/proc/$pid/comm"
-        case $got in *udevd | '') ;; *) say "$name is open in process $pid ($got)" ;; esac
+        [ -n "$got" ] || continue
+        ! is_udev "$pid" "$got" || continue
+        printable "$got"
+        say "$name is open in process $pid ($text)"
     done
+}
+
+# is_udev PID NAME: any program may call itself so; only root's can be udev's.
+is_udev() {
+    case $2 in *udevd | *udev-worker*) ;; *) return 1 ;; esac
+    # shellcheck disable=SC2012 # stat's %u is of the link's target
+    [ "$(ls -ldn "/proc/$1" 2>/dev/null | awk '{ print $3 }')" = 0 ]
 }
 
 # surveyed NAMES: the lines of the survey about these.
@@ -300,7 +419,7 @@ uses_of() {
     done
     surveyed "$blocks $control"
     for name in $blocks; do
-        for path in /sys/fs/btrfs/*/devices/"$name"; do
+        for path in "$sys"/fs/btrfs/*/devices/"$name"; do
             [ ! -e "$path" ] || say "$name is part of a mounted btrfs"
         done
         holders_of "$name"
@@ -310,10 +429,10 @@ uses_of() {
 
 # holders_of NAME: what the kernel stacked on it: LVM, crypt, multipath, md, bcache, ...
 holders_of() {
-    for path in "/sys/class/block/$1/holders"/*; do
+    for path in "$sys/class/block/$1/holders"/*; do
         [ -e "$path" ] || continue
         holder=${path##*/}
-        get "/sys/class/block/$holder/dm/uuid"
+        get "$sys/class/block/$holder/dm/uuid"
         case $got in
         LVM-*) kind="LVM volume" ;;
         CRYPT-*) kind="encrypted volume" ;;
@@ -324,25 +443,29 @@ holders_of() {
             *) kind="device" ;;
             esac ;;
         esac
-        get "/sys/class/block/$holder/dm/name"
+        get "$sys/class/block/$holder/dm/name"
         say "$1 is held by the $kind ${got:-$holder}"
     done
 }
 
 # exports_of NAME: loop devices and kernel targets that stand on it.
 exports_of() {
-    for path in /sys/block/loop*/loop/backing_file; do
+    for path in "$sys"/block/loop*/loop/backing_file; do
         get "$path"
-        [ "$got" != "/dev/$1" ] || {
+        file=$got
+        if [ "$file" = "/dev/$1" ] || is_node "$file" "$1"; then
             path=${path%/loop/backing_file}
             say "$1 is the file behind ${path##*/}"
-        }
+        fi
     done
-    for path in /sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path \
-        /sys/kernel/config/target/core/iblock_*/*/udev_path; do
+    for path in "$sys"/kernel/config/nvmet/subsystems/*/namespaces/*/device_path \
+        "$sys"/kernel/config/target/core/iblock_*/*/udev_path; do
         [ -e "$path" ] || continue
         get "$path"
-        [ "$(readlink -f "$got")" != "/dev/$1" ] || say "$1 is exported by the kernel (${path%/*})"
+        file=$(readlink -f "$got")
+        if [ "$file" = "/dev/$1" ] || is_node "$file" "$1"; then
+            say "$1 is exported by the kernel (${path%/*})"
+        fi
     done
     if have zpool && zpool status -LP 2>/dev/null | grep -qw "/dev/$1"; then
         say "$1 is part of a ZFS pool"
@@ -366,11 +489,11 @@ group_users() {
 signatures_of() {
     disks_of "$1"
     for name in $blocks; do
-        get "/sys/class/block/$name/size"
+        get "$sys/class/block/$name/size"
         [ "$got" != 0 ] || continue
         {
-            wipefs --noheadings --output TYPE "/dev/$name" 2>/dev/null ||
-                blkid -p -o value -s TYPE -s PTTYPE "/dev/$name" 2>/dev/null
+            wipefs --noheadings --output TYPE "$dev/$name" 2>/dev/null ||
+                blkid -p -o value -s TYPE -s PTTYPE "$dev/$name" 2>/dev/null
             magic_of "$name" "$got"
         } | sort -u | while read -r kind; do
             case $kind in
@@ -398,11 +521,11 @@ magic_of() {
         return
     }
     {
-        dd if="/dev/$1" bs=4096 count=2
-        dd if="/dev/$1" bs=512 skip=127 count=2
-        dd if="/dev/$1" bs=512 skip=$(($2 - 8)) count=8
-        dd if="/dev/$1" bs=512 skip=$((($2 - 16) & ~7)) count=1
-        dd if="/dev/$1" bs=512 skip=$((($2 & ~127) - 128)) count=1
+        dd if="$dev/$1" bs=4096 count=2
+        dd if="$dev/$1" bs=512 skip=127 count=2
+        dd if="$dev/$1" bs=512 skip=$(($2 - 8)) count=8
+        dd if="$dev/$1" bs=512 skip=$((($2 - 16) & ~7)) count=1
+        dd if="$dev/$1" bs=512 skip=$((($2 & ~127) - 128)) count=1
     } 2>/dev/null | od -An -v -tx1 | awk '
         function at(offset, hex) { return substr(disk, offset * 2 + 1, length(hex)) == hex }
         { gsub(/ /, ""); disk = disk $0 }
@@ -480,13 +603,25 @@ load_vfio() {
 # look_inside BDF: a disk without a driver shows what it carries only once the kernel's driver has it.
 look_inside() {
     if ! is_bound "$1" && ! $dry_run; then
+        looked="$looked $1"
         modprobe nvme 2>/dev/null
-        put "$1" /sys/bus/pci/drivers_probe
+        put "$1" "$sys/bus/pci/drivers_probe"
         wait_until 5 is_bound "$1"
     fi
     has_driver "$1" nvme || return 0
     # The namespaces appear a moment after the driver.
     wait_until 3 has_disk "$1"
+}
+
+# is_expected BDF: says so and fails when --identity names another disk than the one that is there.
+is_expected() {
+    for entry in $identities; do
+        [ "${entry%%=*}" = "$1" ] || continue
+        identity_of "$1"
+        [ "${entry#*=}" != "$identity" ] || continue
+        say "$1: another disk is at this address: ${identity:-one whose serial number cannot be read}, not ${entry#*=}"
+        return 1
+    done
 }
 
 # check BDF LIST FORCED: says why the disk cannot be taken, and returns bind's exit status for that.
@@ -514,6 +649,7 @@ check() {
         say "$1: in use: $(join "$found")"
         return 3
     fi
+    is_expected "$1" || return 9
     found=$(group_obstacles "$1" "$2")
     if [ -n "$found" ]; then
         say "$1: shares IOMMU group $group with devices that the kernel drives:"
@@ -539,18 +675,86 @@ check_all() {
     done
     survey
     for one in $1; do
-        ! has_driver "$one" vfio-pci || continue
-        reasons=$(check "$one" "$1" "$2")
-        result=$?
+        if has_driver "$one" vfio-pci; then
+            # Nothing is taken, but its user gets it.
+            reasons=$(is_expected "$one") && continue
+            result=9
+        else
+            reasons=$(check "$one" "$1" "$2")
+            result=$?
+        fi
         if [ $result != 0 ]; then
             printf 'vfio-setup: refused: %s\n' "$reasons" >&2
             [ $worst != 0 ] || worst=$result
         fi
     done
     [ $worst = 0 ] || {
+        undo_all
         printf 'vfio-setup: nothing was changed\n' >&2
         exit $worst
     }
+}
+
+# hold BDF: opens the controller's disks exclusively, as a mount does, until `let_go`: nothing can mount them meanwhile,
+# and none that is claimed can be taken. Says why when that fails.
+hold_pid='' hold_pipes=''
+hold() {
+    disks_of "$1"
+    nodes=
+    for disk in $disks; do
+        is_node "$dev/$disk" "$disk" || {
+            say "$1: $dev/$disk is not the node of $disk, so that it cannot be held"
+            return 1
+        }
+        nodes="$nodes $dev/$disk"
+    done
+    [ -n "$nodes" ] || return 0
+    # O_EXCL is 128 (0200) on every processor that has vfio but MIPS and SPARC.
+    # shellcheck disable=SC2016 # perl's variables
+    if have perl; then
+        set -- "$1" perl -e '$| = 1; for (@ARGV) { sysopen(my $f, $_, 128) or print("$_: $!\n"), exit; push @held, $f }
+            print "held\n"; <STDIN>'
+    elif have python3; then
+        set -- "$1" python3 -c 'import os, sys
+try:
+    for name in sys.argv[1:]: os.open(name, os.O_RDONLY | os.O_EXCL)
+    print("held", flush=True)
+    sys.stdin.read()
+except OSError as error: print(f"{error.filename}: {error.strerror}")'
+    else
+        warn "$1: there is neither perl nor python3 to hold it while it changes hands"
+        return 0
+    fi
+    one_held=$1
+    shift
+    hold_pipes=$state_dir/.hold.$$
+    rm -rf "$hold_pipes"
+    if ! mkdir -p "$hold_pipes" || ! mkfifo "$hold_pipes/stay" "$hold_pipes/answer"; then
+        say "$one_held: cannot write to $state_dir"
+        return 1
+    fi
+    # shellcheck disable=SC2086 # names of disks have no blanks
+    "$@" $nodes <"$hold_pipes/stay" >"$hold_pipes/answer" 2>/dev/null &
+    hold_pid=$!
+    # The end of this process, however it comes, lets go.
+    exec 8>"$hold_pipes/stay"
+    answer=
+    read -r answer <"$hold_pipes/answer"
+    [ "$answer" != held ] || return 0
+    let_go
+    case $answer in
+    *busy*) say "$one_held: in use: ${answer%%:*} is held exclusively by another program or the kernel" ;;
+    *) say "$one_held: cannot be opened exclusively: ${answer:-no answer}" ;;
+    esac
+    return 1
+}
+
+let_go() {
+    [ -n "$hold_pid" ] || return 0
+    exec 8>&-
+    wait "$hold_pid"
+    hold_pid=
+    rm -rf "$hold_pipes"
 }
 
 # remember BDF: what reset restores and status tells.
@@ -559,6 +763,8 @@ remember() {
     mkdir -p "$state_dir" && chmod 755 "$state_dir" && {
         describe "$1"
         say "description=$description"
+        identity_of "$1"
+        say "identity=$identity"
         get "$pci/$1/driver_override"
         say "override=$got"
         get "$pci/$1/power/control"
@@ -566,48 +772,120 @@ remember() {
     } >"$state_dir/$1"
 }
 
-# take BDF: from whatever driver it has to vfio-pci. What bind took before goes back when one fails.
+# take BDF: from whatever driver it has to vfio-pci.
 take() {
     if has_driver "$1" vfio-pci; then
         say "$1: vfio-pci has it already"
         return 0
     fi
-    remember "$1"
-    put vfio-pci "$pci/$1/driver_override" || undo 1 "$1: the kernel takes no driver_override for it"
-    taken="$taken $1"
-    if is_bound "$1"; then
-        put "$1" "$pci/$1/driver/unbind"
+    if ! $dry_run; then
+        # Much may have happened since the first look. What is found now is refused as it would have been then.
+        reasons=$state_dir/.why.$$
+        : >"$reasons" || fail 1 "cannot write to $state_dir"
+        hold "$1" >"$reasons"
+        result=$?
+        [ $result = 0 ] || result=3
+        if [ $result = 0 ]; then
+            survey
+            check "$1" "$list" "$forced" >"$reasons"
+            result=$?
+        fi
+        text=$(cat "$reasons")
+        rm -f "$reasons"
+        [ $result = 0 ] || fail $result "refused: $text"
     fi
-    put "$1" /sys/bus/pci/drivers_probe
+    remember "$1" || fail 1 "$1: cannot write to $state_dir"
+    taken="$taken $1"
+    put vfio-pci "$pci/$1/driver_override" || fail 1 "$1: the kernel takes no driver_override for it"
+    if is_bound "$1"; then
+        put "$1" "$pci/$1/driver/unbind" || fail 1 "$1: its driver does not let go of it"
+    fi
+    let_go
+    put "$1" "$sys/bus/pci/drivers_probe" || fail 1 "$1: the kernel looks for no driver of it"
     ! $dry_run || return 0
-    wait_until 5 has_driver "$1" vfio-pci || undo 1 "$1: vfio-pci did not take it (see dmesg)"
+    wait_until 5 has_driver "$1" vfio-pci || fail 1 "$1: vfio-pci did not take it (see dmesg)"
     group_of "$1"
     say "$1: vfio-pci has it now (IOMMU group $group)"
 }
 
-# undo STATUS MESSAGE: gives back what this run took, then fails.
+# What bind and persist did so far; `undo` takes it back unless the command comes to its end.
+taken='' looked='' owned='' rules='' identities=''
+begin() {
+    trap undo EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    $dry_run || { mkdir -p "$state_dir" && chmod 755 "$state_dir"; } || fail 1 "cannot write to $state_dir"
+}
+end() { trap - EXIT HUP INT TERM; }
+
 undo() {
+    status=$?
+    trap '' HUP INT TERM
+    trap - EXIT
+    anything="$taken$looked$owned$rules"
+    undo_all
+    if [ -n "$anything" ] && ! $dry_run; then
+        if [ -z "$stuck" ]; then
+            say "what was done is undone" >&2
+        else
+            say "not all of it could be undone:$stuck (see dmesg; reset tries again)" >&2
+        fi
+    fi
+    exit $status
+}
+
+# undo_all: takes back what was done, the last first; $stuck, the disks that no driver took back.
+undo_all() {
+    let_go
+    rm -f "$state_dir/.why.$$"
+    stuck=
+    for path in $rules; do
+        rm -f "$path"
+        ! have udevadm || udevadm control --reload 2>/dev/null
+    done
+    forget_script
+    for entry in $owned; do
+        node=${entry%%=*} entry=${entry#*=}
+        [ ! -e "$node" ] || {
+            chown "${entry%,*}" "$node"
+            chmod "${entry#*,}" "$node"
+        }
+    done
     for back in $taken; do
         give_back "$back"
+        $dry_run || wait_until "$wait_seconds" is_back "$back" || stuck="$stuck $back"
     done
-    fail "$1" "$2; what was taken is given back"
+    # Without a driver before, and given to the kernel's only to be looked at.
+    for back in $looked; do
+        ! is_bound "$back" || put "$back" "$pci/$back/driver/unbind"
+    done
+    taken='' looked='' owned='' rules=''
 }
+
+# note_owner NODE: owner and mode of a node that is about to be changed, for `undo`.
+note_owner() { owned="$1=$(stat -c %u:%g,%a "$1") $owned"; }
 
 # own BDF USER: the group's node, and the device's where the kernel has those, belong to the user.
 own() {
     group_of "$1"
-    node=/dev/vfio/$group
+    node=$dev/vfio/$group
     if $dry_run; then
         say "would give $node to $2"
         return 0
     fi
     wait_until 5 test -e "$node" || fail 1 "$1: $node did not appear"
-    chown "$2" "$node" || fail 1 "cannot give $node to $2"
-    for path in "$pci/$1"/vfio-dev/vfio*; do
-        [ ! -e "/dev/vfio/devices/${path##*/}" ] || chown "$2" "/dev/vfio/devices/${path##*/}"
+    for path in "$node" "$pci/$1"/vfio-dev/vfio*; do
+        [ "$path" = "$node" ] || path=$dev/vfio/devices/${path##*/}
+        [ -e "$path" ] || continue
+        note_owner "$path"
+        chown "$2" "$path" || fail 1 "cannot give $path to $2"
     done
     # The container is for everybody, as udev makes it; without udev it is root's.
-    [ ! -e /dev/vfio/vfio ] || chmod 0666 /dev/vfio/vfio
+    if [ -e "$dev/vfio/vfio" ]; then
+        note_owner "$dev/vfio/vfio"
+        chmod 0666 "$dev/vfio/vfio"
+    fi
     say "$1: $node belongs to $2"
 }
 
@@ -625,7 +903,12 @@ check_memlock() {
 }
 
 bind() {
-    taken=''
+    begin
+    take_all
+    end
+}
+
+take_all() {
     check_all "$list" "$forced"
     load_vfio
     for one in $list; do
@@ -653,7 +936,24 @@ give_back() {
     remembered "$1" power
     [ -z "$noted" ] || put "$noted" "$pci/$1/power/control"
     $dry_run || modprobe nvme 2>/dev/null
-    put "$1" /sys/bus/pci/drivers_probe
+    put "$1" "$sys/bus/pci/drivers_probe"
+    $dry_run || rm -f "$state_dir/$1"
+}
+
+# has_leftovers BDF: whether a run that was killed left its driver_override or its note.
+has_leftovers() {
+    get "$pci/$1/driver_override"
+    [ "$got" = vfio-pci ] || [ -e "$state_dir/$1" ]
+}
+
+# clear_leftovers BDF: of a disk that the kernel's driver has.
+clear_leftovers() {
+    get "$pci/$1/driver_override"
+    if [ "$got" = vfio-pci ]; then
+        remembered "$1" override
+        case $noted in '(null)' | vfio-pci) noted= ;; esac
+        put "$noted" "$pci/$1/driver_override" || return 1
+    fi
     $dry_run || rm -f "$state_dir/$1"
 }
 
@@ -664,7 +964,14 @@ reset() {
         if ! has_driver "$one" vfio-pci; then
             if is_bound "$one"; then
                 driver_of "$one"
-                say "$one: is with the driver $driver; nothing to do"
+                if ! has_leftovers "$one"; then
+                    say "$one: is with the driver $driver; nothing to do"
+                elif clear_leftovers "$one"; then
+                    say "$one: is with the driver $driver; what an earlier run left (driver_override) is cleared"
+                else
+                    printf 'vfio-setup: %s: the kernel does not let driver_override be cleared\n' "$one" >&2
+                    worst=1
+                fi
                 continue
             fi
         else
@@ -678,7 +985,7 @@ reset() {
         fi
         give_back "$one"
         ! $dry_run || continue
-        if ! wait_until "$wait_seconds" is_bound "$one"; then
+        if ! wait_until "$wait_seconds" is_back "$one"; then
             printf 'vfio-setup: %s: no driver of the kernel took it back (see dmesg)\n' "$one" >&2
             worst=1
         elif ! wait_until "$wait_seconds" has_disk "$one"; then
@@ -696,9 +1003,9 @@ reset() {
 
 # free_memory_mib: what could become hugepages, on the node asked for or on the machine.
 free_memory_mib() {
-    if [ -n "$node_number" ]; then
+    if [ -n "$numa_node" ]; then
         awk '$3 == "MemFree:" || $3 == "FilePages:" { n += $4 } $3 == "Shmem:" { n -= $4 } END { print int(n / 1024) }' \
-            "/sys/devices/system/node/node$node_number/meminfo"
+            "$sys/devices/system/node/node$numa_node/meminfo"
     else
         awk '$1 == "MemAvailable:" { print int($2 / 1024) }' /proc/meminfo
     fi
@@ -712,10 +1019,10 @@ hugepages() {
     *[Kk]) pages=$(((${amount%?} + 2047) / 2048)) ;;
     *) pages=$amount ;;
     esac
-    where=/sys/kernel/mm/hugepages/hugepages-2048kB
-    [ -z "$node_number" ] || where=/sys/devices/system/node/node$node_number/hugepages/hugepages-2048kB
+    where=$sys/kernel/mm/hugepages/hugepages-2048kB
+    [ -z "$numa_node" ] || where=$sys/devices/system/node/node$numa_node/hugepages/hugepages-2048kB
     if [ ! -e "$where/nr_hugepages" ]; then
-        [ -z "$node_number" ] || fail 7 "this machine has no NUMA node $node_number"
+        [ -z "$numa_node" ] || fail 7 "this machine has no NUMA node $numa_node"
         fail 6 "this kernel has no hugepages of 2 MiB"
     fi
     get "$where/nr_hugepages"
@@ -723,7 +1030,7 @@ hugepages() {
     # The kernel would take what it can get, down to the last page that running programs need.
     free_mib=$(free_memory_mib)
     [ $(((pages - before) * 2)) -le $((free_mib * 15 / 16)) ] ||
-        fail 1 "$pages hugepages take $((pages * 2)) MiB, and only $free_mib MiB are available${node_number:+ on node $node_number}: no more than $((free_mib * 15 / 32 + before)) fit, with some room for everything else"
+        fail 1 "$pages hugepages take $((pages * 2)) MiB, and only $free_mib MiB are available${numa_node:+ on node $numa_node}: no more than $((free_mib * 15 / 32 + before)) fit, with some room for everything else"
     put "$pages" "$where/nr_hugepages" || fail 1 "the kernel refuses $pages hugepages"
     ! $dry_run || return 0
     get "$where/nr_hugepages"
@@ -739,7 +1046,7 @@ hugepages() {
         fail 1 "only $reserved of $pages could be reserved, memory is in pieces ($before are reserved, as before); it works right after boot, or with hugepages=$pages on the kernel's command line"
     fi
     get "$where/free_hugepages"
-    say "hugepages of 2 MiB${node_number:+ on node $node_number}: $reserved ($got free)"
+    say "hugepages of 2 MiB${numa_node:+ on node $numa_node}: $reserved ($got free)"
     if [ "$reserved" -gt "$pages" ]; then
         warn "$((reserved - pages)) more are in use and go when their programs end"
     fi
@@ -751,37 +1058,50 @@ hugepages() {
 # rule_of BDF: $rule, the file.
 rule_of() { rule=$rules_dir/60-vfio-setup-$1.rules; }
 
-# With driverctl its own saved overrides; otherwise a udev rule that runs a copy of this script, with all its
-# checks: another disk at the same address is refused, not taken.
+# A udev rule that runs a copy of this script, with all its checks. The rule names the disk's serial number and model:
+# another disk at the same address is refused, not taken. (driverctl knows addresses only.)
 persist() {
-    if ! have driverctl && [ ! -d "$rules_dir" ]; then
-        fail 6 "there is neither driverctl nor udev here; let your boot scripts run: $0 bind $list"
-    fi
-    bind
+    [ -d "$rules_dir" ] || fail 6 "there is no udev here ($rules_dir); let your boot scripts run: $0 bind$list"
+    begin
+    take_all
     for one in $list; do
         if $dry_run; then
             say "would make it last: $one"
-        elif have driverctl; then
-            driverctl set-override "$one" vfio-pci || fail 1 "driverctl refuses $one"
-            [ -z "$user" ] || own "$one" "$user"
-            say "$one: driverctl binds it at every boot"
-            [ -z "$user" ] || warn "driverctl restores no owner: run 'bind --user $user $one' after boot"
-        else
-            if ! mkdir -p "$boot_dir" || ! cp "$0" "$boot_dir/vfio-setup.sh"; then
-                fail 1 "cannot write to $boot_dir"
-            fi
-            chmod 755 "$boot_dir/vfio-setup.sh"
-            options=
-            [ -z "$user" ] || options="$options --user $user"
-            ! within "$one" "$forced" || options="$options --force $one"
-            rule_of "$one"
-            {
-                say "# Written by 'vfio-setup.sh persist'; 'vfio-setup.sh unpersist $one' removes it."
-                say "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"$one\", RUN+=\"$boot_dir/vfio-setup.sh bind$options $one\""
-            } >"$rule" || fail 1 "cannot write $rule"
-            ! have udevadm || udevadm control --reload 2>/dev/null
-            say "$one: $rule binds it at every boot"
+            continue
         fi
+        identity_of "$one"
+        [ -n "$identity" ] || fail 1 "$one: its serial number is not known; run 'reset $one' and then this again"
+        make_rule "$one" || fail 1 "cannot write $rule, or to $boot_dir"
+        say "$one: $rule binds it at every boot, and no other disk"
+    done
+    end
+}
+
+# make_rule BDF: with $identity.
+make_rule() {
+    rule_of "$1"
+    mkdir -p "$boot_dir" && cp "$0" "$boot_dir/vfio-setup.sh.new" && chmod 755 "$boot_dir/vfio-setup.sh.new" &&
+        mv "$boot_dir/vfio-setup.sh.new" "$boot_dir/vfio-setup.sh" || return 1
+    options="--identity $1=$identity"
+    [ -z "$user" ] || options="$options --user $user"
+    ! within "$1" "$forced" || options="$options --force $1"
+    [ -e "$rule" ] || rules="$rules $rule"
+    describe "$1"
+    if ! {
+        say "# $description"
+        say "# Written by 'vfio-setup.sh persist'; 'vfio-setup.sh unpersist $1' removes it."
+        say "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"$1\", RUN+=\"$boot_dir/vfio-setup.sh bind $options $1\""
+    } >"$rule.new" || ! mv "$rule.new" "$rule"; then
+        rm -f "$rule.new"
+        return 1
+    fi
+    ! have udevadm || udevadm control --reload 2>/dev/null
+}
+
+# forget_script: the last rule takes the copy of the script with it.
+forget_script() {
+    $dry_run || for path in "$rules_dir"/60-vfio-setup-*.rules; do
+        [ -e "$path" ] || rm -rf "$boot_dir"
     done
 }
 
@@ -789,7 +1109,7 @@ persist() {
 persisted() {
     persisted=
     rule_of "$1"
-    get "/etc/driverctl.d/pci-$1"
+    get "$driverctl_dir/pci-$1"
     if [ "$got" = vfio-pci ]; then
         persisted=driverctl
     elif [ -e "$rule" ]; then
@@ -828,10 +1148,7 @@ unpersist() {
         esac
     done
     reset || forgotten=$?
-    # The last rule takes the copy of the script with it.
-    $dry_run || for path in "$rules_dir"/60-vfio-setup-*.rules; do
-        [ -e "$path" ] || rm -rf "$boot_dir"
-    done
+    forget_script
     return $forgotten
 }
 
@@ -858,6 +1175,10 @@ status() {
         fi
         persisted "$one"
         [ -z "$persisted" ] || say "      bound at every boot by $persisted"
+        case $persisted in
+        '' | driverctl) ;;
+        *) grep -q -e --identity "$persisted" || say "      (the rule is of an old version and takes any disk at this address: persist it again)" ;;
+        esac
     done
     say
     say "System"
@@ -870,7 +1191,7 @@ indent() { [ -z "$2" ] || say "$2" | sed "s/^/      $1/"; }
 # status_vfio BDF: whose it is, and who drives it.
 status_vfio() {
     # shellcheck disable=SC2012 # stat is no POSIX tool
-    owner=$(ls -ld "/dev/vfio/$group" 2>/dev/null | awk '{ print $3 }')
+    owner=$(ls -ld "$dev/vfio/$group" 2>/dev/null | awk '{ print $3 }')
     say "      /dev/vfio/$group belongs to ${owner:-nobody: it is not there}"
     indent "in use through vfio by " "$(group_users "$1")"
 }
@@ -890,7 +1211,7 @@ status_kernel() {
 
 status_system() {
     groups=0
-    for path in /sys/kernel/iommu_groups/*; do
+    for path in "$sys"/kernel/iommu_groups/*; do
         [ ! -d "$path" ] || groups=$((groups + 1))
     done
     if [ $groups = 0 ]; then
@@ -906,10 +1227,10 @@ status_system() {
     else
         say "  vfio       this kernel has no vfio-pci"
     fi
-    for path in /sys/devices/system/node/node*/hugepages/hugepages-2048kB; do
-        [ -e "$path" ] || path=/sys/kernel/mm/hugepages/hugepages-2048kB
+    for path in "$sys"/devices/system/node/node*/hugepages/hugepages-2048kB; do
+        [ -e "$path" ] || path=$sys/kernel/mm/hugepages/hugepages-2048kB
         [ -e "$path/nr_hugepages" ] || continue
-        node=${path#/sys/devices/system/node/}
+        node=${path#"$sys"/devices/system/node/}
         case $node in node*) node=", ${node%%/*}" ;; *) node= ;; esac
         get "$path/nr_hugepages"
         reserved=$got
@@ -929,11 +1250,11 @@ usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
 command=${1:-help}
 [ $# = 0 ] || shift
-list='' forced='' user='' amount='' node_number=''
+list='' forced='' user='' amount='' numa_node=''
 while [ $# -gt 0 ]; do
     case $1 in
     --dry-run) dry_run=true ;;
-    --user | --force | --node)
+    --user | --force | --identity | --node)
         [ $# -ge 2 ] || fail 2 "$1 wants a value; see --help"
         case $command in
         bind | persist) [ "$1" != --node ] || fail 2 "--node belongs to hugepages" ;;
@@ -949,8 +1270,13 @@ while [ $# -gt 0 ]; do
             resolve "$2"
             forced="$forced $bdf"
             ;;
+        --identity)
+            resolve "${2%%=*}"
+            case $2 in *=*,*) ;; *) fail 2 "--identity wants BDF=SERIAL,MODEL" ;; esac
+            identities="$identities $bdf=${2#*=}"
+            ;;
         --node)
-            node_number=$2
+            numa_node=$2
             case $2 in *[!0-9]* | '') fail 2 "--node wants a number" ;; esac
             ;;
         esac
@@ -993,7 +1319,9 @@ reset)
     [ -n "$list" ] || {
         list_nvme
         for one in $controllers; do
-            ! has_driver "$one" vfio-pci || list="$list $one"
+            if has_driver "$one" vfio-pci || has_leftovers "$one"; then
+                list="$list $one"
+            fi
         done
     }
     [ -n "$list" ] || say "vfio-pci has no NVMe disk; nothing to do"

@@ -4,6 +4,7 @@
 
 mod apt;
 mod toolchain;
+mod vfio_setup;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -96,4 +96,13 @@ sleep 0.3
 in_use "$disk is open in process $holder (sleep)"
 kill $holder
 wait $holder 2>/dev/null
+# By a node of another name, as containers have.
+mknod /tmp/other b $((0x$(stat -c %t /dev/$disk))) $((0x$(stat -c %T /dev/$disk)))
+# shellcheck disable=SC2217 # it shall only have it open
+sleep 1000 </tmp/other &
+holder=$!
+sleep 0.3
+in_use "$disk is open in process $holder (sleep)"
+kill $holder
+wait $holder 2>/dev/null
 finish

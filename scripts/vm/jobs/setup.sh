@@ -113,33 +113,41 @@ expect 1 "are available" setup hugepages 100G --node 0
 [ "$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)" = 8 ] || wrong "a refusal changed the hugepages"
 expect 0 "2 MiB: 0 (0 free)" setup hugepages 0
 
-echo "-- persist with driverctl"
-expect 0 "driverctl binds it at every boot" setup persist $free
-[ "$(cat /etc/driverctl.d/pci-$free)" = vfio-pci ] || wrong "driverctl saved nothing"
+echo "-- an override that driverctl keeps is shown, and taken away"
+made /sbin/driverctl set-override $free vfio-pci
 expect 0 "bound at every boot by driverctl" setup status $free
 expect 0 "$free" setup unpersist
 [ "$(driver $free)" = nvme ] || wrong "unpersist did not give it back"
 [ ! -e /etc/driverctl.d/pci-$free ] || wrong "driverctl still has it"
 
-echo "-- persist with udev's rules"
-mkdir -p /tmp/hidden
-mv /sbin/driverctl /tmp/hidden/
-expect 6 "neither driverctl nor udev" setup persist $free
+echo "-- a driver_override that a killed run left"
+echo vfio-pci >$pci/$free/driver_override
+expect 0 "is cleared" setup reset $free
+[ "$(cat $pci/$free/driver_override)" = "(null)" ] || wrong "reset left the driver_override"
+
+echo "-- persist, by udev's rules"
+expect 6 "there is no udev" setup persist $free
 mkdir -p /etc/udev/rules.d
 expect 4 "carries xfs" setup persist $work
+[ -z "$(driver $work)" ] || wrong "a refused disk that had no driver has one now"
+setup reset $work >/dev/null
 expect 0 "binds it at every boot" setup persist --user lab $free
 rule=/etc/udev/rules.d/60-vfio-setup-$free.rules
-grep -q "KERNEL==\"$free\"" $rule || wrong "no rule"
+grep -q "KERNEL==\"$free\".*--identity $free=FREE,QEMU=20NVMe=20Ctrl " $rule || wrong "the rule is not of this disk"
 # What the rule would run at boot, before any driver came.
 setup reset $free >/dev/null
 echo $free >$pci/$free/driver/unbind
 eval "$(sed -n 's/.*RUN+="\(.*\)"$/\1/p' $rule)" >/dev/null
 [ "$(driver $free)" = vfio-pci ] || wrong "the rule's command does not bind"
 expect 0 "bound at every boot by $rule" setup status $free
+# Another disk in its slot.
+setup reset $free >/dev/null
+sed -i "s/=FREE,/=OTHER,/" $rule
+expect 9 "another disk" eval "$(sed -n 's/.*RUN+="\(.*\)"$/\1/p' $rule)"
+[ "$(driver $free)" = nvme ] || wrong "another disk was taken"
 expect 0 "is back with nvme" setup unpersist
 [ ! -e $rule ] || wrong "unpersist left its rule behind"
 [ ! -e /etc/vfio-setup ] || wrong "unpersist left the script's copy behind"
-mv /tmp/hidden/* /sbin/
 
 echo "-- unplugged: gone while the script knows it"
 echo 1 >$pci/$free4k/remove
