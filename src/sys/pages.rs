@@ -71,11 +71,14 @@ unsafe impl Sync for Pages {}
 impl Pages {
     /// Reserves `len_bytes` (rounded up to 2 MiB) of hugepages.
     ///
+    /// Every page is faulted in before this returns, so that none is missing later.
+    ///
     /// # Errors
-    /// The errno of `mmap`, usually `ENOMEM`: not enough free hugepages are reserved.
+    /// The errno of `mmap`, usually `ENOMEM`: not enough free hugepages are reserved. The errno of
+    /// `madvise`: `EFAULT` where a hugetlb control group allows fewer.
     pub fn huge(len_bytes: usize) -> io::Result<Self> {
         let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
-        if default_huge_page_bytes() == Some(HUGE_PAGE_BYTES) {
+        let pages = if default_huge_page_bytes() == Some(HUGE_PAGE_BYTES) {
             Self::huge_by_crate(len_bytes)
         } else {
             // hugepage-rs knows only the default size, which is another one here (1 GiB, say).
@@ -84,7 +87,9 @@ impl Pages {
                 libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
                 PageKind::Huge,
             )
-        }
+        }?;
+        pages.populate()?;
+        Ok(pages)
     }
 
     fn huge_by_crate(len_bytes: usize) -> io::Result<Self> {
@@ -183,6 +188,9 @@ impl Pages {
             pages.kind = PageKind::Locked;
         }
         pages.keep_from_children();
+        if huge {
+            pages.populate()?;
+        }
         Ok(pages)
     }
 
@@ -241,6 +249,33 @@ impl Pages {
         };
         pages.keep_from_children();
         Ok(pages)
+    }
+
+    /// Faults in every page for writing. `mmap` only reserves hugepages; a hugetlb control group is
+    /// charged at the fault, and a fault that it refuses is SIGBUS. `MAP_POPULATE` ignores such a
+    /// failure, `MADV_POPULATE_WRITE` (Linux 5.14) reports it as `EFAULT`. Earlier kernels do not know
+    /// it: there nothing is faulted in.
+    fn populate(&self) -> io::Result<()> {
+        let again = [libc::EINTR, libc::EAGAIN].map(Some);
+        loop {
+            // SAFETY: the range is a mapping of ours, of exactly this length; its content stays the same.
+            let result = unsafe {
+                libc::madvise(
+                    self.base.as_ptr().cast(),
+                    self.len_bytes,
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINVAL) => return Ok(()),
+                errno if again.contains(&errno) => {}
+                _ => return Err(error),
+            }
+        }
     }
 
     /// A forked child must not share (and by copy-on-write move away) memory that a device writes to.
