@@ -12,6 +12,7 @@ use super::{Engine, Op};
 #[derive(Debug)]
 pub(crate) struct RawEngine {
     raw: RawIo,
+    target: Target,
     block_shift: u32,
     block_bytes: usize,
 }
@@ -22,6 +23,7 @@ impl RawEngine {
         Ok(Self {
             block_shift: raw.limits().block_bytes.trailing_zeros(),
             raw,
+            target: target.clone(),
             block_bytes,
         })
     }
@@ -45,12 +47,13 @@ impl Engine for RawEngine {
     #[inline]
     fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
         let block_bytes = self.block_bytes;
+        let target = &self.target;
         let ended = self.raw.poll(|slot, status| {
             done(
                 slot,
                 match status {
                     block::Status::Success => Ok(block_bytes),
-                    other => Err(failed(other)),
+                    other => Err(failed(target, other)),
                 },
             );
         });
@@ -66,7 +69,7 @@ impl Engine for RawEngine {
 }
 
 #[cold]
-fn failed(status: block::Status) -> Error {
+fn failed(target: &Target, status: block::Status) -> Error {
     let lost = || Error::new(ErrorKind::Io, "the engine lost an operation");
-    status.error().unwrap_or_else(lost)
+    target.raw_error(status).unwrap_or_else(lost)
 }

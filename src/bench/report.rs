@@ -411,6 +411,7 @@ mod tests {
                 max_queue_pairs: 64,
                 queue_depth: 128,
                 wait: "poll".into(),
+                controller: "inline".into(),
                 memory: "locked pages".into(),
             },
             filesystem: FilesystemInfo {

@@ -347,6 +347,7 @@ fn json_of(
         "target": target,
         "memory": target.memory,
         "wait": target.wait,
+        "controller": target.controller,
         "filesystem": path.is_some(),
         "copies": if workload.buffered {
             "one: between the page cache and ordinary memory"
@@ -390,9 +391,10 @@ fn print(
     };
     writeln!(
         out,
-        "  {how} {}; waiting by {}",
+        "  {how} {}; waiting by {}; controller: {}",
         target.memory,
-        super::output::waiting(&target.wait)
+        super::output::waiting(&target.wait),
+        controller_text(&target.controller)
     )?;
     if workload.rw.reads() {
         direction(out, "read", &outcome.read, outcome.elapsed)?;
@@ -408,6 +410,15 @@ fn print(
         )?;
     }
     Ok(())
+}
+
+/// Who carries the commands out.
+fn controller_text(mode: &str) -> &str {
+    match mode {
+        "inline" => "inline (on the thread that waits)",
+        "threaded" => "threaded (on a thread of its own)",
+        _ => "none (device)",
+    }
 }
 
 fn direction(

@@ -4,7 +4,7 @@ use std::fs::File as HostFile;
 use std::io::Read;
 use std::path::Path;
 
-use xtent::internals::block::{Op, Status};
+use xtent::internals::block::Op;
 use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
 use xtent::volume::Target;
@@ -108,7 +108,7 @@ fn each(
         }
         for (slot, status) in ended {
             free.push(slot);
-            match Status::error(status) {
+            match raw.error(status) {
                 None => after(at[slot], raw.slot_mut(slot).unwrap_or_default()),
                 Some(error) => {
                     let error = error.at_offset(at[slot]);

@@ -77,7 +77,8 @@ pub struct DoorbellArray {
     base: NonNull<AtomicU32>,
     words: usize,
     mapped_bytes: usize,
-    file: File,
+    /// None where files may not be that long (`ulimit -f`).
+    file: Option<File>,
 }
 
 // SAFETY: the mapping is owned, and its words are atomics.
@@ -102,16 +103,25 @@ impl DoorbellArray {
             .checked_mul(4)
             .and_then(|bytes| bytes.checked_next_multiple_of(4096))
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let file = memory_file(mapped_bytes + DOORBELLS_IN_FILE, false)?;
+        let file = match memory_file(mapped_bytes + DOORBELLS_IN_FILE, false) {
+            Ok(file) => Some(file),
+            // Only a driver of another process needs it.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => None,
+            Err(error) => return Err(error),
+        };
+        let (flags, fd, offset) = match &file {
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd(), DOORBELLS_IN_FILE),
+            None => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0),
+        };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 mapped_bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                DOORBELLS_IN_FILE as libc::off_t,
+                flags,
+                fd,
+                offset as libc::off_t,
             )
         };
         if base == libc::MAP_FAILED {
@@ -126,8 +136,9 @@ impl DoorbellArray {
     }
 
     /// The file behind it, laid out as a BAR: the words, in whole pages, lie at [`DOORBELLS_IN_FILE`].
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// `None` where this process may not have files that long.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
     }
 }
 

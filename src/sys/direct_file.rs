@@ -66,6 +66,24 @@ pub fn set_direct(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes `O_NONBLOCK` off an open file: with it, operations of io_uring may end with `EAGAIN`.
+///
+/// # Errors
+/// The errno of `fcntl`.
+pub fn set_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: asks for the flags of an open file; no memory is passed.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sets the flags of an open file; no memory is passed.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

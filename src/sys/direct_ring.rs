@@ -91,6 +91,8 @@ struct Inner {
     in_flight: usize,
     /// Pushed, and the kernel was not told.
     unsaid: bool,
+    /// The kernel is told of nothing more.
+    silent: bool,
     registers: bool,
     /// Held open: the ring refers to it by number.
     _file: Arc<File>,
@@ -136,6 +138,7 @@ impl DirectRing {
                 regions: Vec::new(),
                 in_flight: 0,
                 unsaid: false,
+                silent: false,
                 registers,
                 _file: file,
             }),
@@ -195,11 +198,18 @@ impl DirectRing {
     #[inline]
     pub fn tell(&mut self) -> io::Result<()> {
         let inner = &mut *self.inner;
-        if inner.unsaid {
+        if inner.unsaid && !inner.silent {
             inner.ring.submitter().submit()?;
             inner.unsaid = !inner.ring.submission().is_empty();
         }
         Ok(())
+    }
+
+    /// The kernel is never told of what was pushed since the last [`DirectRing::tell`]: so many operations,
+    /// which do not end then. Nor of anything that is pushed after this.
+    pub fn silence(&mut self, untold: usize) {
+        self.inner.silent = true;
+        self.inner.in_flight -= untold.min(self.inner.in_flight);
     }
 
     /// Lets the kernel run what it has kept for this thread, if there is something.
@@ -228,6 +238,10 @@ impl DirectRing {
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         let inner = &mut *self.inner;
         if inner.in_flight == 0 {
+            return Ok(());
+        }
+        if inner.silent {
+            std::thread::sleep(timeout.min(Duration::from_millis(1)));
             return Ok(());
         }
         let timeout = types::Timespec::from(timeout);

@@ -37,6 +37,20 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
     }
 }
 
+/// The first byte that this process may not write to in any file (`RLIMIT_FSIZE`, `ulimit -f`). A write
+/// there is answered with SIGXFSZ, which ends a process that does not expect it.
+pub fn file_size_limit() -> u64 {
+    // SAFETY: a structure of integers, for which zeroes are a value.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: a structure of ours that the kernel fills.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    if result == 0 {
+        limit.rlim_cur
+    } else {
+        u64::MAX
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,9 +23,9 @@ const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 #[derive(FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct LoopInfo64 {
-    device: u64,
-    inode: u64,
+pub(super) struct LoopInfo64 {
+    pub(super) device: u64,
+    pub(super) inode: u64,
     rdevice: u64,
     offset: u64,
     sizelimit: u64,

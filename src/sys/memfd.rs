@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use super::HUGE_PAGE_BYTES;
+use super::{HUGE_PAGE_BYTES, file_size_limit};
 
 /// A file of `len_bytes` in memory, all zeroes; with `huge` of 2 MiB hugepages, reserved when it is mapped.
 /// Its length is sealed: whoever else gets it can neither cut nor grow it.
@@ -13,6 +13,13 @@ use super::HUGE_PAGE_BYTES;
 /// The errno of `memfd_create`, `ftruncate` or `fcntl`.
 pub fn memory_file(len_bytes: usize, huge: bool) -> io::Result<File> {
     let len = u64::try_from(len_bytes).map_err(io::Error::other)?;
+    if len > file_size_limit() {
+        // Setting the length would be answered with SIGXFSZ, which ends the process.
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("{len} bytes of shared memory are more than `ulimit -f` allows for a file"),
+        ));
+    }
     let size = if huge {
         libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
     } else {

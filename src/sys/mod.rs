@@ -3,13 +3,18 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod bytelock;
 mod direct_file;
 mod direct_ring;
 mod eventfd;
 mod fallocate;
+mod gate;
+mod held;
 mod hostdir;
 mod hostpath;
+mod lease;
 mod loopmount;
+mod loopstat;
 mod membarrier;
 mod memfd;
 mod pages;
@@ -20,13 +25,18 @@ mod ticks;
 mod unix;
 mod uring;
 
-pub use direct_file::{DirectAlign, set_direct};
+pub use bytelock::{are_bytes_locked, lock_bytes};
+pub use direct_file::{DirectAlign, set_blocking, set_direct};
 pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
 pub use eventfd::EventFd;
-pub use fallocate::{punch_hole, zero_range};
+pub use fallocate::{file_size_limit, punch_hole, zero_range};
+pub use gate::{GateState, GateWriter, WriteGate};
+pub use held::HeldFile;
 pub use hostdir::{HostDir, HostTime};
 pub use hostpath::HostPath;
+pub use lease::{LeaseKind, give_lease_back, take_lease};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
+pub use loopstat::{FileId, file_serial, loop_device_of};
 pub use membarrier::{heavy_barrier, light_barrier};
 pub use memfd::{is_eventfd, memory_file, memory_page_bytes};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, Heap, Mapper};
-use crate::sys::{DirectAlign, set_direct};
+use crate::sys::{DirectAlign, FileId, HeldFile, file_serial, set_direct};
 
 /// A block device or a file, opened for direct I/O, with the heap that its operations use.
 #[derive(Debug)]
 pub struct Disk {
-    pub(super) file: Arc<File>,
+    pub(super) held: Arc<HeldFile>,
     pub(super) info: DiskInfo,
     pub(super) arenas: Arc<Arenas>,
 }
@@ -33,7 +33,7 @@ pub struct DiskInfo {
     pub is_device: bool,
     /// Model, or what kind of file it is.
     pub model: String,
-    /// Serial number; of a file, and of a device that says none, its name.
+    /// Serial number; of a file one made of its inode, of a device that says none its name.
     pub serial: String,
     /// Firmware revision, where the kernel knows it.
     pub firmware: String,
@@ -46,13 +46,29 @@ impl Disk {
     /// # Errors
     /// [`ErrorKind::Unsupported`] when it has no direct I/O or no such blocks; what the system says.
     pub fn open(file: File, path: &Path, block_bytes: Option<u32>, heap: &Heap) -> Result<Self> {
-        set_direct(&file).map_err(|e| no_direct_io().because(e))?;
+        let held =
+            HeldFile::unwatched(file).map_err(|e| Error::system("cannot look at the file", e))?;
+        Self::held(Arc::new(held), path, block_bytes, heap)
+    }
+
+    /// As [`Disk::open`]; writes stop when the file is lost to another process.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn held(
+        held: Arc<HeldFile>,
+        path: &Path,
+        block_bytes: Option<u32>,
+        heap: &Heap,
+    ) -> Result<Self> {
+        let mut file: &File = held.file();
+        set_direct(file).map_err(|e| no_direct_io().because(e))?;
         let meta = file
             .metadata()
             .map_err(|e| Error::system("cannot look at the file", e))?;
         let is_device = meta.file_type().is_block_device();
         let sysfs = is_device.then(|| Sysfs::of(&meta));
-        let align = match DirectAlign::of(&file) {
+        let align = match DirectAlign::of(file) {
             Ok(align) => align,
             Err(e) => return Err(no_direct_io().because(e)),
         };
@@ -69,7 +85,7 @@ impl Disk {
                 format!("blocks of {block_bytes} bytes: direct I/O here needs {least} at least"),
             ));
         }
-        let len_bytes = (&file)
+        let len_bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::system("cannot find the length", e))?;
         let info = DiskInfo {
@@ -86,7 +102,7 @@ impl Disk {
                 .map_or("a file".into(), |s| s.device("model", "a block device")),
             serial: match &sysfs {
                 Some(sysfs) => sysfs.device("serial", &name_of(path)),
-                None => name_of(path),
+                None => file_serial(FileId::of(&meta)),
             },
             firmware: sysfs
                 .as_ref()
@@ -100,11 +116,7 @@ impl Disk {
         }
         let arenas = Arc::new(Arenas::default());
         heap.attach(Arc::<Arenas>::clone(&arenas))?;
-        Ok(Self {
-            file: Arc::new(file),
-            info,
-            arenas,
-        })
+        Ok(Self { held, info, arenas })
     }
 
     /// What is known of it.

@@ -1,6 +1,7 @@
 //! One thread's ring: chains become operations of io_uring, one each (two where a chain must be made durable
 //! afterwards).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::medium::Disk;
@@ -9,7 +10,9 @@ use crate::block::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
-use crate::sys::{DirectRing, RingMemory, RingOp};
+use crate::sys::{
+    DirectRing, GateState, GateWriter, HeldFile, RingMemory, RingOp, file_size_limit,
+};
 
 /// The longest sleep in [`Queue::relax`]: whoever waits has other things to look at now and then.
 const NAP: Duration = Duration::from_millis(10);
@@ -41,12 +44,23 @@ pub struct RingQueue {
     free: u16,
     outstanding: usize,
     regions: Vec<Region>,
-    arenas: std::sync::Arc<super::medium::Arenas>,
+    arenas: Arc<super::medium::Arenas>,
     is_device: bool,
     wait: Wait,
     idle: u32,
     /// The ring failed: nothing is taken any more.
     broken: bool,
+    /// Counts writes to a file that another process may get.
+    writer: Option<GateWriter>,
+    /// Of them, those under way.
+    writes: usize,
+    /// Operations pushed, and how many of them the kernel was told of.
+    pushed: u64,
+    told: u64,
+    /// Kept open and locked.
+    held: Arc<HeldFile>,
+    /// The process may not write beyond it.
+    limit_bytes: u64,
 }
 
 /// Memory that the ring knows, by its device addresses; the index is the ring's number for it.
@@ -67,6 +81,8 @@ struct Slot {
     offset_bytes: u64,
     len_bytes: u64,
     memory: RingMemory,
+    /// How many had been pushed, this one included.
+    pushed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +112,7 @@ impl Disk {
                     "a queue of io_uring holds 1 to 4096 operations",
                 )
             })?;
-        let ring = DirectRing::new(self.file.clone(), u32::from(depth)).map_err(no_ring)?;
+        let ring = DirectRing::new(self.held.file().clone(), u32::from(depth)).map_err(no_ring)?;
         let info = &self.info;
         let mut queue = RingQueue {
             ring,
@@ -123,6 +139,12 @@ impl Disk {
             wait: options.wait,
             idle: 0,
             broken: false,
+            writer: (!info.is_device && !options.read_only).then(|| self.held.gate().writer()),
+            writes: 0,
+            pushed: 0,
+            told: 0,
+            held: Arc::clone(&self.held),
+            limit_bytes: file_size_limit(),
         };
         if let Some(last) = queue.slots.last_mut() {
             last.next_free = NONE;
@@ -167,6 +189,10 @@ impl Queue for RingQueue {
                 len_bytes: 0,
             },
         };
+        if usize::from(index) >= self.slots.len() {
+            return Err(Refused::Full);
+        }
+        let writes = self.enter(chain)?;
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return Err(Refused::Full);
         };
@@ -181,12 +207,15 @@ impl Queue for RingQueue {
             offset_bytes: chain.lba.0 << self.block_shift,
             len_bytes: chain.blocks << self.block_shift,
             memory,
+            pushed: self.pushed + 1,
         };
         if self.ring.push(slot.operation(), u64::from(index)).is_err() {
             slot.stage = Stage::Free;
             slot.next_free = next_free;
+            self.leave(writes);
             return Err(Refused::Full);
         }
+        self.pushed += 1;
         self.free = next_free;
         self.outstanding += 1;
         Ok(())
@@ -194,9 +223,13 @@ impl Queue for RingQueue {
 
     #[inline(never)]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        if self.ring.tell().is_err() {
+        if self.told != self.pushed && self.is_closed() {
+            return self.give_up_untold(done);
+        }
+        match self.ring.tell() {
+            Ok(()) => self.told = self.pushed,
             // Short of memory, or interrupted: what was pushed is told at the next poll.
-            self.idle = 0;
+            Err(_) => self.idle = 0,
         }
         let mut count = self.reap(budget, done);
         if count == 0 && budget > 0 && self.outstanding > 0 {
@@ -228,6 +261,79 @@ impl Queue for RingQueue {
 }
 
 impl RingQueue {
+    /// Counts a write to a file as under way; whether it is one. Where writes are paused it waits, but not
+    /// while any of this queue are under way: those must be reaped first.
+    fn enter(&mut self, chain: &Chain<'_>) -> Result<bool, Refused> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(false);
+        };
+        if matches!(chain.op, Op::Read | Op::Flush) {
+            return Ok(false);
+        }
+        let end = (chain.lba.0 + chain.blocks) << self.block_shift;
+        if end > self.limit_bytes || !self.held.has(end) {
+            return Err(Refused::Gone);
+        }
+        match writer.enter() {
+            Ok(()) => {}
+            Err(GateState::Paused) if self.writes > 0 => return Err(Refused::Full),
+            Err(GateState::Paused) if writer.enter_waiting() => {}
+            Err(_) => return Err(Refused::Gone),
+        }
+        self.writes += 1;
+        Ok(true)
+    }
+
+    #[inline]
+    fn leave(&mut self, write: bool) {
+        if let Some(writer) = &mut self.writer
+            && write
+        {
+            writer.leave();
+            self.writes -= 1;
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        let state = self.writer.as_ref().map(GateWriter::state);
+        state == Some(GateState::Closed)
+    }
+
+    /// The file was lost to another process: what the kernel was not told of it never is.
+    #[cold]
+    fn give_up_untold(&mut self, done: &mut impl FnMut(Completion)) -> usize {
+        self.broken = true;
+        let untold = |slot: &Slot| slot.stage != Stage::Free && slot.pushed > self.told;
+        let given_up: Vec<_> = (0_u16..)
+            .zip(&self.slots)
+            .filter_map(|(at, slot)| untold(slot).then_some(at))
+            .collect();
+        self.ring.silence(given_up.len());
+        self.told = self.pushed;
+        for &at in &given_up {
+            if let Some(token) = self.free_slot(at) {
+                self.outstanding -= 1;
+                done(Completion {
+                    token,
+                    status: Status::Gone,
+                });
+            }
+        }
+        given_up.len()
+    }
+
+    /// Frees a slot whose operation has ended; its token.
+    #[inline]
+    fn free_slot(&mut self, at: u16) -> Option<Token> {
+        let slot = self.slots.get_mut(usize::from(at))?;
+        slot.stage = Stage::Free;
+        slot.next_free = self.free;
+        self.free = at;
+        let (token, op) = (slot.token, slot.op);
+        self.leave(!matches!(op, Op::Read | Op::Flush));
+        Some(token)
+    }
+
     #[inline]
     fn check(&self, chain: &Chain<'_>) -> Result<(), Refused> {
         let invalid = |why| Err(Refused::Invalid(why));
@@ -283,7 +389,7 @@ impl RingQueue {
 
     /// Makes an arena known to the ring.
     #[cold]
-    fn know(&mut self, arena: &std::sync::Arc<crate::mem::Arena>) {
+    fn know(&mut self, arena: &Arc<crate::mem::Arena>) {
         self.ring.add_memory(arena.pinned());
         self.regions.push(Region {
             iova: arena.iova().0,
@@ -323,14 +429,8 @@ impl RingQueue {
         } else {
             self.go_on(at, result)?
         };
-        let slot = self.slots.get_mut(usize::from(at))?;
-        slot.stage = Stage::Free;
-        slot.next_free = self.free;
-        self.free = at;
-        Some(Completion {
-            token: slot.token,
-            status,
-        })
+        let token = self.free_slot(at)?;
+        Some(Completion { token, status })
     }
 
     /// What is not the plain end: sends the rest, or says how the chain has ended.
@@ -365,7 +465,7 @@ impl RingQueue {
             n => return Some(status_of(n, slot.op)),
         }
         let operation = slot.operation();
-        if self.ring.push(operation, u64::from(at)).is_err() {
+        if self.is_closed() || self.ring.push(operation, u64::from(at)).is_err() {
             // As many operations fit as there are slots: this one's place is free.
             return Some(Status::Reset);
         }
@@ -404,6 +504,7 @@ impl Slot {
                 offset_bytes: 0,
                 len_bytes: 0,
             },
+            pushed: 0,
         }
     }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::engine::Engine;
-use super::open::{access_of, controller_of, heap_of, memory_of, namespace_of};
+use super::open::{
+    OpenController, Parts, access_of, controller_of, heap_of, memory_of, namespace_of,
+};
 use super::{Target, TargetKind, TargetSpec, VolumeOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
@@ -14,6 +16,7 @@ use crate::nvme::{
     AtomicLimits, Controller, ControllerInfo, ErrorEntry, Event, FirmwareSlots, NamespaceInfo,
     SmartInfo, admin_command_names, nvm_command_names, sgl_names,
 };
+use crate::sys::HeldFile;
 
 /// The controller of a target, up and running. Its namespaces need not be fit for use.
 ///
@@ -35,6 +38,7 @@ pub struct Drive {
     spec: TargetSpec,
     options: VolumeOptions,
     words: String,
+    held: Option<Arc<HeldFile>>,
 }
 
 /// Writes that are all or nothing, in blocks.
@@ -267,9 +271,14 @@ impl Drive {
         }
         let heap = heap_of(&spec, options);
         let access = access_of(&spec, options);
-        let (controller, words) = controller_of(&spec, options, access, &heap)?;
+        let OpenController {
+            controller,
+            words,
+            held,
+        } = controller_of(&spec, options, access, &heap)?;
         Ok(Self {
             controller,
+            held,
             heap,
             spec,
             options: options.clone(),
@@ -286,9 +295,13 @@ impl Drive {
         let open = || {
             let nsid = namespace_of(&self.spec, &self.controller.info())?;
             let controller = Arc::clone(&self.controller);
-            let engine = Engine::Nvme { controller, nsid };
-            let words = Some(self.words.clone());
-            Target::on_engine(&self.spec, &self.options, self.heap.clone(), engine, words)
+            let parts = Parts {
+                heap: self.heap.clone(),
+                engine: Engine::Nvme { controller, nsid },
+                words: Some(self.words.clone()),
+                held: self.held.clone(),
+            };
+            Target::on_engine(&self.spec, &self.options, parts)
         };
         open().map_err(|error| error.during("open").on_device(&*self.spec.text))
     }

@@ -96,6 +96,7 @@ impl Engine {
                     max_queue_pairs: info.queues.into(),
                     queue_depth: 0,
                     wait: String::new(),
+                    controller: String::new(),
                     memory: String::new(),
                 })
             }
@@ -122,10 +123,6 @@ fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&Namespac
 
 /// One thread's queue on an engine.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one a thread, and no pointer on the way to its queue"
-)]
 pub(super) enum EngineQueue {
     /// A queue pair of the crate's own driver.
     Nvme(QueuePair),

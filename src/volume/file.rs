@@ -404,11 +404,16 @@ impl File {
         io.check_volume(&self.shared.volume)
             .map_err(|error| self.shared.explain(error, "sync", 0))?;
         if self.shared.inode.pages().is_some() {
-            return buffered::sync(&self.shared, io)
-                .map_err(|error| self.shared.explain(error, "sync", 0));
+            buffered::sync(&self.shared, io)
+                .map_err(|error| self.shared.explain(error, "sync", 0))?;
+        } else {
+            let mut none = DmaBuf::default();
+            self.run(io, What::Flush, &mut none, 0)?;
         }
-        let mut none = DmaBuf::default();
-        self.run(io, What::Flush, &mut none, 0).map(|_| ())
+        let target = &self.shared.volume.target;
+        target
+            .look_again()
+            .map_err(|error| self.shared.explain(error, "sync", 0))
     }
 
     /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change today).

@@ -39,6 +39,9 @@ pub struct TargetInfo {
     pub queue_depth: u32,
     /// How threads wait for the device: `poll`, `interrupt` or `adaptive`.
     pub wait: String,
+    /// How an embedded controller runs: `inline`, on the thread that waits, or `threaded`, on one of its
+    /// own; `none` where a device does the work.
+    pub controller: String,
     /// What the DMA memory is made of: `hugepages`, `locked pages` or `pageable memory`.
     pub memory: String,
 }

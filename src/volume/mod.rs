@@ -29,6 +29,7 @@
 
 mod bounce;
 mod buffered;
+mod claims;
 mod core;
 mod dir;
 pub(crate) mod drive;

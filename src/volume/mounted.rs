@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::buffered::Background;
+use super::claims::{Claim, Use};
 use super::core::IoCore;
 use super::inodes::Inodes;
 use super::open::TargetShared;
@@ -25,6 +26,8 @@ pub(super) struct VolumeShared {
     pub(super) inodes: Arc<Inodes>,
     pub(super) background: Background,
     pub(super) target: Arc<TargetShared>,
+    /// Given up last.
+    pub(super) _claim: Option<Claim>,
 }
 
 impl VolumeShared {
@@ -53,6 +56,10 @@ impl VolumeShared {
     /// An error with the path and the target it belongs to.
     #[cold]
     pub(super) fn explain(&self, error: Error, operation: &'static str, path: &[u8]) -> Error {
+        let error = match error.kind() {
+            ErrorKind::Io | ErrorKind::DeviceGone if operation != "read" => self.target.why(error),
+            _ => error,
+        };
         error
             .during(operation)
             .at_path(path)
@@ -68,6 +75,20 @@ impl Drop for VolumeShared {
     }
 }
 
+/// A device has one filesystem open that may write, or any number that may not. What was opened although
+/// it is in use elsewhere is not kept from that.
+fn claim(target: &TargetShared, options: &VolumeOptions) -> Result<Option<Claim>> {
+    if target.in_use {
+        return Ok(None);
+    }
+    let no_recovery = options.no_recovery || target.no_recovery;
+    let what = match target.info.read_only || no_recovery {
+        true => Use::MountReadOnly,
+        false => Use::Mount,
+    };
+    Claim::new(&target.identity, what).map(Some)
+}
+
 impl Volume {
     /// Opens the filesystem on a target.
     ///
@@ -81,7 +102,9 @@ impl Volume {
     /// Opens the filesystem on a target that is open already.
     ///
     /// # Errors
-    /// As [`Volume::open`].
+    /// As [`Volume::open`]; [`ErrorKind::Busy`] while this process has another filesystem on the same
+    /// device open, through this target or another one, or a [`RawIo`](super::RawIo) that writes. Several
+    /// that are read-only may be open at once.
     ///
     /// ```
     /// use xtent::volume::{Target, Volume, VolumeOptions};
@@ -95,6 +118,8 @@ impl Volume {
     /// ```
     pub fn on(target: Target, options: &VolumeOptions) -> Result<Self> {
         let target = target.shared;
+        let claim = claim(&target, options)
+            .map_err(|error| error.during("open").on_device(&*target.name))?;
         let mut io = IoCore::new(&target)?;
         let fs_options = FsOptions {
             norecovery: options.no_recovery || target.no_recovery,
@@ -108,6 +133,7 @@ impl Volume {
                 inodes: Arc::new(Inodes::new(options)),
                 background: Background::new(options),
                 target,
+                _claim: claim,
             }),
         })
     }
@@ -149,7 +175,14 @@ impl Volume {
     pub fn sync(&self, io: &mut Io) -> Result<()> {
         io.check_volume(&self.shared)
             .and_then(|()| buffered::sync_volume(&self.shared, io))
-            .map_err(|error| error.during("sync").on_device(&*self.shared.target.name))
+            .and_then(|()| self.shared.target.look_again())
+            .map_err(|error| {
+                self.shared
+                    .target
+                    .why(error)
+                    .during("sync")
+                    .on_device(&*self.shared.target.name)
+            })
     }
 
     /// What is known of the file that `path` leads to; symbolic links are followed.

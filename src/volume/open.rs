@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::claims::Identity;
 use super::engine::Engine;
 use super::image::{self, ImageAccess};
 use super::{ControllerMode, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
@@ -15,6 +16,7 @@ use crate::device::vfio_user::{VfioUserDevice, VfioUserOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Backing, Heap, HeapConfig};
 use crate::nvme::{Controller, ControllerInfo, ControllerOptions, Event};
+use crate::sys::{FileId, HeldFile, file_serial};
 
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -32,6 +34,43 @@ pub(super) struct TargetShared {
     pub(super) command_timeout: Duration,
     pub(super) wait: Wait,
     pub(super) no_recovery: bool,
+    /// The file behind it.
+    pub(super) held: Option<Arc<HeldFile>>,
+    /// What it is, for claims.
+    pub(super) identity: Identity,
+    /// Opened although it is in use elsewhere.
+    pub(super) in_use: bool,
+}
+
+impl TargetShared {
+    /// Looks again whether the file behind it is still this process's alone, and as long as it was.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] or [`ErrorKind::Io`]: writing has stopped.
+    pub(super) fn look_again(&self) -> Result<()> {
+        self.held.as_ref().map_or(Ok(()), |held| held.look_again())
+    }
+
+    /// An error of writing, or why writing has stopped, if that is the reason.
+    #[cold]
+    pub(super) fn why(&self, error: Error) -> Error {
+        let lost = self.held.as_ref().and_then(|held| held.lost());
+        match (lost, error.offset_bytes()) {
+            (Some(lost), _) if lost.detail() == error.detail() => error,
+            (Some(lost), Some(offset)) => lost.at_offset(offset),
+            (Some(lost), None) => lost,
+            (None, _) => error,
+        }
+    }
+}
+
+/// A target's parts, up and running.
+pub(super) struct Parts {
+    pub(super) heap: Heap,
+    pub(super) engine: Engine,
+    /// What the engine is, where it does not know itself.
+    pub(super) words: Option<String>,
+    pub(super) held: Option<Arc<HeldFile>>,
 }
 
 impl Target {
@@ -66,27 +105,51 @@ impl Target {
             // SPDK says where the memory comes from.
             let config = heap_config_of(spec, options);
             let (engine, heap) = super::spdk::open(id, *nsid, config, wait_of(spec, options))?;
-            return Self::on_engine(spec, options, heap, engine, None);
+            let parts = Parts {
+                heap,
+                engine,
+                words: None,
+                held: None,
+            };
+            return Self::on_engine(spec, options, parts);
         }
         let heap = heap_of(spec, options);
         if let TargetKind::Uring(path) = &spec.kind {
-            let disk = super::uring::open(spec, path.as_ref(), access, &heap)?;
-            return Self::on_engine(spec, options, heap, Engine::Uring(disk), None);
+            let (disk, held) = super::uring::open(spec, path.as_ref(), access, &heap)?;
+            let parts = Parts {
+                heap,
+                engine: Engine::Uring(disk),
+                words: None,
+                held: Some(held),
+            };
+            return Self::on_engine(spec, options, parts);
         }
-        let (controller, words) = controller_of(spec, options, access, &heap)?;
-        let nsid = namespace_of(spec, &controller.info())?;
-        let engine = Engine::Nvme { controller, nsid };
-        Self::on_engine(spec, options, heap, engine, Some(words))
+        let opened = controller_of(spec, options, access, &heap)?;
+        let nsid = namespace_of(spec, &opened.controller.info())?;
+        let parts = Parts {
+            heap,
+            engine: Engine::Nvme {
+                controller: opened.controller,
+                nsid,
+            },
+            words: Some(opened.words),
+            held: opened.held,
+        };
+        Self::on_engine(spec, options, parts)
     }
 
-    /// The target on an engine that is there. `words` say what that is, where it does not know itself.
+    /// The target on an engine that is there.
     pub(super) fn on_engine(
         spec: &TargetSpec,
         options: &VolumeOptions,
-        heap: Heap,
-        engine: Engine,
-        words: Option<String>,
+        parts: Parts,
     ) -> Result<Self> {
+        let Parts {
+            heap,
+            engine,
+            words,
+            held,
+        } = parts;
         let queue_depth = spec
             .queue_depth
             .unwrap_or(options.queue_depth)
@@ -98,11 +161,16 @@ impl Target {
             read_only: info.read_only || access_of(spec, options).read_only,
             queue_depth,
             wait: wait_of(spec, options).name().to_owned(),
+            controller: mode_name(spec, options).to_owned(),
             memory: memory_of(&heap).to_owned(),
             ..info
         };
+        let identity = identity_of(spec, &engine, &info, held.as_deref());
         Ok(Self {
             shared: Arc::new(TargetShared {
+                identity,
+                held,
+                in_use: access_of(spec, options).in_use,
                 engine,
                 heap,
                 name: spec.text.clone(),
@@ -128,9 +196,74 @@ impl Target {
         }
     }
 
+    /// The error of a raw operation that ended with a status: why writing to the file behind the target has
+    /// stopped, where it has.
+    #[doc(hidden)]
+    pub fn raw_error(&self, status: crate::block::Status) -> Option<Error> {
+        status.error().map(|error| self.shared.why(error))
+    }
+
     /// What stands behind it.
     pub fn info(&self) -> &TargetInfo {
         &self.shared.info
+    }
+}
+
+/// What a target is, however it was named.
+fn identity_of(
+    spec: &TargetSpec,
+    engine: &Engine,
+    info: &TargetInfo,
+    held: Option<&HeldFile>,
+) -> Identity {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    if let Some(held) = held {
+        let meta = held.file().metadata().ok();
+        let device = meta.filter(|meta| meta.file_type().is_block_device());
+        return match device {
+            Some(meta) => Identity::Block(meta.rdev()),
+            None => Identity::File(held.id(), 0),
+        };
+    }
+    match (&spec.kind, engine) {
+        (TargetKind::VfioUser { socket, .. }, _) => {
+            let inside = socket.join("cntrl");
+            let meta = std::fs::metadata(&inside).or_else(|_| std::fs::metadata(socket));
+            match meta {
+                Ok(meta) => Identity::File(FileId::of(&meta), info.nsid),
+                Err(_) => Identity::Named(socket.display().to_string(), info.nsid),
+            }
+        }
+        (TargetKind::Pci { address, .. }, _) => Identity::Named(address.to_string(), info.nsid),
+        (TargetKind::Spdk { id, .. }, _) => {
+            // By another host name it is the same subsystem.
+            let mut id = id.clone();
+            id.hostnqn = None;
+            Identity::Named(format!("{id:?}"), info.nsid)
+        }
+        (_, Engine::Nvme { controller, .. }) => Identity::Memory(Arc::as_ptr(controller).addr()),
+        _ => Identity::Named(spec.text.clone(), info.nsid),
+    }
+}
+
+/// How an embedded controller runs; `none` for a target without one.
+fn mode_name(spec: &TargetSpec, options: &VolumeOptions) -> &'static str {
+    match spec.kind {
+        TargetKind::Image(_) | TargetKind::Ram { .. } => match mode_of(spec, options) {
+            ControllerMode::Inline => "inline",
+            ControllerMode::Threaded => "threaded",
+        },
+        _ => "none",
+    }
+}
+
+/// How an embedded controller runs: as the target says, and else as the options do. A thread that sleeps
+/// does not do the controller's work, so waits that sleep need one with a thread of its own.
+fn mode_of(spec: &TargetSpec, options: &VolumeOptions) -> ControllerMode {
+    match spec.controller {
+        Some(mode) => mode,
+        None if wait_of(spec, options) == Wait::Poll => options.controller,
+        None => ControllerMode::Threaded,
     }
 }
 
@@ -172,40 +305,56 @@ pub(super) fn memory_of(heap: &Heap) -> &'static str {
     }
 }
 
-/// The controller of a target, up and running, and in words what it is.
+/// A controller, up and running.
+pub(super) struct OpenController {
+    pub(super) controller: Arc<Controller>,
+    /// In words what it is.
+    pub(super) words: String,
+    /// The file behind it.
+    pub(super) held: Option<Arc<HeldFile>>,
+}
+
+/// The controller of a target, up and running.
 pub(super) fn controller_of(
     spec: &TargetSpec,
     options: &VolumeOptions,
     access: ImageAccess,
     heap: &Heap,
-) -> Result<(Arc<Controller>, String)> {
-    let (device, words) = device_of(spec, options, access)?;
+) -> Result<OpenController> {
+    let (device, words, held) = device_of(spec, options, access)?;
     let controller_options = ControllerOptions {
         shadow_doorbells: spec.shadow_doorbells.unwrap_or(true),
         ..ControllerOptions::default()
     };
     let controller = Controller::open(device, heap, controller_options)?;
-    Ok((controller, format!("xtent's own NVMe driver over {words}")))
+    Ok(OpenController {
+        controller,
+        words: format!("xtent's own NVMe driver over {words}"),
+        held,
+    })
 }
 
-/// The device of a target, and in words what it is.
+/// A device, in words what it is, and the file behind it.
+type OpenDevice = (Arc<dyn Device>, String, Option<Arc<HeldFile>>);
+
+/// The device of a target.
 fn device_of(
     spec: &TargetSpec,
     options: &VolumeOptions,
     access: ImageAccess,
-) -> Result<(Arc<dyn Device>, String)> {
+) -> Result<OpenDevice> {
     if let TargetKind::Pci { address, .. } = &spec.kind {
         let device = VfioDevice::open(&address.to_string(), &VfioOptions::default())?;
-        return Ok((device, format!("VFIO, on the PCI device {address}")));
+        return Ok((device, format!("VFIO, on the PCI device {address}"), None));
     }
     if let TargetKind::VfioUser { socket, .. } = &spec.kind {
         let device = VfioUserDevice::open(socket, &VfioUserOptions::default())?;
         let words = format!("vfio-user, of the process that serves {}", socket.display());
-        return Ok((device, words));
+        return Ok((device, words, None));
     }
-    let (medium, words) = medium_of(spec, access)?;
-    let device = EmuDevice::start(emu_config(spec, options, medium, access))?;
-    Ok((device, format!("its embedded controller, {words}")))
+    let (medium, words, held) = medium_of(spec, access)?;
+    let device = EmuDevice::start(emu_config(spec, options, medium, held.as_deref(), access))?;
+    Ok((device, format!("its embedded controller, {words}"), held))
 }
 
 /// The embedded controller that an `image:` or `ram:` target stands for, as it is to be served to other
@@ -225,11 +374,11 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
     };
     let options = VolumeOptions::default();
     medium_of(spec, access)
-        .map(|(medium, _)| EmuConfig {
+        .map(|(medium, _, held)| EmuConfig {
             max_io_queues: SERVED_QUEUES,
             interrupt_vectors: SERVED_QUEUES + 1,
             mode: Mode::Threaded,
-            ..emu_config(spec, &options, medium, access)
+            ..emu_config(spec, &options, medium, held.as_deref(), access)
         })
         .map_err(|error| error.during("open").on_device(&*spec.text))
 }
@@ -275,8 +424,11 @@ pub(super) fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u
     }
 }
 
-/// The medium of an embedded controller, and in words what it is.
-fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static str)> {
+/// The medium of an embedded controller, in words what it is, and the file that it is.
+fn medium_of(
+    spec: &TargetSpec,
+    access: ImageAccess,
+) -> Result<(Medium, &'static str, Option<Arc<HeldFile>>)> {
     let later = |what: &str| {
         Err(Error::new(
             ErrorKind::Unsupported,
@@ -287,9 +439,9 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
     };
     match &spec.kind {
         TargetKind::Image(path) => {
-            let file = image::open(path, access)?;
-            let medium = Medium::file(file, access.read_only)?;
-            Ok((medium, "which reads and writes a file"))
+            let held = Arc::new(image::open(path, access)?);
+            let medium = Medium::held(Arc::clone(&held), access.read_only)?;
+            Ok((medium, "which reads and writes a file", Some(held)))
         }
         TargetKind::Ram {
             capacity_bytes,
@@ -300,7 +452,7 @@ fn medium_of(spec: &TargetSpec, access: ImageAccess) -> Result<(Medium, &'static
                 load_image(&mut medium, path)
                     .map_err(|error| error.at_path(path.as_os_str().as_encoded_bytes()))?;
             }
-            Ok((medium, "which keeps its blocks in memory"))
+            Ok((medium, "which keeps its blocks in memory", None))
         }
         // Have no medium of ours: nobody comes here with them.
         TargetKind::Pci { .. } | TargetKind::VfioUser { .. } | TargetKind::Uring(_) => {
@@ -318,7 +470,8 @@ fn load_image(medium: &mut Medium, path: &Path) -> Result<()> {
         read_only: true,
         in_use: false,
     };
-    let file = image::open(path, access)?;
+    let held = image::open(path, access)?;
+    let file = held.file();
     let system = |e| Error::system("cannot read the image to load", e);
     let len = file.metadata().map_err(system)?.len();
     if len > medium.len_bytes() {
@@ -348,12 +501,11 @@ fn emu_config(
     spec: &TargetSpec,
     options: &VolumeOptions,
     medium: Medium,
+    held: Option<&HeldFile>,
     access: ImageAccess,
 ) -> EmuConfig {
     let defaults = EmuConfig::default();
     EmuConfig {
-        name: spec.text.clone(),
-        medium,
         lba_bytes: spec.lba_bytes.unwrap_or(defaults.lba_bytes),
         mdts: spec.mdts.unwrap_or(defaults.mdts),
         noiob_blocks: spec
@@ -367,12 +519,13 @@ fn emu_config(
         shadow_doorbells: spec.shadow_doorbells.unwrap_or(false),
         max_queue_entries: 4096,
         max_io_queues: 128,
-        mode: match (spec.controller, options.controller) {
-            (Some(ControllerMode::Inline), _) => Mode::Inline,
-            // Whoever sleeps does not do the controller's work.
-            (None, ControllerMode::Inline) if wait_of(spec, options) == Wait::Poll => Mode::Inline,
-            _ => Mode::Threaded,
+        mode: match mode_of(spec, options) {
+            ControllerMode::Inline => Mode::Inline,
+            ControllerMode::Threaded => Mode::Threaded,
         },
-        ..defaults
+        serial: held.map_or(defaults.serial, |held| file_serial(held.id())),
+        name: spec.text.clone(),
+        medium,
+        ..EmuConfig::default()
     }
 }

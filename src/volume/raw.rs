@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Target;
+use super::claims::{Claim, Use};
 use super::core::BUFFER_ALIGN_BYTES;
 use super::engine::{EngineOptions, EngineQueue};
 use super::open::TargetShared;
@@ -17,7 +18,8 @@ const BLOCKING: Token = Token::MAX;
 
 /// One thread's way to the blocks of a target: a queue and slots, each with a buffer of its own.
 ///
-/// What is under a filesystem that others use is not theirs to write: see that nobody does.
+/// While the process has a filesystem on the device open ([`super::Volume::on`]), a new handle may only
+/// read; and while a handle that may write is there, no filesystem is opened.
 ///
 /// ```
 /// use xtent::internals::block::Op;
@@ -45,6 +47,8 @@ pub struct RawIo {
     blocks: u64,
     limits: Limits,
     target: Arc<TargetShared>,
+    /// It may write.
+    claim: Option<Claim>,
 }
 
 #[derive(Debug)]
@@ -75,12 +79,17 @@ impl Target {
 
 impl RawIo {
     fn new(target: &Arc<TargetShared>, slots: usize, slot_bytes: usize) -> Result<Self> {
+        let claim = match target.info.read_only {
+            true => None,
+            // Beside a filesystem it may read.
+            false => Claim::new(&target.identity, Use::RawWrite).ok(),
+        };
         let queue = target.engine.queue(EngineOptions {
             depth: slots,
             max_segments: 1,
             wait: target.wait,
             timeout: target.command_timeout,
-            read_only: target.info.read_only,
+            read_only: claim.is_none(),
         })?;
         let limits = *queue.limits();
         let block_bytes = limits.block_bytes as usize;
@@ -108,6 +117,7 @@ impl RawIo {
             blocks: (slot_bytes / block_bytes) as u64,
             limits,
             target: Arc::clone(target),
+            claim,
         })
     }
 
@@ -129,7 +139,8 @@ impl RawIo {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a slot in flight or a range that is not on the device,
-    /// [`ErrorKind::DeviceGone`]; nothing was started then.
+    /// [`ErrorKind::DeviceGone`], [`ErrorKind::Busy`] for a write while a filesystem on the device is open;
+    /// nothing was started then.
     #[inline]
     pub fn submit(&mut self, slot: usize, op: Op, lba: Lba) -> Result<()> {
         let token = slot as Token;
@@ -156,8 +167,21 @@ impl RawIo {
                 slot.lend();
                 Ok(())
             }
-            Err(refused) => Err(refusal(refused)),
+            Err(refused) => Err(self.refusal(refused, op)),
         }
+    }
+
+    #[cold]
+    fn refusal(&self, refused: Refused, op: Op) -> Error {
+        let writes = !matches!(op, Op::Read | Op::Flush);
+        if writes && self.claim.is_none() && !self.target.info.read_only {
+            return Error::new(
+                ErrorKind::Busy,
+                "a filesystem on the device was open in this process when this handle was made, so it may \
+                 only read",
+            );
+        }
+        self.target.why(refusal(refused))
     }
 
     /// Tells the device of what was submitted, and hands slots whose operations have ended to `done`, at most half of
@@ -175,6 +199,11 @@ impl RawIo {
                 done(index, end.status);
             }
         })
+    }
+
+    /// As [`Target::raw_error`].
+    pub fn error(&self, status: Status) -> Option<Error> {
+        status.error().map(|error| self.target.why(error))
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do.
@@ -214,9 +243,10 @@ impl RawIo {
             }
         }
         match end.and_then(Status::error) {
-            Some(error) => Err(error.during("flush").on_device(&*self.target.name)),
-            None => Ok(()),
+            Some(error) => Err(self.target.why(error)),
+            None => self.target.look_again(),
         }
+        .map_err(|error| error.during("flush").on_device(&*self.target.name))
     }
 }
 
@@ -318,6 +348,25 @@ mod tests {
         wait(&mut raw);
         let read = raw.slot_mut(1).unwrap();
         assert!(read[..4096].iter().all(|&b| b == 3) && read[4096..].iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn beside_a_filesystem_a_handle_only_reads() {
+        let target = target();
+        let writer = target.raw(1, 4096).unwrap();
+        let mount = || Claim::new(&target.shared.identity, Use::Mount);
+        assert_eq!(mount().unwrap_err().kind(), ErrorKind::Busy);
+        drop(writer);
+        let mounted = mount().unwrap();
+        let mut raw = target.raw(1, 4096).unwrap();
+        raw.submit(0, Op::Read, Lba(0)).unwrap();
+        assert_eq!(wait(&mut raw), [(0, Status::Success)]);
+        let error = raw.submit(0, Op::Write, Lba(0)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        drop((raw, mounted));
+        let mut raw = target.raw(1, 4096).unwrap();
+        raw.submit(0, Op::Write, Lba(0)).unwrap();
+        assert_eq!(wait(&mut raw), [(0, Status::Success)]);
     }
 
     #[test]

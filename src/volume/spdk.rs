@@ -50,6 +50,7 @@ pub(super) fn info(controller: &crate::spdk::ControllerInfo) -> super::TargetInf
         max_queue_pairs: controller.queues.into(),
         queue_depth: 0,
         wait: String::new(),
+        controller: String::new(),
         memory: String::new(),
     }
 }

@@ -14,10 +14,11 @@ use crate::spdk::TransportId;
 /// How the embedded controller runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ControllerMode {
-    /// On a thread of its own, as a device does: for benches and long work.
-    #[default]
+    /// On a thread of its own, as a device does. It needs a processor of its own: beside a thread that
+    /// polls, on the same processor, both wait for the scheduler.
     Threaded,
-    /// On the caller's thread, while the caller waits: for short commands.
+    /// On the caller's thread, while the caller waits.
+    #[default]
     Inline,
 }
 

@@ -3,11 +3,13 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::image::{self, ImageAccess};
 use super::{TargetInfo, TargetSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
+use crate::sys::HeldFile;
 use crate::uring::{Disk, DiskInfo};
 
 /// Opens it so that nobody else changes it meanwhile, with `heap` for its memory.
@@ -16,14 +18,17 @@ pub(super) fn open(
     path: &Path,
     access: ImageAccess,
     heap: &Heap,
-) -> Result<Disk> {
+) -> Result<(Disk, Arc<HeldFile>)> {
     let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
-    let file = if is_device {
-        open_device(path, access)
+    let held = if is_device {
+        let file = open_device(path, access)?;
+        HeldFile::unwatched(file).map_err(|e| Error::system("cannot look at the device", e))
     } else {
         image::open(path, access)
     }?;
-    Disk::open(file, path, spec.lba_bytes, heap)
+    let held = Arc::new(held);
+    let disk = Disk::held(Arc::clone(&held), path, spec.lba_bytes, heap)?;
+    Ok((disk, held))
 }
 
 fn open_device(path: &Path, access: ImageAccess) -> Result<File> {
@@ -69,6 +74,7 @@ pub(super) fn info(disk: &DiskInfo) -> TargetInfo {
         max_queue_pairs: u32::MAX,
         queue_depth: 0,
         wait: String::new(),
+        controller: String::new(),
         memory: String::new(),
     }
 }

@@ -5,6 +5,7 @@ mod cache;
 #[path = "../common/mod.rs"]
 mod common;
 mod kernel;
+mod owners;
 mod raw;
 mod smart;
 mod tree;

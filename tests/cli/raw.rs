@@ -5,16 +5,50 @@ use std::process::Command;
 use super::{json, path_of, prototype_image, run, text, xtent};
 
 /// A file of 8 MiB that is no filesystem, behind the embedded controller.
-fn blocks() -> (tempfile::NamedTempFile, String) {
+fn blocks() -> (tempfile::TempPath, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(8 << 20).unwrap();
-    let target = format!("image:{}", file.path().to_str().unwrap());
+    // Closed, for an image that another process has open is in use.
+    let file = file.into_temp_path();
+    let target = format!("image:{}", file.to_str().unwrap());
     (file, target)
+}
+
+/// The serial number of an image.
+fn serial(target: &str) -> String {
+    let output = xtent(&["info", "--json", target]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    value["controller"]["serial"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_image_has_a_serial_number_of_its_own() {
+    let ((_a, a), (_b, b)) = (blocks(), blocks());
+    assert_ne!(serial(&a), serial(&b));
+    assert_eq!(serial(&a), serial(&format!("{a},lba=4096")));
+}
+
+#[test]
+fn results_name_the_controllers_mode() {
+    let (_file, target) = blocks();
+    for (options, mode) in [
+        ("", "inline"),
+        (",threaded", "threaded"),
+        (",wait=interrupt", "threaded"),
+    ] {
+        let target = format!("{target}{options},readonly");
+        let base = ["bench", "--raw", &target, "--number-ios", "10"];
+        let value = json(&[&base[..], &["--rw", "randread", "--json"]].concat());
+        assert_eq!(value["controller"], mode, "{target}");
+        let text = text(&[&base[..], &["--rw", "randread"]].concat());
+        assert!(text.contains(&format!("controller: {mode}")), "{text}");
+    }
 }
 
 #[test]
 fn raw_blocks_are_measured_and_written_only_when_named() {
     let (file, target) = blocks();
+    let serial = serial(&target);
     let base = ["bench", "--raw", &target, "--bs", "4k", "--iodepth", "16"];
     let with = |more: &[&'static str]| [&base[..], more].concat();
 
@@ -29,12 +63,12 @@ fn raw_blocks_are_measured_and_written_only_when_named() {
     let (_, stderr) = run(2, &with(&["--rw", "write", "--i-may-erase", "OTHER"]));
     assert!(stderr.contains("nothing was written"), "{stderr}");
     let zeroes = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
-    assert!(zeroes(&std::fs::read(file.path()).unwrap()));
+    assert!(zeroes(&std::fs::read(&file).unwrap()));
 
-    let verified = ["--verify", "--seed", "3", "--i-may-erase", "XTENT0001"];
-    let (_, stderr) = run(0, &with(&[&["--rw", "write"], &verified[..]].concat()));
+    let verified = ["--verify", "--seed", "3", "--i-may-erase", &serial];
+    let (_, stderr) = run(0, &[&base[..], &["--rw", "write"], &verified[..]].concat());
     assert!(stderr.contains("overwrites all"), "{stderr}");
-    let written = std::fs::read(file.path()).unwrap();
+    let written = std::fs::read(&file).unwrap();
     assert!(written.chunks(4096).all(|block| !zeroes(block)));
     run(0, &with(&["--rw", "randread", "--verify", "--seed", "3"]));
     run(4, &with(&["--rw", "read", "--verify", "--seed", "4"]));
@@ -49,10 +83,11 @@ fn an_image_is_put_onto_blocks() {
     let local_path = local.path().to_str().unwrap();
     let base = ["put", "--raw", local_path, &target];
     run(2, &base);
-    let named = [&base[..], &["--i-may-erase", "XTENT0001"]].concat();
+    let serial = serial(&target);
+    let named = [&base[..], &["--i-may-erase", &serial]].concat();
     run(0, &[&named[..], &["--verify"]].concat());
     image.resize(8 << 20, 0);
-    assert_eq!(std::fs::read(file.path()).unwrap(), image);
+    assert_eq!(std::fs::read(&file).unwrap(), image);
     local.as_file().set_len(9 << 20).unwrap();
     let (_, stderr) = run(1, &named);
     assert!(stderr.contains("nothing was written"), "{stderr}");
@@ -74,7 +109,7 @@ fn a_file_or_the_blocks_but_not_both() {
 #[test]
 fn engines_are_compared_on_one_target() {
     let (file, target) = blocks();
-    let path = file.path().to_str().unwrap();
+    let path = file.to_str().unwrap();
     let base = ["compare", "--target", &target, "--rounds", "2"];
     let quick = ["--runtime", "50ms", "--ramp-time", "5ms", "--json", "-"];
     let with = |more: &[&'static str]| [&base[..], &quick, more].concat();
@@ -98,7 +133,9 @@ fn engines_are_compared_on_one_target() {
 
     let (_, stderr) = run(2, &with(&["--engines", "native", "--i-may-erase", "OTHER"]));
     assert!(stderr.contains("nothing was written"), "{stderr}");
-    let writing = with(&["--engines", "native", "--i-may-erase", "XTENT0001"]);
+    let serial = serial(&target);
+    let named = ["--engines", "native", "--i-may-erase", &serial];
+    let writing = [&base[..], &quick, &named].concat();
     assert_eq!(json(&writing)["workloads"].as_array().unwrap().len(), 6);
     run(2, &["compare", "--engines", "native"]);
     run(2, &["compare", "--i-may-erase", "X"]);

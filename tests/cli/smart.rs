@@ -29,7 +29,8 @@ fn smart_shows_the_logs_of_any_target_that_has_a_controller() {
     // No controller of ours, no such target, no such option.
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let target = format!("uring:{}", file.path().display());
+    let file = file.into_temp_path();
+    let target = format!("uring:{}", file.display());
     let (_, stderr) = run(3, &["smart", &target]);
     assert!(stderr.contains("the kernel has the controller"), "{stderr}");
     run(3, &["smart", "pci:ffff:ff:1f.7"]);

@@ -6,14 +6,16 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::host_range::HostRange;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaRange, DmaSpace};
 use crate::nvme::spec::{
-    SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER, SC_UNRECOVERED_READ, SC_WRITE_FAULT, StatusField,
+    SC_CAPACITY_EXCEEDED, SC_DATA_TRANSFER, SC_NAMESPACE_WRITE_PROTECTED, SC_UNRECOVERED_READ,
+    SC_WRITE_FAULT, StatusField,
 };
-use crate::sys;
+use crate::sys::{self, GateWriter, HeldFile};
 
 /// Bytes of memory that are taken at a time. The system backs them page by page as they are touched.
 const CHUNK_BYTES: usize = 2 << 20;
@@ -29,7 +31,47 @@ pub struct Medium {
 
 enum Store {
     Memory(Vec<Option<Box<[u8]>>>),
-    File(File),
+    File(FileStore),
+}
+
+/// A file whose writes can be stopped by the watcher of its lease.
+struct FileStore {
+    held: Arc<HeldFile>,
+    writer: GateWriter,
+    /// The process may not write beyond it (`RLIMIT_FSIZE`): the kernel would end it with SIGXFSZ.
+    limit_bytes: u64,
+}
+
+impl FileStore {
+    fn new(held: Arc<HeldFile>) -> Self {
+        Self {
+            writer: held.gate().writer(),
+            limit_bytes: sys::file_size_limit(),
+            held,
+        }
+    }
+
+    /// Runs a write that ends at byte `end`, unless it may not be.
+    #[inline]
+    fn writing<T>(
+        &mut self,
+        end: u64,
+        write: impl FnOnce(&File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if end > self.limit_bytes {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if !self.writer.enter_waiting() {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        let result = if self.held.has(end) {
+            write(self.held.file())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        };
+        self.writer.leave();
+        result
+    }
 }
 
 impl Medium {
@@ -68,8 +110,19 @@ impl Medium {
     ///
     /// # Errors
     /// When its length cannot be found, or it is a directory.
-    pub fn file(mut file: File, read_only: bool) -> Result<Self> {
+    pub fn file(file: File, read_only: bool) -> Result<Self> {
+        let held = HeldFile::unwatched(file)
+            .map_err(|e| Error::system("cannot find the image's length", e))?;
+        Self::held(Arc::new(held), read_only)
+    }
+
+    /// As [`Medium::file`]; writes stop when the file is lost to another process.
+    ///
+    /// # Errors
+    /// As [`Medium::file`].
+    pub fn held(held: Arc<HeldFile>, read_only: bool) -> Result<Self> {
         let system = |e| Error::system("cannot find the image's length", e);
+        let mut file: &File = held.file();
         if file.metadata().map_err(system)?.is_dir() {
             return Err(Error::new(
                 ErrorKind::IsADirectory,
@@ -78,7 +131,7 @@ impl Medium {
         }
         let len_bytes = file.seek(SeekFrom::End(0)).map_err(system)?;
         Ok(Self {
-            store: Store::File(file),
+            store: Store::File(FileStore::new(held)),
             len_bytes,
             read_only,
         })
@@ -144,7 +197,7 @@ impl Medium {
     /// Copies bytes out. The range lies inside the medium.
     pub(super) fn copy_out(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
         match &self.store {
-            Store::File(file) => file.read_exact_at(to, offset),
+            Store::File(file) => file.held.file().read_exact_at(to, offset),
             Store::Memory(chunks) => {
                 let mut to = to;
                 for (at, range) in pieces(offset, to.len() as u64) {
@@ -163,7 +216,9 @@ impl Medium {
     /// Copies bytes in. The range lies inside the medium.
     pub(super) fn copy_in(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
         match &mut self.store {
-            Store::File(file) => file.write_all_at(from, offset),
+            Store::File(file) => file.writing(offset + from.len() as u64, |file| {
+                file.write_all_at(from, offset)
+            }),
             Store::Memory(chunks) => {
                 let mut from = from;
                 for (at, range) in pieces(offset, from.len() as u64) {
@@ -183,7 +238,7 @@ impl Medium {
             let len = u64::from(segment.len_bytes);
             match &self.store {
                 Store::File(file) => transfer.file(segment, offset, SC_UNRECOVERED_READ, {
-                    |range, at| range.read_file(file, at)
+                    |range, at| range.read_file(file.held.file(), at)
                 })?,
                 Store::Memory(chunks) => {
                     let mut done = 0;
@@ -209,7 +264,10 @@ impl Medium {
             let len = u64::from(segment.len_bytes);
             match &mut self.store {
                 Store::File(file) => transfer.file(segment, offset, SC_WRITE_FAULT, {
-                    |range, at| range.write_file(file, at)
+                    |range, at| {
+                        let end = at + range.len_bytes() as u64;
+                        file.writing(end, |file| range.write_file(file, at))
+                    }
                 })?,
                 Store::Memory(chunks) => {
                     let mut done = 0;
@@ -229,7 +287,9 @@ impl Medium {
     /// Makes a range read as zeroes; with `free` its space may be given up. The range lies inside.
     pub(super) fn zero(&mut self, offset: u64, len: u64, free: bool) -> Result<(), StatusField> {
         match &mut self.store {
-            Store::File(file) => zero_file(file, offset, len, free).map_err(|e| write_status(&e)),
+            Store::File(file) => file
+                .writing(offset + len, |file| zero_file(file, offset, len, free))
+                .map_err(|e| write_status(&e)),
             Store::Memory(chunks) => {
                 for (at, range) in pieces(offset, len) {
                     let Some(slot) = chunks.get_mut(at) else {
@@ -250,7 +310,7 @@ impl Medium {
     pub(super) fn flush(&mut self) -> Result<(), StatusField> {
         match &self.store {
             Store::File(_) if self.read_only => Ok(()),
-            Store::File(file) => file.sync_data().map_err(|e| write_status(&e)),
+            Store::File(file) => file.held.file().sync_data().map_err(|e| write_status(&e)),
             Store::Memory(_) => Ok(()),
         }
     }
@@ -347,6 +407,8 @@ pub(super) fn write_status(error: &io::Error) -> StatusField {
         | io::ErrorKind::QuotaExceeded
         | io::ErrorKind::FileTooLarge
         | io::ErrorKind::OutOfMemory => SC_CAPACITY_EXCEEDED,
+        // Another process has the file.
+        io::ErrorKind::ReadOnlyFilesystem => SC_NAMESPACE_WRITE_PROTECTED.do_not_retry(),
         _ => SC_WRITE_FAULT,
     }
 }

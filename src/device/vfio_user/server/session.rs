@@ -188,9 +188,9 @@ impl<'a> Session<'a> {
     fn reply(&self, header: &Header, reply: &Reply) -> Result<(), Cut> {
         let len = u32::try_from(reply.bytes.len()).unwrap_or(u32::MAX);
         let header = Header::reply(header.id.get(), header.command.get(), len);
-        let doorbells = [self.device.doorbells().file().as_fd()];
+        let doorbells = self.device.doorbells().file().map(|file| file.as_fd());
         let fds = if reply.with_doorbells {
-            &doorbells[..]
+            doorbells.as_slice()
         } else {
             &[]
         };
