@@ -43,7 +43,9 @@ fuzz_target!(|data: &[u8]| {
     if first & 1 == 0 {
         client.write_all(&GREETING).expect("room");
     }
-    client.write_all(&data[..data.len().min(MOST_BYTES)]).expect("room");
+    client
+        .write_all(&data[..data.len().min(MOST_BYTES)])
+        .expect("room");
     client.shutdown(Shutdown::Write).expect("a shutdown");
-    server().serve_connection(&socket, || true);
+    server().serve_connection(&socket, &|| true, &mut |_| {});
 });

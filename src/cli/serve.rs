@@ -10,7 +10,7 @@ use xtent::internals::target::controller_to_serve;
 
 use super::failure::{Failure, complain};
 use super::output::size_text;
-use super::values::time;
+use super::values::{mode, size, time};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -27,13 +27,14 @@ enum How {
 #[derive(Debug, Args)]
 #[command(
     after_help = "One client is served at a time; the next one waits until it has left. The client must share its \
-    memory as files (memfd, tmpfs, hugetlbfs). SIGINT or SIGTERM ends it: what was written is made durable \
+    memory as files (memfd, tmpfs, hugetlbfs). SIGINT or SIGTERM ends the server: what was written is made durable \
     before.\n\n\
-    Whoever may connect to the socket may read and write the medium: mind its permissions and its directory's.\n\n\
+    A user who may connect to the socket (see --mode) may read and write the whole medium, and has the server's memory \
+    charged for pages that it lends without having touched them (see --client-memory).\n\n\
     Examples:\n  \
     xtent serve vfio-user /run/disk/cntrl --media image:disk.img\n  \
     xtent ls vfio-user:/run/disk/cntrl /\n  \
-    spdk_nvme_identify -r 'trtype:VFIOUSER traddr:/run/disk'"
+    spdk_nvme_identify -g -r 'trtype:VFIOUSER traddr:/run/disk subnqn:nqn.2019-07.io.spdk:cnode0'"
 )]
 struct VfioUserArgs {
     /// The socket to listen at, or a directory, for the socket `cntrl` in it
@@ -54,6 +55,13 @@ struct VfioUserArgs {
     /// Lets clients write the doorbells by message only: the controller then sleeps while there is nothing to do
     #[arg(long)]
     no_mapped_doorbells: bool,
+    /// Permission bits of the socket, in octal, whatever the umask; to connect takes the right to write
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
+    mode: u32,
+    /// The most memory that a client may lend at a time [default: three quarters of the memory that this process may
+    /// use, by the machine's size, its control group and `ulimit -v`]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    client_memory: Option<u64>,
     /// How long the controller polls its doorbells after the last work before it begins to sleep in between,
     /// for up to a millisecond
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time)]
@@ -85,16 +93,40 @@ fn vfio_user(args: &VfioUserArgs) -> Result<(), Failure> {
     );
     let options = ServerOptions {
         map_doorbells: !args.no_mapped_doorbells,
+        socket_mode: args.mode,
+        most_lent_bytes: args.client_memory,
         ..ServerOptions::default()
     };
     let server = Server::bind(&args.socket, config, &options)?;
-    complain(&format!("serving {served} at {}", server.path().display()));
+    let lent = size_text(options.lent_bytes());
+    complain(&format!(
+        "serving {served} at {}; a client may lend up to {lent}",
+        server.path().display()
+    ));
+    if server.is_replaceable() {
+        complain(
+            "warning: other users may write to the socket's directory, or one above it, and put another socket in its \
+             place",
+        );
+    }
     server.serve(
         || xtent::internals::sys::interrupted().is_none(),
         |event| match event {
             ServerEvent::Connected => complain("a client has connected"),
             ServerEvent::Left => complain("the client has left"),
             ServerEvent::CutOff(why) => complain(&format!("the client was cut off: {why}")),
+            ServerEvent::MapRefused {
+                address,
+                len_bytes,
+                why,
+                errno,
+            } => {
+                let errno = std::io::Error::from_raw_os_error(errno);
+                complain(&format!(
+                    "refused to map {} of the client's at {address:#x}: {why}: {errno}",
+                    size_text(len_bytes),
+                ));
+            }
             _ => {}
         },
     )?;

@@ -40,6 +40,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "give seconds, or a number with ms, s, m or h".into())
 }
 
+/// Permission bits in octal: `600`, `0660`.
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "give permission bits in octal, such as 600 or 660".into())
+}
+
 /// How threads wait.
 pub(super) fn wait(text: &str) -> Result<Wait, String> {
     match text {
@@ -53,6 +61,15 @@ pub(super) fn wait(text: &str) -> Result<Wait, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(mode("600"), Ok(0o600));
+        assert_eq!(mode("0660"), Ok(0o660));
+        for bad in ["", "800", "1777", "-1", "rw", "0o600"] {
+            assert!(mode(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_and_times_as_fio_writes_them() {

@@ -35,7 +35,8 @@ pub struct HeapConfig {
     pub limit_bytes: usize,
     /// Whether arenas come from hugepages.
     pub huge_pages: HugePages,
-    /// Arenas are files in memory, which a device in another process can map (`Arena::file`).
+    /// Arenas are files in memory, which a device in another process can map. That process is trusted with what they
+    /// hold, buffers that a program reads included: it keeps its mapping as long as it likes.
     pub shareable: bool,
 }
 

@@ -23,6 +23,6 @@ pub use arena::{Arena, Backing};
 pub use buf::{DmaBuf, Lent, Segment};
 pub use heap::{ArenaSource, Heap, HeapConfig, HugePages, Mapper};
 pub use mmio::{DOORBELLS_IN_FILE, Doorbell, DoorbellArray};
-pub use peer::PeerMemory;
+pub use peer::{PeerFault, PeerMemory};
 pub use space::{DmaFault, DmaRange, DmaSpace};
 pub use words::SharedWords;

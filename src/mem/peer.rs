@@ -1,12 +1,27 @@
 //! Memory of another process, as it hands it to a device that is served here.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{Cover, Guard, memory_page_bytes};
+use crate::sys::{Cover, Guard, is_memory, memory_page_bytes};
 use crate::units::Iova;
+
+/// Why memory of another process cannot be mapped.
+#[derive(Debug)]
+pub enum PeerFault {
+    /// The request makes no sense, or names what is not taken.
+    Invalid(&'static str),
+    /// A system call failed.
+    System(io::Error),
+}
+
+impl From<io::Error> for PeerFault {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
 
 /// A range of device addresses with memory of another process behind it, mapped here until dropped.
 ///
@@ -32,13 +47,22 @@ impl PeerMemory {
     /// Only files in memory are taken (`memfd`, tmpfs, hugetlbfs): an access to any other could block.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for another kind of file, a range that is not in whole pages, runs past
-    /// the file's end or past the last address; [`ErrorKind::System`] when it cannot be mapped.
-    pub fn map(file: &File, offset_bytes: u64, iova: Iova, len_bytes: u64) -> Result<Self> {
-        let bad = |detail: &str| Error::new(ErrorKind::InvalidInput, detail);
-        let page = memory_page_bytes(file)
-            .map_err(|e| Error::system("cannot find out what the file is", e))?
-            .ok_or_else(|| bad("the file is not memory (memfd, tmpfs or hugetlbfs)"))?;
+    /// [`PeerFault::Invalid`] for another kind of file, a range that is not in whole pages, runs past
+    /// the file's end or past the last address; [`PeerFault::System`] when it cannot be mapped.
+    pub fn map(
+        fd: BorrowedFd<'_>,
+        offset_bytes: u64,
+        iova: Iova,
+        len_bytes: u64,
+    ) -> Result<Self, PeerFault> {
+        let bad = PeerFault::Invalid;
+        let not_memory = bad("the file is not memory (memfd, tmpfs or hugetlbfs)");
+        // Before any other call: on a file of another filesystem each may block.
+        if !is_memory(fd) {
+            return Err(not_memory);
+        }
+        let file = File::from(fd.try_clone_to_owned()?);
+        let page = memory_page_bytes(&file)?.ok_or(not_memory)?;
         let whole = |n: u64| n.is_multiple_of(page);
         if len_bytes == 0
             || !whole(offset_bytes)
@@ -47,10 +71,7 @@ impl PeerMemory {
         {
             return Err(bad("the range is not in whole pages"));
         }
-        let size = file
-            .metadata()
-            .map_err(|e| Error::system("cannot find the file's length", e))?
-            .len();
+        let size = file.metadata()?.len();
         if offset_bytes
             .checked_add(len_bytes)
             .is_none_or(|end| end > size)
@@ -63,8 +84,7 @@ impl PeerMemory {
         let len = usize::try_from(len_bytes).map_err(|_| bad("the range is too long"))?;
         let offset =
             libc::off_t::try_from(offset_bytes).map_err(|_| bad("the offset is too large"))?;
-        Self::map_checked(file, offset, iova, len)
-            .map_err(|e| Error::system("cannot map the memory", e))
+        Ok(Self::map_checked(&file, offset, iova, len)?)
     }
 
     fn map_checked(
@@ -72,7 +92,7 @@ impl PeerMemory {
         offset: libc::off_t,
         iova: Iova,
         len_bytes: usize,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe {
             libc::mmap(
@@ -85,9 +105,9 @@ impl PeerMemory {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
-        let base: NonNull<u8> = NonNull::new(base.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let base: NonNull<u8> = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         // A forked child has no business with it; should this fail, nothing worse happens.
         // SAFETY: the mapping made above, of this length.
         unsafe { libc::madvise(base.as_ptr().cast(), len_bytes, libc::MADV_DONTFORK) };
@@ -134,6 +154,7 @@ impl Drop for PeerMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::sync::Arc;
 
     use super::super::{DmaSpace, Mapper};
@@ -143,7 +164,7 @@ mod tests {
     #[test]
     fn only_memory_in_whole_pages_is_mapped() {
         let file = memory_file(0x4000, false).unwrap();
-        let map = |offset, iova, len| PeerMemory::map(&file, offset, Iova(iova), len);
+        let map = |offset, iova, len| PeerMemory::map(file.as_fd(), offset, Iova(iova), len);
         let memory = map(0x1000, 0x8000, 0x3000).unwrap();
         assert_eq!((memory.iova(), memory.len_bytes()), (Iova(0x8000), 0x3000));
         for (offset, iova, len) in [
@@ -157,15 +178,14 @@ mod tests {
             (0, 0, u64::MAX - 0xfff),
             (0, u64::MAX - 0xfff, 0x2000),
         ] {
-            let error = map(offset, iova, len).unwrap_err();
-            assert_eq!(
-                error.kind(),
-                ErrorKind::InvalidInput,
-                "{offset:x} {iova:x} {len:x}"
+            let fault = map(offset, iova, len).unwrap_err();
+            assert!(
+                matches!(fault, PeerFault::Invalid(_)),
+                "{offset:x} {iova:x} {len:x}: {fault:?}"
             );
         }
         let other = File::open("/proc/self/exe").unwrap();
-        assert!(PeerMemory::map(&other, 0, Iova(0), 4096).is_err());
+        assert!(PeerMemory::map(other.as_fd(), 0, Iova(0), 4096).is_err());
     }
 
     #[test]
@@ -173,10 +193,10 @@ mod tests {
         let file = tempfile::tempfile_in("/dev/shm").unwrap();
         file.set_len(0x2000).unwrap();
         let space = DmaSpace::default();
-        let memory = PeerMemory::map(&file, 0, Iova(0x1_0000), 0x2000).unwrap();
+        let memory = PeerMemory::map(file.as_fd(), 0, Iova(0x1_0000), 0x2000).unwrap();
         space.map_peer(memory).unwrap();
         assert!(!space.lost_peer_memory());
-        let overlapping = PeerMemory::map(&file, 0, Iova(0x1_1000), 0x1000).unwrap();
+        let overlapping = PeerMemory::map(file.as_fd(), 0, Iova(0x1_1000), 0x1000).unwrap();
         assert!(space.map_peer(overlapping).is_err());
         space
             .translate(Iova(0x1_1ffc), 4)

@@ -4,12 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use super::aio;
+
 /// A kernel counter (`eventfd`) that one side raises and the other waits for.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
-    /// Another process has it too, and may have made it block.
-    foreign: bool,
+    /// Another process has it too, and may clear O_NONBLOCK, fill the counter and drain it at any time.
+    shared: bool,
 }
 
 impl EventFd {
@@ -25,53 +27,68 @@ impl EventFd {
         }
         // SAFETY: the kernel has just made this descriptor for us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, foreign: false })
+        Ok(Self { fd, shared: false })
     }
 
-    /// The counter that another process hands over, to be raised. It is made not to block, for whoever has
-    /// it.
+    /// As [`EventFd::new`], for a counter that is sent to another process: no call of this type blocks on it,
+    /// whatever the peer does to the counter and its flags.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for any other kind of descriptor; the errno of `fcntl`.
-    pub fn of_peer(fd: OwnedFd) -> io::Result<Self> {
-        if !super::is_eventfd(&fd) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        // SAFETY: plain integers.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        // SAFETY: as above.
-        let set = |flags: libc::c_int| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
-        if flags < 0 || set(flags | libc::O_NONBLOCK) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { fd, foreign: true })
+    /// As for [`EventFd::new`].
+    pub fn shared() -> io::Result<Self> {
+        Self::new().map(|event| Self {
+            shared: true,
+            ..event
+        })
     }
 
-    /// Adds one and wakes whoever waits.
+    /// The counter that another process has sent, to be raised. As for [`EventFd::shared`], nothing that the
+    /// peer does to it makes a call block.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for any other kind of descriptor; the errno of `io_setup` or `fcntl`.
+    pub fn of_peer(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        // First: a copy of another kind of descriptor could not be closed safely (see `PeerFds`).
+        if !super::is_eventfd(fd) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        aio::prepare()?;
+        let fd = fd.try_clone_to_owned()?;
+        Ok(Self { fd, shared: true })
+    }
+
+    /// Adds one and wakes the waiters.
     pub fn raise(&self) {
-        if self.foreign && !self.has_room() {
-            return;
+        if self.shared {
+            return aio::signal(self.fd.as_fd());
         }
         let one = 1_u64;
         // SAFETY: eight readable bytes. It fails only when the counter is full, and then it wakes as well.
         unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Whether a raise would not block, even if it might: a counter that is full wakes as well.
-    fn has_room(&self) -> bool {
-        let mut polled = libc::pollfd {
-            fd: self.fd.as_raw_fd(),
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: one initialised entry that the kernel may write to.
-        unsafe { libc::poll(&raw mut polled, 1, 0) > 0 }
-    }
-
     /// Sets the counter back to zero; whether it was above.
     #[must_use]
     pub fn take(&self) -> bool {
         let mut count = 0_u64;
+        if self.shared {
+            let place = libc::iovec {
+                iov_base: (&raw mut count).cast(),
+                iov_len: 8,
+            };
+            // SAFETY: one range of eight writable bytes; RWF_NOWAIT keeps the call from blocking even where the
+            // peer has cleared O_NONBLOCK.
+            let got = unsafe {
+                libc::preadv2(
+                    self.fd.as_raw_fd(),
+                    &raw const place,
+                    1,
+                    -1,
+                    libc::RWF_NOWAIT,
+                )
+            };
+            return got == 8 && count > 0;
+        }
         // SAFETY: eight writable bytes; the descriptor does not block.
         let got = unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut count).cast(), 8) };
         got == 8 && count > 0
@@ -137,19 +154,63 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_counter_is_raised_and_never_blocks() {
+    fn a_shared_counter_never_blocks() {
         let event = EventFd::new().unwrap();
-        let peers = EventFd::of_peer(event.fd.try_clone().unwrap()).unwrap();
+        let copy = || event.fd.try_clone().unwrap();
+        let peers = EventFd::of_peer(event.as_fd()).unwrap();
         peers.raise();
         assert!(event.take());
+        // The peer makes it block, and fills it: a `write` of one would wait for ever.
+        // SAFETY: plain integers.
+        unsafe { libc::fcntl(event.fd.as_raw_fd(), libc::F_SETFL, 0) };
         let full = u64::MAX - 1;
         // SAFETY: eight readable bytes.
         unsafe { libc::write(event.fd.as_raw_fd(), (&raw const full).cast(), 8) };
-        // SAFETY: plain integers.
-        unsafe { libc::fcntl(event.fd.as_raw_fd(), libc::F_SETFL, 0) };
-        peers.raise();
+        for _ in 0..200 {
+            peers.raise();
+        }
+        let mut shared = EventFd::shared().unwrap();
+        shared.fd = copy();
+        assert!(shared.take());
+        // Empty, and blocking: a `read` would wait for ever.
+        assert!(!shared.take());
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(EventFd::of_peer(file.into()).is_err());
+        assert!(EventFd::of_peer(file.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_peer_that_fills_the_counter_at_any_moment_blocks_nothing() {
+        let event = EventFd::new().unwrap();
+        let copy = || event.fd.try_clone().unwrap();
+        let peers = EventFd::of_peer(event.as_fd()).unwrap();
+        let mut shared = EventFd::shared().unwrap();
+        shared.fd = copy();
+        let filler = copy();
+        // The peer fills the counter as soon as there is room. It is left behind when the test ends.
+        std::thread::spawn(move || {
+            let full = u64::MAX - 1;
+            loop {
+                // SAFETY: plain integers.
+                unsafe { libc::fcntl(filler.as_raw_fd(), libc::F_SETFL, 0) };
+                // SAFETY: eight readable bytes.
+                let written =
+                    unsafe { libc::write(filler.as_raw_fd(), (&raw const full).cast(), 8) };
+                if written < 0 {
+                    return;
+                }
+            }
+        });
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..20_000 {
+                peers.raise();
+                let _ = shared.take();
+            }
+            tell.send(())
+        });
+        let limit = Duration::from_secs(120);
+        told.recv_timeout(limit)
+            .expect("the raiser or the reader waits");
     }
 
     #[test]

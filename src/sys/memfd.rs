@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{HUGE_PAGE_BYTES, file_size_limit};
 
@@ -42,12 +42,25 @@ pub fn memory_file(len_bytes: usize, huge: bool) -> io::Result<File> {
     Ok(file)
 }
 
-/// The page size, in bytes, of a file whose content is memory (`memfd`, tmpfs, hugetlbfs); `None` for any
-/// other file. Mapping such a file cannot block on a disk, or on a process that plays a filesystem.
+/// Whether a descriptor is a file whose content is memory (`memfd`, tmpfs, hugetlbfs): only those have seals.
+///
+/// The one question that may be asked of a peer's descriptor before anything else: `memfd_fcntl()` looks at the file's
+/// type and calls no filesystem. On a file of a FUSE filesystem `fstat`, `fstatfs`, `mmap` and even `close` may wait
+/// for the peer for ever.
+pub fn is_memory(fd: impl AsFd) -> bool {
+    // SAFETY: plain integers.
+    unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GET_SEALS) >= 0 }
+}
+
+/// The page size, in bytes, of a file whose content is memory; `None` for any other file. Mapping such a file cannot
+/// block on a disk, or on a process that plays a filesystem.
 ///
 /// # Errors
 /// The errno of `fstatfs`.
 pub fn memory_page_bytes(file: &File) -> io::Result<Option<u64>> {
+    if !is_memory(file) {
+        return Ok(None);
+    }
     // SAFETY: all-zero bytes are a valid `statfs`.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: an open descriptor, and a structure that the kernel may fill.
@@ -61,6 +74,33 @@ pub fn memory_page_bytes(file: &File) -> io::Result<Option<u64>> {
         libc::HUGETLBFS_MAGIC if huge || page > 4096 => Some(page),
         _ => None,
     })
+}
+
+/// Filesystems whose files lie on a disk of this machine, or in its memory: none of them waits for another process.
+const LOCAL: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs",
+];
+
+/// Whether a descriptor is memory, or a file of a mounted filesystem that waits for no other process or machine.
+/// Decided by the kernel's tables of descriptors and mounts, without a call into the file's filesystem.
+pub fn is_local_file(fd: impl AsFd) -> bool {
+    is_memory(&fd) || filesystem_of(fd.as_fd()).is_some_and(|name| LOCAL.contains(&name.as_str()))
+}
+
+/// The type of the filesystem that a descriptor's file is in, where that is mounted here.
+fn filesystem_of(fd: BorrowedFd<'_>) -> Option<String> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let mount = about
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?;
+    let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
+    let mounts = String::from_utf8_lossy(&mounts);
+    // proc_pid_mountinfo(5): the id comes first, the type behind the lone hyphen.
+    let line = mounts
+        .lines()
+        .find(|line| line.split(' ').next() == Some(mount.trim()))?;
+    let (_, behind) = line.split_once(" - ")?;
+    behind.split(' ').next().map(str::to_owned)
 }
 
 /// Whether a descriptor is an `eventfd`, and not a pipe or file whose other end might block a writer.
@@ -90,5 +130,12 @@ mod tests {
         assert!(!is_eventfd(&null));
         let disk = File::open("/proc/self/exe").unwrap();
         assert_eq!(memory_page_bytes(&disk).unwrap(), None);
+        assert!(!is_memory(&disk) && !is_memory(&null));
+        let shared = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert!(is_memory(&shared) && is_local_file(&shared));
+        assert!(is_local_file(memory_file(4096, false).unwrap()));
+        // A file of proc, and one of no filesystem that is mounted.
+        assert!(!is_local_file(File::open("/proc/self/status").unwrap()));
+        assert!(!is_local_file(EventFd::new().unwrap()));
     }
 }

@@ -3,6 +3,7 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod aio;
 mod bytelock;
 mod direct_file;
 mod direct_ring;
@@ -13,17 +14,20 @@ mod held;
 mod hostdir;
 mod hostpath;
 mod lease;
+mod limits;
 mod loopmount;
 mod loopstat;
 mod membarrier;
 mod memfd;
 mod pages;
 mod peer;
+mod peerfds;
 mod sigbus;
 mod signal;
 mod ticks;
 mod unix;
 mod uring;
+mod zeroed;
 
 pub use bytelock::{are_bytes_locked, lock_bytes};
 pub use direct_file::{DirectAlign, set_blocking, set_direct};
@@ -35,14 +39,19 @@ pub use held::HeldFile;
 pub use hostdir::{HostDir, HostTime};
 pub use hostpath::HostPath;
 pub use lease::{LeaseKind, give_lease_back, take_lease};
+pub use limits::memory_limit_bytes;
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use loopstat::{FileId, file_serial, loop_device_of};
 pub use membarrier::{heavy_barrier, light_barrier};
-pub use memfd::{is_eventfd, memory_file, memory_page_bytes};
+pub use memfd::{is_eventfd, is_local_file, is_memory, memory_file, memory_page_bytes};
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};
 pub use peer::SocketPeer;
-pub use sigbus::{Cover, Guard};
+pub use peerfds::PeerFds;
+pub use sigbus::{Cover, Guard, handle_fault, leave_out_handler};
 pub use signal::{catch_interrupts, hold_interrupts, interrupted};
 pub use ticks::Ticks;
-pub use unix::{MOST_FDS, connect_unix, receive_with_fds, send_with_fds, wait_readable};
+pub use unix::{
+    MOST_FDS, connect_unix, listen_unix, receive_with_fds, send_with_fds, wait_readable,
+};
 pub use uring::{Slots, Uring, UringOp};
+pub use zeroed::zeroed_bytes;

@@ -1,10 +1,15 @@
-//! What becomes of an access to mapped memory that is no longer there.
+//! Accesses to mapped memory that is no longer there.
 //!
 //! When what is behind a mapping goes away (a BAR's device is unplugged, or its memory decoding is switched
-//! off; a peer truncates the file that it shares), the kernel sends SIGBUS to whoever touches it. The handler
+//! off; a peer truncates the file that it shares), the kernel sends SIGBUS to the thread that touches it. The handler
 //! here puts other memory in its place, notes that, and lets the access go on: all ones for a BAR, as reads of
-//! an absent PCI device give, and zeroes for shared memory. Whoever owns the mapping then sees that its peer is
+//! an absent PCI device give, and zeroes for shared memory. The owner of the mapping then sees that its peer is
 //! gone. All other faults go to the handler that was there before.
+//!
+//! The handler is installed with the first guarded mapping, so by `pci:` and `vfio-user:` targets and a vfio-user server
+//! only. A program that has a SIGBUS handler of its own leaves it out ([`leave_out_handler`]) and may call
+//! [`handle_fault`] from its own. Without either nothing is put in the place of memory that went away: the access
+//! faults again and again, or ends the process, as the program's own disposition of SIGBUS has it.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -101,9 +106,62 @@ struct Handler {
     previous: libc::sigaction,
 }
 
+/// The program has a handler of its own.
+static LEFT_OUT: AtomicBool = AtomicBool::new(false);
 static HANDLER: OnceLock<Handler> = OnceLock::new();
 /// Makes one of several first guards install the handler.
 static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Leaves SIGBUS to the program: no handler is installed from now on. Whether that is so: false when one is installed
+/// already.
+pub fn leave_out_handler() -> bool {
+    let _one = INSTALL
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if HANDLER.get().is_none() {
+        LEFT_OUT.store(true, Ordering::Relaxed);
+    }
+    LEFT_OUT.load(Ordering::Relaxed)
+}
+
+/// Covers the guarded mapping that a fault was met in, from a program's own SIGBUS handler; false for any other
+/// fault. Async-signal-safe.
+///
+/// # Safety
+/// `info` is the `siginfo_t` that the kernel has passed to a handler with SA_SIGINFO, for a fault of this thread.
+pub unsafe fn handle_fault(info: *const c_void) -> bool {
+    // `OnceLock::get` is one atomic load once it is set, and it is set before anything is guarded.
+    let Some(handler) = HANDLER.get() else {
+        return false;
+    };
+    // SAFETY: a valid siginfo, by the contract.
+    let told = unsafe { &*info.cast::<libc::siginfo_t>() };
+    let code = told.si_code;
+    // SAFETY: a fault's siginfo has an address; of another one it is a number that is not looked at.
+    let address = unsafe { told.si_addr() }.addr();
+    // Codes above zero come from the kernel; only those carry an address.
+    let found = TABLE
+        .iter()
+        .filter(|_| code > 0)
+        .find_map(|slot| Some((slot, slot.range_with(address)?)));
+    let Some((slot, (start, len_bytes))) = found else {
+        return false;
+    };
+    let with = Cover::of_code(slot.cover.load(Ordering::Relaxed));
+    // SAFETY: the location of this thread's errno is valid while the thread runs.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let kept = unsafe { errno.read() };
+    // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in use by
+    // the faulting access, so that it is not unmapped meanwhile.
+    let covered = unsafe { cover(handler, start, len_bytes, with) };
+    // SAFETY: as above.
+    unsafe { errno.write(kept) };
+    if covered {
+        slot.tripped.store(true, Ordering::Release);
+    }
+    covered
+}
 
 /// A guarded mapping, until dropped.
 #[derive(Debug)]
@@ -120,7 +178,7 @@ unsafe impl Send for Guard {}
 unsafe impl Sync for Guard {}
 
 impl Guard {
-    /// Guards a mapping; the first guard installs the process-wide handler.
+    /// Guards a mapping; the first guard installs the process-wide handler, unless it is left out.
     ///
     /// # Safety
     /// `start` and `len_bytes` are whole pages of one mapping of the caller's, which stays mapped while the
@@ -234,6 +292,9 @@ fn install() -> io::Result<()> {
     }
     // Known before the handler runs for the first time.
     let _ = HANDLER.set(Handler { ones, previous });
+    if LEFT_OUT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     // SAFETY: all-zero bytes are a valid `sigaction` (no flags, empty mask).
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
@@ -261,36 +322,12 @@ fn file_of_ones() -> io::Result<OwnedFd> {
 
 /// The handler. Async-signal-safe: atomics, `mmap`, `sigaction`, `raise`; errno is left as it was.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // `OnceLock::get` is one atomic load once it is set, and it is set before the handler is installed.
-    let Some(handler) = HANDLER.get() else {
-        return;
-    };
     // SAFETY: the kernel passes a valid siginfo, this thread's own, to a handler with SA_SIGINFO.
-    let told = unsafe { &*info };
-    let code = told.si_code;
-    // SAFETY: a fault's siginfo has an address; of another one it is a number that is not looked at.
-    let address = unsafe { told.si_addr() }.addr();
-    // Codes above zero come from the kernel; only those carry an address.
-    let found = TABLE
-        .iter()
-        .filter(|_| code > 0)
-        .find_map(|slot| Some((slot, slot.range_with(address)?)));
-    let Some((slot, (start, len_bytes))) = found else {
-        return pass_on(&handler.previous, signal, info, context);
-    };
-    let with = Cover::of_code(slot.cover.load(Ordering::Relaxed));
-    // SAFETY: the location of this thread's errno is valid while the thread runs.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
-    let kept = unsafe { errno.read() };
-    // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in use by
-    // the faulting access, so that it is not unmapped meanwhile.
-    let covered = unsafe { cover(handler, start, len_bytes, with) };
-    // SAFETY: as above.
-    unsafe { errno.write(kept) };
-    if covered {
-        slot.tripped.store(true, Ordering::Release);
-    } else {
+    if unsafe { handle_fault(info.cast_const().cast()) } {
+        return;
+    }
+    // Set before the handler is installed.
+    if let Some(handler) = HANDLER.get() {
         pass_on(&handler.previous, signal, info, context);
     }
 }
@@ -318,8 +355,8 @@ fn pass_on(
             unsafe { libc::raise(signal) };
         }
         address if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: with SA_SIGINFO this is the address of a function with three arguments, installed by
-            // whoever was here before.
+            // SAFETY: with SA_SIGINFO this is the address of a function with three arguments, installed
+            // before.
             let handler = unsafe { std::mem::transmute::<libc::sighandler_t, WithInfo>(address) };
             handler(signal, info, context);
         }

@@ -1,14 +1,21 @@
 //! Messages with file descriptors over a Unix stream socket (`SCM_RIGHTS`).
 
+use std::fs::{File, Permissions};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use super::peerfds::{self, PeerFds};
+
 /// The most descriptors that are sent or received at once.
 pub const MOST_FDS: usize = 64;
+
+/// Connections that wait to be accepted.
+const BACKLOG: libc::c_int = 128;
 
 /// Bytes of one descriptor in a control message.
 const FD_BYTES: usize = size_of::<RawFd>();
@@ -26,6 +33,20 @@ const _: () = assert!(MOST_FDS * FD_BYTES == 64 * 4);
 /// The errno of `socket` or `connect`; [`io::ErrorKind::WouldBlock`] when the time is over;
 /// [`io::ErrorKind::InvalidInput`] for a path that is too long for a socket.
 pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let address = address_of(path)?;
+    let socket = UnixStream::from(new_socket()?);
+    socket.set_write_timeout(Some(timeout))?;
+    let len = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+    // SAFETY: an initialised address of this length.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if done == 0 {
+        Ok(socket)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn address_of(path: &Path) -> io::Result<libc::sockaddr_un> {
     // SAFETY: all-zero bytes are a valid `sockaddr_un`.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
@@ -40,22 +61,69 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     for (to, from) in address.sun_path.iter_mut().zip(path) {
         *to = from.cast_signed();
     }
+    Ok(address)
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
     // SAFETY: plain integers.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made this descriptor for us alone.
-    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    socket.set_write_timeout(Some(timeout))?;
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Listens at a new socket with these permission bits, whatever the umask. At no time has the socket more than these.
+///
+/// # Errors
+/// The errno of `socket`, `fchmod`, `bind`, `chmod` or `listen`; [`io::ErrorKind::InvalidInput`] for a path that is too
+/// long for a socket. No socket is left behind.
+pub fn listen_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let address = address_of(path)?;
+    let socket = new_socket()?;
+    // The file takes its bits from the socket's own inode, less the umask (unix_bind_bsd() in net/unix/af_unix.c).
+    // SAFETY: plain integers.
+    if unsafe { libc::fchmod(socket.as_raw_fd(), mode & 0o777) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     let len = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
     // SAFETY: an initialised address of this length.
-    let done = unsafe { libc::connect(fd, (&raw const address).cast(), len) };
-    if done == 0 {
-        Ok(socket)
-    } else {
-        Err(io::Error::last_os_error())
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
     }
+    let listen = || {
+        allow(path, mode & 0o777)?;
+        // SAFETY: plain integers.
+        match unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    if let Err(error) = listen() {
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(UnixListener::from(socket))
+}
+
+/// Gives a socket of this user the bits that the umask has taken from it.
+fn allow(path: &Path, mode: u32) -> io::Result<()> {
+    let place = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let found = place.metadata()?;
+    // SAFETY: no memory is involved.
+    let user = unsafe { libc::geteuid() };
+    if !found.file_type().is_socket() || found.uid() != user {
+        return Err(io::Error::other("another file took the socket's place"));
+    }
+    if found.mode() & 0o777 == mode {
+        return Ok(());
+    }
+    let name = format!("/proc/self/fd/{}", place.as_raw_fd());
+    std::fs::set_permissions(name, Permissions::from_mode(mode))
 }
 
 /// Waits until a descriptor can be read from (or accepted from), for `timeout` at most; whether it can. A
@@ -146,7 +214,8 @@ pub fn send_with_fds(
 ///
 /// # Errors
 /// The errno of `recvmsg`; [`io::ErrorKind::InvalidData`] when there were more descriptors than
-/// [`MOST_FDS`] (all of this message are closed then).
+/// [`MOST_FDS`], or any while too many that peers have sent cannot be closed ([`PeerFds`]). All of this message are
+/// closed then.
 pub fn receive_with_fds(
     socket: &UnixStream,
     bytes: &mut [u8],
@@ -162,12 +231,17 @@ pub fn receive_with_fds(
     message.msg_iov = &raw mut slice;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL_BYTES;
+    // Without room the kernel keeps the descriptors.
+    message.msg_controllen = if peerfds::are_stuck() {
+        0
+    } else {
+        CONTROL_BYTES
+    };
     // SAFETY: the message points to the slice over `bytes` and to the control buffer, both writable.
     let got =
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-    let mut received = Vec::new();
+    let mut received = PeerFds::default();
     // SAFETY: the kernel has filled the message in.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     // SAFETY: null, or a header that lies in the control buffer.
@@ -184,7 +258,7 @@ pub fn receive_with_fds(
                 // SAFETY: as above.
                 let fd = unsafe { place.cast::<RawFd>().read_unaligned() };
                 // SAFETY: the kernel has installed this descriptor for us alone.
-                received.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                received.0.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
         // SAFETY: the message is unchanged, and the header one of its own.
@@ -196,13 +270,12 @@ pub fn receive_with_fds(
             "more file descriptors came with a message than can be taken",
         ));
     }
-    fds.append(&mut received);
+    fds.append(&mut received.0);
     Ok(got)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::io::Write;
     use std::os::fd::AsFd;
 
@@ -238,7 +311,7 @@ mod tests {
             kind(Path::new(&"x".repeat(108))),
             io::ErrorKind::InvalidInput
         );
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
         let mut waiting = Vec::new();
         let full = (0..10_000).find_map(|_| match connect_unix(&path, timeout) {
             Ok(socket) => {
@@ -250,6 +323,24 @@ mod tests {
         assert_eq!(full, Some(io::ErrorKind::WouldBlock));
         drop(listener);
         assert_eq!(kind(&path), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_socket_has_the_bits_that_were_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [0o600, 0o660, 0o666, 0o777] {
+            let path = dir.path().join(format!("{mode:o}"));
+            let listener = listen_unix(&path, mode).unwrap();
+            let found = path.symlink_metadata().unwrap();
+            assert_eq!(found.mode() & 0o7777, mode, "{mode:o}");
+            connect_unix(&path, Duration::from_secs(10)).unwrap();
+            listener.accept().unwrap();
+            let again = listen_unix(&path, mode).unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+            assert!(path.exists());
+        }
+        let no_dir = dir.path().join("no").join("s");
+        assert!(listen_unix(&no_dir, 0o600).is_err());
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! `xtent serve vfio-user`, as a user runs it.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
 
+use xtent::internals::block::Status;
+
 use super::common::{kernel_is_here, run};
+use super::raw::{Raw, memory};
+use super::{PLENTY, drive, fill};
 
 const XTENT: &str = env!("CARGO_BIN_EXE_xtent");
 
@@ -116,4 +122,95 @@ fn a_socket_that_a_server_left_behind_is_replaced_and_a_file_is_not() {
     assert_eq!(std::fs::read(&socket).unwrap(), b"a file");
     let wrong = xtent(&["serve", "vfio-user", text, "--media", "pci:01:00.0"]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("only image: and ram:"));
+}
+
+#[test]
+fn the_socket_has_the_mode_that_was_asked_for_and_refused_memory_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, text) = (dir.path().join("cntrl"), dir.path().to_str().unwrap());
+    let arguments = [
+        text,
+        "--media",
+        "ram:1M",
+        "--mode",
+        "640",
+        "--client-memory",
+        "64k",
+    ];
+    let (mut child, mut stderr) = serve(&arguments);
+    let said = line(&mut stderr);
+    assert!(said.contains("may lend up to 64.0 KiB"), "{said}");
+    assert_eq!(socket.metadata().unwrap().mode() & 0o7777, 0o640);
+    let mut raw = Raw::greeted(&socket);
+    let lent = memory(1 << 20);
+    assert_eq!(
+        raw.map(Some(lent.as_fd()), 0x10_0000, 1 << 20),
+        Err(libc::ENOMEM)
+    );
+    let refused = loop {
+        let said = line(&mut stderr);
+        if said.contains("refused") || said.is_empty() {
+            break said;
+        }
+    };
+    assert!(
+        refused.contains("1.00 MiB of the client's at 0x100000: the client would lend more"),
+        "{refused}"
+    );
+    drop(raw);
+    assert_eq!(terminate(&mut child), 0);
+    for bad in ["rw", "1777", "999"] {
+        let refused = xtent(&[
+            "serve",
+            "vfio-user",
+            text,
+            "--media",
+            "ram:1M",
+            "--mode",
+            bad,
+        ]);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_lost_is_reported_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().to_str().unwrap();
+    let (mut child, mut stderr) = serve(&[text, "--media", "ram:8M"]);
+    line(&mut stderr);
+    let target = format!("vfio-user:{text}");
+    let mut bench = Command::new(XTENT);
+    bench.args(["bench", "--raw", &target, "--runtime", "600"]);
+    let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    while !line(&mut stderr).contains("connected") {}
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    child.0.kill().unwrap();
+    let ended = bench.unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success(), "{said}");
+    // It may not have come so far within the second; then the error itself says so.
+    let told = "the connection to the controller's server is lost";
+    assert!(said.contains(told) || said.contains("open"), "{said}");
+    assert!(said.contains("the connection was closed"), "{said}");
+}
+
+#[test]
+fn memory_that_cannot_be_had_fails_the_write_and_not_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().to_str().unwrap();
+    // Room for the process and its threads, and not for what is written.
+    let limit = format!("ulimit -v 600000; exec \"$0\" serve vfio-user {text} --media ram:4G");
+    let mut command = Command::new("sh");
+    command.args(["-c", &limit, XTENT]).stderr(Stdio::piped());
+    let mut child = Server(command.spawn().unwrap());
+    let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
+    let said = line(&mut stderr);
+    assert!(said.contains("serving"), "{said}");
+    let status = fill(&dir.path().join("cntrl"), 4 << 30, 2 << 20).unwrap();
+    let capacity_exceeded = Status::Device { sct: 0, sc: 0x81 };
+    assert_eq!(status, Some(capacity_exceeded));
+    // What there is room for still works.
+    drive(&dir.path().join("cntrl"), PLENTY, 1).unwrap();
+    assert_eq!(terminate(&mut child), 0);
 }

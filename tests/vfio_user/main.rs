@@ -11,6 +11,8 @@ mod client;
 mod command;
 #[path = "../common/mod.rs"]
 mod common;
+mod fuse;
+mod lent;
 mod proxy;
 mod raw;
 #[path = "../rig/mod.rs"]
@@ -21,7 +23,7 @@ mod server;
 use std::path::Path;
 use std::time::Duration;
 
-use xtent::internals::block::{Op, Queue};
+use xtent::internals::block::{Op, Queue, Status};
 use xtent::internals::device::emu::{EmuConfig, Medium};
 use xtent::internals::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
@@ -89,6 +91,34 @@ fn drive(socket: &Path, timeout: Duration, seed: u8) -> Result<(), String> {
     } else {
         Err("the data differ".to_owned())
     }
+}
+
+/// Writes a block at each multiple of `step_bytes`, as a driver does, until one fails: its status.
+fn fill(socket: &Path, len_bytes: u64, step_bytes: u64) -> Result<Option<Status>, String> {
+    let words = |e: xtent::Error| e.to_string();
+    let device = VfioUserDevice::open(socket, &VfioUserOptions::default()).map_err(words)?;
+    let memory = Memory::new();
+    let controller =
+        Controller::open(device, &memory.heap, ControllerOptions::default()).map_err(words)?;
+    let options = QueueOptions {
+        depth: 16,
+        timeout: PLENTY,
+        ..QueueOptions::default()
+    };
+    let mut pair = controller.queue(1, options).map_err(words)?;
+    let lent = memory.lend(512);
+    let segments = [lent.segment(0..512).ok_or("a segment")?];
+    memory.fill(&segments, &[7; 512]);
+    for at in (0..len_bytes).step_by(usize::try_from(step_bytes).unwrap()) {
+        let chain = chain(Op::Write, at / 512, 1, &segments, at);
+        pair.submit(&chain).map_err(|e| format!("refused: {e:?}"))?;
+        for (_, status) in drain(&mut pair) {
+            if !status.is_success() {
+                return Ok(Some(status));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// As long as a client without an enemy in between may take for anything.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use xtent::internals::sys::{receive_with_fds, send_with_fds, wait_readable};
+use xtent::internals::sys::{PeerFds, receive_with_fds, send_with_fds, wait_readable};
 
 /// One message.
 pub(crate) struct Packet {
@@ -155,6 +155,7 @@ fn pass_on(
                 fds = &[];
             }
         }
+        drop(PeerFds(packet.fds));
         if matches!(then, Then::CutAfter(_)) {
             return Ok(());
         }

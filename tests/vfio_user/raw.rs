@@ -62,6 +62,11 @@ impl Raw {
         assert_eq!(sent, bytes.len());
     }
 
+    /// Sends bytes; false when the server does not take them within the socket's time-out.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        send_with_fds(&self.socket, bytes, &[]).is_ok_and(|sent| sent == bytes.len())
+    }
+
     /// A request and its answer. Panics when the server closes the connection instead.
     pub(crate) fn call(&mut self, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Answer {
         self.id += 1;

@@ -200,8 +200,12 @@ impl Controller {
             self.entry_shift_is(CC_IOSQES_SHIFT, 6),
         )?;
         let cq_id = low16(command.cdw10_15[1].get() >> 16);
+        // 0 is the admin queue's; from the first that cannot be created on none is valid (section 5.4).
+        if cq_id == 0 || cq_id > self.features.queues {
+            return Err(SC_INVALID_QUEUE_ID.do_not_retry());
+        }
         let found = matches!(self.cqs.get(usize::from(cq_id)), Some(Some(_)));
-        if cq_id == 0 || !found {
+        if !found {
             return Err(SC_INVALID_CQ.do_not_retry());
         }
         let sq = Sq::new(cq_id, size, Iova(command.prp1.get()), &self.space);

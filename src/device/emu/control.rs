@@ -1,5 +1,6 @@
 //! What register writes do: enable, reset, shut down (sections 3.1.3, 3.5, 3.6, 3.7).
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rand::Rng;
@@ -24,7 +25,7 @@ const CC_FIXED: u32 = 7 << CC_CSS_SHIFT | 0xf << CC_MPS_SHIFT | 7 << CC_AMS_SHIF
 
 impl Controller {
     pub(super) fn write32(&mut self, offset: u32, value: u32) {
-        let registers = std::sync::Arc::clone(&self.registers);
+        let registers = Arc::clone(&self.registers);
         if registers.gone.load(Ordering::Acquire) {
             return;
         }
@@ -141,6 +142,7 @@ impl Controller {
         self.drop_queues();
         self.features =
             super::admin::Features::new(self.offer.max_io_queues, self.offer.volatile_write_cache);
+        *self.under_temperature() = 0;
         let subsystem = self.registers.csts() & CSTS_NSSRO;
         self.registers.set_csts(subsystem);
     }
@@ -163,6 +165,18 @@ impl Controller {
             self.count_fault(fault);
             return false;
         }
+        self.power_on_reset();
+        true
+    }
+
+    /// The host has left, and nothing of it is to reach the next one.
+    pub(super) fn forget_host(&mut self) {
+        self.power_on_reset();
+        self.vectors.disconnect_all();
+        self.due.clear();
+    }
+
+    fn power_on_reset(&mut self) {
         self.stats.resets += 1;
         self.reset();
         let registers = &self.registers;
@@ -172,7 +186,6 @@ impl Controller {
         registers.asq.store(0, Ordering::Relaxed);
         registers.acq.store(0, Ordering::Relaxed);
         registers.interrupt_mask.store(0, Ordering::Relaxed);
-        true
     }
 
     /// The power goes. Commands under way are done or not; what is cached is kept or lost, block by block.

@@ -21,6 +21,7 @@ use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::{
     ADM_ABORT, CSTS_CFS, Command, SC_CID_CONFLICT, SC_WRITE_FAULT, StatusField,
 };
+use crate::sys::EventFd;
 
 /// Most commands taken from one queue before the next gets its turn.
 const BURST: usize = 32;
@@ -128,7 +129,7 @@ pub(super) struct Controller {
     pub(super) running: bool,
     /// Some completion waits for room in its queue.
     pub(super) backlog: bool,
-    /// Interrupt vectors to raise when the pass is over.
+    /// Interrupt vectors to raise when the controller is released.
     pub(super) due: Vec<u16>,
     /// The completion at work interrupts nobody.
     mute: bool,
@@ -196,17 +197,19 @@ impl Controller {
         }
     }
 
-    /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.
-    pub(super) fn pass(&mut self, budget: usize) -> usize {
-        let done = self.work(budget);
-        // Together, and last: all of their entries are posted.
-        for vector in self.due.drain(..) {
-            self.vectors.raise(vector);
+    /// The counters of the interrupts that came due since the last call. The caller raises them after it has released
+    /// the controller: together, and when all of their entries are posted.
+    #[inline]
+    pub(super) fn take_due(&mut self) -> Vec<Arc<EventFd>> {
+        if self.due.is_empty() {
+            return Vec::new();
         }
-        done
+        let events = self.due.drain(..);
+        events.filter_map(|v| self.vectors.event(v)).collect()
     }
 
-    fn work(&mut self, budget: usize) -> usize {
+    /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.
+    pub(super) fn pass(&mut self, budget: usize) -> usize {
         if let Some(at) = self.ready_at
             && self.clock.now_ns() >= at
         {
@@ -527,7 +530,9 @@ impl Controller {
         self.ready_at = None;
         self.drop_queues();
         self.registers.gone.store(true, Ordering::Release);
-        self.vectors.raise_all();
+        // Whoever sleeps there is to see it.
+        self.due.clear();
+        self.due.extend(0..self.vectors.count());
     }
 
     /// Forgets all queues and every outstanding command.

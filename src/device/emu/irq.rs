@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::sys::EventFd;
 
-/// The vectors of a controller. Those that nobody asked for are raised into the void.
+/// The vectors of a controller. One without a counter interrupts nothing.
 #[derive(Debug)]
 pub(super) struct Vectors(Box<[Mutex<Slot>]>);
 
@@ -40,20 +40,14 @@ impl Vectors {
         }
     }
 
-    pub(super) fn raise(&self, vector: u16) {
-        if let Some(event) = self
-            .0
-            .get(usize::from(vector))
-            .and_then(|slot| lock(slot).clone())
-        {
-            event.raise();
+    pub(super) fn disconnect_all(&self) {
+        for slot in &self.0 {
+            *lock(slot) = None;
         }
     }
 
-    /// Wakes whoever sleeps: the device is no more.
-    pub(super) fn raise_all(&self) {
-        for event in self.0.iter().filter_map(|slot| lock(slot).clone()) {
-            event.raise();
-        }
+    /// The counter of `vector`, if one is connected. Raised without the controller's lock: a peer has it, too.
+    pub(super) fn event(&self, vector: u16) -> Slot {
+        lock(self.0.get(usize::from(vector))?).clone()
     }
 }

@@ -436,7 +436,13 @@ fn chunk(chunks: &mut [Option<Box<[u8]>>], at: usize) -> io::Result<&mut [u8]> {
     let slot = chunks
         .get_mut(at)
         .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    Ok(slot.get_or_insert_with(|| vec![0; CHUNK_BYTES].into_boxed_slice()))
+    match slot {
+        Some(chunk) => Ok(chunk),
+        None => {
+            let zeroes = sys::zeroed_bytes(CHUNK_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
+            Ok(slot.insert(zeroes))
+        }
+    }
 }
 
 fn zero_file(file: &File, offset: u64, len: u64, free: bool) -> io::Result<()> {

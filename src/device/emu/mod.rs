@@ -78,7 +78,6 @@ pub struct EmuDevice {
 #[derive(Debug)]
 struct Shared {
     registers: Arc<Registers>,
-    doorbells: Arc<DoorbellArray>,
     clock: Arc<Clock>,
     vectors: Arc<Vectors>,
     controller: Mutex<Controller>,
@@ -89,12 +88,12 @@ struct Shared {
 }
 
 impl Shared {
-    /// The controller, for a host thread.
-    fn lock(&self) -> MutexGuard<'_, Controller> {
+    /// Uses the controller, for a host thread; raises the interrupts that come of it once it is released.
+    fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> T {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.controller.lock();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        guard.unwrap_or_else(PoisonError::into_inner)
+        Self::work_and_raise(guard.unwrap_or_else(PoisonError::into_inner), work)
     }
 
     /// One pass of the worker.
@@ -102,19 +101,33 @@ impl Shared {
         while self.waiting.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
         }
-        self.controller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pass(budget)
+        let controller = self.controller.lock();
+        let controller = controller.unwrap_or_else(PoisonError::into_inner);
+        Self::work_and_raise(controller, |controller| controller.pass(budget))
     }
 
     /// A pass, unless another thread is at it.
     fn try_pass(&self, budget: usize) -> usize {
-        match self.controller.try_lock() {
-            Ok(mut controller) => controller.pass(budget),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().pass(budget),
-            Err(TryLockError::WouldBlock) => 0,
+        let controller = match self.controller.try_lock() {
+            Ok(controller) => controller,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return 0,
+        };
+        Self::work_and_raise(controller, |controller| controller.pass(budget))
+    }
+
+    #[inline]
+    fn work_and_raise<T>(
+        mut controller: MutexGuard<'_, Controller>,
+        work: impl FnOnce(&mut Controller) -> T,
+    ) -> T {
+        let done = work(&mut controller);
+        let due = controller.take_due();
+        drop(controller);
+        for event in due {
+            event.raise();
         }
+        done
     }
 }
 
@@ -134,10 +147,11 @@ impl Mapper for EmuMapper {
         let Some(shared) = self.shared.upgrade() else {
             return self.space.unmap(arena);
         };
-        let mut controller = shared.lock();
-        let done = self.space.unmap(arena);
-        controller.remap_queues();
-        done
+        shared.with(|controller| {
+            let done = self.space.unmap(arena);
+            controller.remap_queues();
+            done
+        })
     }
 }
 
@@ -169,13 +183,12 @@ impl EmuDevice {
             config,
             Arc::clone(&registers),
             Arc::clone(&space),
-            Arc::clone(&doorbells),
+            doorbells,
             Arc::clone(&clock),
             Arc::clone(&vectors),
         );
         let shared = Arc::new(Shared {
             registers,
-            doorbells,
             clock,
             vectors,
             controller: Mutex::new(controller),
@@ -211,9 +224,8 @@ impl EmuDevice {
     /// each a tick of the clock apart; how many it was. Meant for [`Mode::Stepped`], where nothing else
     /// makes the controller work; allowed in every mode.
     pub fn step(&self, commands: usize) -> usize {
-        let mut controller = self.shared.lock();
         for done in 0..commands {
-            if controller.pass(1) == 0 {
+            if self.shared.with(|controller| controller.pass(1)) == 0 {
                 return done;
             }
             self.shared.clock.advance(self.tick_ns);
@@ -228,35 +240,38 @@ impl EmuDevice {
 
     /// What happened since the start.
     pub fn stats(&self) -> EmuStats {
-        self.shared.lock().stats.clone()
+        self.shared.with(|controller| controller.stats.clone())
     }
 
     /// Adds a fault to those planned.
     pub fn inject(&self, rule: FaultRule) {
-        self.shared.lock().faults.add(rule);
+        self.shared.with(|controller| controller.faults.add(rule));
     }
 
     /// Replaces all faults, those injected included.
     pub fn set_faults(&self, plan: FaultPlan) {
-        self.shared.lock().faults = fault::Faults::new(plan);
+        let faults = fault::Faults::new(plan);
+        self.shared.with(|controller| controller.faults = faults);
     }
 
     /// Another temperature, in kelvins: over the host's threshold there is a SMART warning, and an event for a
     /// host that asked for it.
     pub fn set_temperature(&self, kelvins: u16) {
-        self.shared.lock().set_temperature(kelvins);
+        self.shared
+            .with(|controller| controller.set_temperature(kelvins));
         self.wake();
     }
 
     /// What is critical from now on, in the SMART log; the host hears of what is new, if it asked for that.
     pub fn set_warning(&self, warning: CriticalWarning) {
-        self.shared.lock().set_warning(warning);
+        self.shared
+            .with(|controller| controller.set_warning(warning));
         self.wake();
     }
 
     /// Raises an event, whatever the host asked for, and whether it makes sense or not.
     pub fn raise(&self, event: EventWord) {
-        self.shared.lock().raise(event);
+        self.shared.with(|controller| controller.raise(event));
         self.wake();
     }
 
@@ -266,13 +281,14 @@ impl EmuDevice {
     /// # Errors
     /// [`ErrorKind::DeviceGone`] when the medium was taken.
     pub fn resize(&self, blocks: u64) -> Result<u64> {
-        let mut controller = self.shared.lock();
-        let namespace = controller.namespaces.first_mut();
-        let blocks = namespace
-            .ok_or_else(|| self.without_medium())?
-            .resize(blocks);
-        controller.namespace_changed(1);
-        drop(controller);
+        let blocks = self.shared.with(|controller| {
+            let namespace = controller.namespaces.first_mut();
+            let blocks = namespace
+                .ok_or_else(|| self.without_medium())?
+                .resize(blocks);
+            controller.namespace_changed(1);
+            Ok::<_, Error>(blocks)
+        })?;
         self.wake();
         Ok(blocks)
     }
@@ -290,12 +306,13 @@ impl EmuDevice {
                 format!("the block size is {lba_bytes}, and must be 512 or 4096"),
             ));
         }
-        let mut controller = self.shared.lock();
-        let namespace = controller.namespaces.first_mut();
-        let namespace = namespace.ok_or_else(|| self.without_medium())?;
-        namespace.format(lba_bytes).map_err(of_medium)?;
-        controller.namespace_changed(1);
-        drop(controller);
+        self.shared.with(|controller| {
+            let namespace = controller.namespaces.first_mut();
+            let namespace = namespace.ok_or_else(|| self.without_medium())?;
+            namespace.format(lba_bytes).map_err(of_medium)?;
+            controller.namespace_changed(1);
+            Ok::<_, Error>(())
+        })?;
         self.wake();
         Ok(())
     }
@@ -313,7 +330,9 @@ impl EmuDevice {
     /// [`ErrorKind::DeviceGone`] when the medium was taken before, [`ErrorKind::Io`] when it fails.
     pub fn power_cut(&self, seed: u64) -> Result<Medium> {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let medium = self.shared.lock().power_cut(&mut rng);
+        let medium = self
+            .shared
+            .with(|controller| controller.power_cut(&mut rng));
         self.taken(medium, "cut the power")
     }
 
@@ -322,7 +341,7 @@ impl EmuDevice {
     /// # Errors
     /// As for [`EmuDevice::power_cut`].
     pub fn power_off(&self) -> Result<Medium> {
-        let medium = self.shared.lock().power_off();
+        let medium = self.shared.with(Controller::power_off);
         self.taken(medium, "power off")
     }
 
@@ -339,9 +358,25 @@ impl EmuDevice {
         Err(error.during(operation).on_device(self.name.as_str()))
     }
 
-    /// The doorbells, as a host of another process maps them.
-    pub(in crate::device) fn doorbells(&self) -> &Arc<DoorbellArray> {
-        &self.shared.doorbells
+    /// The doorbells of the host that comes next, which is another process: no host before it has them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfMemory`]; the next host must then not be served.
+    pub(in crate::device) fn new_doorbells(&self) -> Result<Arc<DoorbellArray>> {
+        self.shared.with(|controller| {
+            let doorbells = DoorbellArray::new(controller.doorbells.len())?;
+            controller.doorbells = Arc::clone(&doorbells);
+            Ok(doorbells)
+        })
+    }
+
+    /// The host has left: the device is as after power-on, whatever faults are planned, reaches no memory of another
+    /// process, and raises no counter.
+    pub(in crate::device) fn forget_host(&self) {
+        self.shared.with(|controller| {
+            controller.forget_host();
+            self.mapper.space.unmap_peers();
+        });
     }
 
     /// From now on an interrupt vector raises this counter, or none; vectors that there are not raise nothing.
@@ -351,15 +386,18 @@ impl EmuDevice {
 
     /// Raises an interrupt.
     pub(in crate::device) fn raise_interrupt(&self, vector: u16) {
-        self.shared.vectors.raise(vector);
+        if let Some(event) = self.shared.vectors.event(vector) {
+            event.raise();
+        }
     }
 
     /// Changes what the device reaches of memory, while no transfer is under way.
     pub(in crate::device) fn change_memory<T>(&self, change: impl FnOnce(&DmaSpace) -> T) -> T {
-        let mut controller = self.shared.lock();
-        let changed = change(&self.mapper.space);
-        controller.remap_queues();
-        changed
+        self.shared.with(|controller| {
+            let changed = change(&self.mapper.space);
+            controller.remap_queues();
+            changed
+        })
     }
 
     /// After a register access of the host.
@@ -409,15 +447,16 @@ impl Device for EmuDevice {
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        self.shared.lock().write32(offset, value);
+        self.shared
+            .with(|controller| controller.write32(offset, value));
         self.wake();
     }
 
     fn write64(&self, offset: u32, value: u64) {
-        let mut controller = self.shared.lock();
-        controller.write32(offset, (value & 0xffff_ffff) as u32);
-        controller.write32(offset.wrapping_add(4), (value >> 32) as u32);
-        drop(controller);
+        self.shared.with(|controller| {
+            controller.write32(offset, (value & 0xffff_ffff) as u32);
+            controller.write32(offset.wrapping_add(4), (value >> 32) as u32);
+        });
         self.wake();
     }
 
@@ -427,7 +466,10 @@ impl Device for EmuDevice {
             .checked_sub(REG_DOORBELLS)
             .filter(|from| from.is_multiple_of(stride))
             .and_then(|from| usize::try_from(from / 4).ok())
-            .and_then(|index| Doorbell::in_array(&self.shared.doorbells, index))
+            .and_then(|index| {
+                self.shared
+                    .with(|controller| Doorbell::in_array(&controller.doorbells, index))
+            })
             .ok_or_else(|| {
                 Error::new(
                     ErrorKind::InvalidInput,
@@ -443,7 +485,7 @@ impl Device for EmuDevice {
 
     fn stop_dma(&self) -> Result<()> {
         // Transfers happen under the lock: when it is ours, none is under way.
-        if self.shared.lock().stop_dma() {
+        if self.shared.with(Controller::stop_dma) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Io, "the device did not stop its DMA")
@@ -474,7 +516,7 @@ impl Device for EmuDevice {
             }
             Mode::Stepped => {
                 if self.auto_relax {
-                    self.shared.lock().pass(1);
+                    self.shared.with(|controller| controller.pass(1));
                 }
                 self.shared.clock.advance(self.tick_ns);
             }

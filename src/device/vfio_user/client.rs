@@ -1,6 +1,6 @@
 //! The client's side of a connection: one request at a time, each with its time-out and its reply checked.
 //!
-//! A thread receives all the time: it hands replies to whoever waits, refuses what the server asks for, and
+//! A thread receives all the time: it hands replies to the waiting thread, refuses what the server asks for, and
 //! notices at once when the connection is cut. After that, and after anything that breaks the protocol,
 //! the connection is *gone* for good.
 
@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,8 @@ struct Shared {
     arrived: Condvar,
     gone: AtomicBool,
     timeout: Duration,
+    /// The device's name, from when it is open on: the loss of its connection is reported then.
+    name: OnceLock<String>,
 }
 
 /// The one request that may be under way.
@@ -90,7 +92,7 @@ impl Connection {
     /// Connects, and agrees on a version; what the server says of itself.
     pub(super) fn open(socket: UnixStream, timeout: Duration) -> Result<(Self, Capabilities)> {
         let failed = |e| Error::system("cannot set the socket up", e);
-        stream::prepare(&socket, timeout).map_err(failed)?;
+        stream::prepare(&socket).map_err(failed)?;
         let shared = Arc::new(Shared {
             socket,
             sending: Mutex::default(),
@@ -98,6 +100,7 @@ impl Connection {
             arrived: Condvar::new(),
             gone: AtomicBool::new(false),
             timeout,
+            name: OnceLock::new(),
         });
         let receiver = {
             let shared = Arc::clone(&shared);
@@ -150,9 +153,14 @@ impl Connection {
         self.shared.gone.load(Ordering::Acquire)
     }
 
-    /// Cuts it.
-    pub(super) fn cut(&self) {
-        self.shared.cut(Cut::Stopped);
+    /// Cuts it, for something that the server did.
+    pub(super) fn cut(&self, why: &'static str) {
+        self.shared.cut(Cut::Broken(why));
+    }
+
+    /// The device is open, with this name: its loss is reported from now on.
+    pub(super) fn established(&self, name: &str) {
+        let _ = self.shared.name.set(name.to_owned());
     }
 
     /// Sends a request and waits for its reply.
@@ -174,10 +182,7 @@ impl Connection {
             *waiting = Waiting::For { id, command };
         }
         let header = Header::command(id, command, payload_bytes);
-        let sent = {
-            let _one = lock(&self.shared.sending);
-            stream::send(&self.shared.socket, &header, request.payload, request.fds)
-        };
+        let sent = self.shared.send(&header, request.payload, request.fds);
         if let Err(cut) = sent {
             self.shared.cut(cut);
             return Err(gone(cut));
@@ -216,6 +221,12 @@ impl Connection {
 }
 
 impl Shared {
+    fn send(&self, header: &Header, payload: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<(), Cut> {
+        let _one = lock(&self.sending);
+        let go_on = || !self.gone.load(Ordering::Acquire);
+        stream::send(&self.socket, (header, payload, fds), self.timeout, go_on)
+    }
+
     fn wait(&self) -> Result<Message> {
         let deadline = Instant::now() + self.timeout;
         let mut waiting = lock(&self.waiting);
@@ -277,8 +288,7 @@ impl Shared {
                 header.command.get(),
                 libc::EOPNOTSUPP.unsigned_abs(),
             );
-            let _one = lock(&self.sending);
-            return stream::send(&self.socket, &refusal, &[], &[]);
+            return self.send(&refusal, &[], &[]);
         }
         if !header.is_reply() {
             return Err(Cut::Broken("a message is neither a command nor a reply"));
@@ -298,11 +308,20 @@ impl Shared {
 
     fn cut(&self, cut: Cut) {
         self.gone.store(true, Ordering::Release);
-        {
+        let first = {
             let mut waiting = lock(&self.waiting);
-            if !matches!(&*waiting, Waiting::Gone(_)) {
+            let first = !matches!(&*waiting, Waiting::Gone(_));
+            if first {
                 *waiting = Waiting::Gone(cut);
             }
+            first
+        };
+        if first
+            && cut != Cut::Stopped
+            && let Some(name) = self.name.get()
+        {
+            let reason = cut.words();
+            tracing::warn!(device = %name, reason, "the connection to the controller's server is lost");
         }
         self.arrived.notify_all();
         let _ = self.socket.shutdown(Shutdown::Both);
@@ -311,7 +330,7 @@ impl Shared {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.cut();
+        self.shared.cut(Cut::Stopped);
         if let Some(receiver) = self.receiver.take() {
             // A thread that panicked has nothing more to say.
             let _ = receiver.join();

@@ -73,7 +73,12 @@ impl Default for VfioUserOptions {
 /// An NVMe controller that another process serves, driven by this one.
 ///
 /// Memory for it must be shareable ([`crate::mem::HeapConfig::shareable`]). Dropping it closes the
-/// connection, and the server lets go of all memory.
+/// connection, and a server that keeps to the protocol lets go of all memory.
+///
+/// The server is trusted with the memory that is mapped for it: it has the arenas' files, and nothing takes them back, not
+/// even the end of the connection. It can change at any time what a program reads from a buffer of such an arena, also
+/// while the program holds a `&[u8]` to it. Registers, doorbells, messages, descriptors and interrupts are checked: a
+/// server that breaks the rules there can fail operations, and nothing else.
 pub struct VfioUserDevice {
     name: String,
     connection: Arc<Connection>,
@@ -116,6 +121,7 @@ impl VfioUserDevice {
         }
         let registers = Arc::new(Registers::open(&connection)?);
         let vectors = Vectors::ask(&connection, &info, options.interrupt_vectors)?;
+        connection.established(name);
         Ok(Arc::new(Self {
             name: name.to_owned(),
             mapper: Arc::new(Maps {
@@ -135,7 +141,8 @@ impl VfioUserDevice {
     /// Whether the device is gone, for good.
     pub fn is_gone(&self) -> bool {
         if self.registers.vanished() {
-            self.connection.cut();
+            self.connection
+                .cut("the server took its doorbells' memory away");
         }
         self.connection.is_gone()
     }
@@ -506,7 +513,8 @@ impl Vectors {
         if let Some(event) = slot {
             return Ok(Arc::clone(event));
         }
-        let event = EventFd::new().map_err(|e| Error::system("cannot make an eventfd", e))?;
+        // The server holds it, too, and may do to it what it likes.
+        let event = EventFd::shared().map_err(|e| Error::system("cannot make an eventfd", e))?;
         let request = wire::IrqSet {
             argsz: 20.into(),
             flags: (wire::IRQ_DATA_EVENTFD | wire::IRQ_ACTION_TRIGGER).into(),

@@ -2,6 +2,7 @@
 //! configuration space.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
@@ -11,6 +12,7 @@ use super::wire::{self, REGION_BAR0, REGION_CONFIG, REGION_MMAP, REGION_READ_WRI
 use crate::device::vfio::{Bar, Region};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Doorbell;
+use crate::sys::{PeerFds, is_local_file};
 
 /// Bytes of a reply that fit every description of a region seen so far; a longer one is asked for again.
 const INFO_BYTES: usize = 1024;
@@ -49,7 +51,7 @@ impl Registers {
         }
         let registers = Self {
             connection: Arc::clone(connection),
-            bars: map(&bar0, files)?,
+            bars: map(&bar0, &files)?,
             bar0_bytes: bar0.len_bytes,
         };
         let class = u32::from_le_bytes(registers.read(REGION_CONFIG, PCI_CLASS)?) >> 8;
@@ -142,11 +144,9 @@ impl Registers {
         match wire::split::<wire::RegionAccess>(reply) {
             Some((done, data)) if done.as_bytes() == asked.as_bytes() => Ok(data),
             _ => {
-                self.connection.cut();
-                Err(Error::new(
-                    ErrorKind::DeviceGone,
-                    "the server answered to another access than was asked for",
-                ))
+                let why = "the server answered to another access than was asked for";
+                self.connection.cut(why);
+                Err(Error::new(ErrorKind::DeviceGone, why))
             }
         }
     }
@@ -166,7 +166,7 @@ fn access(region: u32, offset: u64, count: usize) -> wire::RegionAccess {
 }
 
 /// The description of a region, and the files that came with it.
-fn describe(connection: &Connection, index: u32) -> Result<(Region, Vec<File>)> {
+fn describe(connection: &Connection, index: u32) -> Result<(Region, PeerFds)> {
     let mut room = INFO_BYTES;
     loop {
         let request = wire::RegionInfo {
@@ -190,13 +190,12 @@ fn describe(connection: &Connection, index: u32) -> Result<(Region, Vec<File>)> 
         let same = said.is_some_and(|info| info.index.get() == index);
         let region = Region::parse(&reply.payload).filter(|_| same);
         let region = region.ok_or_else(|| unsupported("a region's description makes no sense"))?;
-        let files = reply.fds.into_iter().map(File::from).collect();
-        return Ok((region, files));
+        return Ok((region, reply.fds));
     }
 }
 
 /// Maps the parts of BAR 0 that the server offers: one file for all, or one for each.
-fn map(region: &Region, files: Vec<File>) -> Result<Vec<Arc<Bar>>> {
+fn map(region: &Region, files: &[OwnedFd]) -> Result<Vec<Arc<Bar>>> {
     if region.flags & REGION_MMAP == 0 {
         return Ok(Vec::new());
     }
@@ -212,6 +211,12 @@ fn map(region: &Region, files: Vec<File>) -> Result<Vec<Arc<Bar>>> {
             "the server sends another number of files than BAR 0 has parts to map",
         ));
     }
+    // Before any other call: on a file of another filesystem each may wait for the server for ever.
+    if !files.iter().all(is_local_file) {
+        return Err(unsupported(
+            "the file of BAR 0 is neither memory nor a file of a local filesystem",
+        ));
+    }
     let mut bars = Vec::new();
     for (at, area) in areas.iter().enumerate() {
         let Some(file) = files.get(at).or_else(|| files.first()) else {
@@ -221,9 +226,10 @@ fn map(region: &Region, files: Vec<File>) -> Result<Vec<Arc<Bar>>> {
             sparse: Some(vec![*area]),
             ..region.clone()
         };
-        check_length(file, region, *area)?;
-        let bar =
-            Bar::map(file, &part).map_err(|e| Error::system("cannot map a part of BAR 0", e))?;
+        let failed = |e| Error::system("cannot map a part of BAR 0", e);
+        let file = File::from(file.try_clone().map_err(failed)?);
+        check_length(&file, region, *area)?;
+        let bar = Bar::map(&file, &part).map_err(failed)?;
         bars.push(Arc::new(bar));
     }
     Ok(bars)

@@ -1,16 +1,16 @@
 //! Messages over the socket, whole: what comes is bounded in size, descriptors and time.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::wire::{HEADER_BYTES, Header};
-use crate::sys::{receive_with_fds, send_with_fds};
+use crate::sys::{PeerFds, receive_with_fds, send_with_fds};
 
-/// How long a receive sleeps before it asks whether to go on.
+/// How long a receive or a send sleeps before it asks whether to go on.
 pub(super) const NAP: Duration = Duration::from_millis(100);
 
 /// One message, as it came.
@@ -18,7 +18,7 @@ pub(super) const NAP: Duration = Duration::from_millis(100);
 pub(super) struct Message {
     pub(super) header: Header,
     pub(super) payload: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+    pub(super) fds: PeerFds,
 }
 
 /// What is taken of a peer.
@@ -28,7 +28,7 @@ pub(super) struct Bounds {
     pub(super) payload_bytes: usize,
     /// Descriptors with a message.
     pub(super) fds: usize,
-    /// From a message's first byte to its last.
+    /// From a message's first byte to its last, and until it takes a message.
     pub(super) patience: Duration,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Bounds {
 pub(super) enum Cut {
     /// The peer closed it, between two messages.
     Closed,
-    /// Whoever received does not want to any more.
+    /// The caller asked to stop.
     Stopped,
     /// The peer broke it, or the protocol.
     Broken(&'static str),
@@ -55,9 +55,9 @@ impl Cut {
 }
 
 /// Sets the time-outs that [`receive`] and [`send`] count on.
-pub(super) fn prepare(socket: &UnixStream, patience: Duration) -> io::Result<()> {
+pub(super) fn prepare(socket: &UnixStream) -> io::Result<()> {
     socket.set_read_timeout(Some(NAP))?;
-    socket.set_write_timeout(Some(patience))
+    socket.set_write_timeout(Some(NAP))
 }
 
 /// Waits for a message; asks `go_on` again and again while none is there.
@@ -69,7 +69,7 @@ pub(super) fn receive(
     let mut receiver = Receiver {
         socket,
         bounds,
-        fds: Vec::new(),
+        fds: PeerFds::default(),
         since: None,
     };
     let mut header = Header::new_zeroed();
@@ -90,7 +90,7 @@ pub(super) fn receive(
 struct Receiver<'a> {
     socket: &'a UnixStream,
     bounds: &'a Bounds,
-    fds: Vec<OwnedFd>,
+    fds: PeerFds,
     /// When the first byte came.
     since: Option<Instant>,
 }
@@ -99,7 +99,7 @@ impl Receiver<'_> {
     fn fill(&mut self, bytes: &mut [u8], go_on: &mut impl FnMut() -> bool) -> Result<(), Cut> {
         let mut got = 0;
         while got < bytes.len() {
-            match receive_with_fds(self.socket, &mut bytes[got..], &mut self.fds) {
+            match receive_with_fds(self.socket, &mut bytes[got..], &mut self.fds.0) {
                 Ok(0) if self.since.is_none() => return Err(Cut::Closed),
                 Ok(0) => return Err(Cut::Broken("the connection was cut within a message")),
                 Ok(n) => {
@@ -134,20 +134,22 @@ fn is_a_pause(error: &io::Error) -> bool {
     )
 }
 
-/// Sends a message, all of it.
+/// Sends a message, all of it; asks `go_on` again and again while the peer takes nothing.
 pub(super) fn send(
     socket: &UnixStream,
-    header: &Header,
-    payload: &[&[u8]],
-    fds: &[BorrowedFd<'_>],
+    message: (&Header, &[&[u8]], &[BorrowedFd<'_>]),
+    patience: Duration,
+    go_on: impl Fn() -> bool,
 ) -> Result<(), Cut> {
+    let (header, payload, mut fds) = message;
+    let since = Instant::now();
     let len = HEADER_BYTES + payload.iter().map(|part| part.len()).sum::<usize>();
     let mut message = Vec::with_capacity(len);
     message.extend_from_slice(header.as_bytes());
     for part in payload {
         message.extend_from_slice(part);
     }
-    let (mut rest, mut fds) = (&message[..], fds);
+    let mut rest = &message[..];
     while !rest.is_empty() {
         match send_with_fds(socket, rest, fds) {
             Ok(sent) => {
@@ -155,9 +157,13 @@ pub(super) fn send(
                 // They went with the first byte.
                 fds = &[];
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if is_a_pause(&e) => {
-                return Err(Cut::Broken("the peer does not take what is sent to it"));
+                if !go_on() {
+                    return Err(Cut::Stopped);
+                }
+                if since.elapsed() > patience {
+                    return Err(Cut::Broken("the peer does not take what is sent to it"));
+                }
             }
             Err(_) => return Err(Cut::Closed),
         }

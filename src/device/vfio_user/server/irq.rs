@@ -1,6 +1,6 @@
 //! Interrupts of a client: event counters that it hands over, one for each vector of MSI-X.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::session::{Errno, Reply};
@@ -42,9 +42,9 @@ pub(super) fn set(device: &EmuDevice, payload: &[u8], fds: &[OwnedFd]) -> Result
         wire::IRQ_DATA_EVENTFD if fds.len() == range.len() => {
             let events = fds
                 .iter()
-                .map(|fd| EventFd::of_peer(fd.try_clone()?))
+                .map(|fd| EventFd::of_peer(fd.as_fd()))
                 .collect::<std::io::Result<Vec<_>>>()
-                .map_err(|_| libc::EINVAL)?;
+                .map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL))?;
             for (vector, event) in range.zip(events) {
                 device.set_interrupt(vector, Some(Arc::new(event)));
             }
@@ -54,7 +54,7 @@ pub(super) fn set(device: &EmuDevice, payload: &[u8], fds: &[OwnedFd]) -> Result
     Ok(Reply::default())
 }
 
-pub(super) fn disconnect_all(device: &EmuDevice) {
+fn disconnect_all(device: &EmuDevice) {
     for vector in 0..device.interrupt_vectors() {
         device.set_interrupt(vector, None);
     }

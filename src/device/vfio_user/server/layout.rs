@@ -4,6 +4,7 @@ use super::config_space::{ConfigSpace, Msix};
 use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mem::DoorbellArray;
 use crate::nvme::spec::REG_DOORBELLS;
 
 /// Bytes of an entry of the MSI-X table.
@@ -35,8 +36,8 @@ impl Layout {
         ))
     }
 
-    pub(super) fn of_device(device: &EmuDevice) -> Option<Self> {
-        let words = u64::try_from(device.doorbells().len()).ok()?;
+    pub(super) fn of_device(device: &EmuDevice, doorbells: &DoorbellArray) -> Option<Self> {
+        let words = u64::try_from(doorbells.len()).ok()?;
         Self::with(words, device.interrupt_vectors())
     }
 

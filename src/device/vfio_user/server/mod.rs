@@ -25,10 +25,9 @@ use std::time::Duration;
 use self::layout::Layout;
 use self::session::Session;
 use super::stream::{Cut, NAP};
-use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{connect_unix, wait_readable};
+use crate::sys::{connect_unix, listen_unix, memory_limit_bytes, wait_readable};
 
 /// How clients are treated.
 #[derive(Debug, Clone)]
@@ -38,6 +37,20 @@ pub struct ServerOptions {
     pub patience: Duration,
     /// Clients may map the doorbells. Without that they write them by message, and the controller can sleep.
     pub map_doorbells: bool,
+    /// The permission bits of the socket, whatever the umask: to connect takes the right to write.
+    pub socket_mode: u32,
+    /// The most memory that a client may lend at a time, in bytes; `None` for three quarters of what this process may
+    /// use ([`memory_limit_bytes`]). Pages that a client lends without having touched them are charged to this process
+    /// once the device touches them.
+    pub most_lent_bytes: Option<u64>,
+}
+
+impl ServerOptions {
+    /// [`ServerOptions::most_lent_bytes`], or its default.
+    pub fn lent_bytes(&self) -> u64 {
+        self.most_lent_bytes
+            .unwrap_or_else(|| memory_limit_bytes() / 4 * 3)
+    }
 }
 
 impl Default for ServerOptions {
@@ -45,6 +58,8 @@ impl Default for ServerOptions {
         Self {
             patience: Duration::from_secs(10),
             map_doorbells: true,
+            socket_mode: 0o600,
+            most_lent_bytes: None,
         }
     }
 }
@@ -59,6 +74,17 @@ pub enum ServerEvent {
     Left,
     /// It broke the protocol, the connection or its own memory, and was cut off.
     CutOff(&'static str),
+    /// Memory that it wanted to lend was refused: commands that use it will fail. Of each client the first few are told.
+    MapRefused {
+        /// The device address.
+        address: u64,
+        /// The length in bytes.
+        len_bytes: u64,
+        /// The reason.
+        why: &'static str,
+        /// The errno that the client got.
+        errno: i32,
+    },
 }
 
 /// An embedded controller behind a socket. Dropping it removes the socket.
@@ -110,7 +136,7 @@ impl Server {
         let device = EmuDevice::start(config)?;
         make_room(&path)?;
         let system = |e| Error::system("cannot listen at the socket", e);
-        let listener = UnixListener::bind(&path).map_err(system)?;
+        let listener = listen_unix(&path, options.socket_mode).map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
         let identity = identity(&path).map_err(system)?;
         Ok(Self {
@@ -126,6 +152,29 @@ impl Server {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether users besides this one and root can put another socket in its place: by a directory of its path that
+    /// they own, or may write to without the sticky bit.
+    pub fn is_replaceable(&self) -> bool {
+        let Ok(user) = fs::symlink_metadata(&self.path).map(|socket| socket.uid()) else {
+            return true;
+        };
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let directory = if directory.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            directory
+        };
+        let Ok(directory) = directory.canonicalize() else {
+            return true;
+        };
+        !directory.ancestors().all(|directory| {
+            fs::metadata(directory).is_ok_and(|found| {
+                let writable = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+                !writable && (found.uid() == 0 || found.uid() == user)
+            })
+        })
     }
 
     /// The controller that it serves.
@@ -144,16 +193,22 @@ impl Server {
                 continue;
             };
             tell(ServerEvent::Connected);
-            tell(self.serve_connection(&socket, &go_on));
+            let ended = self.serve_connection(&socket, &go_on, &mut tell);
+            tell(ended);
         }
         Ok(())
     }
 
-    /// Serves the client at the other end of a connection that somebody else made, while `go_on` says so; how
-    /// it ended. While another client is served, it waits.
-    pub fn serve_connection(&self, socket: &UnixStream, go_on: impl Fn() -> bool) -> ServerEvent {
+    /// Serves the client at the other end of a connection that the caller has, while `go_on` says so, and tells what
+    /// happens; how it ended. While another client is served, it waits.
+    pub fn serve_connection(
+        &self,
+        socket: &UnixStream,
+        go_on: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(ServerEvent),
+    ) -> ServerEvent {
         let _one = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.talk(socket, &go_on) {
+        match self.talk(socket, go_on, tell) {
             Cut::Closed | Cut::Stopped => ServerEvent::Left,
             Cut::Broken(why) => ServerEvent::CutOff(why),
         }
@@ -175,12 +230,18 @@ impl Server {
         }
     }
 
-    fn talk(&self, socket: &UnixStream, go_on: &impl Fn() -> bool) -> Cut {
-        let mut session = match Session::new(&self.device, socket, &self.options) {
+    fn talk(
+        &self,
+        socket: &UnixStream,
+        go_on: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(ServerEvent),
+    ) -> Cut {
+        let session = Session::new(&self.device, socket, &self.options, go_on, tell);
+        let mut session = match session {
             Ok(session) => session,
             Err(cut) => return cut,
         };
-        let cut = session.run(go_on);
+        let cut = session.run();
         session.end();
         cut
     }
@@ -237,12 +298,4 @@ fn make_room(path: &Path) -> Result<()> {
             .map_err(|e| Error::system("cannot remove the socket that was left behind", e)),
         _ => busy("another server has this socket"),
     }
-}
-
-/// The device is reset and forgets its client's memory.
-fn forget_client(device: &EmuDevice) {
-    // Should a planned fault keep it from stopping: without memory it does no harm.
-    let _ = device.stop_dma();
-    device.change_memory(crate::mem::DmaSpace::unmap_peers);
-    irq::disconnect_all(device);
 }

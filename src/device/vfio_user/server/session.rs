@@ -1,7 +1,7 @@
 //! One client: its messages, answered one by one.
 
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +11,13 @@ use zerocopy::IntoBytes;
 use super::config_space::{self, ConfigSpace};
 use super::irq;
 use super::layout::{Layout, MSIX_ENTRY_BYTES};
-use super::memory::Maps;
-use super::{ServerOptions, forget_client};
+use super::memory::{Maps, Refusal};
+use super::{ServerEvent, ServerOptions};
 use crate::device::Device;
 use crate::device::emu::EmuDevice;
 use crate::device::vfio_user::stream::{self, Bounds, Cut, Message, NAP};
 use crate::device::vfio_user::wire::{self, Capabilities, Header};
-use crate::mem::DmaSpace;
+use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::REG_DOORBELLS;
 
 /// Bytes of one access of a region, at most.
@@ -51,11 +51,19 @@ impl Reply {
     }
 }
 
+/// Refusals to map memory that are told of one client.
+const MOST_TOLD: u32 = 8;
+
 /// One client.
-#[derive(Debug)]
 pub(super) struct Session<'a> {
     device: &'a Arc<EmuDevice>,
+    /// Made for this client alone.
+    doorbells: Arc<DoorbellArray>,
     socket: &'a UnixStream,
+    go_on: &'a dyn Fn() -> bool,
+    tell: &'a mut dyn FnMut(ServerEvent),
+    /// Refusals that were told.
+    told: u32,
     layout: Layout,
     config: ConfigSpace,
     /// The table of MSI-X: kept for the client, which connects its interrupts by message.
@@ -71,39 +79,47 @@ impl<'a> Session<'a> {
         device: &'a Arc<EmuDevice>,
         socket: &'a UnixStream,
         options: &ServerOptions,
+        go_on: &'a dyn Fn() -> bool,
+        tell: &'a mut dyn FnMut(ServerEvent),
     ) -> Result<Self, Cut> {
-        let patience = options.patience;
+        // What a client before this one may still have mapped rings nothing from here on.
+        let doorbells = device
+            .new_doorbells()
+            .map_err(|_| Cut::Broken("there is no memory for its doorbells"))?;
         let failed = |_| Cut::Broken("its socket cannot be set up");
         socket.set_nonblocking(false).map_err(failed)?;
-        stream::prepare(socket, patience).map_err(failed)?;
-        let layout = Layout::of_device(device).ok_or(Cut::Broken("there is no room in the BAR"))?;
+        stream::prepare(socket).map_err(failed)?;
+        let layout = Layout::of_device(device, &doorbells)
+            .ok_or(Cut::Broken("there is no room in the BAR"))?;
         let table = u32::from(layout.vectors) * MSIX_ENTRY_BYTES;
         Ok(Self {
             device,
+            doorbells,
             socket,
+            go_on,
+            tell,
+            told: 0,
             config: layout.config_space(),
             msix_table: vec![0; table as usize],
             layout,
-            maps: Maps::default(),
+            maps: Maps::new(options.lent_bytes()),
             map_doorbells: options.map_doorbells,
             bounds: Bounds {
                 payload_bytes: MOST_PAYLOAD_BYTES,
                 fds: MOST_FDS,
-                patience,
+                patience: options.patience,
             },
             looked: Instant::now(),
         })
     }
 
-    /// Talks with the client until it leaves, breaks something, or `go_on` says no.
-    pub(super) fn run(&mut self, go_on: &impl Fn() -> bool) -> Cut {
-        if let Err(cut) = self.negotiate(go_on) {
+    /// Talks with the client until it leaves, breaks something, or `go_on` is false.
+    pub(super) fn run(&mut self) -> Cut {
+        if let Err(cut) = self.negotiate() {
             return cut;
         }
         loop {
-            let next = self
-                .receive(go_on)
-                .and_then(|message| self.answer(&message));
+            let next = self.receive().and_then(|message| self.answer(&message));
             if let Err(cut) = next {
                 return cut;
             }
@@ -112,12 +128,12 @@ impl<'a> Session<'a> {
 
     /// Takes back everything that the client had.
     pub(super) fn end(self) {
-        forget_client(self.device);
+        self.device.forget_host();
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    fn receive(&mut self, go_on: &impl Fn() -> bool) -> Result<Message, Cut> {
-        let (socket, bounds) = (self.socket, self.bounds);
+    fn receive(&mut self) -> Result<Message, Cut> {
+        let (socket, bounds, go_on) = (self.socket, self.bounds, self.go_on);
         let mut lost = false;
         let message = stream::receive(socket, &bounds, || {
             lost = self.lost_memory();
@@ -139,7 +155,8 @@ impl<'a> Session<'a> {
     }
 
     /// The first message says who the client is, and comes soon.
-    fn negotiate(&mut self, go_on: &impl Fn() -> bool) -> Result<(), Cut> {
+    fn negotiate(&mut self) -> Result<(), Cut> {
+        let go_on = self.go_on;
         let deadline = Instant::now() + self.bounds.patience;
         let message = stream::receive(self.socket, &self.bounds, || {
             go_on() && Instant::now() < deadline
@@ -188,25 +205,33 @@ impl<'a> Session<'a> {
     fn reply(&self, header: &Header, reply: &Reply) -> Result<(), Cut> {
         let len = u32::try_from(reply.bytes.len()).unwrap_or(u32::MAX);
         let header = Header::reply(header.id.get(), header.command.get(), len);
-        let doorbells = self.device.doorbells().file().map(|file| file.as_fd());
+        let doorbells = self.doorbells.file().map(|file| file.as_fd());
         let fds = if reply.with_doorbells {
             doorbells.as_slice()
         } else {
             &[]
         };
-        stream::send(self.socket, &header, &[&reply.bytes], fds)
+        self.send(&header, &[&reply.bytes], fds)
+    }
+
+    fn send(&self, header: &Header, payload: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<(), Cut> {
+        let message = (header, payload, fds);
+        stream::send(self.socket, message, self.bounds.patience, self.go_on)
     }
 
     fn refuse(&self, header: &Header, errno: Errno) -> Result<(), Cut> {
         let (id, command) = (header.id.get(), header.command.get());
         let header = Header::error_reply(id, command, errno.unsigned_abs());
-        stream::send(self.socket, &header, &[], &[])
+        self.send(&header, &[], &[])
     }
 
     fn execute(&mut self, message: &Message) -> Result<Reply, Errno> {
         let payload = &message.payload[..];
         match message.header.command.get() {
-            wire::DMA_MAP => self.maps.map(self.device, payload, &message.fds),
+            wire::DMA_MAP => {
+                let done = self.maps.map(self.device, payload, &message.fds);
+                done.map_err(|refusal| self.refused(refusal))
+            }
             wire::DMA_UNMAP => self.maps.unmap(self.device, payload),
             wire::GET_INFO => device_info(payload),
             wire::GET_REGION_INFO => self.region_info(payload),
@@ -219,6 +244,19 @@ impl<'a> Session<'a> {
             wire::VERSION => Err(libc::EINVAL),
             _ => Err(libc::EOPNOTSUPP),
         }
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Errno {
+        if self.told < MOST_TOLD {
+            self.told += 1;
+            (self.tell)(ServerEvent::MapRefused {
+                address: refusal.address,
+                len_bytes: refusal.len_bytes,
+                why: refusal.why,
+                errno: refusal.errno,
+            });
+        }
+        refusal.errno
     }
 
     fn region_info(&self, payload: &[u8]) -> Result<Reply, Errno> {
