@@ -24,7 +24,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// Offset, length or memory is not aligned as direct I/O demands; the message names the alignment.
     Misaligned,
-    /// A write would need what cannot be done here: past the end, into a hole, into shared blocks.
+    /// A write would need what cannot be done here: past the end, into a hole, into shared blocks, in a file whose
+    /// privileges (set-user-ID, capabilities) it must take away.
     NotOverwrite,
     /// The target, volume or file may only be read.
     ReadOnly,
@@ -34,7 +35,7 @@ pub enum ErrorKind {
     NeedsRecovery,
     /// In use: mounted, locked by another process, attached elsewhere.
     Busy,
-    /// The host's permissions do not allow it.
+    /// Permissions do not allow it: the host's, or the file's flags (immutable, append-only).
     PermissionDenied,
     /// The disk's content contradicts itself.
     Corrupt,

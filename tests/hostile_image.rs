@@ -153,6 +153,9 @@ fn walk(disk: &mut Disk<'_>, norecovery: bool) -> xtent::Result<Answer> {
     };
     let fs = Fs::open_with(disk, &options)?;
     std::hint::black_box(fs.info());
+    for ag in 0..fs.geometry().ag_count.min(4) {
+        let _ = fs.free_space(disk, ag);
+    }
     let mut answer = Answer::new();
     let mut seen = BTreeSet::from([fs.root()]);
     let mut stack = vec![fs.root()];
@@ -182,7 +185,10 @@ fn walk(disk: &mut Disk<'_>, norecovery: bool) -> xtent::Result<Answer> {
             FileType::Regular => file(&fs, disk, &inode, &mut hash).is_ok(),
             _ => true,
         };
-        if whole {
+        let overwrite = fs.check_overwrite(disk, &inode);
+        let refused = overwrite.as_ref().err().map(Error::kind);
+        format!("{refused:?}").hash(&mut hash);
+        if whole && refused != Some(ErrorKind::Corrupt) {
             answer.insert(ino.0, hash.finish());
         }
     }
@@ -272,13 +278,15 @@ fn object(block: &[u8], at: usize, shape: &Shape) -> Option<(usize, usize, usize
         b"XFSB" => Some((0, shape.sector, 224)),
         b"XAGF" => whole(216),
         b"XAGI" => whole(312),
-        b"IAB3" | b"FIB3" | b"R3FC" => whole(52),
+        b"IAB3" | b"FIB3" | b"R3FC" | b"AB3B" | b"AB3C" => whole(52),
         b"BMA3" => whole(64),
         b"XDB3" | b"XDD3" | b"XDF3" if block.len() == shape.dir_block => whole(4),
         b"XSLM" => whole(12),
         [b'I', b'N', ..] => Some((at - at % shape.inode, shape.inode, 100)),
         _ => match block.get(8..10)? {
-            [0x3d, 0xf1 | 0xff] | [0x3e, 0xbe] if block.len() == shape.dir_block => whole(12),
+            [0x3d, 0xf1 | 0xff] if block.len() == shape.dir_block => whole(12),
+            // Of a directory, or attributes.
+            [0x3e, 0xbe] | [0x3b, 0xee] => whole(12),
             _ => None,
         },
     }
@@ -288,8 +296,8 @@ fn object(block: &[u8], at: usize, shape: &Shape) -> Option<(usize, usize, usize
 fn kind(block: &[u8]) -> [u8; 4] {
     match block {
         [b'I', b'N', ..] => *b"IN  ",
-        [a, b, c, d, ..] if b"XIFRB".contains(a) && d.is_ascii_alphanumeric() => [*a, *b, *c, *d],
-        [_, _, _, _, _, _, _, _, a @ (0x3d | 0x3e), b, ..] => [*a, *b, 0, 0],
+        [a, b, c, d, ..] if b"XIFRBA".contains(a) && d.is_ascii_alphanumeric() => [*a, *b, *c, *d],
+        [_, _, _, _, _, _, _, _, a @ (0x3b | 0x3d | 0x3e), b, ..] => [*a, *b, 0, 0],
         _ => *b"rest",
     }
 }
@@ -330,7 +338,16 @@ impl Subject {
             kinds.entry(kind).or_default().push((*addr, *len));
         }
         for wanted in [
-            b"XFSB", b"XAGI", b"IAB3", b"IN  ", b"BMA3", b"XDD3", b"XSLM",
+            b"XFSB",
+            b"XAGI",
+            b"IAB3",
+            b"IN  ",
+            b"BMA3",
+            b"XDD3",
+            b"XSLM",
+            b"AB3B",
+            b"AB3C",
+            b"\x3b\xee\0\0",
         ] {
             assert!(kinds.contains_key(wanted), "{}", wanted.escape_ascii());
         }
@@ -493,6 +510,13 @@ fn fill(root: &Path, reflink: bool) {
     let scattered = File::create(root.join("scattered")).unwrap();
     for i in 0..600 {
         scattered.write_all_at(&block, i * 8192).unwrap();
+    }
+    for (name, count) in [("attributes-leaf", 12), ("attributes-node", 300)] {
+        let path = root.join(name);
+        fs::write(&path, block).unwrap();
+        for i in 0..count {
+            sys::set_xattr(&path, &format!("user.attribute-{i:05}"), &block[..40]).unwrap();
+        }
     }
     let preallocated = File::create(root.join("preallocated")).unwrap();
     sys::fallocate(&preallocated, 0, 0, 1 << 20).unwrap();

@@ -69,7 +69,7 @@ Targets:
                       with SPDK; XTENT_SPDK=huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off starts SPDK so
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
-  readonly norecovery (read although the log is dirty) inuse (read although others use the image)";
+  readonly norecovery (read although the log is dirty: an old state) inuse (read although others use the image)";
 
 /// Files of a real XFS through NVMe commands of this process's own.
 #[derive(Debug, Parser)]

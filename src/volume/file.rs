@@ -54,7 +54,7 @@ impl OpenOptions {
         self
     }
 
-    /// Every write is durable when it returns.
+    /// Every write is durable when it returns. Always so for a file with the flag `S` (chattr +S).
     #[must_use]
     pub fn dsync(mut self, yes: bool) -> Self {
         self.dsync = yes;
@@ -72,7 +72,9 @@ impl OpenOptions {
     /// Opens an ordinary file; symbolic links are followed.
     ///
     /// # Errors
-    /// When the path leads to no ordinary file; when writing is asked for and the volume may only be read.
+    /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the volume may only be
+    /// read; [`ErrorKind::PermissionDenied`] for an immutable or append-only file; [`ErrorKind::NotOverwrite`] for
+    /// one with set-user-ID, set-group-ID or file capabilities, which a write would have to take away.
     pub fn open(self, volume: &Volume, io: &mut Io, path: impl PathBytes) -> Result<File> {
         let path = path.path_bytes();
         let shared = &volume.shared;
@@ -109,7 +111,13 @@ impl OpenOptions {
         }
         if self.write {
             volume.check_writable()?;
+            // Of the inode as it is now: one that is in core was perhaps opened before this rule applied.
+            volume.fs.check_overwrite(&mut io.core, inode)?;
         }
+        let options = Self {
+            dsync: self.dsync || inode.is_sync(),
+            ..self
+        };
         let metadata = Metadata::of(inode, volume.block_bytes());
         let inode = match volume.inodes.find(&metadata) {
             Some(found) => found,
@@ -133,7 +141,7 @@ impl OpenOptions {
             shared: Arc::new(FileShared {
                 heard: Mutex::new(heard.unwrap_or_default()),
                 inode,
-                options: self,
+                options,
                 volume: Arc::clone(volume),
                 path: path(),
                 id: NEXT_ID.fetch_add(1, Relaxed),

@@ -127,6 +127,13 @@ impl Volume {
         };
         let fs = Fs::open_with(&mut io, &fs_options)
             .map_err(|error| error.during("open").on_device(&*target.name))?;
+        if fs.is_unrecovered() {
+            tracing::warn!(
+                target_name = &*target.name,
+                "norecovery: the log was not replayed, so this is an old state of the filesystem: what was \
+                 changed last is missing, and files and directories may be inconsistent"
+            );
+        }
         Ok(Self {
             shared: Arc::new(VolumeShared {
                 fs,

@@ -33,7 +33,8 @@ pub enum ControllerMode {
 pub struct VolumeOptions {
     /// Nothing is ever written.
     pub read_only: bool,
-    /// Open, for reading only, although the log holds changes; files may then look old or torn.
+    /// Open, for reading only, although the log holds changes: an old state of the filesystem, in which files and
+    /// directories may be inconsistent. A warning (`tracing`) says so each time.
     pub no_recovery: bool,
     /// Open, for reading only, although the image is in use elsewhere (a loop device, another process);
     /// what is read may then change or contradict itself.

@@ -49,6 +49,15 @@ impl Fs {
 
     /// The root of a group's refcount btree.
     pub(super) fn refcount_root(&self, io: &mut impl MetaIo, ag: u32) -> Result<Root> {
+        let (_, agf) = self.agf(io, ag)?;
+        Ok(Root {
+            ag_block: agf.refcount_root.get(),
+            levels: agf.refcount_level.get(),
+        })
+    }
+
+    /// A group's AGF and its address.
+    pub(super) fn agf(&self, io: &mut impl MetaIo, ag: u32) -> Result<(u64, Agf)> {
         let (addr, data) = self.header(io, ag, 1, BlockKind::Agf, |fs, raw| {
             let (agf, _) = Agf::ref_from_prefix(raw).map_err(|_| "too short")?;
             if agf.magicnum.get() != layout::AGF_MAGIC {
@@ -70,11 +79,8 @@ impl Fs {
             }
             Ok(())
         })?;
-        let (agf, _) = Agf::ref_from_prefix(&data).map_err(|_| corrupt(addr, "AGF: too short"))?;
-        Ok(Root {
-            ag_block: agf.refcount_root.get(),
-            levels: agf.refcount_level.get(),
-        })
+        let (agf, _) = Agf::read_from_prefix(&data).map_err(|_| corrupt(addr, "AGF: too short"))?;
+        Ok((addr, agf))
     }
 
     /// Reads the header in sector `index` of a group.
@@ -129,7 +135,7 @@ impl Fs {
         Ok(())
     }
 
-    fn check_root(&self, ag: u32, root: u32, levels: u32) -> Result<(), &'static str> {
+    pub(super) fn check_root(&self, ag: u32, root: u32, levels: u32) -> Result<(), &'static str> {
         if levels == 0 || levels > btree::MAX_LEVELS {
             return Err("impossible height of a btree");
         }

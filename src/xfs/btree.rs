@@ -1,4 +1,4 @@
-//! Btrees inside an allocation group: inodes and reference counts.
+//! Btrees inside an allocation group: inodes, reference counts, free space.
 //!
 //! A walk visits the records of a key range in order. It ends on any disk: each step goes one level down,
 //! and every block's keys must lie between its own key in the parent and the next one, so that no block can
@@ -12,23 +12,62 @@ use zerocopy::FromBytes;
 
 use super::ag::Root;
 use super::cache::BlockKind;
-use super::format::btree::{SHORT_CRC_OFFSET, ShortHeader};
+use super::format::btree::{MAX_LEVELS, NULL_SIBLING, SHORT_CRC_OFFSET, ShortHeader};
 use super::format::{self, BASIC_BLOCK_BYTES};
 use super::fs::Fs;
 use super::{MetaIo, corrupt};
 use crate::error::Result;
 
-/// What distinguishes one tree from another. Keys are the first four bytes of a record.
+/// What distinguishes one tree from another. A key is the beginning of a record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tree {
     pub(super) kind: BlockKind,
     pub(super) magic: u32,
     pub(super) record_bytes: usize,
+    pub(super) key_bytes: usize,
+    /// The order of a key or record.
+    pub(super) key: fn(&[u8]) -> Option<u64>,
+    /// Whether the pointers between neighbours are checked: a reader needs none of them, a writer does.
+    pub(super) siblings: bool,
 }
 
-const KEY_BYTES: usize = 4;
 const POINTER_BYTES: usize = 4;
-const CHILD_BYTES: usize = KEY_BYTES + POINTER_BYTES;
+
+impl Tree {
+    fn child_bytes(&self) -> usize {
+        self.key_bytes.saturating_add(POINTER_BYTES)
+    }
+
+    /// Bytes from one key to the next in a block of this level.
+    fn step_bytes(&self, level: u32) -> usize {
+        if level == 0 {
+            self.record_bytes
+        } else {
+            self.key_bytes
+        }
+    }
+
+    /// The order of the record or key of this index in a block of this level.
+    fn key_at(&self, body: &[u8], level: u32, index: usize) -> Option<u64> {
+        let start = index.checked_mul(self.step_bytes(level))?;
+        (self.key)(body.get(start..)?)
+    }
+
+    /// The child of this index in a node.
+    fn pointer_at(&self, body: &[u8], index: usize) -> Option<u32> {
+        let most = body.len().checked_div(self.child_bytes())?;
+        let pointers = most.checked_mul(self.key_bytes)?;
+        be32(
+            body,
+            pointers.checked_add(index.checked_mul(POINTER_BYTES)?)?,
+        )
+    }
+}
+
+/// The order of records that begin with a block or inode number.
+pub(super) fn first_u32(raw: &[u8]) -> Option<u64> {
+    be32(raw, 0).map(u64::from)
+}
 
 /// The big-endian number at a byte offset.
 fn be32(raw: &[u8], offset: usize) -> Option<u32> {
@@ -41,6 +80,21 @@ struct Node {
     ag_block: u32,
     level: u32,
     keys: Range<u64>,
+    /// Whether it is the first, and the last, of its level.
+    edges: (bool, bool),
+}
+
+/// The block of each level that was visited last: its number and its right sibling.
+type Visited = [Option<(u32, u32)>; MAX_LEVELS as usize];
+
+/// One walk through a tree.
+struct Walk<'a, V> {
+    fs: &'a Fs,
+    tree: &'a Tree,
+    ag: u32,
+    keys: &'a Range<u64>,
+    visit: V,
+    visited: Visited,
 }
 
 impl Fs {
@@ -51,64 +105,24 @@ impl Fs {
         io: &mut impl MetaIo,
         tree: &Tree,
         (ag, root): (u32, Root),
-        keys: &Range<u32>,
+        keys: &Range<u64>,
         visit: &mut impl FnMut(&[u8], u64) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let root = Node {
             ag_block: root.ag_block,
             level: root.levels.saturating_sub(1),
-            keys: 0..1 << 32,
+            keys: 0..u64::MAX,
+            edges: (true, true),
         };
-        self.walk_node(io, tree, ag, &root, keys, visit).map(|_| ())
-    }
-
-    fn walk_node(
-        &self,
-        io: &mut impl MetaIo,
-        tree: &Tree,
-        ag: u32,
-        node: &Node,
-        keys: &Range<u32>,
-        visit: &mut impl FnMut(&[u8], u64) -> Result<ControlFlow<()>>,
-    ) -> Result<ControlFlow<()>> {
-        let (addr, data, count) = self.tree_block(io, tree, ag, node)?;
-        let bad = |what: &str| corrupt(addr, format!("{:?} btree block: {what}", tree.kind));
-        let step = if node.level == 0 {
-            tree.record_bytes
-        } else {
-            KEY_BYTES
+        let mut walk = Walk {
+            fs: self,
+            tree,
+            ag,
+            keys,
+            visit,
+            visited: Visited::default(),
         };
-        let body = data.get(size_of::<ShortHeader>()..).unwrap_or_default();
-        let key_at = |index: usize| be32(body, index.wrapping_mul(step)).map(u64::from);
-        let first = first_of_interest(count, u64::from(keys.start), key_at);
-        let pointers = (body.len() / CHILD_BYTES).wrapping_mul(KEY_BYTES);
-        for index in first..count {
-            let key = key_at(index).ok_or_else(|| bad("too short"))?;
-            if key >= u64::from(keys.end) {
-                return Ok(ControlFlow::Break(()));
-            }
-            let flow = if node.level == 0 {
-                let start = index.wrapping_mul(step);
-                let record = body
-                    .get(start..start.wrapping_add(step))
-                    .ok_or_else(|| bad("too short"))?;
-                visit(record, addr)?
-            } else {
-                let pointer = index.wrapping_mul(POINTER_BYTES).wrapping_add(pointers);
-                let child = Node {
-                    ag_block: be32(body, pointer).ok_or_else(|| bad("too short"))?,
-                    level: node.level.wrapping_sub(1),
-                    keys: key..key_at(index.wrapping_add(1))
-                        .filter(|_| index.wrapping_add(1) < count)
-                        .unwrap_or(node.keys.end),
-                };
-                self.walk_node(io, tree, ag, &child, keys, visit)?
-            };
-            if flow.is_break() {
-                return Ok(flow);
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        walk.node(io, &root).map(|_| ())
     }
 
     /// Reads and checks a block: its address, its bytes, the number of its records.
@@ -159,12 +173,77 @@ impl Fs {
     }
 }
 
+impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> Walk<'_, V> {
+    fn node(&mut self, io: &mut impl MetaIo, node: &Node) -> Result<ControlFlow<()>> {
+        let (tree, level) = (self.tree, node.level);
+        let (addr, data, count) = self.fs.tree_block(io, tree, self.ag, node)?;
+        let bad = |what: &str| corrupt(addr, format!("{:?} btree block: {what}", tree.kind));
+        let (header, body) = ShortHeader::ref_from_prefix(&data).map_err(|_| bad("too short"))?;
+        if tree.siblings {
+            self.check_siblings(node, header).map_err(bad)?;
+        }
+        let key_at = |index: usize| tree.key_at(body, level, index);
+        let first = first_of_interest(count, self.keys.start, key_at);
+        for index in first..count {
+            let key = key_at(index).ok_or_else(|| bad("too short"))?;
+            if key >= self.keys.end {
+                return Ok(ControlFlow::Break(()));
+            }
+            let flow = if level == 0 {
+                let start = index.wrapping_mul(tree.record_bytes);
+                let record = body
+                    .get(start..start.wrapping_add(tree.record_bytes))
+                    .ok_or_else(|| bad("too short"))?;
+                (self.visit)(record, addr)?
+            } else {
+                let next = index.wrapping_add(1);
+                let is_last = next == count;
+                let next_key = if is_last { None } else { key_at(next) };
+                let child = Node {
+                    ag_block: tree
+                        .pointer_at(body, index)
+                        .ok_or_else(|| bad("too short"))?,
+                    level: level.wrapping_sub(1),
+                    keys: key..next_key.unwrap_or(node.keys.end),
+                    edges: (node.edges.0 && index == 0, node.edges.1 && is_last),
+                };
+                self.node(io, &child)?
+            };
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The blocks of a level are a doubly linked list in the order of their keys.
+    fn check_siblings(&mut self, node: &Node, header: &ShortHeader) -> Result<(), &'static str> {
+        let (left, right) = (header.leftsib.get(), header.rightsib.get());
+        let level = usize::try_from(node.level).unwrap_or(usize::MAX);
+        let visited = self
+            .visited
+            .get_mut(level)
+            .ok_or("at an impossible level")?;
+        let before = visited.replace((node.ag_block, right));
+        let left_fits = match before {
+            Some((block, right)) => left == block && right == node.ag_block,
+            // A walk that begins in the middle does not know the one before.
+            None => node.edges.0 == (left == NULL_SIBLING),
+        };
+        if left_fits && node.edges.1 == (right == NULL_SIBLING) {
+            Ok(())
+        } else {
+            Err("its siblings are not its neighbours")
+        }
+    }
+}
+
 /// Checks number and order of a block's keys, and that they are those the parent said.
 fn check_keys(tree: &Tree, node: &Node, body: &[u8], count: usize) -> Result<(), &'static str> {
-    let (step, each) = if node.level == 0 {
-        (tree.record_bytes, tree.record_bytes)
+    let each = if node.level == 0 {
+        tree.record_bytes
     } else {
-        (KEY_BYTES, CHILD_BYTES)
+        tree.child_bytes()
     };
     if count > body.len().checked_div(each).unwrap_or(0) {
         return Err("too many records");
@@ -174,8 +253,7 @@ fn check_keys(tree: &Tree, node: &Node, body: &[u8], count: usize) -> Result<(),
     }
     let mut least = node.keys.start;
     for index in 0..count {
-        let key = be32(body, index.wrapping_mul(step)).map(u64::from);
-        match key {
+        match tree.key_at(body, node.level, index) {
             Some(key) if key >= least && key < node.keys.end => least = key.wrapping_add(1),
             _ => return Err("keys out of order"),
         }

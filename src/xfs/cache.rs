@@ -17,6 +17,10 @@ pub enum BlockKind {
     Agi,
     /// Block of an inode btree.
     Inobt,
+    /// Block of the btree of free space by block number.
+    Bnobt,
+    /// Block of the btree of free space by length.
+    Cntbt,
     /// Block of the refcount btree.
     Refcount,
     /// Block of a fork's extent btree.

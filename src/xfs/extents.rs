@@ -26,6 +26,37 @@ impl Extent {
         self.offset_blocks.saturating_add(self.blocks)
     }
 
+    /// The extent of a record, checked against the geometry. `addr` is where on the device it was found, for
+    /// the error.
+    pub(crate) fn checked(geometry: &Geometry, record: &BmbtRecord, addr: u64) -> Result<Self> {
+        let extent = Self {
+            offset_blocks: record.offset_blocks(),
+            start_block: FsBlock(record.start_block()),
+            blocks: record.blocks(),
+            unwritten: record.unwritten(),
+        };
+        if let Err(why) = geometry.check_extent(extent.start_block, extent.blocks) {
+            return Err(corrupt(
+                addr,
+                format!(
+                    "the extent of {} blocks at {} is {why}",
+                    extent.blocks, extent.start_block
+                ),
+            ));
+        }
+        let most = Geometry::MAX_FILE_BYTES
+            .checked_shr(geometry.block_log)
+            .unwrap_or(0)
+            .saturating_add(1);
+        if extent.end_blocks() > most {
+            return Err(corrupt(
+                addr,
+                "an extent lies beyond the largest file offset",
+            ));
+        }
+        Ok(extent)
+    }
+
     /// The filesystem block of a fork block inside it.
     #[inline]
     pub fn block_at(&self, offset_blocks: u64) -> FsBlock {
@@ -91,6 +122,14 @@ impl ExtentMap {
         }
     }
 
+    /// The last extent that begins before a block.
+    pub fn last_before(&self, before: u64) -> Option<Extent> {
+        let index = self
+            .extents
+            .partition_point(|extent| extent.offset_blocks < before);
+        self.extents.get(index.checked_sub(1)?).copied()
+    }
+
     /// Appends a record, checked against the geometry and the one before. `addr` is where on the device it
     /// was found, for the error.
     pub(crate) fn push(
@@ -99,31 +138,7 @@ impl ExtentMap {
         record: &BmbtRecord,
         addr: u64,
     ) -> Result<()> {
-        let extent = Extent {
-            offset_blocks: record.offset_blocks(),
-            start_block: FsBlock(record.start_block()),
-            blocks: record.blocks(),
-            unwritten: record.unwritten(),
-        };
-        if let Err(why) = geometry.check_extent(extent.start_block, extent.blocks) {
-            return Err(corrupt(
-                addr,
-                format!(
-                    "the extent of {} blocks at {} is {why}",
-                    extent.blocks, extent.start_block
-                ),
-            ));
-        }
-        let most = Geometry::MAX_FILE_BYTES
-            .checked_shr(geometry.block_log)
-            .unwrap_or(0)
-            .saturating_add(1);
-        if extent.end_blocks() > most {
-            return Err(corrupt(
-                addr,
-                "an extent lies beyond the largest file offset",
-            ));
-        }
+        let extent = Extent::checked(geometry, record, addr)?;
         if let Some(last) = self.extents.last()
             && last.end_blocks() > extent.offset_blocks
         {

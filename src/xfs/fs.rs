@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::cache::{BlockKind, Cache, Key};
-use super::extents::{ExtentMap, Found};
+use super::extents::{Extent, ExtentMap, Found};
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{FileType, Fork, Inode};
 use super::log::{LogEnd, LogState};
@@ -151,6 +151,11 @@ impl Fs {
         self.superblock.geometry.root_ino
     }
 
+    /// Whether the log holds changes that are not shown.
+    pub fn is_unrecovered(&self) -> bool {
+        self.log_end.is_none()
+    }
+
     /// Why nothing may be written, if so.
     pub fn read_only_reason(&self) -> Option<&str> {
         self.read_only.as_deref()
@@ -247,8 +252,21 @@ impl Fs {
         kind: BlockKind,
         check: impl FnOnce(&DirBlock) -> Result<()>,
     ) -> Result<Option<DirBlock>> {
-        let map = self.extents(io, inode)?;
-        let Some((pieces, addr_bytes)) = self.pieces(map, inode, offset_blocks, blocks)? else {
+        let fork = (inode, &inode.data);
+        self.read_of_fork(io, fork, (offset_blocks, blocks), kind, check)
+    }
+
+    /// As [`Fs::read_fork`], of a fork of the inode.
+    pub(super) fn read_of_fork(
+        &self,
+        io: &mut impl MetaIo,
+        (inode, fork): (&Inode, &Fork),
+        (offset_blocks, blocks): (u64, u64),
+        kind: BlockKind,
+        check: impl FnOnce(&DirBlock) -> Result<()>,
+    ) -> Result<Option<DirBlock>> {
+        let found = self.pieces(io, (inode, fork), offset_blocks, blocks)?;
+        let Some((pieces, addr_bytes)) = found else {
             return Ok(None);
         };
         let len_bytes = pieces
@@ -285,8 +303,8 @@ impl Fs {
     )]
     fn pieces(
         &self,
-        map: &ExtentMap,
-        inode: &Inode,
+        io: &mut impl MetaIo,
+        (inode, fork): (&Inode, &Fork),
         offset_blocks: u64,
         blocks: u64,
     ) -> Result<Option<(Vec<(u64, usize)>, u64)>> {
@@ -295,7 +313,7 @@ impl Fs {
         let end = offset_blocks.saturating_add(blocks);
         let mut at = offset_blocks;
         while at < end {
-            let extent = match map.lookup(at) {
+            let extent = match self.find_in_fork(io, inode, fork, at)? {
                 Found::Extent(extent) if !extent.unwritten => extent,
                 Found::Hole { end_blocks, .. } if pieces.is_empty() && end_blocks > at => {
                     return Ok(None);
@@ -316,7 +334,7 @@ impl Fs {
         Ok(pieces.first().copied().map(|(addr, _)| (pieces, addr)))
     }
 
-    /// The extents of an inode's data fork, read on first use and kept in the inode.
+    /// All extents of an inode's data fork, read on first use and kept in the inode.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when they are broken, [`ErrorKind::InvalidInput`] for a fork without extents.
@@ -330,10 +348,52 @@ impl Fs {
                 let map = self.load_bmbt(io, inode, root)?;
                 Ok(inode.keep_extents(map))
             }
-            Fork::Local(_) | Fork::Special => Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("{} has no extents", inode.ino),
-            )),
+            Fork::Local(_) | Fork::Special => Err(no_extents(inode)),
+        }
+    }
+
+    /// The extent of an inode's data fork that covers a block, or the hole that the block lies in. Of a fork
+    /// in btree form one block of each level is read.
+    ///
+    /// # Errors
+    /// As [`Fs::extents`].
+    pub fn find_extent(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        offset_blocks: u64,
+    ) -> Result<Found> {
+        self.find_in_fork(io, inode, &inode.data, offset_blocks)
+    }
+
+    fn find_in_fork(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        fork: &Fork,
+        offset_blocks: u64,
+    ) -> Result<Found> {
+        match fork {
+            Fork::Extents(map) => Ok(map.lookup(offset_blocks)),
+            Fork::Btree(root) => self.find_in_bmbt(io, inode, root, offset_blocks),
+            Fork::Local(_) | Fork::Special => Err(no_extents(inode)),
+        }
+    }
+
+    /// The last extent of an inode's data fork that begins before a block.
+    ///
+    /// # Errors
+    /// As [`Fs::extents`].
+    pub fn last_extent(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        before: u64,
+    ) -> Result<Option<Extent>> {
+        match &inode.data {
+            Fork::Extents(map) => Ok(map.last_before(before)),
+            Fork::Btree(root) => self.last_in_bmbt(io, inode, root, before),
+            Fork::Local(_) | Fork::Special => Err(no_extents(inode)),
         }
     }
 
@@ -379,6 +439,14 @@ fn check_log(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEnd> {
         ));
     }
     Ok(log)
+}
+
+#[cold]
+fn no_extents(inode: &Inode) -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{} has no extents", inode.ino),
+    )
 }
 
 /// Reads pieces of the device into one buffer, after a look at the device's end.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
-use super::btree::Tree;
+use super::btree::{Tree, first_u32};
 use super::cache::BlockKind;
 use super::format::btree::{CHUNK_INODES, HOLE_BIT_INODES, INOBT_MAGIC, InobtRecord};
 use super::fs::Fs;
@@ -18,6 +18,9 @@ const TREE: Tree = Tree {
     kind: BlockKind::Inobt,
     magic: INOBT_MAGIC,
     record_bytes: size_of::<InobtRecord>(),
+    key_bytes: 4,
+    key: first_u32,
+    siblings: false,
 };
 
 impl Fs {
@@ -30,7 +33,8 @@ impl Fs {
     ) -> Result<u32> {
         let root = self.inobt_root(io, place.ag)?;
         let mut found = None;
-        let keys = place.ag_ino..place.ag_ino.saturating_add(1);
+        let ag_ino = u64::from(place.ag_ino);
+        let keys = ag_ino..ag_ino.saturating_add(1);
         self.walk_tree(io, &TREE, (place.ag, root), &keys, &mut |raw, addr| {
             found = InobtRecord::read_from_prefix(raw)
                 .ok()

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use zerocopy::FromBytes;
 
+use super::attr::AttrFork;
 use super::extents::ExtentMap;
 use super::format::btree::BmbtRecord;
 use super::format::inode::{self as layout, InodeCore, Timestamp};
@@ -105,8 +106,7 @@ pub struct Inode {
     pub rdev: (u32, u32),
     /// Extents of the data fork.
     pub nextents: u64,
-    /// Whether there is an attribute fork.
-    pub has_attributes: bool,
+    pub(super) attributes: Option<AttrFork>,
     /// Byte address of the inode on the device, for messages.
     pub addr_bytes: u64,
     /// The data fork.
@@ -115,6 +115,11 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Whether every write is to be durable when it returns.
+    pub fn is_sync(&self) -> bool {
+        self.flags & layout::FLAG_SYNC != 0
+    }
+
     /// Whether its blocks may be shared with other files.
     pub fn may_share(&self) -> bool {
         self.flags2 & layout::FLAG2_REFLINK != 0
@@ -194,7 +199,7 @@ impl Inode {
             extsize_blocks: core.extsize.get(),
             rdev: device_number(file_type, fork),
             nextents,
-            has_attributes: core.forkoff != 0,
+            attributes: AttrFork::of(core, literal),
             addr_bytes,
             data,
             extents: OnceLock::new(),
@@ -291,7 +296,7 @@ fn local_fork(core: &InodeCore, fork: &[u8]) -> Result<Box<[u8]>, &'static str> 
         .ok_or("its content does not fit into the inode")
 }
 
-fn extent_fork(
+pub(super) fn extent_fork(
     geometry: &Geometry,
     fork: &[u8],
     nextents: u64,

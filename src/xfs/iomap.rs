@@ -4,7 +4,6 @@
 //! so that a lookup is a comparison or two. Where blocks are shared, the map for writing and reporting is cut
 //! at the borders of what is shared, as the kernel's answers are.
 
-use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use super::MetaIo;
@@ -16,26 +15,26 @@ use crate::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
 
 /// A run of a file's bytes that lie side by side on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
+pub(super) struct Run {
     /// First byte of the file.
-    offset: u64,
+    pub(super) offset: u64,
     /// First byte behind it.
-    end: u64,
+    pub(super) end: u64,
     /// Byte address on the device.
-    addr: u64,
-    kind: Kind,
-    flags: MapFlags,
+    pub(super) addr: u64,
+    pub(super) kind: Kind,
+    pub(super) flags: MapFlags,
 }
 
 /// Where the bytes of a file lie.
 #[derive(Debug)]
 pub struct FileMap {
     size_bytes: u64,
-    runs: Box<[Run]>,
-    /// Whether blocks may be shared: then `unshared` must be there before a write or a report.
-    may_share: bool,
+    pub(super) runs: Box<[Run]>,
+    /// Whether blocks may be shared: then `cut` must be there before a write or a report.
+    pub(super) may_share: bool,
     /// `runs`, cut where shared and unshared blocks meet.
-    cut: OnceLock<Box<[Run]>>,
+    pub(super) cut: OnceLock<Box<[Run]>>,
 }
 
 /// Where the last lookup ended; the next one looks there first.
@@ -83,52 +82,11 @@ impl Fs {
             cut: OnceLock::new(),
         })
     }
-
-    /// Finds out which blocks of a file are shared, once. Needed before a write or a report; costs nothing
-    /// for a file that shares no blocks.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Corrupt`] when the refcount btree is broken.
-    pub fn learn_sharing(&self, io: &mut impl MetaIo, map: &FileMap) -> Result<()> {
-        if !map.may_share || map.cut.get().is_some() {
-            return Ok(());
-        }
-        let geometry = self.geometry();
-        let mut cut = Vec::with_capacity(map.runs.len());
-        for run in &map.runs {
-            // Unwritten blocks are never shared.
-            if run.kind != Kind::Mapped {
-                cut.push(*run);
-                continue;
-            }
-            let start = geometry.block_at_addr(run.addr);
-            let blocks = (run.end - run.offset) >> geometry.block_log;
-            let mut rest = *run;
-            self.for_each_shared(io, start, blocks, |(shared, blocks)| {
-                let from = rest.offset + (geometry.block_addr(shared) - rest.addr);
-                let (before, at) = rest.split(from);
-                let (mut inside, after) = at.split(from + geometry.bytes(blocks));
-                inside.flags = MapFlags::SHARED;
-                cut.extend(
-                    [before, inside]
-                        .into_iter()
-                        .filter(|run| run.end > run.offset),
-                );
-                rest = after;
-                ControlFlow::Continue(())
-            })?;
-            if rest.end > rest.offset {
-                cut.push(rest);
-            }
-        }
-        let _ = map.cut.set(cut.into_boxed_slice());
-        Ok(())
-    }
 }
 
 impl Run {
     /// The parts before and from a file position.
-    fn split(self, at: u64) -> (Self, Self) {
+    pub(super) fn split(self, at: u64) -> (Self, Self) {
         let at = at.clamp(self.offset, self.end);
         let before = Self { end: at, ..self };
         let after = Self {

@@ -13,23 +13,29 @@ pub mod format;
 pub mod symlink;
 
 mod ag;
+mod attr;
 mod bmbt;
 mod btree;
 mod cache;
 #[cfg(not(loom))]
 mod cached;
+mod circle;
 mod extents;
+mod freespace;
 mod fs;
 mod geometry;
 mod inobt;
 mod inode;
 mod iomap;
 mod log;
+mod overwrite;
 mod refcount;
+mod sharing;
 mod superblock;
 
 pub use cache::BlockKind;
 pub use extents::{Extent, ExtentMap, Found};
+pub use freespace::{FreeExtent, FreeSpace};
 pub use fs::{DirBlock, Fs, FsInfo, FsOptions};
 pub use geometry::{FsBlock, Geometry, Ino};
 pub use inode::{FileType, Fork, Inode};

@@ -6,7 +6,7 @@ use std::ops::{ControlFlow, Range};
 
 use zerocopy::FromBytes;
 
-use super::btree::Tree;
+use super::btree::{Tree, first_u32};
 use super::cache::BlockKind;
 use super::format::btree::{REFCOUNT_COW, REFCOUNT_MAGIC, RefcountRecord};
 use super::fs::Fs;
@@ -18,6 +18,9 @@ const TREE: Tree = Tree {
     kind: BlockKind::Refcount,
     magic: REFCOUNT_MAGIC,
     record_bytes: size_of::<RefcountRecord>(),
+    key_bytes: 4,
+    key: first_u32,
+    siblings: false,
 };
 
 impl Fs {
@@ -74,7 +77,8 @@ impl Fs {
             broke.set(flow.is_break());
             flow
         };
-        self.walk_tree(io, &TREE, (ag, root), &(ag_block..end), &mut |raw, addr| {
+        let keys = u64::from(ag_block)..u64::from(end);
+        self.walk_tree(io, &TREE, (ag, root), &keys, &mut |raw, addr| {
             let record = check_record(raw, geometry.ag_length(ag), &mut last_end)
                 .map_err(|what| corrupt(addr, format!("refcount btree: {what}")))?;
             let clipped = record.start.max(ag_block)..record.end.min(end);

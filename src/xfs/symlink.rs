@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::format::symlink::{self as layout, SymlinkHeader};
 use super::format::{BASIC_BLOCK_BYTES, checksum_ok};
-use super::{BlockKind, FileType, Fork, Fs, Inode, MetaIo, corrupt};
+use super::{BlockKind, FileType, Fork, Found, Fs, Inode, MetaIo, corrupt};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The target of a symbolic link: 1 to 1024 bytes, any but NUL.
@@ -57,10 +57,17 @@ fn read_remote(fs: &Fs, io: &mut impl MetaIo, link: &Inode, size: usize) -> Resu
     // As many blocks as if each had a header of its own, though only each extent has one.
     let mut blocks_left = size.div_ceil(block_bytes.saturating_sub(header_bytes).max(1)) as u64;
     let mut target = Vec::with_capacity(size);
-    for extent in fs.extents(io, link)?.as_slice() {
-        if target.len() == size || blocks_left == 0 {
-            break;
-        }
+    let mut at = 0;
+    while target.len() < size && blocks_left > 0 {
+        let extent = match fs.find_extent(io, link, at)? {
+            Found::Extent(extent) => extent,
+            Found::Hole { end_blocks, .. } if end_blocks < u64::MAX => {
+                at = end_blocks;
+                continue;
+            }
+            Found::Hole { .. } => break,
+        };
+        at = extent.end_blocks();
         let blocks = extent.blocks.min(blocks_left);
         blocks_left = blocks_left.saturating_sub(blocks);
         let range = (extent.offset_blocks, blocks);

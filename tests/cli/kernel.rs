@@ -124,7 +124,17 @@ fn images_in_use_or_with_a_dirty_log_are_refused_by_name() {
     let copy = copy.to_str().unwrap();
     let (_, stderr) = run(3, &["ls", copy]);
     assert!(stderr.contains("log"), "{stderr}");
-    assert!(text(&["ls", &format!("image:{copy},norecovery")]).contains("sparse"));
+    let unrecovered = format!("image:{copy},norecovery");
+    assert!(text(&["ls", &unrecovered]).contains("sparse"));
+    for command in ["ls", "stat", "info"] {
+        let path = if command == "stat" { &["/"][..] } else { &[] };
+        let (_, stderr) = run(0, &[&[command, &unrecovered], path].concat());
+        assert!(
+            stderr.contains("warning: norecovery: the log was not replayed"),
+            "{stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
     run(0, &["ls", &target]);
 }
 

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::xfs::extents::Found;
 use crate::xfs::format::dir::{self as layout, BlockHeader, DaHeader, LeafEntry, LeafHeader};
 use crate::xfs::format::{BASIC_BLOCK_BYTES, checksum_ok};
-use crate::xfs::{ExtentMap, Fs, Geometry, Inode, MetaIo};
+use crate::xfs::{Fs, Geometry, Inode, MetaIo};
 
 /// Which block is wanted, hence which magic numbers are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,19 +59,20 @@ pub(super) fn free_space_start(geometry: &Geometry) -> u64 {
 
 /// The first mapped directory block at or behind a fork block, and before `end`.
 pub(super) fn next_mapped(
-    geometry: &Geometry,
-    map: &ExtentMap,
+    fs: &Fs,
+    io: &mut impl MetaIo,
+    dir: &Inode,
     from: u64,
     end: u64,
-) -> Option<u64> {
-    let found = match map.lookup(from) {
+) -> Result<Option<u64>> {
+    let found = match fs.find_extent(io, dir, from)? {
         Found::Extent(_) => from,
         Found::Hole { end_blocks, .. } => end_blocks,
     };
     // Directory blocks are a power of two of blocks.
-    let aligned = found & !u64::from(geometry.dir_block_blocks).saturating_sub(1);
+    let aligned = found & !u64::from(fs.geometry().dir_block_blocks).saturating_sub(1);
     let aligned = aligned.max(from);
-    (aligned < end).then_some(aligned)
+    Ok((aligned < end).then_some(aligned))
 }
 
 /// Reads the directory block that begins at a fork block; a hole there is corruption.

@@ -6,7 +6,7 @@ use super::{Content, DirEntry, Form, checked_entry, content};
 use crate::error::Result;
 use crate::xfs::format::dir::{self as layout, DataItem, EntryType};
 use crate::xfs::format::dir_short::ShortForm;
-use crate::xfs::{ExtentMap, Fs, Inode, MetaIo};
+use crate::xfs::{Fs, Ino, Inode, MetaIo};
 
 /// A position in a directory. Goes through the names in the order of their place in the directory, as
 /// getdents does: names that stay while others come and go are seen exactly once.
@@ -16,6 +16,8 @@ pub struct DirCursor {
     at: u64,
     with_dots: bool,
     loaded: Option<Loaded>,
+    /// The form of the directory with this number: found out once.
+    form: Option<(Ino, Form)>,
 }
 
 /// The block of names that the cursor stands in.
@@ -71,10 +73,16 @@ impl DirCursor {
         io: &mut impl MetaIo,
         dir: &Inode,
     ) -> Result<Option<DirEntry>> {
-        let next = match content(fs, io, dir) {
-            Ok(Content::Short(form)) => self.next_short(fs, dir, &form),
-            Ok(Content::Blocks(form, map)) => self.next_in_blocks(fs, io, dir, (form, map)),
-            Err(error) => Err(error),
+        let next = match self.form {
+            Some((ino, form)) if ino == dir.ino => self.next_in_blocks(fs, io, dir, form),
+            _ => match content(fs, io, dir) {
+                Ok(Content::Short(form)) => self.next_short(fs, dir, &form),
+                Ok(Content::Blocks(form)) => {
+                    self.form = Some((dir.ino, form));
+                    self.next_in_blocks(fs, io, dir, form)
+                }
+                Err(error) => Err(error),
+            },
         };
         if next.is_err() {
             self.loaded = None;
@@ -134,7 +142,7 @@ impl DirCursor {
         fs: &Fs,
         io: &mut impl MetaIo,
         dir: &Inode,
-        form: (Form, &ExtentMap),
+        form: Form,
     ) -> Result<Option<DirEntry>> {
         loop {
             let Some(loaded) = &mut self.loaded else {
@@ -173,14 +181,14 @@ impl DirCursor {
         fs: &Fs,
         io: &mut impl MetaIo,
         dir: &Inode,
-        (form, map): (Form, &ExtentMap),
+        form: Form,
     ) -> Result<Option<Loaded>> {
         let geometry = fs.geometry();
         let dir_block_bytes = u64::from(geometry.dir_block_bytes);
         let first = self.at & !dir_block_bytes.saturating_sub(1);
         let from = first.checked_shr(geometry.block_log).unwrap_or(u64::MAX);
         let end = dir.size.checked_shr(geometry.block_log).unwrap_or(0);
-        let Some(fork_block) = block::next_mapped(geometry, map, from, end) else {
+        let Some(fork_block) = block::next_mapped(fs, io, dir, from, end)? else {
             return Ok(None);
         };
         let want = match form {

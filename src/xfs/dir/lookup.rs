@@ -4,8 +4,9 @@
 use super::block::{self, Block, Want};
 use super::{Content, Form, checked_ino, content, file_type};
 use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::circle::Circle;
 use crate::xfs::format::dir::{self as layout, DataItem, EntryType, LeafEntry, hash_name};
-use crate::xfs::{ExtentMap, FileType, Fs, Ino, Inode, MetaIo};
+use crate::xfs::{FileType, Fs, Ino, Inode, MetaIo};
 
 /// What a name stands for: the inode's number, and its type where the entry tells.
 pub type Found = (Ino, Option<FileType>);
@@ -29,7 +30,7 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
     if name == b"." {
         return Ok(Some((dir.ino, Some(FileType::Directory))));
     }
-    let (form, map) = match content {
+    let form = match content {
         Content::Short(form) => {
             if name == b".." {
                 let parent = checked_ino(fs, dir.addr_bytes, form.parent)?;
@@ -44,12 +45,11 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
             }
             return Ok(None);
         }
-        Content::Blocks(form, map) => (form, map),
+        Content::Blocks(form) => form,
     };
     let mut search = Search {
         fs,
         dir,
-        map,
         name,
         hash: hash_name(name),
         data: None,
@@ -96,7 +96,6 @@ pub fn check_parent(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, from: Ino) -> Re
 struct Search<'a> {
     fs: &'a Fs,
     dir: &'a Inode,
-    map: &'a ExtentMap,
     name: &'a [u8],
     hash: u32,
     /// The block of names looked at last, by its first fork block: collisions often share it.
@@ -184,11 +183,11 @@ impl Search<'_> {
     }
 
     /// Walks the tree down to the first leaf that can have the hash, and on along the leaves while it goes
-    /// on. Each level is one below the last, and no more leaves are visited than are mapped.
+    /// on. Each level is one below the last, and leaves that form a circle are found out.
     fn in_tree(&mut self, io: &mut impl MetaIo) -> Result<Option<Found>> {
         let root = block::leaf_space_start(self.fs.geometry());
         let (mut leaf_at, mut leaf) = self.first_leaf(io, root)?;
-        let mut leaves_left = self.index_blocks(root);
+        let mut circle = Circle::new(leaf_at);
         loop {
             let (header, entries) = block::leaf_of(&leaf)?;
             if let Some(found) = self.in_entries(io, &leaf, entries)? {
@@ -201,8 +200,7 @@ impl Search<'_> {
             if !goes_on || next_at == 0 {
                 return Ok(None);
             }
-            leaves_left = leaves_left.saturating_sub(1);
-            if leaves_left == 0 {
+            if circle.closes_at(next_at) {
                 return leaf.corrupt(format!("the leaves of {} go in a circle", self.dir.ino));
             }
             let last_hash = entries.last().map_or(0, |entry| entry.hash.get());
@@ -223,17 +221,6 @@ impl Search<'_> {
             leaf_at = next_at;
             leaf = next;
         }
-    }
-
-    /// Directory blocks in the hash index: what bounds a walk along it.
-    fn index_blocks(&self, root: u64) -> u64 {
-        let blocks = self
-            .map
-            .as_slice()
-            .iter()
-            .filter(|extent| extent.offset_blocks >= root)
-            .fold(0u64, |sum, extent| sum.saturating_add(extent.blocks));
-        blocks.div_ceil(u64::from(self.fs.geometry().dir_block_blocks).max(1))
     }
 
     fn first_leaf(&self, io: &mut impl MetaIo, root: u64) -> Result<(u64, Block)> {

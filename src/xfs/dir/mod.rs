@@ -18,7 +18,7 @@ pub use lookup::{Found, check_parent, lookup};
 
 use super::format::dir::{self as layout, EntryType};
 use super::format::dir_short::ShortForm;
-use super::{ExtentMap, Fork, Fs, Ino, Inode, MetaIo};
+use super::{Fork, Fs, Ino, Inode, MetaIo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::FileType;
 
@@ -41,10 +41,10 @@ enum Form {
     Node,
 }
 
-/// What a short form or an inode without blocks is, and the extents of the rest.
+/// The content of a short directory, or the form of another.
 enum Content<'a> {
     Short(ShortForm<'a>),
-    Blocks(Form, &'a ExtentMap),
+    Blocks(Form),
 }
 
 fn corrupt(dir: &Inode, detail: impl std::fmt::Display) -> Error {
@@ -65,11 +65,9 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
             .map_err(|error| corrupt(dir, error.detail()));
     }
     let geometry = fs.geometry();
-    let extents = fs.extents(io, dir)?;
-    let end = extents
-        .as_slice()
-        .last()
-        .map_or(0, super::Extent::end_blocks);
+    let end = fs
+        .last_extent(io, dir, u64::MAX)?
+        .map_or(0, |extent| extent.end_blocks());
     let dir_blocks = u64::from(geometry.dir_block_blocks);
     let leaf_start = block::leaf_space_start(geometry);
     let form = if end == dir_blocks {
@@ -82,12 +80,9 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
         return Err(corrupt(dir, "its last block is of no form"));
     };
     let size_is_whole = dir.size.is_multiple_of(u64::from(geometry.dir_block_bytes));
-    let all = extents.as_slice();
-    let data_end = all
-        .partition_point(|extent| extent.end_blocks() <= leaf_start)
-        .checked_sub(1)
-        .and_then(|last| all.get(last))
-        .map_or(0, super::Extent::end_blocks);
+    let data_end = fs
+        .last_extent(io, dir, leaf_start)?
+        .map_or(0, |extent| extent.end_blocks());
     if !size_is_whole
         || dir.size > layout::LEAF_SPACE_BYTES
         || geometry.bytes(data_end) > dir.size
@@ -98,7 +93,7 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
             format!("a size of {} bytes cannot be", dir.size),
         ));
     }
-    Ok(Content::Blocks(form, extents))
+    Ok(Content::Blocks(form))
 }
 
 /// An entry as the caller gets it: the inode number checked against the geometry.

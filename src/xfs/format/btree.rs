@@ -11,6 +11,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const INOBT_MAGIC: u32 = 0x4941_4233;
 /// `FIB3`: free inode btree.
 pub const FINOBT_MAGIC: u32 = 0x4649_4233;
+/// `AB3B`: free space by block number.
+pub const BNOBT_MAGIC: u32 = 0x4142_3342;
+/// `AB3C`: free space by length.
+pub const CNTBT_MAGIC: u32 = 0x4142_3343;
 /// `R3FC`: refcount btree.
 pub const REFCOUNT_MAGIC: u32 = 0x5233_4643;
 /// `BMA3`: extents of a fork.
@@ -117,6 +121,26 @@ pub struct InobtRecord {
 }
 
 const _: () = assert!(size_of::<InobtRecord>() == 16);
+
+/// No sibling: what a block at the edge of its level has.
+pub const NULL_SIBLING: u32 = u32::MAX;
+
+/// A free extent; record and key of both free space btrees.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct AllocRecord {
+    pub startblock: U32,
+    pub blockcount: U32,
+}
+
+const _: () = {
+    assert!(size_of::<AllocRecord>() == 8);
+    assert!(offset_of!(AllocRecord, blockcount) == 4);
+};
 
 /// `startblock` of a refcount record: the blocks are staged for copy-on-write, not shared.
 pub const REFCOUNT_COW: u32 = 1 << 31;

@@ -87,6 +87,12 @@ pub const FORMAT_BTREE: u8 = 3;
 
 /// `flags`: the data lies in the realtime section.
 pub const FLAG_REALTIME: u16 = 1;
+/// `flags`: nothing of the file may change.
+pub const FLAG_IMMUTABLE: u16 = 1 << 3;
+/// `flags`: the file may only grow.
+pub const FLAG_APPEND: u16 = 1 << 4;
+/// `flags`: every write is durable when it returns.
+pub const FLAG_SYNC: u16 = 1 << 5;
 /// `flags2`: blocks may be shared with other files.
 pub const FLAG2_REFLINK: u64 = 1 << 1;
 /// `flags2`: time stamps are 64-bit nanosecond counters.
@@ -95,6 +101,13 @@ pub const FLAG2_BIGTIME: u64 = 1 << 3;
 pub const FLAG2_NREXT64: u64 = 1 << 4;
 /// `flags2`: a file of the metadata directory.
 pub const FLAG2_METADATA: u64 = 1 << 5;
+
+/// `mode`: set-user-ID.
+pub const S_ISUID: u16 = 0o4000;
+/// `mode`: set-group-ID.
+pub const S_ISGID: u16 = 0o2000;
+/// `mode`: the group may execute.
+pub const S_IXGRP: u16 = 0o010;
 
 /// File type bits of `mode`.
 pub const S_IFMT: u16 = 0o170_000;

@@ -5,6 +5,7 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 pub mod ag;
+pub mod attr;
 pub mod btree;
 pub mod dir;
 pub mod dir_short;

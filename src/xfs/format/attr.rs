@@ -1,0 +1,236 @@
+//! Extended attributes as they lie on disk: short form and leaf blocks ("Extended Attributes"). The nodes
+//! above the leaves are those of directories ([`super::dir`]).
+//!
+//! Layer 0. Everything here takes bytes as hostile input.
+
+use std::mem::{offset_of, size_of};
+
+use zerocopy::big_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::dir::DaHeader;
+
+/// A leaf block of attributes.
+pub const MAGIC_LEAF: u16 = 0x3bee;
+/// The longest name in bytes.
+pub const NAME_MAX_BYTES: usize = 255;
+
+/// Entry flag: the value is in the leaf.
+pub const FLAG_LOCAL: u8 = 1;
+/// Entry flag: a name of `trusted.*`.
+pub const FLAG_ROOT: u8 = 1 << 1;
+/// Entry flag: a name of `security.*`.
+pub const FLAG_SECURE: u8 = 1 << 2;
+/// Entry flag: a parent pointer.
+pub const FLAG_PARENT: u8 = 1 << 3;
+/// Entry flag: being made or removed; lookups do not see it.
+pub const FLAG_INCOMPLETE: u8 = 1 << 7;
+/// The entry flags that make up the namespace.
+pub const NAMESPACE: u8 = FLAG_ROOT | FLAG_SECURE | FLAG_PARENT;
+
+/// `xfs_attr_sf_hdr`: what begins an attribute fork in short form.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ShortHeader {
+    /// Bytes of the whole, this header included.
+    pub total_bytes: U16,
+    /// Entries.
+    pub count: u8,
+    /// Zero.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<ShortHeader>() == 4);
+
+/// `xfs_attr_sf_entry`: name and value follow.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ShortEntry {
+    /// Bytes of the name.
+    pub name_bytes: u8,
+    /// Bytes of the value.
+    pub value_bytes: u8,
+    /// `FLAG_*`.
+    pub flags: u8,
+}
+const _: () = assert!(size_of::<ShortEntry>() == 3);
+
+/// `xfs_attr_leaf_map`: an unused range of a leaf.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct FreeRange {
+    /// Byte offset in the block.
+    pub base: U16,
+    /// Length in bytes.
+    pub bytes: U16,
+}
+
+/// `xfs_attr3_leaf_hdr`.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct LeafHeader {
+    /// Identity and siblings.
+    pub info: DaHeader,
+    /// Entries.
+    pub count: U16,
+    /// Bytes of names and values.
+    pub used_bytes: U16,
+    /// Byte offset of the first name.
+    pub first_used: U16,
+    /// Whether compaction would gain space.
+    pub holes: u8,
+    /// Zero.
+    pub pad1: u8,
+    /// The largest unused ranges.
+    pub free: [FreeRange; 3],
+    /// Zero.
+    pub pad2: U32,
+}
+const _: () = assert!(size_of::<LeafHeader>() == 80);
+const _: () = assert!(offset_of!(LeafHeader, count) == 56);
+const _: () = assert!(offset_of!(LeafHeader, free) == 64);
+
+/// `xfs_attr_leaf_entry`: sorted by hash.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct LeafEntry {
+    /// Hash of the name.
+    pub hash: U32,
+    /// Byte offset of the name in the block.
+    pub name_offset: U16,
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// Zero.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<LeafEntry>() == 8);
+
+/// `xfs_attr_leaf_name_local`: name and value follow.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct LocalName {
+    /// Bytes of the value.
+    pub value_bytes: U16,
+    /// Bytes of the name.
+    pub name_bytes: u8,
+}
+const _: () = assert!(size_of::<LocalName>() == 3);
+
+/// `xfs_attr_leaf_name_remote`: the name follows.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct RemoteName {
+    /// First block of the value in the attribute fork.
+    pub value_block: U32,
+    /// Bytes of the value.
+    pub value_bytes: U32,
+    /// Bytes of the name.
+    pub name_bytes: u8,
+}
+const _: () = assert!(size_of::<RemoteName>() == 9);
+
+/// Flags and name of each entry of a short form, in order.
+///
+/// # Errors
+/// What is wrong.
+pub fn short_names(fork: &[u8]) -> Result<Vec<(u8, &[u8])>, &'static str> {
+    let (header, _) = ShortHeader::ref_from_prefix(fork).map_err(|_| "too short")?;
+    let mut rest = fork
+        .get(size_of::<ShortHeader>()..usize::from(header.total_bytes.get()))
+        .ok_or("its length is impossible")?;
+    let mut names = Vec::with_capacity(header.count.into());
+    for _ in 0..header.count {
+        let (entry, after) = ShortEntry::ref_from_prefix(rest).map_err(|_| "cut off")?;
+        let (name, after) = after
+            .split_at_checked(entry.name_bytes.into())
+            .ok_or("cut off")?;
+        rest = after
+            .get(usize::from(entry.value_bytes)..)
+            .ok_or("cut off")?;
+        if name.is_empty() {
+            return Err("a name without length");
+        }
+        names.push((entry.flags, name));
+    }
+    Ok(names)
+}
+
+/// The entries of a leaf block, in order of their hashes.
+///
+/// # Errors
+/// What is wrong.
+pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
+    let (header, rest) = LeafHeader::ref_from_prefix(block).map_err(|_| "too short")?;
+    let count = usize::from(header.count.get());
+    let (entries, _) = <[LeafEntry]>::ref_from_prefix_with_elems(rest, count)
+        .map_err(|_| "more entries than fit")?;
+    if entries.is_sorted_by_key(|entry| entry.hash.get()) {
+        Ok(entries)
+    } else {
+        Err("hashes out of order")
+    }
+}
+
+/// The name of an entry of a leaf block.
+///
+/// # Errors
+/// What is wrong.
+pub fn leaf_name<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<&'a [u8], &'static str> {
+    let at = block
+        .get(usize::from(entry.name_offset.get())..)
+        .ok_or("a name outside the block")?;
+    let (length, rest) = if entry.flags & FLAG_LOCAL != 0 {
+        let (name, rest) = LocalName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
+        (name.name_bytes, rest)
+    } else {
+        let (name, rest) = RemoteName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
+        (name.name_bytes, rest)
+    };
+    if length == 0 {
+        return Err("a name without length");
+    }
+    rest.get(..length.into()).ok_or("a name cut off")
+}
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_forms_are_read_to_their_end_and_no_further() {
+        let mut fork = vec![0, 0, 2, 0];
+        fork.extend(b"\x03\x02\x00onexx\x0a\x00\x04capability");
+        let length = u8::try_from(fork.len()).unwrap();
+        fork[1] = length;
+        fork.extend([7; 20]);
+        let names = short_names(&fork).unwrap();
+        assert_eq!(names, [(0, &b"one"[..]), (FLAG_SECURE, b"capability")]);
+        for (at, value) in [(1, length - 1), (1, 3), (2, 3), (4, 200), (5, 255), (4, 0)] {
+            let mut broken = fork.clone();
+            broken[at] = value;
+            assert!(short_names(&broken).is_err(), "byte {at} {value}");
+        }
+        assert!(short_names(&[]).is_err());
+    }
+
+    #[test]
+    fn leaves_are_checked_before_use() {
+        let mut block = vec![0; 512];
+        block[57] = 2;
+        let entries = [
+            [0, 0, 0, 1, 1, 0, FLAG_LOCAL, 0],
+            [0, 0, 0, 2, 1, 0xf8, 0, 0],
+        ];
+        block[80..96].copy_from_slice(&entries.concat());
+        block[256..262].copy_from_slice(b"\x00\x01\x02abv");
+        block[504..512].copy_from_slice(&[0; 8]);
+        let found = leaf_entries(&block).unwrap();
+        assert_eq!(leaf_name(&block, &found[0]), Ok(&b"ab"[..]));
+        assert!(leaf_name(&block, &found[1]).is_err(), "cut off");
+        let swapped = [entries[1], entries[0]].concat();
+        block[80..96].copy_from_slice(&swapped);
+        assert!(leaf_entries(&block).is_err());
+        block[56] = 1;
+        assert!(leaf_entries(&block).is_err(), "too many");
+    }
+}
