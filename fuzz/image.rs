@@ -1,5 +1,4 @@
-//! What the targets share: a small image, with pages of fuzzer input laid over it, checksums made right, and
-//! a walk over one inode.
+//! Shared by the targets: a small image with ranges of fuzzer input laid over it, and a walk over one inode.
 
 use std::sync::LazyLock;
 
@@ -14,25 +13,21 @@ pub static IMAGE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     std::fs::read(path).expect("run fuzz/seed.sh first: it makes the image and the seeds")
 });
 
-/// The image with one range of bytes replaced.
-#[derive(Debug)]
-pub struct Device {
-    pub at: u64,
-    pub patch: Vec<u8>,
-}
+/// The image with ranges of bytes replaced.
+#[derive(Debug, Default)]
+pub struct Patched(pub Vec<(u64, Vec<u8>)>);
 
-impl MetaIo for Device {
-    fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> Result<()> {
-        let start = usize::try_from(addr_bytes).expect("an address of the image");
+impl MetaIo for Patched {
+    fn read_at(&mut self, addr: u64, buf: &mut [u8]) -> Result<()> {
+        let start = usize::try_from(addr).expect("an address of the image");
         buf.copy_from_slice(&IMAGE[start..start + buf.len()]);
-        let (patch_at, end) = (self.at, self.at + self.patch.len() as u64);
-        let from = patch_at.max(addr_bytes);
-        let to = end.min(addr_bytes + buf.len() as u64);
-        if from < to {
-            let into = usize::try_from(from - addr_bytes).expect("inside");
-            let of = usize::try_from(from - patch_at).expect("inside");
-            let len = usize::try_from(to - from).expect("inside");
-            buf[into..into + len].copy_from_slice(&self.patch[of..of + len]);
+        for (at, patch) in &self.0 {
+            let at = usize::try_from(*at).expect("an address of the image");
+            let from = at.max(start);
+            let to = (at + patch.len()).min(start + buf.len());
+            if from < to {
+                buf[from - start..to - start].copy_from_slice(&patch[from - at..to - at]);
+            }
         }
         Ok(())
     }
@@ -43,7 +38,7 @@ impl MetaIo for Device {
 }
 
 /// Looks at all of an inode.
-pub fn look(fs: &Fs, io: &mut Device, inode: &Inode) {
+pub fn look(fs: &Fs, io: &mut impl MetaIo, inode: &Inode) {
     match inode.file_type {
         FileType::Directory => {
             let mut cursor = DirCursor::new();

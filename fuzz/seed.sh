@@ -4,7 +4,11 @@
 # Needs root (a loop mount) and mkfs.xfs. Usage: fuzz/seed.sh
 set -eu
 cd "$(dirname "$0")"
-mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user
+mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user corpus/bmbt corpus/refcount corpus/free_space
+# These make their trees of any bytes.
+for tree in bmbt refcount free_space; do
+    printf '\022\100%0200d' 0 >"corpus/$tree/zeroes"
+done
 
 # little BYTES VALUE: a number, its least byte first.
 little() {

@@ -7,7 +7,7 @@ mod image;
 
 use std::sync::LazyLock;
 
-use image::{Device, IMAGE, look};
+use image::{IMAGE, Patched, look};
 use libfuzzer_sys::fuzz_target;
 use xtent::internals::xfs::dir::lookup;
 use xtent::internals::xfs::format::set_checksum;
@@ -15,10 +15,7 @@ use xtent::internals::xfs::{Fs, Ino};
 
 /// The directories of the image, and the addresses of their blocks.
 static BLOCKS: LazyLock<Vec<(Ino, u64)>> = LazyLock::new(|| {
-    let mut io = Device {
-        at: 0,
-        patch: Vec::new(),
-    };
+    let mut io = Patched::default();
     let fs = Fs::open(&mut io).expect("the image");
     let root = fs.read_root(&mut io).expect("the root directory");
     let mut blocks = Vec::new();
@@ -40,10 +37,7 @@ static BLOCKS: LazyLock<Vec<(Ino, u64)>> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let [choice, data @ ..] = data else { return };
     let (dir, addr) = BLOCKS[usize::from(*choice) % BLOCKS.len()];
-    let mut io = Device {
-        at: 0,
-        patch: Vec::new(),
-    };
+    let mut io = Patched::default();
     let fs = Fs::open(&mut io).expect("the image");
     let start = usize::try_from(addr).expect("small");
     let len = usize::try_from(fs.geometry().dir_block_bytes).expect("small");
@@ -57,10 +51,7 @@ fuzz_target!(|data: &[u8]| {
     let most = data.len().min(len - keep);
     block[keep..keep + most].copy_from_slice(&data[..most]);
     set_checksum(&mut block, crc);
-    let mut io = Device {
-        at: addr,
-        patch: block,
-    };
+    let mut io = Patched(vec![(addr, block)]);
     if let Ok(inode) = fs.read_inode(&mut io, dir) {
         look(&fs, &mut io, &inode);
         for name in ["a-name-of-some-length-00007", "", "no such name"] {

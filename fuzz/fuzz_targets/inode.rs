@@ -4,16 +4,13 @@
 #[path = "../image.rs"]
 mod image;
 
-use image::{Device, IMAGE, look};
+use image::{IMAGE, Patched, look};
 use libfuzzer_sys::fuzz_target;
 use xtent::internals::xfs::Fs;
 use xtent::internals::xfs::format::{inode, set_checksum};
 
 fuzz_target!(|data: &[u8]| {
-    let mut io = Device {
-        at: 0,
-        patch: Vec::new(),
-    };
+    let mut io = Patched::default();
     let fs = Fs::open(&mut io).expect("the image");
     let root = fs.read_root(&mut io).expect("the root directory");
     // Another filesystem value: this one has the right inode in its cache.
@@ -28,10 +25,7 @@ fuzz_target!(|data: &[u8]| {
     raw[4] = original[4];
     raw[152..176].copy_from_slice(&original[152..176]);
     set_checksum(&mut raw, inode::CRC_OFFSET);
-    let mut io = Device {
-        at: root.addr_bytes,
-        patch: raw,
-    };
+    let mut io = Patched(vec![(root.addr_bytes, raw)]);
     if let Ok(inode) = fs.read_inode(&mut io, fs.root()) {
         look(&fs, &mut io, &inode);
     }
