@@ -47,7 +47,7 @@ pub use memfd::{is_eventfd, is_local_file, is_memory, memory_file, memory_page_b
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};
 pub use peer::SocketPeer;
 pub use peerfds::PeerFds;
-pub use sigbus::{Cover, Guard, handle_fault, leave_out_handler};
+pub use sigbus::{Cover, Guard, handle_sigbus, leave_out_handler};
 pub use signal::{catch_interrupts, hold_interrupts, interrupted};
 pub use ticks::Ticks;
 pub use unix::{

@@ -8,7 +8,7 @@
 //!
 //! The handler is installed with the first guarded mapping, so by `pci:` and `vfio-user:` targets and a vfio-user server
 //! only. A program that has a SIGBUS handler of its own leaves it out ([`leave_out_handler`]) and may call
-//! [`handle_fault`] from its own. Without either nothing is put in the place of memory that went away: the access
+//! [`handle_sigbus`] from its own. Without either nothing is put in the place of memory that went away: the access
 //! faults again and again, or ends the process, as the program's own disposition of SIGBUS has it.
 
 use std::ffi::{c_int, c_void};
@@ -129,7 +129,7 @@ pub fn leave_out_handler() -> bool {
 ///
 /// # Safety
 /// `info` is the `siginfo_t` that the kernel has passed to a handler with SA_SIGINFO, for a fault of this thread.
-pub unsafe fn handle_fault(info: *const c_void) -> bool {
+pub unsafe fn handle_sigbus(info: *const c_void) -> bool {
     // `OnceLock::get` is one atomic load once it is set, and it is set before anything is guarded.
     let Some(handler) = HANDLER.get() else {
         return false;
@@ -323,7 +323,7 @@ fn file_of_ones() -> io::Result<OwnedFd> {
 /// The handler. Async-signal-safe: atomics, `mmap`, `sigaction`, `raise`; errno is left as it was.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo, this thread's own, to a handler with SA_SIGINFO.
-    if unsafe { handle_fault(info.cast_const().cast()) } {
+    if unsafe { handle_sigbus(info.cast_const().cast()) } {
         return;
     }
     // Set before the handler is installed.

@@ -57,7 +57,7 @@ pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::{DmaBuf, HugePages};
 pub use crate::nvme::spec::{CriticalWarning, EventWord, StatusField};
 pub use crate::nvme::{ErrorEntry, Event};
-pub use crate::sys::handle_fault as handle_sigbus;
+pub use crate::sys::handle_sigbus;
 pub use buffered::{Advice, RwFlags};
 pub use dir::{DirEntries, DirEntry, ReadDir};
 pub use file::{File, OpenOptions};

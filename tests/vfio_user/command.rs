@@ -59,6 +59,8 @@ fn a_volume_of_another_process_is_opened_and_the_server_ends_orderly() {
     let image = dir.path().join("disk.img");
     let file = std::fs::File::create(&image).unwrap();
     file.set_len(320 << 20).unwrap();
+    // An image that another process has open is refused.
+    drop(file);
     run("mkfs.xfs", &["-q", image.to_str().unwrap()]);
     let socket = dir.path().join("cntrl");
     let (socket_text, media) = (

@@ -92,6 +92,7 @@ impl<'a> Session<'a> {
         let layout = Layout::of_device(device, &doorbells)
             .ok_or(Cut::Broken("there is no room in the BAR"))?;
         let table = u32::from(layout.vectors) * MSIX_ENTRY_BYTES;
+        let map_doorbells = options.map_doorbells && doorbells.file().is_some();
         Ok(Self {
             device,
             doorbells,
@@ -103,7 +104,7 @@ impl<'a> Session<'a> {
             msix_table: vec![0; table as usize],
             layout,
             maps: Maps::new(options.lent_bytes()),
-            map_doorbells: options.map_doorbells,
+            map_doorbells,
             bounds: Bounds {
                 payload_bytes: MOST_PAYLOAD_BYTES,
                 fds: MOST_FDS,
