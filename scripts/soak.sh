@@ -5,6 +5,8 @@
 #
 # NAME:
 #   faults         mixed operations against the embedded controller with seeded faults (10,000 runs)
+#   lifecycle      volumes, Ios, files and views that are opened, used, dropped and leaked in any order by 4 threads, with
+#                  faults and callbacks that panic (10,000 runs)
 #   hostile-image  flipped bits, truncated images, looping trees, absurd sizes (20,000 flips)
 #   overwrite      random direct overwrites of each block size, with small and large commands, verified by a
 #                  kernel mount (100,000 writes on each; root)
@@ -47,6 +49,7 @@ campaign() {
 
 case $name in
 faults) campaign faults 10000 ;;
+lifecycle) campaign lifecycle 10000 campaign:: ;;
 hostile-image) campaign hostile_image 20000 ;;
 log-lives) campaign xfs_log 100 random_lives ;;
 overwrite) campaign conformance 100000 overwrite:: ;;

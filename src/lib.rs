@@ -25,6 +25,7 @@ mod cache {
     mod index;
     #[cfg(test)]
     mod loom_tests;
+    mod waiters;
 }
 mod device;
 mod error;
@@ -72,6 +73,8 @@ pub mod internals {
         pub use crate::volume::target::{TargetKind, TargetSpec};
     }
     export!(block device iomap mem nvme spdk sys units uring xfs);
+    #[cfg(not(loom))]
+    pub use crate::volume::open::target_on_device;
 }
 
 /// Compiles the README's example.

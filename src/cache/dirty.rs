@@ -3,12 +3,11 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use crossbeam::utils::Backoff;
-
 use super::file::{FileCache, FileInner};
 use super::index::{LEAF_PAGES, LEAF_SHIFT};
+use super::wait::Patience;
 use crate::mem::Segment;
-use crate::mem::pages::WritebackPage;
+use crate::mem::pages::{PAGE_BYTES, WritebackPage};
 
 /// How much is dirty, against the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +51,18 @@ impl FileCache {
         wait: bool,
         taken: &mut Vec<DirtyPage>,
     ) -> Option<u64> {
+        self.take_dirty_pages(pages, most, wait, taken, &mut None)
+    }
+
+    /// The same. Sets `stuck` to the first page that another thread writes to and does not let go of; it is left.
+    pub(crate) fn take_dirty_pages(
+        &self,
+        pages: Range<u64>,
+        most: usize,
+        wait: bool,
+        taken: &mut Vec<DirtyPage>,
+        stuck: &mut Option<u64>,
+    ) -> Option<u64> {
         let inner = &*self.0;
         let index = &inner.cache.inner().index;
         let mut from = pages.start >> LEAF_SHIFT;
@@ -63,7 +74,7 @@ impl FileCache {
             }
             match index.hold(inner.id, no) {
                 Some(leaf) => {
-                    inner.take_dirty_of(leaf, no, &pages, wait, taken);
+                    inner.take_dirty_of(leaf, no, &pages, wait, taken, stuck);
                     let has_dirty = || inner.has_dirty(leaf);
                     index.unlist_clean(leaf, &inner.lists, no, has_dirty);
                     index.release(leaf);
@@ -107,23 +118,17 @@ impl FileCache {
         self.0.in_writeback.load(Acquire)
     }
 
-    /// Waits until nobody writes the file back.
-    pub(crate) fn await_writeback(&self) {
-        if self.in_writeback() == 0 {
-            return;
-        }
-        self.0.waiting.fetch_add(1, AcqRel);
-        let backoff = Backoff::new();
-        while self.in_writeback() > 0 {
-            backoff.snooze();
-        }
-        self.0.waiting.fetch_sub(1, AcqRel);
+    /// Waits until no thread writes the file back; false when that takes longer than every deadline of the device
+    /// allows.
+    pub(crate) fn await_writeback(&self) -> bool {
+        let limit = self.0.cache.inner().wait_limit;
+        self.in_writeback() == 0 || self.0.waiters.wait(limit, || self.in_writeback() == 0)
     }
 
     /// Whether somebody waits until nobody writes the file back: who does so in the background begins with no other
     /// round of it then.
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.0.waiting.load(Acquire) > 0
+        self.0.waiters.count() > 0
     }
 
     /// Whether there may be dirty pages, or pages being written back.
@@ -142,33 +147,35 @@ impl FileInner {
         pages: &Range<u64>,
         wait: bool,
         taken: &mut Vec<DirtyPage>,
+        stuck: &mut Option<u64>,
     ) {
         let table = &self.cache.inner().pages;
         for slot in 0..LEAF_PAGES {
             let page = (no << LEAF_SHIFT) + u64::from(slot);
             let at = leaf * LEAF_PAGES + slot;
-            let backoff = Backoff::new();
+            let mut patience = Patience::for_lock();
             loop {
                 let look = table.look(at);
-                if look.locked {
-                    if !wait {
+                if !pages.contains(&page) || (look.locked && !wait) {
+                    break;
+                }
+                // Another thread writes to a locked page, for a moment; it may have been dirty before.
+                if !look.locked {
+                    if look.dirty == 0 || look.writeback {
                         break;
                     }
-                    // Somebody writes to it, for a moment; it may have been dirty before.
-                    backoff.snooze();
-                    continue;
+                    // Counted before: whoever waits for all to be written back must not miss it.
+                    self.count_in_writeback(true);
+                    if let Some(inner) = table.begin_writeback(at) {
+                        taken.push(DirtyPage { page, inner });
+                        break;
+                    }
+                    self.count_in_writeback(false);
                 }
-                if look.dirty == 0 || look.writeback || !pages.contains(&page) {
+                if !patience.wait() {
+                    stuck.get_or_insert(page * PAGE_BYTES as u64);
                     break;
                 }
-                // Counted before: whoever waits for all to be written back must not miss it.
-                self.count_in_writeback(true);
-                if let Some(inner) = table.begin_writeback(at) {
-                    taken.push(DirtyPage { page, inner });
-                    break;
-                }
-                self.count_in_writeback(false);
-                backoff.snooze();
             }
         }
     }
@@ -190,6 +197,7 @@ impl FileInner {
         } else {
             self.in_writeback.fetch_sub(1, AcqRel);
             all.fetch_sub(1, AcqRel);
+            self.waiters.wake();
         }
     }
 }

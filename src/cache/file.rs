@@ -4,15 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crossbeam::utils::Backoff;
-
 use super::errors::Errors;
 use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists, salt_of};
+use super::view::Lent;
+use super::wait::Patience;
+use super::waiters::Waiters;
 use super::{Cache, CacheInner, ErrorCursor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::pages::sync::atomic::{AtomicU64, AtomicUsize};
 use crate::mem::pages::{
-    ALL_GRANULES, Blocked, FrameRun, PAGE_BYTES, Pin, Removed, Which, WriteLock, granules_covered,
+    ALL_GRANULES, FrameRun, PAGE_BYTES, Pin, Removed, Which, WriteLock, granules_covered,
     granules_touched,
 };
 
@@ -37,8 +38,10 @@ pub(super) struct FileInner {
     pub(super) errors: Errors,
     /// Pages that are being written back.
     pub(super) in_writeback: AtomicUsize,
-    /// Those who wait for that to end.
-    pub(super) waiting: AtomicUsize,
+    /// Threads that wait for that to end, or for a mutable view.
+    pub(super) waiters: Waiters,
+    /// Pages that mutable views are lent of, and how many.
+    pub(super) lent: Lent,
 }
 
 /// What an invalidation left.
@@ -46,8 +49,10 @@ pub(super) struct FileInner {
 pub struct Invalidated {
     /// Pages that went.
     pub removed: usize,
-    /// Dirty pages that were left, because only clean ones were asked for.
+    /// Dirty pages, and pages that mutable views are lent of, that were left, because others were asked for.
     pub kept: usize,
+    /// The position of a page that was left because another thread writes to it, or writes it back, and does not end.
+    pub stuck: Option<u64>,
 }
 
 impl FileCache {
@@ -74,7 +79,8 @@ impl FileCache {
             lists,
             errors: Errors::default(),
             in_writeback: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            waiters: Waiters::default(),
+            lent: Lent::default(),
         })))
     }
 
@@ -122,16 +128,15 @@ impl FileCache {
         self.0.errors.note(error, pos);
     }
 
-    /// Has others who hold on to the page of a position keep a copy of it, where there are any: nobody holds on to the one
-    /// that the file has then. False when there is no frame for a copy.
-    pub(crate) fn unshare(&self, pos: u64) -> bool {
+    /// Where as many views hold on to the page of a position as are counted, has it moved to another frame. False when
+    /// there is none.
+    pub(crate) fn uncrowd(&self, pos: u64) -> bool {
         let (page, _) = place(pos);
-        match self.0.lock(page, 0, 0).map(drop) {
-            Err(Blocked::Shared | Blocked::Crowded) => {
-                self.0.copy_and_write(page, 0, &[], Writing::Hit) != Wrote::NoFrame
-            }
-            _ => true,
-        }
+        let (no, slot) = leaf_of(page);
+        let inner = self.0.cache.inner();
+        let leaf = inner.index.find(self.0.id, no);
+        let is_crowded = leaf.is_some_and(|leaf| inner.pages.is_crowded(leaf * LEAF_PAGES + slot));
+        !is_crowded || self.0.uncrowd(page)
     }
 
     /// Removes the pages of a range: those that lie in it as a whole, and those that lie in it in part too, where
@@ -270,13 +275,14 @@ impl FileInner {
                 return Wrote::Missing;
             };
             let at = leaf * LEAF_PAGES + slot;
-            let pin = match inner.pages.pin(at, marks.needed, true) {
+            let pin = match inner.pages.pin_reserved(at, marks.needed) {
                 Ok(pin) if inner.index.is(leaf, self.id, no) => pin,
                 _ => {
                     inner.give_back(frame);
                     return Wrote::Missing;
                 }
             };
+            pin.used();
             if !self.allows(writing, page, from + bytes.len()) {
                 inner.give_back(frame);
                 return Wrote::Missing;
@@ -285,11 +291,21 @@ impl FileInner {
             to.copy_from_slice(pin.bytes());
             to[from..from + bytes.len()].copy_from_slice(bytes);
             match self.swap_in(leaf, no, pin, at, frame, marks, writing) {
-                Ok(()) => return Wrote::Yes,
+                Ok(()) => {
+                    inner.counters.rest.copied.fetch_add(1, Relaxed);
+                    return Wrote::Yes;
+                }
                 Err(frame) => inner.give_back(frame),
             }
         }
         Wrote::Missing
+    }
+
+    /// Moves the page to another frame, where as many views hold on to it as are counted: they keep the old one. False
+    /// when there is no frame for that.
+    #[cold]
+    pub(super) fn uncrowd(&self, page: u64) -> bool {
+        self.copy_and_write(page, 0, &[], Writing::Hit) != Wrote::NoFrame
     }
 
     /// Puts a frame in the place of a pinned one.
@@ -317,7 +333,6 @@ impl FileInner {
                 .replace(pin, frame, uptodate, marks.touched, claim, writing.backed());
         let result = match replaced {
             Ok(newly_dirty) => {
-                inner.counters.rest.copied.fetch_add(1, Relaxed);
                 inner.moved(number);
                 if newly_dirty {
                     inner.count_dirty();
@@ -393,8 +408,8 @@ impl FileInner {
             };
             for slot in 0..LEAF_PAGES {
                 let page = (no << LEAF_SHIFT) + u64::from(slot);
-                if pages.contains(&page) {
-                    self.remove(leaf, slot, which, &mut done);
+                if pages.contains(&page) && !self.remove(leaf, slot, which, &mut done) {
+                    done.stuck.get_or_insert(page << PAGE_SHIFT);
                 }
             }
             inner.index.release(leaf);
@@ -402,16 +417,27 @@ impl FileInner {
         done
     }
 
-    fn remove(&self, leaf: u32, slot: u32, which: Which, done: &mut Invalidated) {
+    /// False when it is being written to, or written back, without end.
+    fn remove(&self, leaf: u32, slot: u32, which: Which, done: &mut Invalidated) -> bool {
         let inner = self.cache.inner();
-        let backoff = Backoff::new();
+        let at = leaf * LEAF_PAGES + slot;
+        let mut patience = Patience::for_lock();
         let dirty = loop {
-            match inner.pages.remove(leaf * LEAF_PAGES + slot, which) {
-                Removed::Busy => backoff.snooze(),
-                Removed::Nothing => return,
-                Removed::Dirty => {
+            match inner.pages.remove(at, which) {
+                Removed::Busy => {
+                    let in_writeback = || inner.pages.look(at).writeback;
+                    let goes_on = match in_writeback() {
+                        true => self.waiters.wait(inner.wait_limit, || !in_writeback()),
+                        false => patience.wait(),
+                    };
+                    if !goes_on {
+                        return false;
+                    }
+                }
+                Removed::Nothing => return true,
+                Removed::Kept => {
                     done.kept += 1;
-                    return;
+                    return true;
                 }
                 Removed::Filling => break false,
                 Removed::Detached(dirty) => break dirty,
@@ -426,6 +452,7 @@ impl FileInner {
         }
         done.removed += 1;
         inner.index.release(leaf);
+        true
     }
 }
 
@@ -445,7 +472,8 @@ impl Drop for FileInner {
         if self.in_writeback.load(Acquire) != 0 {
             return;
         }
-        self.invalidate(0..u64::MAX, Which::All);
-        self.cache.inner().index.remove_file(self.id);
+        if self.invalidate(0..u64::MAX, Which::All).stuck.is_none() {
+            self.cache.inner().index.remove_file(self.id);
+        }
     }
 }

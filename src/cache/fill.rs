@@ -1,8 +1,9 @@
 //! Pages that come: read from the device, or written as a whole.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::file::{FileCache, Marks, Writing, leaf_of, place};
+use super::file::{FileCache, FileInner, Marks, Writing, leaf_of, place};
 use super::index::LEAF_PAGES;
 use crate::mem::Segment;
 use crate::mem::pages::{ALL_GRANULES, FrameRun, LentRun, PAGE_BYTES, Pin, Which};
@@ -78,11 +79,7 @@ impl Fill {
         let inner = self.file.0.cache.inner();
         if ahead {
             let pages = self.slots.len() as u64;
-            inner
-                .counters
-                .rest
-                .ahead
-                .fetch_add(pages, std::sync::atomic::Ordering::Relaxed);
+            inner.counters.rest.ahead.fetch_add(pages, Relaxed);
         }
         for (index, &slot) in (0..).zip(&self.slots) {
             let frame = run.split_first(1);
@@ -229,7 +226,10 @@ impl Merge<'_> {
             marks,
             writing,
         ) {
-            Ok(()) => true,
+            Ok(()) => {
+                inner.counters.rest.copied.fetch_add(1, Relaxed);
+                true
+            }
             Err(frame) => {
                 inner.give_back(frame);
                 false
@@ -269,6 +269,64 @@ impl Merge<'_> {
             let run = inner.pages.take_back(frames);
             inner.give_back(run);
         }
+    }
+}
+
+/// What came of putting a new page into its slot.
+pub(super) enum Installed {
+    /// It is there, and dirty.
+    Yes,
+    /// Another page is there.
+    There(FrameRun),
+    /// There is no leaf for it.
+    NoLeaf(FrameRun),
+}
+
+impl FileInner {
+    /// Puts a frame into the slot of a page that is not there, with these granules up to date and dirty. Where the
+    /// write grows the file, it ends at `end` from then on.
+    pub(super) fn install(
+        &self,
+        page: u64,
+        frame: FrameRun,
+        touched: u8,
+        end: u64,
+        writing: Writing,
+    ) -> Installed {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let Some(leaf) = inner.index.reserve(self.id, &self.lists, no) else {
+            return Installed::NoLeaf(frame);
+        };
+        // A second reservation, for as long as this looks at the leaf: the first one becomes the page's.
+        let held = inner.index.hold(self.id, no);
+        let at = leaf * LEAF_PAGES + slot;
+        let number = frame.first();
+        if writing.grows() {
+            self.size_bytes.fetch_max(end, AcqRel);
+        }
+        inner.set_owner(number, at);
+        let backed = writing.backed();
+        let installed = match inner.pages.install(at, frame, touched, touched, backed) {
+            Ok(was_filling) => {
+                if was_filling {
+                    // The mark had a reservation of its own.
+                    inner.index.release(leaf);
+                }
+                inner.count_dirty();
+                inner.index.list_dirty(leaf, &self.lists, no);
+                inner.track(number, at);
+                Installed::Yes
+            }
+            Err(frame) => {
+                inner.index.release(leaf);
+                Installed::There(frame)
+            }
+        };
+        if let Some(held) = held {
+            inner.index.release(held);
+        }
+        installed
     }
 }
 
@@ -382,7 +440,7 @@ impl FileCache {
         let (no, slot) = leaf_of(page);
         let leaf = inner.index.find(self.0.id, no)?;
         let slot = leaf * LEAF_PAGES + slot;
-        let pin = match inner.pages.pin(slot, 0, false) {
+        let pin = match inner.pages.pin_reserved(slot, 0) {
             Ok(pin) if inner.index.is(leaf, self.0.id, no) => pin,
             Ok(_) => return None,
             Err(Blocked::Ahead) => {
@@ -427,44 +485,18 @@ impl FileCache {
         }
         let mut frame: FrameRun = inner.frames(1)?;
         inner.pages.bytes_mut(&mut frame)[from..from + data.len()].copy_from_slice(data);
-        let (no, slot) = leaf_of(page);
-        let Some(leaf) = inner.index.reserve(self.0.id, &self.0.lists, no) else {
-            inner.give_back(frame);
-            return None;
-        };
-        // A second reservation, for as long as this looks at the leaf: the first one becomes the page's.
-        let held = inner.index.hold(self.0.id, no);
-        let at = leaf * LEAF_PAGES + slot;
-        let number = frame.first();
-        if writing.grows() {
-            self.grow(pos + data.len() as u64);
+        let end = pos + data.len() as u64;
+        match self.0.install(page, frame, marks.touched, end, writing) {
+            Installed::Yes => Some(true),
+            Installed::There(frame) => {
+                inner.give_back(frame);
+                Some(false)
+            }
+            Installed::NoLeaf(frame) => {
+                inner.give_back(frame);
+                None
+            }
         }
-        inner.set_owner(number, at);
-        let installed =
-            match inner
-                .pages
-                .install(at, frame, marks.touched, marks.touched, writing.backed())
-            {
-                Ok(was_filling) => {
-                    if was_filling {
-                        // The mark had a reservation of its own.
-                        inner.index.release(leaf);
-                    }
-                    inner.count_dirty();
-                    inner.index.list_dirty(leaf, &self.0.lists, no);
-                    inner.track(number, at);
-                    true
-                }
-                Err(frame) => {
-                    inner.give_back(frame);
-                    inner.index.release(leaf);
-                    false
-                }
-            };
-        if let Some(held) = held {
-            inner.index.release(held);
-        }
-        Some(installed)
     }
 
     /// Drops clean pages of a range that nobody needs any more: for streams.

@@ -1,17 +1,13 @@
 //! Hits: what is read and written in memory. The way of most operations is short and taken first: the leaf is where it is
 //! guessed to be, or the first in its bucket, and the page is up to date as a whole. Everything else is out of line.
 
-use crossbeam::utils::Backoff;
-
 use super::file::{FileCache, FileInner, Writing, Wrote, leaf_of, place};
 use super::index::LEAF_PAGES;
 use super::stats::{Guess, Tally};
+use super::wait::Patience;
 use crate::mem::pages::{
     ALL_GRANULES, Blocked, PAGE_BYTES, Pin, Place, Tag, WriteLock, granules_touched,
 };
-
-/// How often a page that somebody writes to is waited for before its thread is given the processor.
-const PATIENCE: u32 = 1 << 20;
 
 impl FileCache {
     /// Copies what is cached of the range, up to the first byte that is not and to the end of the file. Returns the
@@ -255,24 +251,30 @@ impl FileInner {
 
     #[cold]
     #[inline(never)]
-    fn pin_slowly(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
+    pub(super) fn pin_slowly(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
         let inner = self.cache.inner();
         let (no, slot) = leaf_of(page);
-        let backoff = Backoff::new();
-        for _ in 0..PATIENCE {
+        let mut patience = Patience::for_lock();
+        loop {
             let leaf = inner.index.find(self.id, no)?;
             let at = leaf * LEAF_PAGES + slot;
-            match inner.pages.pin(at, granules, true) {
+            let goes_on = match inner.pages.pin(at, granules, true) {
                 Ok(pin) => {
                     let mine = inner.index.is(leaf, self.id, no) && pin.is_in_place();
                     return mine.then_some(pin);
                 }
-                Err(Blocked::Ahead) => inner.arrived(at),
-                Err(Blocked::Locked) => backoff.snooze(),
-                Err(_) => return None,
+                Err(Blocked::Ahead) => {
+                    inner.arrived(at);
+                    true
+                }
+                Err(Blocked::Locked) => patience.wait(),
+                Err(Blocked::Crowded) => self.uncrowd(page) && patience.wait(),
+                Err(_) => false,
+            };
+            if !goes_on {
+                return None;
             }
         }
-        None
     }
 
     /// Writes into one page, as a whole inside of the file, if that is where it was guessed to be. Nothing but its arguments
@@ -338,28 +340,25 @@ impl FileInner {
     ) -> Result<(WriteLock<'_>, u32), Blocked> {
         let inner = self.cache.inner();
         let (no, slot) = leaf_of(page);
-        let backoff = Backoff::new();
+        let mut patience = Patience::for_lock();
         // Views and writeback do not let go soon, others do.
         let mut patience_with_readers = 64;
-        let mut blocked = Blocked::Absent;
-        for _ in 0..PATIENCE {
+        loop {
             let leaf = inner.index.find(self.id, no).ok_or(Blocked::Absent)?;
             let at = leaf * LEAF_PAGES + slot;
             match inner.pages.lock(at, needed, claim) {
                 Ok(lock) if inner.index.is(leaf, self.id, no) => return Ok((lock, leaf)),
                 Ok(_) => return Err(Blocked::Absent),
-                Err(why) => blocked = why,
-            }
-            match blocked {
-                Blocked::Ahead => inner.arrived(at),
-                Blocked::Locked => backoff.snooze(),
-                Blocked::Shared if patience_with_readers > 0 && !inner.pages.look(at).writeback => {
+                Err(Blocked::Ahead) => inner.arrived(at),
+                Err(Blocked::Locked) if patience.wait() => {}
+                Err(Blocked::Shared)
+                    if patience_with_readers > 0 && !inner.pages.look(at).writeback =>
+                {
                     patience_with_readers -= 1;
                     std::hint::spin_loop();
                 }
-                other => return Err(other),
+                Err(other) => return Err(other),
             }
         }
-        Err(blocked)
     }
 }

@@ -2,6 +2,7 @@
 //! listed.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::time::Duration;
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize};
@@ -9,6 +10,7 @@ use loom::thread;
 
 use super::alarm::Alarm;
 use super::index::{Index, LEAF_PAGES, Lists};
+use super::waiters::Waiters;
 use crate::mem::pages::{ALL_GRANULES, FrameRun, PageTable, Pin, Removed, Which};
 use crate::mem::{Heap, HeapConfig};
 
@@ -418,5 +420,26 @@ fn nobody_sleeps_over_the_first_dirty_page() {
         let sleeps = alarm.arm(&dirty);
         writer.join().unwrap();
         assert!(!sleeps || rung.load(SeqCst), "it sleeps for ever");
+    });
+}
+
+/// Who waits for pages to be written back is woken by the last one. Here no wait ends by its limit: a wakeup that was
+/// missed would be a deadlock.
+#[test]
+fn nobody_sleeps_over_the_end_of_writing_back() {
+    loom::model(|| {
+        let waiters = Arc::new(Waiters::default());
+        let in_writeback = Arc::new(AtomicUsize::new(2));
+        let threads = [(); 2].map(|()| {
+            let (waiters, in_writeback) = (waiters.clone(), in_writeback.clone());
+            thread::spawn(move || {
+                in_writeback.fetch_sub(1, AcqRel);
+                waiters.wake();
+            })
+        });
+        let over = || in_writeback.load(Acquire) == 0;
+        assert!(waiters.wait(Duration::from_secs(100_000), over));
+        assert_eq!(waiters.count(), 0);
+        threads.map(|thread| thread.join().unwrap());
     });
 }

@@ -29,9 +29,12 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wait;
+mod waiters;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 
@@ -53,7 +56,9 @@ pub use fill::Fill;
 pub(crate) use fill::{Merge, PageState};
 pub use reclaim::Policy;
 pub use stats::{CacheStats, Tally};
+pub(crate) use view::NotLent;
 pub use view::{View, ViewMut};
+pub(crate) use wait::{LOCK_LIMIT, Patience};
 
 /// How a cache is made.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +71,9 @@ pub struct CacheConfig {
     pub background_percent: u8,
     /// No more than this share of pages becomes dirty, in percent: writers wait for that, or write back first.
     pub hard_percent: u8,
+    /// How long a page that another thread writes back is waited for. Longer than the device can take with all of its
+    /// deadlines and retries: then it does not end any more.
+    pub wait_limit: Duration,
 }
 
 impl Default for CacheConfig {
@@ -75,6 +83,7 @@ impl Default for CacheConfig {
             policy: Policy::default(),
             background_percent: 10,
             hard_percent: 20,
+            wait_limit: Duration::from_secs(300),
         }
     }
 }
@@ -101,6 +110,7 @@ struct CacheInner {
     limit_bytes: usize,
     background_pages: usize,
     hard_pages: usize,
+    wait_limit: Duration,
     /// Pages that are dirty or being written back.
     dirty_pages: CachePadded<AtomicIsize>,
     /// Pages that are being written back, of all files.
@@ -152,6 +162,7 @@ impl Cache {
             limit_bytes: config.limit_bytes,
             background_pages: share(background).max(1),
             hard_pages: share(hard).max(2),
+            wait_limit: config.wait_limit,
             dirty_pages: CachePadded::new(AtomicIsize::new(0)),
             in_writeback: CachePadded::new(AtomicUsize::new(0)),
             alarm: Alarm::default(),

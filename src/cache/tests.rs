@@ -201,6 +201,61 @@ fn views_keep_what_they_saw() {
     assert_eq!(cache.stats().dirty_pages, 0);
 }
 
+/// A copy that is lent to be written to takes the page's place, whatever became of the page meanwhile.
+#[test]
+fn mutable_views_are_put_over_what_is_there_when_they_end() {
+    let cache = cache(64);
+    let file = FileCache::new(&cache, 40_000, 1024).unwrap();
+    let mut tally = Tally::default();
+    let mut buf = [0; 4096];
+    owned(&file, 0, 3, 1);
+    // The page is written to, in place and, beside a view, in a copy; and it does not go.
+    let mut lent = file.view_mut(100, 100).unwrap();
+    let mut second = file.view_mut(150, 4000).unwrap();
+    lent.fill(2);
+    assert_eq!(file.write_hit(&mut tally, 1000, &[3; 100]), 100);
+    let view = file.view(&mut tally, 0, 4096).unwrap();
+    assert_eq!(file.write_hit(&mut tally, 2000, &[4; 100]), 100);
+    clean(&file);
+    assert_eq!(file.invalidate(0..4096, Which::Clean, true).removed, 0);
+    cache.inner().make_room(64);
+    assert!(file.is_cached(0, 0, 4096));
+    drop((lent, view));
+    second[50..100].fill(5);
+    drop(second);
+    assert_eq!(file.read_hit(&mut tally, 0, &mut buf), 4096);
+    assert!(buf[..100] == [1; 100] && buf[100..150] == [2; 50]);
+    assert!(buf[150..200] == [1; 50] && buf[200..250] == [5; 50] && buf[250..] == [1; 3846]);
+    clean(&file);
+    assert_eq!(file.invalidate(0..4096, Which::Clean, true).removed, 1);
+    // It is gone, as after a direct write: the blocks that the view touches come back.
+    owned(&file, 1, 2, 1);
+    let mut lent = file.view_mut(4096 + 1100, 10).unwrap();
+    lent.fill(6);
+    assert_eq!(file.invalidate(4096..8192, Which::Stale, true).removed, 1);
+    drop(lent);
+    assert!(file.is_cached(1, 1024, 2048) && !file.is_cached(1, 0, 1));
+    assert_eq!(
+        file.read_hit(&mut tally, 4096 + 1024, &mut buf[..1024]),
+        1024
+    );
+    assert!(buf[..76] == [1; 76] && buf[76..86] == [6; 10] && buf[86..1024] == [1; 938]);
+    // The file was cut: nothing comes behind its end.
+    let mut lent = file.view_mut(2 * 4096, 100).unwrap();
+    lent.fill(7);
+    file.set_size(2 * 4096);
+    file.invalidate(2 * 4096..u64::MAX, Which::All, true);
+    drop(lent);
+    assert!(!file.is_cached(2, 0, 1));
+    assert_eq!(clean(&file), [1]);
+    file.invalidate(0..u64::MAX, Which::All, true);
+    cache.inner().make_room(1);
+    assert_eq!(
+        (cache.stats().used_pages, cache.stats().dirty_pages),
+        (0, 0)
+    );
+}
+
 #[test]
 fn invalidation_leaves_what_it_should() {
     let cache = cache(64);

@@ -1,12 +1,24 @@
 //! The cached bytes themselves, lent.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::file::{FileCache, Writing, place};
-use super::index::LEAF_SHIFT;
+use super::file::{FileCache, FileInner, Writing, leaf_of, place};
+use super::fill::Installed;
+use super::index::LEAF_PAGES;
 use super::stats::Tally;
-use crate::mem::pages::{PAGE_BYTES, Pin, WriteLock};
+use super::wait::Patience;
+use crate::error::{Error, ErrorKind};
+use crate::mem::pages::{Blocked, FrameRun, GRANULE_BYTES, PAGE_BYTES, Pin};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// How long a direct write waits for mutable views of what it overwrites.
+const VIEW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Bytes of a cached page. They do not change while this lives: who writes to the page meanwhile writes to a copy, which
 /// takes its place; so this is what the file held when it was lent.
@@ -31,46 +43,43 @@ impl fmt::Debug for View<'_> {
     }
 }
 
-/// Bytes of a cached page, to be written to in place. Whoever wants to read or write the page meanwhile waits; so it is
-/// for a moment. The page is dirty when this is dropped.
+/// Bytes of a cached page, to be written to. It is a copy of the page, which takes the page's place when this is dropped:
+/// until then others see what was there before, and none of them waits. Where the page was written to meanwhile, only the
+/// bytes of this view are put over it. A view that is leaked (`mem::forget`) writes nothing, and keeps its memory until
+/// the cache is gone.
 pub struct ViewMut<'a> {
     file: &'a FileCache,
-    lock: Option<WriteLock<'a>>,
-    leaf: u32,
     page: u64,
     range: Range<usize>,
-    /// The blocks of all of the page are there, and its own.
-    backed: bool,
+    /// Both until it is dropped: the page as it was found, and the copy.
+    found: Option<(Pin<'a>, FrameRun)>,
 }
 
 impl Deref for ViewMut<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let range = self.range.clone();
-        self.lock
-            .as_ref()
-            .map_or(&[], |lock| &lock.bytes_ref()[range])
+        let table = self.file.cache().table();
+        let copy = self.found.as_ref().map(|(_, copy)| table.bytes(copy));
+        copy.map_or(&[], |bytes| &bytes[self.range.clone()])
     }
 }
 
 impl DerefMut for ViewMut<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let range = self.range.clone();
-        self.lock
-            .as_mut()
-            .map_or(&mut [], |lock| &mut lock.bytes()[range])
+        let table = self.file.cache().table();
+        let copy = self.found.as_mut().map(|(_, copy)| table.bytes_mut(copy));
+        copy.map_or(&mut [], |bytes| &mut bytes[self.range.clone()])
     }
 }
 
 impl Drop for ViewMut<'_> {
     fn drop(&mut self) {
-        if let Some(mut lock) = self.lock.take() {
-            let touched = self.file.0.touched(self.range.start, self.range.end);
-            self.file
-                .0
-                .mark_written(&mut lock, self.leaf, self.page, touched, self.backed);
+        let inner = &*self.file.0;
+        if let Some((pin, copy)) = self.found.take() {
+            inner.put_view(self.page, self.range.clone(), pin, copy);
         }
+        inner.end_view(self.page);
     }
 }
 
@@ -82,6 +91,51 @@ impl fmt::Debug for ViewMut<'_> {
             self.range.len(),
             self.range.start
         )
+    }
+}
+
+/// Why no mutable view is lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotLent {
+    /// The page, or what is needed of it, is not cached, or the filesystem must be asked first.
+    Missing,
+    /// There is no frame for the copy.
+    NoFrame,
+}
+
+/// The pages of a file that mutable views are lent of. Only direct writes ask for them.
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    count: AtomicUsize,
+    pages: Mutex<BTreeMap<u64, usize>>,
+}
+
+impl Lent {
+    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, page: u64) {
+        let mut pages = self.pages();
+        *pages.entry(page).or_default() += 1;
+        self.count.fetch_add(1, AcqRel);
+    }
+
+    /// One fewer; calls `last` with the last one of a page, before another can be added.
+    fn remove(&self, page: u64, last: impl FnOnce()) {
+        let mut pages = self.pages();
+        if let Some(count) = pages.get_mut(&page) {
+            *count -= 1;
+            if *count == 0 {
+                pages.remove(&page);
+                last();
+            }
+        }
+        self.count.fetch_sub(1, AcqRel);
+    }
+
+    fn first_in(&self, pages: Range<u64>) -> Option<u64> {
+        self.pages().range(pages).next().map(|(&page, _)| page)
     }
 }
 
@@ -97,37 +151,68 @@ impl FileCache {
         Some(View { pin, from, to })
     }
 
-    /// Lends cached bytes to be written to, as [`FileCache::view`]. `None` where they are not cached, somebody holds on
-    /// to the page, or the filesystem must be asked first (see [`FileCache::write_hit`]).
+    /// Lends cached bytes to be written to, as [`FileCache::view`]. `None` where they are not cached, the filesystem must
+    /// be asked first (see [`FileCache::write_hit`]), or there is no frame for a copy of the page.
     pub fn view_mut(&self, pos: u64, len: usize) -> Option<ViewMut<'_>> {
-        self.lend_mut(pos, len, Writing::Hit)
+        self.lend_mut(pos, len, Writing::Hit).ok()
     }
 
-    /// The same, where the filesystem has been asked: the range may be overwritten, and, if it is `backed`, all of its page.
-    pub(crate) fn view_mut_of(&self, pos: u64, len: usize, backed: bool) -> Option<ViewMut<'_>> {
-        let grow = false;
-        self.lend_mut(pos, len, Writing::Asked { grow, backed })
+    /// The same, where the filesystem has been asked: the range may be overwritten.
+    pub(crate) fn view_mut_asked(&self, pos: u64, len: usize) -> Result<ViewMut<'_>, NotLent> {
+        self.lend_mut(pos, len, ASKED)
     }
 
-    fn lend_mut(&self, pos: u64, len: usize, writing: Writing) -> Option<ViewMut<'_>> {
+    fn lend_mut(&self, pos: u64, len: usize, writing: Writing) -> Result<ViewMut<'_>, NotLent> {
         let (page, from) = place(pos);
-        let to = self.end_in_page(pos, from, len)?;
+        let to = self.end_in_page(pos, from, len).ok_or(NotLent::Missing)?;
+        let inner = self.0.cache.inner();
+        let mut copy = inner.frames(1).ok_or(NotLent::NoFrame)?;
+        // Before the page is looked at: a direct write waits for this view, or this sees what it leaves.
+        self.0.lent.add(page);
         // What is lent can be read too.
         let touched = self.0.touched(from, to);
-        let claim = writing.claim(touched);
-        let (lock, leaf) = self.0.lock(page, touched, claim).ok()?;
-        if pos + (to - from) as u64 > self.size_bytes() {
-            return None;
-        }
-        debug_assert_eq!(page >> LEAF_SHIFT, pos >> (LEAF_SHIFT + 12));
-        Some(ViewMut {
+        let pin = self.0.pin_slowly(page, touched);
+        let fits =
+            |pin: &Pin<'_>| pin.claims(writing.claim(touched)) && inner.pages.begin_lending(pin);
+        let Some(pin) = pin.filter(fits) else {
+            self.0.end_view(page);
+            inner.give_back(copy);
+            return Err(NotLent::Missing);
+        };
+        let bytes = inner.pages.bytes_mut(&mut copy);
+        bytes.copy_from_slice(pin.bytes());
+        Ok(ViewMut {
             file: self,
-            lock: Some(lock),
-            leaf,
             page,
             range: from..to,
-            backed: writing.backed(),
+            found: Some((pin, copy)),
         })
+    }
+
+    /// Waits until no mutable view of a range's pages is lent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] with the position of a page of which one is held for longer than [`VIEW_LIMIT`].
+    #[cold]
+    pub(crate) fn await_views_mut(&self, range: Range<u64>) -> Result<(), Error> {
+        let inner = &*self.0;
+        if inner.lent.count.load(Acquire) == 0 {
+            return Ok(());
+        }
+        let pages = range.start / PAGE..range.end.div_ceil(PAGE);
+        let mut held = None;
+        let over = inner.waiters.wait(VIEW_LIMIT, || {
+            held = inner.lent.first_in(pages.clone());
+            held.is_none()
+        });
+        if over {
+            return Ok(());
+        }
+        let what = format!(
+            "a mutable view (view_mut) of the page has been held for {} s: drop it before direct writes there",
+            VIEW_LIMIT.as_secs()
+        );
+        Err(Error::new(ErrorKind::Busy, what).at_offset(held.unwrap_or(0) * PAGE))
     }
 
     #[inline]
@@ -136,5 +221,122 @@ impl FileCache {
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         let len = len.min(PAGE_BYTES - from).min(left);
         (len > 0).then_some(from + len)
+    }
+}
+
+const ASKED: Writing = Writing::Asked {
+    grow: false,
+    backed: false,
+};
+
+impl FileInner {
+    /// A mutable view is gone: with the last one the page may go, too.
+    fn end_view(&self, page: u64) {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        self.lent.remove(page, || {
+            let mut patience = Patience::for_lock();
+            if let Some(leaf) = inner.index.hold(self.id, no) {
+                let at = leaf * LEAF_PAGES + slot;
+                while !inner.pages.end_lending(at) && patience.wait() {}
+                inner.index.release(leaf);
+            }
+        });
+        self.waiters.wake();
+    }
+
+    /// A mutable view ends: its copy of the page takes the page's place, or, where that has changed or gone since, its
+    /// bytes are written as by any other write. What lies behind the end of the file by now is not written.
+    fn put_view(&self, page: u64, range: Range<usize>, pin: Pin<'_>, copy: FrameRun) {
+        let inner = self.cache.inner();
+        let left = self.size_bytes.load(Acquire).saturating_sub(page * PAGE);
+        let end = usize::try_from(left).map_or(range.end, |left| left.min(range.end));
+        if end <= range.start {
+            drop(pin);
+            inner.give_back(copy);
+            return;
+        }
+        let mut copy = copy;
+        if end == range.end {
+            let (no, _) = leaf_of(page);
+            let slot = pin.slot();
+            let marks = self.marks(range.start, range.end);
+            match self.swap_in(slot / LEAF_PAGES, no, pin, slot, copy, marks, ASKED) {
+                Ok(()) => return,
+                Err(back) => copy = back,
+            }
+        } else {
+            // It was cut short, and so was the page.
+            drop(pin);
+        }
+        if let Err(error) = self.write_view(page, range.start..end, copy) {
+            self.errors.note(&error, page * PAGE + range.start as u64);
+        }
+    }
+
+    /// Writes a part of a page, of which `frame` holds the bytes as they were, and is the memory for what takes its place.
+    #[cold]
+    fn write_view(&self, page: u64, range: Range<usize>, mut frame: FrameRun) -> Result<(), Error> {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let marks = self.marks(range.start, range.end);
+        let mut source = [0; PAGE_BYTES];
+        source.copy_from_slice(inner.pages.bytes(&frame));
+        // What lies behind the end of the file is zero.
+        let left = self.size_bytes.load(Acquire).saturating_sub(page * PAGE);
+        if let Some(behind) = usize::try_from(left)
+            .ok()
+            .and_then(|left| source.get_mut(left..))
+        {
+            behind.fill(0);
+        }
+        let mut patience = Patience::for_lock();
+        loop {
+            let leaf = inner.index.find(self.id, no);
+            let at = leaf.map(|leaf| leaf * LEAF_PAGES + slot);
+            let pinned = at.map(|at| inner.pages.pin_reserved(at, 0));
+            match (leaf, at, pinned) {
+                (Some(leaf), Some(at), Some(Ok(pin))) if inner.index.is(leaf, self.id, no) => {
+                    let to = inner.pages.bytes_mut(&mut frame);
+                    to.copy_from_slice(pin.bytes());
+                    merge(to, &source, &range, marks.touched, pin.uptodate());
+                    match self.swap_in(leaf, no, pin, at, frame, marks, ASKED) {
+                        Ok(()) => return Ok(()),
+                        Err(back) => frame = back,
+                    }
+                }
+                (_, Some(at), Some(Err(Blocked::Ahead))) => inner.arrived(at),
+                (_, None, _) | (_, _, Some(Err(Blocked::Absent | Blocked::Filling))) => {
+                    inner.pages.bytes_mut(&mut frame).copy_from_slice(&source);
+                    match self.install(page, frame, marks.touched, 0, ASKED) {
+                        Installed::Yes => return Ok(()),
+                        Installed::There(back) | Installed::NoLeaf(back) => frame = back,
+                    }
+                }
+                _ => {}
+            }
+            if !patience.wait() {
+                inner.give_back(frame);
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "what was written to a mutable view is lost: other threads do not let go of the page",
+                ));
+            }
+        }
+    }
+}
+
+/// Puts a range's bytes over a page, of which these granules are up to date; those that the range touches and that are
+/// not come from the source as a whole.
+fn merge(to: &mut [u8], source: &[u8], range: &Range<usize>, touched: u8, uptodate: u8) {
+    for granule in (0..PAGE_BYTES / GRANULE_BYTES).filter(|granule| touched >> granule & 1 != 0) {
+        let all = granule * GRANULE_BYTES..(granule + 1) * GRANULE_BYTES;
+        let part = match uptodate >> granule & 1 {
+            0 => all,
+            _ => all.start.max(range.start)..all.end.min(range.end),
+        };
+        if part.start < part.end {
+            to[part.clone()].copy_from_slice(&source[part]);
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::controller::Controller;
 use super::prp;
 use super::queue::{CompletionRing, Entry, SubmissionRing};
 use super::recovery::Watch;
+use super::setup::{AttendAgain, GiveBack, Unwinding};
 use super::sgl;
 use super::slots::{List, NONE, SINGLE, Slot, Tracker};
 use super::spec::{
@@ -133,10 +134,12 @@ impl Queue for QueuePair {
         if budget != 0
             && let Some(token) = self.take_plain(entry)
         {
+            let unwinding = Unwinding(self);
             done(Completion {
                 token,
                 status: Status::Success,
             });
+            std::mem::forget(unwinding);
             if self.outstanding == 0 {
                 return if self.cq.owes() { self.settle_up() } else { 1 };
             }
@@ -274,22 +277,20 @@ impl QueuePair {
     #[cold]
     fn poll_slowly(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         let usable = self.attend();
+        let AttendAgain(pair) = &mut AttendAgain(self);
         let mut count = 0;
         while count < budget
-            && let Some(index) = self.ended.pop(&self.slots)
+            && let Some(index) = pair.ended.pop(&pair.slots)
         {
             count += 1;
-            let completion = self.release(index);
-            self.outstanding -= 1;
+            let completion = pair.release(index);
+            pair.outstanding -= 1;
             done(completion);
         }
         if usable {
-            self.issue_waiting();
-            self.sq.ring();
-            count += self.reap(budget - count, done);
-        }
-        if self.waiting.head != NONE || self.ended.head != NONE {
-            self.countdown = 0;
+            pair.issue_waiting();
+            pair.sq.ring();
+            count += pair.reap(budget - count, done);
         }
         count
     }
@@ -421,28 +422,28 @@ impl QueuePair {
     /// entry ends a command, or uses up one of its retries, or is one of the few stale ones that are borne.
     #[inline(never)]
     fn reap(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        let GiveBack(pair) = &mut GiveBack(self);
         let mut count = 0;
         while count < budget
-            && self.outstanding != 0
-            && let Some(entry) = self.cq.peek()
+            && pair.outstanding != 0
+            && let Some(entry) = pair.cq.peek()
         {
-            if let Some(token) = self.take_plain(entry) {
+            if let Some(token) = pair.take_plain(entry) {
                 count += 1;
                 let status = Status::Success;
                 done(Completion { token, status });
                 continue;
             }
-            match self.take_other(entry) {
+            match pair.take_other(entry) {
                 Ok(None) => {}
                 Ok(Some(completion)) => {
                     count += 1;
-                    self.outstanding -= 1;
+                    pair.outstanding -= 1;
                     done(completion);
                 }
                 Err(Confused) => break,
             }
         }
-        self.cq.give_back();
         count
     }
 

@@ -265,6 +265,39 @@ impl Drop for QueuePair {
     }
 }
 
+/// Dropped only when the callback of a poll panics: the next poll does what is left of this one.
+pub(super) struct Unwinding<'a>(pub(super) &'a mut QueuePair);
+
+impl Drop for Unwinding<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.countdown = 0;
+    }
+}
+
+/// Gives consumed completion entries back to the device at the end of a poll, also when its callback panics:
+/// a device whose completion queue is full would never complete another command.
+pub(super) struct GiveBack<'a>(pub(super) &'a mut QueuePair);
+
+impl Drop for GiveBack<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.cq.give_back();
+    }
+}
+
+/// Has the next poll attend to what is left waiting, also when the callback panics.
+pub(super) struct AttendAgain<'a>(pub(super) &'a mut QueuePair);
+
+impl Drop for AttendAgain<'_> {
+    fn drop(&mut self) {
+        let pair = &mut *self.0;
+        if pair.waiting.head != NONE || pair.ended.head != NONE {
+            pair.countdown = 0;
+        }
+    }
+}
+
 impl fmt::Debug for QueuePair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueuePair")

@@ -37,6 +37,10 @@ pub struct SpdkQueue {
     countdown: u32,
     timeout_ns: u64,
     next_look_ns: u64,
+    /// Completions that were taken out of the core, to be handed over from `next_in_batch` on. They stay here
+    /// when the caller's code panics.
+    batch: [Option<Completion>; BATCH],
+    next_in_batch: usize,
 }
 
 impl SpdkQueue {
@@ -58,6 +62,8 @@ impl SpdkQueue {
             countdown: POLLS_PER_LOOK,
             timeout_ns: u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
             next_look_ns: 0,
+            batch: [None; BATCH],
+            next_in_batch: BATCH,
         }
     }
 
@@ -171,7 +177,7 @@ impl SpdkQueue {
     #[cold]
     fn rejoin(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         self.countdown = 0;
-        let mut batch = [None; BATCH];
+        self.next_in_batch = 0;
         {
             let _guard = match self.core.lock.try_lock() {
                 Ok(guard) => guard,
@@ -186,16 +192,39 @@ impl SpdkQueue {
                 self.generation = generation;
                 return 0;
             }
-            for place in batch.iter_mut().take(budget) {
+            for place in self.batch.iter_mut().take(budget) {
                 *place = self.core.next_ended();
             }
         }
-        batch.into_iter().flatten().map(done).count()
+        self.hand_over(budget, done)
     }
 
-    /// One round inside of the gate.
+    /// Hands over what is left of the batch; returns how many.
     #[inline]
-    fn round(&mut self, batch: &mut [Option<Completion>]) -> Option<usize> {
+    fn hand_over(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        let mut count = 0;
+        while count < budget
+            && let Some(completion) = self
+                .batch
+                .get_mut(self.next_in_batch)
+                .and_then(Option::take)
+        {
+            self.next_in_batch += 1;
+            count += 1;
+            done(completion);
+        }
+        count
+    }
+
+    /// Completions of the batch that are still to be handed over.
+    fn left_in_batch(&self) -> usize {
+        let left = self.batch.get(self.next_in_batch..).unwrap_or_default();
+        left.iter().flatten().count()
+    }
+
+    /// One round inside of the gate, for at most `room` completions.
+    #[inline]
+    fn round(&mut self, room: usize) -> Option<usize> {
         let core = &self.core;
         let generation = &self.controller.shared.generation;
         let _inside = core.gate.enter(generation, self.generation)?;
@@ -203,15 +232,16 @@ impl SpdkQueue {
         let qpair = core.qpair.get();
         if !core.has_ended() && core.outstanding.get() > 0 && !qpair.is_null() {
             // At most BATCH.
-            let most = u32::try_from(batch.len()).unwrap_or(1);
+            let most = u32::try_from(room).unwrap_or(1);
             // SAFETY: the controller's, and this thread's: inside of the gate.
             let rc = unsafe { ffi::spdk_nvme_qpair_process_completions(qpair, most) };
             if rc < 0 {
                 self.controller.shared.ask_reset(self.generation);
             }
         }
+        self.next_in_batch = 0;
         let mut count = 0;
-        for place in batch {
+        for place in self.batch.iter_mut().take(room) {
             *place = core.next_ended();
             if place.is_none() {
                 break;
@@ -268,23 +298,18 @@ impl Queue for SpdkQueue {
 
     #[inline]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        let mut handed = 0;
+        let mut handed = self.hand_over(budget, done);
         if self.countdown == 0 {
             self.look();
         }
         self.countdown = self.countdown.saturating_sub(1);
         while handed < budget {
-            let mut batch = [None; BATCH];
             let room = (budget - handed).min(BATCH);
-            let Some(count) = self.round(&mut batch[..room]) else {
+            let Some(count) = self.round(room) else {
                 return handed + self.rejoin(budget - handed, done);
             };
-            // Outside of the gate: the caller's code may take its time.
-            batch[..count]
-                .iter()
-                .flatten()
-                .for_each(|&completion| done(completion));
-            handed += count;
+            // Outside of the gate: the caller's code may take its time, or panic.
+            handed += self.hand_over(count, done);
             if count < room {
                 break;
             }
@@ -294,7 +319,7 @@ impl Queue for SpdkQueue {
 
     #[inline]
     fn outstanding(&self) -> usize {
-        self.core.outstanding.get() as usize
+        self.core.outstanding.get() as usize + self.left_in_batch()
     }
 
     #[inline]

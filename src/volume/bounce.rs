@@ -19,6 +19,7 @@ type Round = [Option<(Kept, usize)>; BOUNCE_COUNT];
 
 /// Fills `to` from `offset`, up to the end of the file; returns the bytes read.
 pub(super) fn read(file: &File, io: &mut Io, to: &mut [u8], offset: u64) -> Result<usize> {
+    io.reclaim_kept();
     let left = file.len_bytes().saturating_sub(offset);
     let total = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
     let mut done = 0;
@@ -139,6 +140,7 @@ pub(super) fn write(
         ));
     }
     check_overwrite(&file.shared, offset, len)?;
+    io.reclaim_kept();
     let mut done = 0;
     while done < from.len() {
         done += write_round(file, io, &from[done..], offset + done as u64)?;

@@ -195,7 +195,7 @@ fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
             0 => u64::MAX,
             len => offset.saturating_add(len as u64),
         };
-        pages.invalidate(offset..end, Which::Clean, true);
+        pages.invalidate(offset..end, Which::Stale, true);
     }
 }
 
@@ -230,20 +230,44 @@ impl MetaIo for IoCore {
     }
 }
 
+impl IoCore {
+    /// Polls while `unfinished` says so, at most until every deadline of the device has passed.
+    fn poll_while(&mut self, unfinished: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while unfinished(self) {
+            if self.direct.progress(&mut self.queue) == 0 {
+                self.queue.relax();
+                if start.elapsed() > self.patience {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends the operations of a reader that was leaked (`mem::forget`): nothing else takes them, and they hold
+    /// the slots and bounce buffers of blocking calls. For the start of a call that has no such operations yet.
+    #[cold]
+    pub(super) fn reclaim_kept(&mut self) {
+        self.poll_while(|core| core.direct.has_unfinished_kept());
+        let spare = &mut self.spare;
+        self.direct.take_all_kept(|ended| {
+            after_direct(&ended);
+            if ended.buf.len() == BOUNCE_BYTES && spare.len() < BOUNCE_COUNT {
+                spare.push(ended.buf);
+            }
+        });
+    }
+}
+
 impl Drop for IoCore {
-    /// Waits, within reason, for what is in flight. What is not back by then keeps its memory forever.
+    /// Waits for what is in flight, at most until every deadline of the device has passed, and completes every
+    /// operation that was not handed over: pages that a direct write made stale are dropped, and the memory goes
+    /// back to its heap. Only memory that the device may still access is leaked.
     fn drop(&mut self) {
         if self.direct.outstanding() == 0 {
             return;
         }
-        let start = Instant::now();
-        while self.queue.outstanding() > 0 || self.direct.is_waiting() {
-            if self.direct.progress(&mut self.queue) == 0 {
-                self.queue.relax();
-                if start.elapsed() > self.patience {
-                    break;
-                }
-            }
-        }
+        self.poll_while(|core| core.queue.outstanding() > 0 || core.direct.is_waiting());
+        self.direct.take_all(|ended| after_direct(&ended));
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use super::drive::HugePageCount;
 use super::mounted::VolumeShared;
@@ -173,6 +174,12 @@ impl Inodes {
             }),
             background_percent: self.dirty_percent / 2,
             hard_percent: self.dirty_percent,
+            // The deadlines of a command and its abort, for each try, and those of resets in between.
+            wait_limit: volume
+                .target
+                .command_timeout
+                .saturating_mul(8)
+                .saturating_add(Duration::from_secs(60)),
             ..CacheConfig::default()
         };
         Cache::new(&volume.target.heap, config).map_err(|error| {

@@ -43,8 +43,6 @@ pub struct Io {
     pub(super) core: IoCore,
     /// Most operations of the caller's in flight.
     depth: usize,
-    /// Those submitted and not handed over.
-    in_flight: usize,
     /// Goes last: the last one to go writes back, and wants a queue for that.
     volume: Arc<VolumeShared>,
 }
@@ -111,7 +109,6 @@ impl Io {
         let core = volume.background.yield_to(|| IoCore::new(&volume.target))?;
         Ok(Self {
             depth: volume.target.queue_depth,
-            in_flight: 0,
             volume: Arc::clone(volume),
             buffered: None,
             core,
@@ -146,6 +143,14 @@ impl Io {
             return Ok(());
         }
         Err(not_opened_for("writing"))
+    }
+
+    /// For the start of a call with several operations in flight: ends those of a reader that was leaked.
+    #[inline]
+    pub(super) fn reclaim_kept(&mut self) {
+        if self.core.direct.kept() > 0 {
+            self.core.reclaim_kept();
+        }
     }
 
     /// This thread's way through the page cache.
@@ -291,7 +296,7 @@ impl Io {
         buf: DmaBuf,
         user_data: u64,
     ) -> Result<(), SubmitError> {
-        if self.in_flight >= self.depth {
+        if self.outstanding() >= self.depth {
             return Err(full(buf));
         }
         if let Err(error) = self.check_memory(&buf) {
@@ -304,30 +309,26 @@ impl Io {
         }
         let request = self.request(file, what, offset, buf, user_data);
         match self.core.direct.submit(&mut self.core.queue, request) {
-            Ok(()) => {
-                self.in_flight += 1;
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(rejected) => Err(rejected_as(file, rejected, what, offset)),
         }
     }
 
     /// Tells the device of what was submitted, and hands every operation that has ended to `done`, at most
-    /// `budget` of them; returns how many. Never waits.
+    /// `budget` of them; returns how many. Never waits. If `done` panics, the operation that it was called with
+    /// counts as handed over, and the handle stays usable.
     #[inline]
     pub fn poll(&mut self, budget: usize, mut done: impl FnMut(Done)) -> usize {
-        let count = self
-            .core
+        // What is handed over is counted before, for `done` may panic.
+        self.core
             .direct
-            .poll(&mut self.core.queue, budget, |ended| done(done_of(ended)));
-        self.in_flight -= count;
-        count
+            .poll(&mut self.core.queue, budget, |ended| done(done_of(ended)))
     }
 
     /// Operations submitted and not yet handed over.
     #[inline]
     pub fn outstanding(&self) -> usize {
-        self.in_flight
+        self.core.direct.to_hand_over()
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was

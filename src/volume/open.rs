@@ -267,6 +267,28 @@ fn mode_of(spec: &TargetSpec, options: &VolumeOptions) -> ControllerMode {
     }
 }
 
+/// A target on a device that is open already, for tests with devices of their own.
+///
+/// # Errors
+/// As [`Target::open`].
+pub fn target_on_device(
+    device: Arc<dyn Device>,
+    options: &VolumeOptions,
+    controller: ControllerOptions,
+) -> Result<Target> {
+    let spec = TargetSpec::parse("ram:1M")?;
+    let heap = heap_of(&spec, options);
+    let controller = Controller::open(device, &heap, controller)?;
+    let nsid = namespace_of(&spec, &controller.info())?;
+    let parts = Parts {
+        heap,
+        engine: Engine::Nvme { controller, nsid },
+        words: None,
+        held: None,
+    };
+    Target::on_engine(&spec, options, parts)
+}
+
 /// How its threads wait.
 fn wait_of(spec: &TargetSpec, options: &VolumeOptions) -> Wait {
     spec.wait.unwrap_or(options.wait)

@@ -33,6 +33,7 @@ struct Piece {
 
 impl<'io> FileReader<'io> {
     pub(super) fn new(file: File, io: &'io mut Io) -> Self {
+        io.reclaim_kept();
         Self {
             file,
             io,

@@ -150,6 +150,7 @@ fn campaign(seed: u64, threads: usize, background: bool, operations: u64) {
             },
             background_percent: 20,
             hard_percent: 40,
+            ..CacheConfig::default()
         };
         let cache = Cache::new(&machine.memory.heap, config).unwrap();
         let file = |ino: usize| {

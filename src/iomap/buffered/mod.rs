@@ -140,6 +140,16 @@ fn no_memory() -> Error {
     )
 }
 
+/// A page that another thread has locked, or writes back, and that does not get on.
+#[cold]
+fn stuck(pos: u64) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "another thread writes to the page, or writes it back, and does not get on",
+    )
+    .at_offset(pos)
+}
+
 #[cold]
 fn in_the_way(pos: u64) -> Error {
     Error::new(

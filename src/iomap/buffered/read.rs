@@ -10,7 +10,7 @@ use super::ring::TaskId;
 use super::write::{bring, runs, zero_tail};
 use super::{Buffered, CachedOps, PATIENCE, in_the_way};
 use crate::block::Queue;
-use crate::cache::{FileCache, Fill, PageState};
+use crate::cache::{FileCache, Fill, LOCK_LIMIT, PageState, Patience};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::pages::PAGE_BYTES;
 
@@ -52,16 +52,20 @@ impl<Q: Queue> Buffered<Q> {
         mut done: usize,
     ) -> Result<usize> {
         self.collect_ahead(ops);
-        let mut patience = PATIENCE;
+        let (mut tries, mut patience) = (PATIENCE, Patience::new(LOCK_LIMIT));
         loop {
             let at = pos + done as u64;
-            done += file.read_hit(&mut self.tally, at, &mut buf[done..]);
+            let hit = file.read_hit(&mut self.tally, at, &mut buf[done..]);
+            if hit > 0 {
+                done += hit;
+                patience = Patience::new(LOCK_LIMIT);
+            }
             let at = pos + done as u64;
             if done == buf.len() || at >= file.size_bytes() {
                 break;
             }
-            patience = patience.checked_sub(1).ok_or_else(|| in_the_way(at))?;
-            match self.read_miss(file, ops, ahead, at, &mut buf[done..]) {
+            tries = tries.checked_sub(1).ok_or_else(|| in_the_way(at))?;
+            match self.read_miss(file, ops, ahead, at, &mut buf[done..], &mut patience) {
                 Ok(more) => done += more,
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
@@ -86,12 +90,15 @@ impl<Q: Queue> Buffered<Q> {
         ahead: &mut ReadAhead,
         at: u64,
         buf: &mut [u8],
+        patience: &mut Patience,
     ) -> Result<usize> {
         let page = at / PAGE;
         let from = usize::try_from(at % PAGE).unwrap_or(0);
         let to = PAGE_BYTES.min(from + buf.len());
         match file.state(page, from, to) {
-            PageState::There => Ok(0),
+            // It came since it was looked for, or another thread writes to it.
+            PageState::There if patience.wait() => Ok(0),
+            PageState::There => Err(in_the_way(at)),
             PageState::Filling => {
                 self.await_page(file, ops, page);
                 Ok(0)

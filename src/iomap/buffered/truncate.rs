@@ -1,6 +1,6 @@
 //! A file's size, changed.
 
-use super::{Buffered, CachedOps, PATIENCE, in_the_way};
+use super::{Buffered, CachedOps, PATIENCE, in_the_way, stuck};
 use crate::block::Queue;
 use crate::cache::FileCache;
 use crate::error::Result;
@@ -31,6 +31,7 @@ impl<Q: Queue> Buffered<Q> {
             file.set_size(size_bytes);
             return Ok(());
         }
+        file.await_views_mut(size_bytes..before)?;
         let end = before.min(size_bytes.next_multiple_of(block));
         if end > size_bytes {
             self.zero_range(file, ops, size_bytes..end)?;
@@ -45,7 +46,9 @@ impl<Q: Queue> Buffered<Q> {
             while file.invalidate(page..page + PAGE, Which::Clean, true).kept > 0 {
                 patience = patience.checked_sub(1).ok_or_else(|| in_the_way(page))?;
                 self.write_out(file, ops, page..page + PAGE, usize::MAX)?;
-                file.await_writeback();
+                if !file.await_writeback() {
+                    return Err(stuck(page));
+                }
             }
         }
         file.invalidate(

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use crossbeam::utils::Backoff;
-
 use super::super::{Iter, IterFlags, Kind, MapFlags, Mapping, Ops, Span};
 use super::read::{offset_in, outside};
 use super::ring::{Ring, TaskId};
 use super::{Buffered, CachedOps, PATIENCE, STARVED, Written, in_the_way, no_memory};
 use crate::block::{Op, Queue};
-use crate::cache::{FileCache, Fill, Merge, PageState, Pressure, Writing, Wrote};
+use crate::cache::{
+    FileCache, Fill, LOCK_LIMIT, Merge, PageState, Patience, Pressure, Writing, Wrote,
+};
 use crate::error::Result;
 use crate::mem::Segment;
 use crate::mem::pages::{GRANULE_BYTES, PAGE_BYTES};
@@ -237,7 +237,7 @@ impl<Q: Queue> Buffered<Q> {
         data: &[u8],
         grow: bool,
     ) -> Result<bool> {
-        let backoff = Backoff::new();
+        let mut patience = Patience::new(LOCK_LIMIT);
         let writing = Writing::Asked {
             grow,
             backed: is_backed(span, pos),
@@ -287,7 +287,8 @@ impl<Q: Queue> Buffered<Q> {
                         }
                     }
                 },
-                PageState::There => backoff.snooze(),
+                PageState::There if patience.wait() => {}
+                PageState::There => break,
             }
         }
         Err(in_the_way(pos))

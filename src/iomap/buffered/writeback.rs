@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::super::{Kind, Mapping};
 use super::ring::{Ring, TaskId};
 use super::write::runs;
-use super::{Buffered, CachedOps};
+use super::{Buffered, CachedOps, stuck};
 use crate::block::{Op, Queue};
 use crate::cache::{DirtyPage, ErrorCursor, FileCache};
 use crate::error::{Error, ErrorKind, Result};
@@ -54,10 +54,13 @@ impl<Q: Queue> Buffered<Q> {
         let mut count = 0;
         let mut first_error = None;
         while count < most {
-            let mut taken = Vec::new();
+            let (mut taken, mut left) = (Vec::new(), None);
             let batch = BATCH_PAGES.min(most - count);
-            let next = file.take_dirty(from..end, batch, self.waits, &mut taken);
+            let next = file.take_dirty_pages(from..end, batch, self.waits, &mut taken, &mut left);
             count += taken.len();
+            if let Some(pos) = left {
+                first_error.get_or_insert(noted(file, pos));
+            }
             if let Err(error) = self.write_batch(file, ops, taken) {
                 first_error.get_or_insert(error);
             }
@@ -84,7 +87,9 @@ impl<Q: Queue> Buffered<Q> {
         for _ in 0..2 {
             let written = self.write_out(file, ops, range.clone(), usize::MAX);
             result = written.map(|_| ());
-            file.await_writeback();
+            if !file.await_writeback() {
+                return Err(noted(file, range.start));
+            }
         }
         result
     }
@@ -225,6 +230,14 @@ impl<Q: Queue> Buffered<Q> {
             failed: None,
         });
     }
+}
+
+/// The error of a page that is not written back because of another thread, in the file's log as well.
+#[cold]
+fn noted(file: &FileCache, pos: u64) -> Error {
+    let error = stuck(pos);
+    file.note_error(&error, pos);
+    error
 }
 
 /// The mapping of a dirty byte: the last one, where it still covers it.

@@ -42,6 +42,8 @@ pub struct Direct<S> {
     waiting: VecDeque<u16>,
     /// Operations that have ended and were not handed over yet.
     ended: VecDeque<u16>,
+    /// Kept operations that were not taken yet.
+    kept: usize,
     block_mask: u64,
     block_shift: u32,
     dma_mask: u64,
@@ -83,6 +85,7 @@ impl<S: Source> Direct<S> {
             free: (0..count).rev().collect(),
             waiting: VecDeque::with_capacity(count.into()),
             ended: VecDeque::with_capacity(count.into()),
+            kept: 0,
             block_mask: u64::from(limits.block_bytes) - 1,
             block_shift: limits.block_bytes.trailing_zeros(),
             dma_mask: u64::from(limits.dma_align_bytes.max(1)) - 1,
@@ -95,6 +98,18 @@ impl<S: Source> Direct<S> {
     #[inline]
     pub fn outstanding(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Of those, what [`Direct::poll`] is to hand over.
+    #[inline]
+    pub fn to_hand_over(&self) -> usize {
+        self.outstanding() - self.kept
+    }
+
+    /// Kept operations that were not taken yet.
+    #[inline]
+    pub fn kept(&self) -> usize {
+        self.kept
     }
 
     /// Whether an operation waits for room in the queue.
@@ -122,14 +137,20 @@ impl<S: Source> Direct<S> {
         queue: &mut Q,
         request: Request<S>,
     ) -> Result<Kept, Rejected> {
-        self.start(queue, request, true).map(Kept)
+        let index = self.start(queue, request, true)?;
+        self.kept += 1;
+        Ok(Kept(index))
     }
 
     /// The operation, when it has ended.
     #[inline]
     pub fn take(&mut self, kept: Kept) -> Option<Ended<S>> {
         let slot = self.slots.get(usize::from(kept.0))?;
-        (slot.stage == Stage::Ended && slot.kept).then(|| self.hand_over(kept.0))
+        let ended = slot.stage == Stage::Ended && slot.kept;
+        ended.then(|| {
+            self.kept -= 1;
+            self.hand_over(kept.0)
+        })
     }
 
     /// Polls the queue and goes on with operations that wait for room, without handing anything over: for
@@ -173,6 +194,45 @@ impl<S: Source> Direct<S> {
             count += self.drain(budget - count, &mut done);
         }
         count
+    }
+
+    /// Whether a kept operation has not ended yet.
+    #[cold]
+    pub fn has_unfinished_kept(&self) -> bool {
+        let unfinished = |slot: &Slot<S>| slot.kept && slot.is_unfinished();
+        self.slots.iter().any(unfinished)
+    }
+
+    /// Hands over every kept operation that has ended and was never taken: its owner was leaked.
+    #[cold]
+    pub fn take_all_kept(&mut self, mut done: impl FnMut(Ended<S>)) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if slot.kept && slot.stage == Stage::Ended {
+                self.kept -= 1;
+                done(self.hand_over(u16::try_from(index).unwrap_or(u16::MAX)));
+            }
+        }
+    }
+
+    /// Hands over every operation, when the owner of the queue goes away: those that have ended, kept ones
+    /// included, and those that will not end any more. The memory of the latter is leaked where the device may
+    /// still have it.
+    #[cold]
+    pub fn take_all(&mut self, mut done: impl FnMut(Ended<S>)) {
+        self.ended.clear();
+        self.waiting.clear();
+        self.kept = 0;
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if slot.stage == Stage::Free {
+                continue;
+            }
+            if slot.is_unfinished() {
+                slot.give_up();
+            }
+            done(self.hand_over(u16::try_from(index).unwrap_or(u16::MAX)));
+        }
     }
 
     /// Hands over what has ended while nobody polled for it.
@@ -259,6 +319,7 @@ impl<S: Source> Direct<S> {
             slot.report = len.min(size.saturating_sub(offset));
             slot.end = offset + ((slot.report + self.block_mask) & !self.block_mask);
         } else if let Err(error) = self.prepare(index, &request) {
+            self.slots[usize::from(index)].stage = Stage::Free;
             return Err(Rejected::error(error, request.buf));
         }
         let slot = &mut self.slots[usize::from(index)];

@@ -3,7 +3,7 @@
 use super::super::Ops;
 use super::{FLUSH_BLOCK, SLOT_BITS};
 use crate::block::{Completion, Status};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent};
 
 /// What an operation keeps of its file.
@@ -240,6 +240,21 @@ impl<S> Slot<S> {
         if let (Some((from, to)), Some(lent)) = (range, &mut self.lent) {
             lent.zero(from..to);
         }
+    }
+
+    /// Started, and not ended.
+    pub(super) fn is_unfinished(&self) -> bool {
+        matches!(self.stage, Stage::Running | Stage::Submitted)
+    }
+
+    /// The operation will not end: its memory is leaked where chains of it are in flight.
+    #[cold]
+    pub(super) fn give_up(&mut self) {
+        if self.in_flight > 0 {
+            self.lent = None;
+        }
+        let why = "the operation had not ended when its queue was closed";
+        self.fail(0, Error::new(ErrorKind::DeviceGone, why));
     }
 
     /// Nothing was started: the memory goes back.

@@ -37,6 +37,16 @@ impl Pin<'_> {
         self.word.frame()
     }
 
+    /// Its slot.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Whether these granules might become dirty, when it was pinned, without asking the filesystem.
+    pub(crate) fn claims(&self, granules: u8) -> bool {
+        self.word.claims(granules)
+    }
+
     /// Whether its frame is still in its slot. As a frame that is held comes to no slot anew, it was there all the time since
     /// it was pinned: whoever's page it is now has been so since then.
     #[inline(always)]

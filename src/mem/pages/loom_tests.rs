@@ -241,3 +241,59 @@ fn a_fill_and_a_writer() {
         }
     });
 }
+
+/// Puts one of the page's two bytes into a copy, which takes the page's place: as who writes to a pinned page does, and a
+/// mutable view that finds the page changed.
+fn write_by_copy(table: &PageTable, mut frame: FrameRun, at: usize, value: u8) {
+    loop {
+        if let Ok(pin) = table.pin_reserved(0, ALL_GRANULES) {
+            let mut bytes = pin.read();
+            bytes[at] = value;
+            table.memory.write(frame.first(), bytes);
+            match table.replace(pin, frame, ALL_GRANULES, ALL_GRANULES, 0, false) {
+                Ok(_) => return,
+                Err(back) => frame = back,
+            }
+        }
+        thread::yield_now();
+    }
+}
+
+/// A copy that was lent takes the page's place when it comes back; what was written beside it meanwhile is not lost, and
+/// meanwhile the page does not go.
+#[test]
+fn a_lent_copy_and_a_writer() {
+    loom::model(|| {
+        let (table, mut run) = table(3);
+        filled_clean(&table, &mut run);
+        let (mine, others) = (run.split_first(1), run.split_first(1));
+        let pin = table.pin_reserved(0, ALL_GRANULES).unwrap();
+        assert!(table.begin_lending(&pin));
+        assert_eq!(table.remove(0, Which::Clean), Removed::Kept);
+        let other = table.clone();
+        let writer = thread::spawn(move || {
+            write_by_copy(&other, others, 1, 2);
+            let page = other.begin_writeback(0);
+            page.is_some_and(|page| other.end_writeback(page, true))
+        });
+        let mut bytes = pin.read();
+        bytes[0] = 3;
+        table.memory.write(mine.first(), bytes);
+        if let Err(frame) = table.replace(pin, mine, ALL_GRANULES, ALL_GRANULES, 0, false) {
+            write_by_copy(&table, frame, 0, 3);
+        }
+        while !table.end_lending(0) {
+            thread::yield_now();
+        }
+        writer.join().unwrap();
+        let pin = table.pin(0, ALL_GRANULES, false).unwrap();
+        assert_eq!(pin.read(), [3, 2]);
+        drop(pin);
+        let mut frames = 0;
+        while table.orphan().is_some() {
+            frames += 1;
+        }
+        assert_eq!(frames, 2);
+        assert!(matches!(table.remove(0, Which::All), Removed::Frame(..)));
+    });
+}

@@ -399,7 +399,7 @@ fn why_locked(word: Word, granules: u8, claim: u8) -> Blocked {
 }
 
 #[cold]
-fn why(word: Word, granules: u8) -> Blocked {
+pub(super) fn why(word: Word, granules: u8) -> Blocked {
     if word.has(FILLING) {
         Blocked::Filling
     } else if !word.has(PRESENT) {

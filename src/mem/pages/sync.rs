@@ -4,11 +4,11 @@
 #[cfg(not(loom))]
 pub(crate) use crossbeam::queue::ArrayQueue;
 #[cfg(loom)]
-pub(crate) use loom::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic};
 #[cfg(loom)]
 pub(crate) use model::ArrayQueue;
 #[cfg(not(loom))]
-pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic};
 
 #[cfg(loom)]
 mod model {

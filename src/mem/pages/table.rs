@@ -7,9 +7,12 @@ use crossbeam::queue::ArrayQueue;
 use super::group::{GROUP_SLOTS, Group, Groups};
 use super::guards::{Pin, WritebackPage};
 use super::memory::Memory;
+use super::place::why;
 use super::run::{FrameRun, LentRun};
 use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, fence};
-use super::word::{AHEAD, CROWDED, FILLING, LOCKED, MAX_FRAMES, PIN, PRESENT, WRITEBACK, Word};
+use super::word::{
+    AHEAD, CROWDED, FILLING, LENT, LOCKED, MAX_FRAMES, PIN, PRESENT, WRITEBACK, Word,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Segment};
 
@@ -43,7 +46,7 @@ pub enum Blocked {
     Locked,
     /// Somebody reads it or writes it back: [`PageTable::replace`] it.
     Shared,
-    /// More hold on to it than can be counted.
+    /// As many views hold on to it as are counted: [`PageTable::replace`] it.
     Crowded,
     /// The filesystem must be asked before it may become dirty.
     Unbacked,
@@ -77,8 +80,10 @@ pub struct Look {
 /// Which pages are to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// What can be read again from the device.
+    /// What can be read again from the device, and that no copy is lent of.
     Clean,
+    /// The same, with those that copies are lent of: the device has something else by now.
+    Stale,
     /// Dirty ones too.
     All,
 }
@@ -94,8 +99,8 @@ pub enum Removed {
     Frame(FrameRun, bool),
     /// Somebody holds on to the frame, which is given back later; and whether it was dirty.
     Detached(bool),
-    /// It is dirty, and only clean ones were asked for.
-    Dirty,
+    /// It is dirty, or a copy of it is lent, and others were asked for.
+    Kept,
     /// It is being written, to the cache or to the device: try again.
     Busy,
 }
@@ -161,6 +166,11 @@ impl PageTable {
             locked: word.has(LOCKED),
             reclaimable: word.reclaimable(),
         }
+    }
+
+    /// Whether as many views hold on to the page as are counted.
+    pub(crate) fn is_crowded(&self, slot: u32) -> bool {
+        Word(self.word(slot).load(Relaxed)).has(CROWDED)
     }
 
     /// Changes a word as `change` says, until it sticks or `change` does not want to any more. Returns the word before.
@@ -333,6 +343,20 @@ impl PageTable {
         }
     }
 
+    /// Marks a pinned page as lent, so that it stays in its slot; false when it is not there any more.
+    pub(crate) fn begin_lending(&self, pin: &Pin<'_>) -> bool {
+        let lent = |word: Word| word.owns(pin.frame()).then_some(Word(word.0 | LENT));
+        self.update(pin.slot, lent).is_ok()
+    }
+
+    /// Takes that mark away. False while another thread writes to the page: then again.
+    pub(crate) fn end_lending(&self, slot: u32) -> bool {
+        let ended = self.update(slot, |word| {
+            (word.has(LENT) && !word.has(LOCKED)).then_some(Word(word.0 & !LENT))
+        });
+        !ended.is_err_and(|word| word.has(LENT))
+    }
+
     /// The frame of a page that is clean and held by nobody, for another use.
     pub fn take(&self, slot: u32, frame: u32) -> Option<FrameRun> {
         self.update(slot, |word| {
@@ -345,13 +369,18 @@ impl PageTable {
     /// Empties a slot, whoever holds on to its page.
     pub fn remove(&self, slot: u32, which: Which) -> Removed {
         let before = self.update(slot, |word| {
-            let keep = word.has(LOCKED | WRITEBACK) || (which == Which::Clean && word.dirty() != 0);
+            let keep = match which {
+                Which::Clean => word.dirty() != 0 || word.has(LENT),
+                Which::Stale => word.dirty() != 0,
+                Which::All => false,
+            };
+            let keep = keep || word.has(LOCKED | WRITEBACK);
             (word != Word::EMPTY && !keep).then_some(Word::EMPTY)
         });
         match before {
             Err(Word::EMPTY) => Removed::Nothing,
             Err(word) if word.has(LOCKED | WRITEBACK) => Removed::Busy,
-            Err(_) => Removed::Dirty,
+            Err(_) => Removed::Kept,
             Ok(word) if word.has(FILLING) => Removed::Filling,
             Ok(word) if word.pins() == 0 => {
                 Removed::Frame(self.token(word.frame()), word.is_dirty())
@@ -363,10 +392,33 @@ impl PageTable {
         }
     }
 
+    /// As [`PageTable::pin`], also where views have used up their share of the pin count: for a holder inside of the
+    /// crate that lets go when its operation ends.
+    ///
+    /// # Errors
+    /// [`Blocked`].
+    #[cold]
+    pub(crate) fn pin_reserved(&self, slot: u32, granules: u8) -> Result<Pin<'_>, Blocked> {
+        let pinned = self.update(slot, |word| {
+            let ready = word.legible(granules) && word.has_spare_pin();
+            ready.then_some(Word(word.0 + PIN))
+        });
+        let (group, _) = self.group(slot);
+        match pinned {
+            Ok(word) => Ok(Pin {
+                table: self,
+                group,
+                slot,
+                word,
+            }),
+            Err(word) => Err(why(word, granules)),
+        }
+    }
+
     /// Takes a dirty page for writing it to the device: it is clean then, and changes no more in this frame.
     pub(crate) fn begin_writeback(&self, slot: u32) -> Option<WritebackPage> {
         let before = self.update(slot, |word| {
-            let ready = word.has(PRESENT) && !word.has(LOCKED | WRITEBACK | CROWDED);
+            let ready = word.has(PRESENT) && !word.has(LOCKED | WRITEBACK) && word.has_spare_pin();
             (ready && word.dirty() != 0).then(|| Word((word.without_dirty().0 | WRITEBACK) + PIN))
         });
         let word = before.ok()?;

@@ -17,6 +17,7 @@ pub const ALL_GRANULES: u8 = u8::MAX;
 ///      28..40  pins: readers, views and writeback that hold on to the frame
 ///      40..48  up to date, a bit a granule
 ///      48..56  dirty, a bit a granule
+///      57      lent: a copy of it is being written to, and takes its place later, so the page stays
 ///      58      written back right now
 ///      59      locked: one thread writes to it
 ///      60      being filled: the frame belongs to whoever fills it
@@ -35,8 +36,10 @@ const UPTODATE_SHIFT: u32 = 40;
 const DIRTY_SHIFT: u32 = 48;
 
 pub(super) const PIN: u64 = 1 << PIN_SHIFT;
-/// The highest bit of the count: at half of what it can hold nobody may pin any more.
+/// The highest bit of the pin count: views get half of what the count holds. The other half is for pins of the
+/// crate itself, which are few and short: writeback (one a page), copying the page, reading what is missing.
 pub(super) const CROWDED: u64 = 1 << (PIN_SHIFT + 11);
+pub(super) const LENT: u64 = 1 << 57;
 pub(super) const WRITEBACK: u64 = 1 << 58;
 pub(super) const LOCKED: u64 = 1 << 59;
 pub(super) const FILLING: u64 = 1 << 60;
@@ -107,6 +110,12 @@ impl Word {
         self.0 & (want | LOCKED | AHEAD | CROWDED) == want
     }
 
+    /// Whether the count has room for a pin of the crate itself.
+    #[inline]
+    pub(super) fn has_spare_pin(self) -> bool {
+        self.0 & PIN_MASK != PIN_MASK
+    }
+
     /// Whether these granules may be read without holding on to it, if it stays as it is.
     #[inline(always)]
     pub(super) fn legible(self, granules: u8) -> bool {
@@ -155,7 +164,7 @@ impl Word {
 
     /// Whether nobody would notice if it were gone.
     pub(super) fn reclaimable(self) -> bool {
-        self.0 & (PRESENT | LOCKED | WRITEBACK | PIN_MASK) == PRESENT && self.dirty() == 0
+        self.0 & (PRESENT | LOCKED | WRITEBACK | LENT | PIN_MASK) == PRESENT && self.dirty() == 0
     }
 
     /// Counts towards the dirty limit.
@@ -246,6 +255,7 @@ mod tests {
         assert!(Word((word.0 + PIN) | WRITEBACK | BACKED).shows_the_same(word));
         assert!(!word.locked().shows_the_same(word) && !word.moved_to(3).shows_the_same(word));
         assert!(word.readable(0x5a) && !word.readable(0x01));
+        assert!(Word(word.0 | CROWDED).has_spare_pin() && !Word(word.0 | PIN_MASK).has_spare_pin());
         assert!(!Word(word.0 | CROWDED).readable(0) && !Word(word.0 | LOCKED).readable(0));
         assert!(word.lockable(0, 0xa5) && !Word(word.0 + PIN).lockable(0, 0));
         assert!(!word.lockable(0, 0xff) && word.backed_if(true).lockable(0, 0xff));
@@ -253,5 +263,6 @@ mod tests {
         assert_eq!(Word(word.0 + 3 * PIN).pins(), 3);
         assert_eq!(Word(word.0 + 3 * PIN).moved_to(9).pins(), 0);
         assert!(word.without_dirty().reclaimable() && !word.reclaimable());
+        assert!(!Word(word.without_dirty().0 | LENT).reclaimable());
     }
 }

@@ -8,15 +8,13 @@ use bitflags::bitflags;
 use super::super::inodes::locked;
 use super::super::{File, Io, View, ViewMut};
 use super::{read, write, write_within};
-use crate::cache::{FileCache, Tally};
+use crate::cache::{FileCache, LOCK_LIMIT, NotLent, Patience, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered;
 use crate::iomap::{IterFlags, Ops};
 use crate::mem::pages::{PAGE_BYTES, Which};
 
 const PAGE: u64 = PAGE_BYTES as u64;
-/// How often a view is tried for, where others take the page away again.
-const PATIENCE: u32 = 10_000;
 /// Pages that an uncached read or write goes through at once.
 const STREAM_PAGES: usize = 512;
 
@@ -215,15 +213,21 @@ impl File {
         if len == 0 || pos >= pages.size_bytes() {
             return Ok(None);
         }
-        for _ in 0..PATIENCE {
+        let mut patience = Patience::new(LOCK_LIMIT);
+        loop {
             self.bring(io, pos, len)?;
             // What had to be read was a miss, and is not to count as a hit as well.
             if let Some(view) = pages.view(&mut Tally::default(), pos, len) {
                 return Ok(Some(view));
             }
-            std::thread::yield_now();
+            if !pages.uncrowd(pos) {
+                let inner = &mut io.buffered()?.inner;
+                inner.make_clean(pages, &mut self.shared.ops())?;
+            }
+            if !patience.wait() {
+                return Err(in_the_way(pos));
+            }
         }
-        Err(in_the_way())
     }
 
     /// Reads into the cache what is missing of a range, up to the end of its first page.
@@ -233,8 +237,10 @@ impl File {
         read(&self.shared, io, &mut bytes[..len.min(in_page)], pos).map(|_| ())
     }
 
-    /// Lends bytes of the cache itself as [`File::view`] does, to be written to in place; they are dirty when it is dropped.
-    /// For a moment only: all others who want the page wait, this thread included, if it reads or writes there by a call.
+    /// Lends cached bytes as [`File::view`] does, to be written to. They are a copy of the page, which takes the page's
+    /// place when the view is dropped: until then other calls see what was there before, and do not wait. Where the page
+    /// was written to meanwhile, only the bytes of the view are put over it. A direct write to the page waits for the view
+    /// and fails with [`ErrorKind::Busy`] after 2 s. A view that is leaked (`mem::forget`) writes nothing.
     ///
     /// # Errors
     /// [`ErrorKind::NotOverwrite`] as for [`File::write_from`]; otherwise as [`File::view`].
@@ -258,25 +264,24 @@ impl File {
         if let Some(view) = pages.view_mut(pos, len) {
             return Ok(Some(view));
         }
-        // The page as a whole, or it is asked again each time.
         let start = pos - pos % PAGE;
         let (mapping, _) = self.shared.ops().begin(pos, wanted, IterFlags::WRITE)?;
-        let backed = mapping.offset <= start && start + PAGE <= mapping.end();
         let wanted = wanted.min(mapping.end() - pos);
         let wanted = usize::try_from(wanted).unwrap_or(PAGE_BYTES);
-        for _ in 0..PATIENCE {
-            if let Some(view) = pages.view_mut_of(pos, wanted, backed) {
-                return Ok(Some(view));
+        let mut patience = Patience::new(LOCK_LIMIT);
+        loop {
+            match pages.view_mut_asked(pos, wanted) {
+                Ok(view) => return Ok(Some(view)),
+                Err(NotLent::Missing) => self.bring(io, start, PAGE_BYTES)?,
+                Err(NotLent::NoFrame) => {
+                    let inner = &mut io.buffered()?.inner;
+                    inner.make_clean(pages, &mut self.shared.ops())?;
+                }
             }
-            self.bring(io, start, PAGE_BYTES)?;
-            if pages.unshare(pos) {
-                std::thread::yield_now();
-            } else {
-                let inner = &mut io.buffered()?.inner;
-                inner.make_clean(pages, &mut self.shared.ops())?;
+            if !patience.wait() {
+                return Err(in_the_way(pos));
             }
         }
-        Err(in_the_way())
     }
 }
 
@@ -357,9 +362,10 @@ impl Cached {
 }
 
 #[cold]
-fn in_the_way() -> Error {
+fn in_the_way(pos: u64) -> Error {
     Error::new(
         ErrorKind::Busy,
-        "other threads keep changing the page, or hold on to all that are there: try again",
+        "other threads keep changing the page, or views hold all pages of the cache: drop views, or try again",
     )
+    .at_offset(pos)
 }

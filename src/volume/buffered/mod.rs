@@ -14,12 +14,11 @@ use super::inodes::{CoreInode, locked, not_buffered};
 use super::mounted::VolumeShared;
 use super::open::TargetShared;
 use super::{DmaBuf, Io};
-use crate::cache::{Cache, FileCache, Pressure};
+use crate::cache::{Cache, FileCache, Patience, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead};
 use crate::iomap::direct::{Request, What};
 use crate::iomap::{IterFlags, Ops};
-use crate::mem::pages::Which;
 use crate::xfs::{FileMap, FileOps};
 
 pub(super) use background::Background;
@@ -31,8 +30,8 @@ const DEPTH: usize = 64;
 const MAX_SEGMENTS: usize = 128;
 /// Handles of files whose way of reading a thread remembers.
 const READERS: usize = 32;
-/// How often a writer looks in vain for something to write back, where too much is dirty.
-const PATIENCE: u32 = 1_000_000;
+/// How long a writer looks in vain for something to write back, where too much is dirty.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a writer sleeps while enough is written back in the background for it to go on.
 const MOMENT: Duration = Duration::from_micros(50);
 
@@ -208,10 +207,11 @@ fn write_on(
     mut done: usize,
 ) -> Result<usize> {
     let pages = file.pages()?;
-    let mut patience = PATIENCE;
-    while patience > 0 {
+    let mut patience = Patience::new(PATIENCE);
+    let mut goes_on = true;
+    while goes_on {
         let result = write_others_back(io).and_then(|got_on| {
-            patience -= u32::from(!got_on);
+            goes_on = got_on || patience.wait();
             let at = offset + done as u64;
             let buffered = &mut io.buffered()?.inner;
             buffered.write(pages, &mut file.ops(), at, &data[done..])
@@ -265,8 +265,11 @@ fn write_others_back(io: &mut Io) -> Result<bool> {
         return Err(error);
     }
     // Other threads are at it.
-    std::thread::yield_now();
-    Ok(io.buffered()?.inner.cache().in_writeback() > 0)
+    let in_writeback = io.buffered()?.inner.cache().in_writeback() > 0;
+    if in_writeback {
+        std::thread::sleep(MOMENT);
+    }
+    Ok(in_writeback)
 }
 
 /// True when enough was written back in the background; false when it is for others to do that, by now.
@@ -381,10 +384,6 @@ pub(super) fn before_direct(
         }
         What::Read if !pages.may_be_dirty() => Ok(()),
         What::Read => io.buffered()?.inner.before_direct_read(pages, ops, range),
-        What::Write { .. } if !pages.may_be_dirty() => {
-            pages.invalidate(range, Which::Clean, true);
-            Ok(())
-        }
         What::Write { .. } => io.buffered()?.inner.before_direct_write(pages, ops, range),
     }
 }
