@@ -6,11 +6,13 @@ mod common;
 use common::image::Image;
 use common::served::Serving;
 use xtent::ErrorKind;
+use xtent::internals::block::Op;
 use xtent::internals::device::emu::{EmuConfig, Fault, FaultPlan, FaultRule, Scope};
 use xtent::internals::device::vfio_user::ServerOptions;
 use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
 use xtent::internals::target::TargetSpec;
 use xtent::internals::target::controller_to_serve;
+use xtent::internals::units::Lba;
 use xtent::volume::{OpenOptions, Target, Volume, VolumeOptions};
 
 #[test]
@@ -42,6 +44,52 @@ fn an_image_in_use_is_refused_by_name() {
     let volume = Volume::open(&copy, &options).unwrap();
     let mut io = volume.io().unwrap();
     assert_eq!(volume.metadata(&mut io, "file").unwrap().len_bytes, 5000);
+}
+
+#[test]
+fn a_device_has_one_filesystem_that_writes() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let path = image.path().to_owned();
+    let path = path.display();
+    let options = VolumeOptions::default();
+    for target in [
+        format!("ram:320M,load={path}"),
+        format!("image:{path}"),
+        format!("uring:{path}"),
+    ] {
+        let target = match Target::open(&target, &options) {
+            Ok(target) => target,
+            Err(error) => {
+                println!("SKIPPED: {error}");
+                continue;
+            }
+        };
+        let volume = Volume::on(target.clone(), &options).unwrap();
+        let error = Volume::on(target.clone(), &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        let mut beside = target.raw(1, 4096).unwrap();
+        let error = beside.submit(0, Op::Write, Lba(0)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        beside.submit(0, Op::Read, Lba(0)).unwrap();
+        while beside.outstanding() > 0 {
+            if beside.poll(|_, status| assert!(status.is_success())) == 0 {
+                beside.relax();
+            }
+        }
+        assert_eq!(beside.slot_mut(0).unwrap()[..4], *b"XFSB");
+        drop((volume, beside));
+        let writer = target.raw(1, 4096).unwrap();
+        let error = Volume::on(target.clone(), &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        drop(writer);
+        Volume::on(target, &options).unwrap();
+    }
+    // Two targets of one device, which both only read.
+    let readers = [(); 2].map(|()| Volume::open(&format!("image:{path},readonly"), &options));
+    assert!(readers.iter().all(Result::is_ok));
 }
 
 #[test]

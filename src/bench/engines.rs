@@ -328,11 +328,13 @@ impl EnginesComparison {
         for side in &self.sides {
             let _ = writeln!(
                 text,
-                "{}: {}, {} ({})",
+                "{}: {}, {} ({}; waiting by {}; controller: {})",
                 side.engine.name(),
                 side.target,
                 side.info.engine,
-                side.info.memory
+                side.info.memory,
+                side.info.wait,
+                side.info.controller
             );
         }
         let _ = writeln!(

@@ -292,30 +292,31 @@ impl HeapInner {
             return ordinary(want);
         }
         let mut len = want;
-        loop {
+        let reason = loop {
             match huge(len) {
                 Ok(arena) => return Ok(arena),
                 Err(_) if len > need => {
                     len = (len / 2).next_multiple_of(HUGE_PAGE_BYTES).max(need);
                 }
                 Err(error) if self.config.huge_pages == HugePages::Require => return Err(error),
-                Err(_) => break,
+                Err(error) => break error,
             }
-        }
+        };
         if self.config.huge_pages != HugePages::IfFree {
-            warn_once_of_missing_hugepages(want);
+            warn_once_of_missing_hugepages(want, &reason);
         }
         ordinary(want)
     }
 }
 
-fn warn_once_of_missing_hugepages(want_bytes: usize) {
+fn warn_once_of_missing_hugepages(want_bytes: usize, reason: &Error) {
     static WARNED: Once = Once::new();
     WARNED.call_once(|| {
         let pages_wanted = want_bytes / HUGE_PAGE_BYTES;
         tracing::warn!(
             pages_wanted,
-            "no free 2 MiB hugepages: using ordinary locked memory. \
+            %reason,
+            "no free 2 MiB hugepages, or none that this control group may use: using ordinary locked memory. \
              To reserve some: echo {} > /proc/sys/vm/nr_hugepages",
             pages_wanted.max(64) * 2
         );

@@ -55,7 +55,7 @@ pub fn take_lease(file: &File, kind: LeaseKind) -> io::Result<()> {
     )
 }
 
-/// Gives a lease back; whoever waits for it goes on.
+/// Gives a lease back: an opener that waits for it goes on.
 ///
 /// # Errors
 /// The errno of `fcntl`.
