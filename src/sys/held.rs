@@ -243,8 +243,8 @@ impl Shared {
         if self.lost.set(lost).is_ok() {
             self.gate.set(GateState::Closed);
             if let Some(lost) = self.lost.get() {
-                // Each later write and sync returns it.
-                tracing::info!("{}", lost.error());
+                // Each later write and sync returns it, but a controller that is served has no such caller.
+                tracing::warn!("{}", lost.error());
             }
         }
     }
