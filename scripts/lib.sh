@@ -71,13 +71,37 @@ need_cargo() {
     fi
 }
 
+# hugetlbfs: sees to a mounted hugetlbfs, which SPDK's programs want; return_hugepages unmounts what it mounted. False when
+# there is none and none may be mounted.
+hugetlbfs_made=''
+hugetlbfs() {
+    local found
+    found=$(findmnt -nt hugetlbfs -o TARGET | head -n1 || true)
+    [ -z "$found" ] || return 0
+    found=$(mktemp -d)
+    if ! mount -t hugetlbfs -o pagesize=2M none "$found" 2>/dev/null; then
+        rmdir "$found"
+        return 1
+    fi
+    hugetlbfs_made=$found
+}
+
+# remove_hugepages_of PID: the files that SPDK's programs leave in hugetlbfs.
+remove_hugepages_of() {
+    findmnt -nt hugetlbfs -o TARGET | while read -r mount; do
+        rm -f "$mount/spdk_pid$1"map_*
+    done
+}
+
 # reserve_hugepages N: sees to N free hugepages of 2 MiB, where that is allowed; false when they are not to be had.
 # return_hugepages gives back what it took.
 hugepages_before=''
+# Free and not reserved by other processes.
+free_hugepages() { awk '/^HugePages_Free:/ { n += $2 } /^HugePages_Rsvd:/ { n -= $2 } END { print n }' /proc/meminfo; }
 reserve_hugepages() {
     local all=/proc/sys/vm/nr_hugepages free
     grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || return 1
-    free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+    free=$(free_hugepages)
     if [ "$free" -lt "$1" ]; then
         [ -w $all ] || return 1
         hugepages_before=$(cat $all)
@@ -85,11 +109,15 @@ reserve_hugepages() {
         # What is in the way is moved, if that helps.
         echo 1 >/proc/sys/vm/compact_memory
         echo $((hugepages_before + $1 - free)) >$all
-        free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+        free=$(free_hugepages)
     fi
     [ "$free" -ge "$1" ]
 }
 return_hugepages() {
+    if [ -n "$hugetlbfs_made" ]; then
+        if umount "$hugetlbfs_made"; then rmdir "$hugetlbfs_made"; fi
+        hugetlbfs_made=''
+    fi
     [ -z "$hugepages_before" ] || echo "$hugepages_before" >/proc/sys/vm/nr_hugepages
     hugepages_before=''
 }

@@ -2,17 +2,20 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use spdk_sys as ffi;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{hugetlbfs_mounts, remove_stale_huge_files, unreserved_huge_pages};
 
 /// Where SPDK's own memory comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePageUse {
-    /// Hugepages if enough are free, else ordinary memory.
+    /// Hugepages if enough are free and not reserved by other processes; otherwise ordinary memory, with a warning.
     #[default]
     Auto,
     /// Hugepages.
@@ -141,18 +144,10 @@ impl Environment {
         if let Some(why) = &*failed {
             return Err(Error::new(ErrorKind::System, why.clone()));
         }
+        // What SPDK's programs left behind, also older versions of this one.
+        remove_stale_huge_files("spdk_pid");
         let mut options = options.clone();
-        if options.huge_pages == HugePageUse::Auto {
-            options.huge_pages = match free_huge_pages() >= FEWEST_HUGE_PAGES {
-                true => HugePageUse::Always,
-                false => HugePageUse::Never,
-            };
-        }
-        if options.memory_mib.is_none() && options.huge_pages == HugePageUse::Always {
-            // Of 2 MiB each, and half of them.
-            let mib = free_huge_pages().clamp(64, FIRST_HUGE_MIB);
-            options.memory_mib = u32::try_from(mib).ok();
-        }
+        decide(&mut options, unreserved_huge_pages(), has_hugetlbfs());
         let wanted = options.clone();
         // DPDK binds the thread that starts it to a processor: one that ends right after.
         let result = thread::Builder::new()
@@ -179,23 +174,79 @@ impl Environment {
     }
 }
 
+/// Whether files of hugepages can be made.
+fn has_hugetlbfs() -> bool {
+    hugetlbfs_mounts().iter().any(|dir| is_writable(dir))
+}
+
+fn is_writable(dir: &Path) -> bool {
+    let Ok(dir) = CString::new(dir.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: a C string that outlives the call.
+    unsafe { libc::access(dir.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
+}
+
+/// Decides what is left open: hugepages or not, and how much, of this many that are neither in use nor promised to others.
+fn decide(options: &mut EnvironmentOptions, pages: u64, has_hugetlbfs: bool) {
+    if options.huge_pages == HugePageUse::Auto {
+        let wanted = u64::from(options.memory_mib.unwrap_or(0)).div_ceil(2);
+        let wanted = wanted.max(FEWEST_HUGE_PAGES);
+        options.huge_pages = if pages < wanted {
+            tracing::warn!(
+                "SPDK uses ordinary memory: it needs {wanted} free hugepages of 2 MiB, and {pages} are free and not \
+                 reserved by other processes. To reserve some: echo {} > /proc/sys/vm/nr_hugepages",
+                wanted * 2
+            );
+            HugePageUse::Never
+        } else if options.shm_id.is_some() && !has_hugetlbfs {
+            tracing::warn!(
+                "SPDK uses ordinary memory: processes that share memory (shm=) need a hugetlbfs that they may write \
+                 to. To mount one: mount -t hugetlbfs none /dev/hugepages"
+            );
+            HugePageUse::Never
+        } else {
+            HugePageUse::Always
+        };
+    }
+    if options.memory_mib.is_none() && options.huge_pages == HugePageUse::Always {
+        // Of 2 MiB each, and half of them.
+        let mib = pages.clamp(64, FIRST_HUGE_MIB);
+        options.memory_mib = u32::try_from(mib).ok();
+    }
+}
+
+/// The arguments of DPDK that SPDK has no option for.
+fn dpdk_arguments(options: &EnvironmentOptions) -> Option<CString> {
+    let mut arguments = Vec::new();
+    if !noisy() {
+        // Errors alone: the rest is for those who ask for it.
+        arguments.push("--log-level=*:4");
+    }
+    if options.huge_pages == HugePageUse::Always && options.shm_id.is_none() {
+        // Hugepages without files: they need no mounted hugetlbfs, and are gone with the process, however it ends.
+        arguments.push("--in-memory");
+    }
+    match arguments.is_empty() {
+        true => None,
+        false => CString::new(arguments.join(" ")).ok(),
+    }
+}
+
 fn start(options: &EnvironmentOptions) -> Result<(), String> {
     let huge = options.huge_pages == HugePageUse::Always;
     let text = |text: &str| CString::new(text).map_err(|_| "an option holds a NUL".to_owned());
     let mask = options.core_mask.as_deref().map(text).transpose()?;
-    // Errors alone: the rest is of interest to whoever asks for it.
-    let quiet = c"--log-level=*:4";
+    let arguments = dpdk_arguments(options);
     let memory = options
         .memory_mib
         .map_or(1024, |mib| i32::try_from(mib).unwrap_or(i32::MAX));
     let start = ffi::xtent_spdk_env {
         name: c"xtent".as_ptr(),
         core_mask: mask.as_ref().map_or(std::ptr::null(), |mask| mask.as_ptr()),
-        dpdk_args: if noisy() {
-            std::ptr::null()
-        } else {
-            quiet.as_ptr()
-        },
+        dpdk_args: arguments
+            .as_ref()
+            .map_or(std::ptr::null(), |arguments| arguments.as_ptr()),
         shm_id: options
             .shm_id
             .map_or(-1, |id| i32::try_from(id).unwrap_or(0)),
@@ -221,14 +272,6 @@ fn start(options: &EnvironmentOptions) -> Result<(), String> {
             }
         )),
     }
-}
-
-/// Free hugepages of 2 MiB.
-fn free_huge_pages() -> u64 {
-    std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
 }
 
 /// Set, DPDK logs all that it can (to stderr, by itself), not errors alone.
@@ -310,6 +353,30 @@ mod tests {
             "connect() failed [x]"
         );
         assert_eq!(without_names("[open"), "[open");
+    }
+
+    #[test]
+    fn hugepages_are_taken_where_they_are_to_be_had() {
+        let with = |pages, hugetlbfs, change: fn(&mut EnvironmentOptions)| {
+            let mut options = EnvironmentOptions::default();
+            change(&mut options);
+            decide(&mut options, pages, hugetlbfs);
+            (options.huge_pages, options.memory_mib)
+        };
+        let huge = HugePageUse::Always;
+        assert_eq!(with(63, true, |_| {}), (HugePageUse::Never, None));
+        assert_eq!(with(64, false, |_| {}), (huge, Some(64)));
+        assert_eq!(with(200, false, |_| {}), (huge, Some(200)));
+        assert_eq!(with(9999, true, |_| {}), (huge, Some(512)));
+        // Asked for more than there is.
+        let (use_, _) = with(200, true, |options| options.memory_mib = Some(402));
+        assert_eq!(use_, HugePageUse::Never);
+        let (use_, _) = with(200, true, |options| options.memory_mib = Some(400));
+        assert_eq!(use_, huge);
+        // Shared memory is in files.
+        let shared: fn(&mut EnvironmentOptions) = |options| options.shm_id = Some(1);
+        assert_eq!(with(200, false, shared).0, HugePageUse::Never);
+        assert_eq!(with(200, true, shared).0, huge);
     }
 
     #[test]

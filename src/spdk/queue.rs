@@ -14,12 +14,25 @@ use super::env::attaching;
 use super::keeper::release;
 use super::memory::Windows;
 use super::slots::{Piece, Stage};
+use super::transport::Transport;
 use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
 
 /// Polls between two looks at the clock, where the caller never relaxes.
 const POLLS_PER_LOOK: u32 = 4096;
 /// One [`Queue::relax`] counts as this many polls.
 const RELAX_WEIGHT: u32 = 64;
+/// Rounds without a completion before a waiting thread offers its processor to others, and between two such offers. The
+/// controller may be a program on this machine that has none; one that has answers sooner. A round of TCP is a system
+/// call, the others read memory.
+fn offers_of(transport: Transport) -> Option<(u32, u32)> {
+    match transport {
+        Transport::Pcie => None,
+        Transport::Tcp => Some((64, 8)),
+        _ => Some((1024, 64)),
+    }
+}
+/// How long a waiting thread sleeps at a time while the controller is being reset or its target is away.
+const AWAY_SLEEP: Duration = Duration::from_micros(100);
 /// Completions that are taken out at once.
 const BATCH: usize = 32;
 
@@ -41,6 +54,9 @@ pub struct SpdkQueue {
     /// when the caller's code panics.
     batch: [Option<Completion>; BATCH],
     next_in_batch: usize,
+    /// [`Queue::relax`] since the last completion.
+    silent: u32,
+    offers: Option<(u32, u32)>,
 }
 
 impl SpdkQueue {
@@ -52,6 +68,7 @@ impl SpdkQueue {
         timeout: Duration,
     ) -> Self {
         let limits = core.shape.limits;
+        let offers = offers_of(controller.shared.host.id.transport);
         Self {
             core,
             controller,
@@ -64,6 +81,8 @@ impl SpdkQueue {
             next_look_ns: 0,
             batch: [None; BATCH],
             next_in_batch: BATCH,
+            silent: 0,
+            offers,
         }
     }
 
@@ -199,6 +218,17 @@ impl SpdkQueue {
         self.hand_over(budget, done)
     }
 
+    /// Lets other threads have the processor.
+    #[cold]
+    fn offer(&self) {
+        let generation = &self.controller.shared.generation;
+        match generation.load(Ordering::Relaxed) == self.generation {
+            true => thread::yield_now(),
+            // The keeper is bringing it up again, and that takes long.
+            false => thread::sleep(AWAY_SLEEP),
+        }
+    }
+
     /// Hands over what is left of the batch; returns how many.
     #[inline]
     fn hand_over(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
@@ -306,13 +336,17 @@ impl Queue for SpdkQueue {
         while handed < budget {
             let room = (budget - handed).min(BATCH);
             let Some(count) = self.round(room) else {
-                return handed + self.rejoin(budget - handed, done);
+                handed += self.rejoin(budget - handed, done);
+                break;
             };
             // Outside of the gate: the caller's code may take its time, or panic.
             handed += self.hand_over(count, done);
             if count < room {
                 break;
             }
+        }
+        if handed > 0 {
+            self.silent = 0;
         }
         handed
     }
@@ -324,8 +358,14 @@ impl Queue for SpdkQueue {
 
     #[inline]
     fn relax(&mut self) {
-        std::hint::spin_loop();
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
+        self.silent = self.silent.saturating_add(1);
+        match self.offers {
+            Some((spins, every)) if self.silent >= spins && self.silent.is_multiple_of(every) => {
+                self.offer();
+            }
+            _ => std::hint::spin_loop(),
+        }
     }
 }
 
@@ -340,9 +380,6 @@ impl Drop for SpdkQueue {
         while self.core.outstanding.get() > 0 && start.elapsed() < patience {
             if self.poll(BATCH, &mut |_| {}) == 0 {
                 self.relax();
-                if self.generation != self.controller.shared.generation.load(Ordering::Acquire) {
-                    thread::sleep(Duration::from_micros(100));
-                }
             }
         }
         let generation = &self.controller.shared.generation;

@@ -162,7 +162,7 @@ impl Target {
             queue_depth,
             wait: wait_of(spec, options).name().to_owned(),
             controller: mode_name(spec, options).to_owned(),
-            memory: memory_of(&heap).to_owned(),
+            memory: memory_in_use(&heap).to_owned(),
             ..info
         };
         let identity = identity_of(spec, &engine, &info, held.as_deref());
@@ -318,12 +318,22 @@ fn heap_config_of(spec: &TargetSpec, options: &VolumeOptions) -> HeapConfig {
     }
 }
 
+/// As [`memory_of`]; a heap without memory, as those of engines without rings in it are at first, gets some.
+fn memory_in_use(heap: &Heap) -> &'static str {
+    if heap.backing().is_none() {
+        // A failure is told to the first caller who needs memory.
+        drop(heap.alloc(1, 1));
+    }
+    memory_of(heap)
+}
+
 /// What that is made of.
 pub(super) fn memory_of(heap: &Heap) -> &'static str {
     match heap.backing() {
         Some(Backing::Huge) => "hugepages",
         Some(Backing::Locked) => "locked pages",
-        Some(Backing::Pageable) | None => "pageable memory",
+        Some(Backing::Pageable) => "pageable memory",
+        None => "none yet",
     }
 }
 
