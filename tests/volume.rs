@@ -179,3 +179,21 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     assert!(bytes[5..10_005] == [8; 10_000] && bytes[10_005..] == [7; 39_995]);
     mount.unmount();
 }
+
+/// An engine without rings in DMA memory has none when it is opened: that was called pageable memory.
+#[test]
+fn the_memory_of_an_engine_is_what_its_buffers_are_made_of() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(64 << 20).unwrap();
+    let options = VolumeOptions::default();
+    let uring = format!("uring:{}", file.path().display());
+    let uring = match Target::open(&uring, &options) {
+        Ok(target) => target,
+        Err(error) => {
+            common::skipped(&format!("io_uring: {error}"));
+            return;
+        }
+    };
+    let embedded = Target::open("ram:64M,inline", &options).unwrap();
+    assert_eq!(uring.info().memory, embedded.info().memory);
+}

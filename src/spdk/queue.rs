@@ -24,11 +24,12 @@ const RELAX_WEIGHT: u32 = 64;
 /// Rounds without a completion before a waiting thread offers its processor to others, and between two such offers. The
 /// controller may be a program on this machine that has none; one that has answers sooner. A round of TCP is a system
 /// call, the others read memory.
-fn offers_of(transport: Transport) -> Option<(u32, u32)> {
+fn offers_of(transport: Transport) -> (u32, u32) {
     match transport {
-        Transport::Pcie => None,
-        Transport::Tcp => Some((64, 8)),
-        _ => Some((1024, 64)),
+        // Hardware needs no processor, but a reset of it takes long.
+        Transport::Pcie => (1 << 14, 1 << 10),
+        Transport::Tcp => (64, 8),
+        _ => (1024, 64),
     }
 }
 /// How long a waiting thread sleeps at a time while the controller is being reset or its target is away.
@@ -56,7 +57,7 @@ pub struct SpdkQueue {
     next_in_batch: usize,
     /// [`Queue::relax`] since the last completion.
     silent: u32,
-    offers: Option<(u32, u32)>,
+    offers: (u32, u32),
 }
 
 impl SpdkQueue {
@@ -360,11 +361,10 @@ impl Queue for SpdkQueue {
     fn relax(&mut self) {
         self.countdown = self.countdown.saturating_sub(RELAX_WEIGHT);
         self.silent = self.silent.saturating_add(1);
-        match self.offers {
-            Some((spins, every)) if self.silent >= spins && self.silent.is_multiple_of(every) => {
-                self.offer();
-            }
-            _ => std::hint::spin_loop(),
+        let (spins, every) = self.offers;
+        match self.silent >= spins && self.silent.is_multiple_of(every) {
+            true => self.offer(),
+            false => std::hint::spin_loop(),
         }
     }
 }

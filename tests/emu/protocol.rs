@@ -239,6 +239,23 @@ fn features_number_of_queues_and_write_cache() {
 }
 
 #[test]
+fn features_that_hosts_ask_for_and_none_can_set() {
+    let mut host = Host::new(stepped());
+    let mut buf = host.buf(4096);
+    buf.fill(7);
+    let address = buf.iova().0;
+    // Keep alive timer and host behaviour support: SPDK's nvme_compliance asks for both.
+    for (id, zeroes) in [(0x0f, 0), (0x16, 512)] {
+        let got = host.admin(command(ADM_GET_FEATURES, 0, address, 0, &[id]));
+        assert_eq!((got.status, got.result), (OK, 0));
+        let written = buf.iter().take_while(|&&byte| byte == 0).count();
+        assert_eq!(written, zeroes, "{id:#x}");
+        let set = command(ADM_SET_FEATURES, 0, address, 0, &[id, 1]);
+        assert_eq!(host.admin(set).status, dnr(SC_INVALID_FIELD));
+    }
+}
+
+#[test]
 fn log_pages_and_unknown_commands() {
     let mut host = Host::new(stepped());
     let buf = host.buf(8192);

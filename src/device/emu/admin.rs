@@ -26,6 +26,11 @@ pub(super) const EVENT_REQUESTS: u8 = 4;
 /// Features by identifier, 0 to 0x0f.
 const FEATURES: usize = 16;
 const FEAT_ARBITRATION: u32 = 0x01;
+/// Keep alive timer: 0, none, and host behaviour support: a page of zeroes, nothing of what a host may ask for. Hosts ask
+/// for both, and neither can be set here.
+const FEAT_KEEP_ALIVE_TIMER: u32 = 0x0f;
+const FEAT_HOST_BEHAVIOUR: u32 = 0x16;
+const HOST_BEHAVIOUR_BYTES: usize = 512;
 /// Temperature threshold: which sensor (0 for the composite temperature, 15 for all), and over or under.
 const THRESHOLD_SENSOR_SHIFT: u32 = 16;
 const THRESHOLD_TYPE_SHIFT: u32 = 20;
@@ -338,13 +343,20 @@ impl Controller {
     fn get_features(&mut self, command: &Command) -> Result<Done, StatusField> {
         let dw10 = command.cdw10_15[0].get();
         let id = dw10 & 0xff;
+        let select = dw10 >> 8 & 7;
+        if matches!(id, FEAT_KEEP_ALIVE_TIMER | FEAT_HOST_BEHAVIOUR) && select <= 3 {
+            if id == FEAT_HOST_BEHAVIOUR && select < 3 {
+                self.send(command, &[0; HOST_BEHAVIOUR_BYTES])?;
+            }
+            return Ok(Done::value(0));
+        }
         let at = Features::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
         if id == FEAT_VOLATILE_WRITE_CACHE && !self.offer.volatile_write_cache {
             return Err(SC_INVALID_FIELD.do_not_retry());
         }
         let under = id == FEAT_TEMPERATURE_THRESHOLD
             && threshold_type(command.cdw10_15[1].get())? == Threshold::Under;
-        match dw10 >> 8 & 7 {
+        match select {
             0 if under => Ok(Done::value(u32::from(*self.under_temperature()))),
             1 | 2 if under => Ok(Done::value(0)),
             0 => Ok(Done::value(self.features.current[at])),
