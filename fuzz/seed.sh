@@ -4,7 +4,7 @@
 # Needs root (a loop mount) and mkfs.xfs. Usage: fuzz/seed.sh
 set -eu
 cd "$(dirname "$0")"
-mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user corpus/bmbt corpus/refcount corpus/free_space
+mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user corpus/vfio_user_server corpus/bmbt corpus/refcount corpus/free_space
 # These make their trees of any bytes.
 for tree in bmbt refcount free_space; do
     printf '\022\100%0200d' 0 >"corpus/$tree/zeroes"
@@ -45,6 +45,22 @@ message() {
 for seed in info region-info irq-info set-irqs read-csts map write-cc write-doorbell unmap reset; do
     tail -c +2 "corpus/vfio_user/$seed"
 done | { little 1 0 && cat; } >corpus/vfio_user/session
+
+# What a client does, each step a byte and its numbers (vfio_user_server.rs): brings the controller up; a command; lends
+# memory; connects interrupts; cuts what it lent; rings; resets; sends half a message, and any message.
+steps() {
+    file=corpus/vfio_user_server/$1
+    shift
+    for number; do little 1 "$number"; done >"$file"
+}
+steps command 0 2 6 1 1 0 0 0 1 0 3 0 0
+steps lend 4 0 0 0 0 0 4 2 1 1 0 0 4 3 2 2 0 0 5 0 0 0
+steps interrupts 0 6 0 0 2 0 1 0 6 2 0 1 0 8 6 2 0 0 0 0
+steps cut 0 7 0 0 2 6 1 1 0 0
+steps ring 0 9 0 5 0 0 0 0 0 0 0
+steps reset 0 12 13 5 0 0 2
+steps half 15 3 9
+steps any 14 9 3 1 6 9 20 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19
 
 image=corpus/disk.img
 mount=$(mktemp -d)

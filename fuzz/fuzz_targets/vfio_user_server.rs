@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use xtent::internals::device::emu::{EmuConfig, Medium};
-use xtent::internals::device::vfio_user::{Server, ServerOptions};
+use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
 use xtent::internals::sys::{is_eventfd, memory_file, receive_with_fds, send_with_fds};
 
 const VERSION: u16 = 1;
@@ -369,7 +369,7 @@ impl Client {
 }
 
 /// One session: `client` talks, the server serves it until it has left.
-fn session(talk: impl FnOnce(&mut Client) + Send) -> Client {
+fn session(talk: impl FnOnce(&mut Client) + Send) -> (Client, ServerEvent) {
     let (here, there) = UnixStream::pair().expect("a pair of sockets");
     std::thread::scope(|scope| {
         let client = scope.spawn(move || {
@@ -379,15 +379,20 @@ fn session(talk: impl FnOnce(&mut Client) + Send) -> Client {
             let _ = client.socket.shutdown(std::net::Shutdown::Both);
             client
         });
-        server().serve_connection(&there, &|| true, &mut |_| {});
+        let ended = server().serve_connection(&there, &|| true, &mut |_| {});
         drop(there);
-        client.join().expect("a client")
+        (
+            client
+                .join()
+                .unwrap_or_else(|_| panic!("the session has {ended:?}")),
+            ended,
+        )
     })
 }
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
-    let mut left = session(|client| {
+    let (mut left, _) = session(|client| {
         for _ in 0..MOST_STEPS {
             if client.gone || input.0.is_empty() {
                 break;
@@ -396,7 +401,7 @@ fuzz_target!(|data: &[u8]| {
         }
     });
     // The next client, with memory of its own in the same place.
-    session(|client| {
+    let (_, ended) = session(|client| {
         let csts = client.read(0, 0x1c, 4).expect("the next client is served");
         assert_eq!(csts, [0; 4], "the controller is as after power-on");
         client.enable();
@@ -427,4 +432,5 @@ fuzz_target!(|data: &[u8]| {
             "another client's doorbells reached this one's memory"
         );
     });
+    assert_eq!(ended, ServerEvent::Left);
 });

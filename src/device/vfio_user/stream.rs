@@ -110,6 +110,10 @@ impl Receiver<'_> {
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     return Err(Cut::Broken("a message has too many file descriptors"));
                 }
+                // It left without reading all that was sent to it.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.since.is_none() => {
+                    return Err(Cut::Closed);
+                }
                 Err(_) => return Err(Cut::Broken("the connection failed")),
             }
             if self.fds.len() > self.bounds.fds {
