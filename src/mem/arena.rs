@@ -5,7 +5,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{HUGE_PAGE_BYTES, PageKind, Pages, Pinned, PinnedMemory};
+use crate::sys::{
+    HUGE_PAGE_BYTES, PageKind, Pages, Pinned, PinnedMemory, ProcessLimit, limit_error,
+};
 use crate::units::Iova;
 
 /// What memory stands behind an arena.
@@ -43,11 +45,8 @@ impl Arena {
     /// [`ErrorKind::OutOfMemory`] when the host has no memory or no device addresses are left.
     pub fn ordinary(len_bytes: usize) -> Result<Self> {
         let pages = Pages::ordinary(len_bytes).map_err(|e| {
-            Error::new(
-                ErrorKind::OutOfMemory,
-                format!("cannot reserve {len_bytes} bytes of memory"),
-            )
-            .because(e)
+            let what = format!("cannot reserve {len_bytes} bytes of memory");
+            limit_error(what, e, ProcessLimit::Addresses)
         })?;
         Self::of(pages)
     }

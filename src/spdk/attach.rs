@@ -11,7 +11,7 @@ use spdk_sys as ffi;
 use super::env::{attaching, forget_words, words};
 use super::transport::{DISCOVERY_NQN, Transport, TransportId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::SocketPeer;
+use crate::sys::{SocketPeer, spawn_thread};
 
 /// How a controller is attached.
 #[derive(Debug, Clone)]
@@ -128,9 +128,8 @@ pub(super) fn attach(host: &Host, patience: Duration) -> Result<Attached> {
 
 /// Polls an attach to its end, and gives up what comes of it: SPDK cannot be told to stop.
 fn abandon(pending: Pending) {
-    let thread = thread::Builder::new().name("spdk-abandoned".into());
     // Without a thread it stays as it is, which costs its memory.
-    let _ = thread.spawn(move || {
+    let _ = spawn_thread("spdk-abandoned", move || {
         let pending = pending;
         loop {
             match pending.poll() {
@@ -186,9 +185,8 @@ impl Patience {
             return Self { _dropped: None };
         };
         let (sender, ended) = mpsc::channel();
-        let thread = thread::Builder::new().name("spdk-patience".into());
-        // Without a thread nobody is impatient.
-        let _ = thread.spawn(move || {
+        // Without a thread no attach is cut short.
+        let _ = spawn_thread("spdk-patience", move || {
             if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout)
                 && let Some(peer) = SocketPeer::find(&path)
             {

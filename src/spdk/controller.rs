@@ -19,7 +19,7 @@ use super::transport::{Transport, TransportId};
 use crate::block::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{ArenaSource, Heap, Mapper};
-use crate::sys::SocketPeer;
+use crate::sys::{SocketPeer, spawn_thread};
 
 /// The generation of a controller that is gone for good.
 pub(super) const GONE: u64 = u64::MAX;
@@ -256,13 +256,8 @@ impl Controller {
         });
         lock(&OPEN).push((id.clone(), Arc::downgrade(&shared)));
         let for_keeper = Arc::clone(&shared);
-        let keeper = thread::Builder::new()
-            .name("spdk-keeper".into())
-            .spawn(move || keeper::run(&for_keeper))
-            .map_err(|e| {
-                detach(attached);
-                Error::system("cannot start a thread", e)
-            })?;
+        let keeper = spawn_thread("spdk-keeper", move || keeper::run(&for_keeper))
+            .inspect_err(|_| detach(attached))?;
         let arenas = Arc::new(Arenas::new(id.transport));
         Ok(Arc::new(Self {
             shared,

@@ -5,12 +5,11 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 
 use spdk_sys as ffi;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{hugetlbfs_mounts, remove_stale_huge_files, unreserved_huge_pages};
+use crate::sys::{hugetlbfs_mounts, remove_stale_huge_files, spawn_thread, unreserved_huge_pages};
 
 /// Where SPDK's own memory comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -150,10 +149,7 @@ impl Environment {
         decide(&mut options, unreserved_huge_pages(), has_hugetlbfs());
         let wanted = options.clone();
         // DPDK binds the thread that starts it to a processor: one that ends right after.
-        let result = thread::Builder::new()
-            .name("spdk-start".into())
-            .spawn(move || start(&wanted))
-            .map_err(|e| Error::system("cannot start a thread", e))?
+        let result = spawn_thread("spdk-start", move || start(&wanted))?
             .join()
             .unwrap_or_else(|_| Err("the starting thread panicked".to_owned()));
         if let Err(why) = result {

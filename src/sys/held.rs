@@ -158,9 +158,7 @@ impl HeldFile {
     pub fn leased(file: File) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(file, Watch::Lease)?);
         let for_watcher = Arc::clone(&shared);
-        let watcher = std::thread::Builder::new()
-            .name("xtent-lease".to_owned())
-            .spawn(move || for_watcher.watch())?;
+        let watcher = super::spawn_thread("xtent-lease", move || for_watcher.watch())?;
         Ok(Self {
             shared,
             watcher: Some(watcher),

@@ -184,6 +184,27 @@ impl HostDir {
         }
     }
 
+    /// Where the symbolic link `name` leads.
+    ///
+    /// # Errors
+    /// The errno of `readlinkat`.
+    pub fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        let name = component(name)?;
+        let mut target = vec![0; libc::PATH_MAX as usize];
+        // SAFETY: the name is a C string, and `target` has as many bytes as is said.
+        let len = unsafe {
+            libc::readlinkat(
+                self.0.as_raw_fd(),
+                name.as_ptr(),
+                target.as_mut_ptr().cast(),
+                target.len(),
+            )
+        };
+        let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+        target.truncate(len);
+        Ok(target)
+    }
+
     /// Sets the permission bits of this directory itself.
     ///
     /// # Errors

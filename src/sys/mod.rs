@@ -23,8 +23,10 @@ mod memfd;
 mod pages;
 mod peer;
 mod peerfds;
+mod process_limit;
 mod sigbus;
 mod signal;
+mod threads;
 mod ticks;
 mod unix;
 mod uring;
@@ -49,8 +51,12 @@ pub use memfd::{is_eventfd, is_local_file, is_memory, memory_file, memory_page_b
 pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};
 pub use peer::SocketPeer;
 pub use peerfds::PeerFds;
+pub use process_limit::{ProcessLimit, address_space_left, limit_error};
 pub use sigbus::{Cover, Guard, handle_sigbus, leave_out_handler};
-pub use signal::{catch_interrupts, hold_interrupts, interrupted};
+pub use signal::{
+    catch_interrupts, end_within, hold_interrupts, ignore_file_size_signal, interrupted,
+};
+pub use threads::{spawn_scoped, spawn_small_thread, spawn_thread};
 pub use ticks::Ticks;
 pub use unix::{
     MOST_FDS, connect_unix, listen_unix, receive_with_fds, send_with_fds, wait_readable,

@@ -101,11 +101,9 @@ impl Closer {
         self.work().unclosed += 1;
         let give = self.give.get_or_init(|| {
             let (give, take) = channel::<OwnedFd>();
-            let thread = std::thread::Builder::new()
-                .name("xtent closer".to_owned())
-                .stack_size(64 << 10);
             let close = move || take.into_iter().for_each(|fd| self.close_here(fd));
-            thread.spawn(close).ok().map(|_| Mutex::new(give))
+            let thread = super::spawn_small_thread("xtent closer", 64 << 10, close);
+            thread.ok().map(|_| Mutex::new(give))
         });
         let unsent = match give {
             Some(give) => {

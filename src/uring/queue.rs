@@ -11,7 +11,8 @@ use crate::block::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
 use crate::sys::{
-    DirectRing, GateState, GateWriter, HeldFile, RingMemory, RingOp, file_size_limit,
+    DirectRing, GateState, GateWriter, HeldFile, ProcessLimit, RingMemory, RingOp, file_size_limit,
+    limit_error,
 };
 
 /// The longest sleep in [`Queue::relax`]: whoever waits has other things to look at now and then.
@@ -158,6 +159,11 @@ impl Disk {
 
 #[cold]
 fn no_ring(error: std::io::Error) -> Error {
+    // ENOMEM and EMFILE; what forbids io_uring as such has other errnos.
+    if ProcessLimit::Ring.explain(&error).is_some() {
+        let what = "cannot set up the kernel's io_uring";
+        return limit_error(what, error, ProcessLimit::Ring);
+    }
     Error::new(
         ErrorKind::Unsupported,
         "the kernel's io_uring cannot be had: it is not in this kernel, switched off \

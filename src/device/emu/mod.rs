@@ -427,10 +427,7 @@ fn of_medium(status: StatusField) -> Error {
 
 fn spawn(shared: &Arc<Shared>, spin: Duration) -> Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
-    std::thread::Builder::new()
-        .name("xtent-emu".to_owned())
-        .spawn(move || worker::run(&shared, spin))
-        .map_err(|e| Error::system("cannot start the embedded controller's thread", e))
+    crate::sys::spawn_thread("xtent-emu", move || worker::run(&shared, spin))
 }
 
 impl Device for EmuDevice {

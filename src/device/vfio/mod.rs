@@ -36,7 +36,7 @@ use self::state::Shared;
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Doorbell, Mapper};
-use crate::sys::EventFd;
+use crate::sys::{EventFd, spawn_small_thread};
 
 /// Which interface of the kernel is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,13 +125,7 @@ impl VfioDevice {
                 }
             }
         };
-        let thread = std::thread::Builder::new()
-            .name(format!("vfio {}", found.address))
-            .stack_size(128 << 10)
-            .spawn(work);
-        thread
-            .map(Some)
-            .map_err(|e| Error::system("cannot start a thread", e))
+        spawn_small_thread(format!("vfio {}", found.address), 128 << 10, work).map(Some)
     }
 
     /// Whether the device is gone, for good.

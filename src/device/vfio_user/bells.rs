@@ -12,6 +12,7 @@ use super::region::Registers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Doorbell;
 use crate::nvme::spec::REG_DOORBELLS;
+use crate::sys::spawn_small_thread;
 
 /// Doorbells at most, in words.
 const WORDS: usize = 16 << 10;
@@ -47,11 +48,9 @@ impl Bells {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (shared, stop) = (Arc::downgrade(&shared), Arc::clone(&stop));
-            std::thread::Builder::new()
-                .name("vfio-user bells".to_owned())
-                .stack_size(128 << 10)
-                .spawn(move || look_again_and_again(&shared, &stop))
-                .map_err(|e| Error::system("cannot start a thread", e))?
+            spawn_small_thread("vfio-user bells", 128 << 10, move || {
+                look_again_and_again(&shared, &stop);
+            })?
         };
         Ok(Self {
             shared,

@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 use super::stream::{self, Bounds, Cut, Message};
 use super::wire::{self, Capabilities, Header, MAJOR, MINOR};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::spawn_small_thread;
 
 /// The most that is taken behind a header: an access of a region, or its capabilities.
 pub(super) const MOST_PAYLOAD_BYTES: usize = 64 << 10;
@@ -104,11 +105,7 @@ impl Connection {
         });
         let receiver = {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("vfio-user".to_owned())
-                .stack_size(256 << 10)
-                .spawn(move || shared.receive())
-                .map_err(|e| Error::system("cannot start a thread", e))?
+            spawn_small_thread("vfio-user", 256 << 10, move || shared.receive())?
         };
         let connection = Self {
             shared,

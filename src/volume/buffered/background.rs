@@ -101,11 +101,7 @@ impl Background {
             no_queue_until: None,
             has_warned: false,
         };
-        let name = NAME.to_owned();
-        match std::thread::Builder::new()
-            .name(name)
-            .spawn(|| flusher.run())
-        {
+        match crate::sys::spawn_thread(NAME, || flusher.run()) {
             Ok(thread) => {
                 let waker = unparker.clone();
                 cache.when_dirty(move || waker.unpark());
