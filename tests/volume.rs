@@ -108,7 +108,7 @@ fn what_cannot_be_had_and_no_filesystems_are_refused_by_name() {
     let error = Volume::open("uring:/nowhere/nvme0n1", &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let error = Volume::open("ram:64M,inline", &options).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     let error = Volume::open("/", &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::IsADirectory, "{error}");
 }

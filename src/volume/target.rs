@@ -257,6 +257,13 @@ fn parse(text: &str) -> Result<TargetSpec> {
                 "`{scheme}:` is not a kind of target: give {SCHEMES}"
             )));
         }
+        // A file that is there, or may be, and cannot be reached.
+        None if is_out_of_reach(&head) => {
+            return Err(Error::new(
+                ErrorKind::PermissionDenied,
+                format!("permission denied on the way to the file `{head}`"),
+            ));
+        }
         None => {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -269,6 +276,12 @@ fn parse(text: &str) -> Result<TargetSpec> {
     }
     check_options(&spec)?;
     Ok(spec)
+}
+
+/// Whether permissions, not its absence, keep the file from being seen.
+fn is_out_of_reach(path: &str) -> bool {
+    let seen = Path::new(path).try_exists();
+    seen.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// A disk is what it is: the options that shape an embedded controller say nothing about one.

@@ -28,7 +28,6 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
     check(path)?;
     // What is still to be walked, last component first.
     let mut rest = components(path);
-    let mut must_be_dir = path.ends_with(b"/") || path.ends_with(b"/.") || path.ends_with(b"/..");
     let mut links = 0;
     // The directories above `here`: `..` leads back through them, and never above the root.
     let mut above: Vec<Ino> = Vec::new();
@@ -36,6 +35,9 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
     while let Some(name) = rest.pop() {
         if here.file_type != FileType::Directory {
             return Err(not_a_directory());
+        }
+        if name == b"." {
+            continue;
         }
         if name == b".." {
             if let Some(parent) = above.pop() {
@@ -47,7 +49,7 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
         let (ino, _) = found.ok_or_else(not_found)?;
         let inode = fs.read_inode(&mut io.core, ino)?;
         let last = rest.is_empty();
-        if inode.file_type == FileType::Symlink && (!last || follow || must_be_dir) {
+        if inode.file_type == FileType::Symlink && (!last || follow) {
             links += 1;
             if links > MAX_LINKS {
                 return Err(too_many_links());
@@ -57,7 +59,6 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
                 above.clear();
                 here = fs.read_root(&mut io.core)?;
             }
-            must_be_dir |= last && to.ends_with(b"/");
             rest.extend(components(&to));
             continue;
         }
@@ -66,9 +67,6 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
             above.push(here.ino);
         }
         here = inode;
-    }
-    if must_be_dir && here.file_type != FileType::Directory {
-        return Err(not_a_directory());
     }
     Ok(here)
 }
@@ -95,12 +93,13 @@ fn check(path: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The components that mean something, last one first.
+/// The components, last one first. A slash at the end stands for `.`, which only a directory has:
+/// `file/` and `file/.` are ENOTDIR, and a symbolic link before it is followed (path_resolution(7)).
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    path.rsplit(|&byte| byte == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .map(<[u8]>::to_vec)
-        .collect()
+    let last_slash = path.ends_with(b"/").then(|| b".".to_vec());
+    let names = path.rsplit(|&byte| byte == b'/');
+    let names = names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
+    last_slash.into_iter().chain(names).collect()
 }
 
 fn not_found() -> Error {

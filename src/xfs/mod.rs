@@ -28,6 +28,7 @@ mod inobt;
 mod inode;
 mod iomap;
 mod log;
+mod other;
 mod overwrite;
 mod refcount;
 mod sharing;

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 use super::format::superblock::{self as layout, SuperblockLayout};
 use super::format::{self};
 use super::geometry::{FsBlock, Geometry, Ino};
-use super::{MetaIo, corrupt};
+use super::{MetaIo, corrupt, other};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the first read fetches: any device block up to this size can be read, and every field is in it.
@@ -131,10 +131,7 @@ impl Superblock {
         io.read_at(0, &mut sector)?;
         let (raw, _) = SuperblockLayout::read_from_prefix(&sector).map_err(|_| too_small())?;
         if raw.magicnum.get() != layout::MAGIC {
-            return Err(corrupt(
-                0,
-                "there is no XFS filesystem: no superblock magic",
-            ));
+            return Err(other::no_xfs(io));
         }
         let version = raw.versionnum.get() & layout::VERSION_MASK;
         if version != 5 {

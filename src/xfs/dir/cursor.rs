@@ -3,10 +3,10 @@
 
 use super::block::{self, Block, Want};
 use super::{Content, DirEntry, Form, checked_entry, content};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::xfs::format::dir::{self as layout, DataItem, EntryType};
 use crate::xfs::format::dir_short::ShortForm;
-use crate::xfs::{Fs, Ino, Inode, MetaIo};
+use crate::xfs::{Fs, Ino, Inode, MetaIo, corrupt};
 
 /// A position in a directory. Goes through the names in the order of their place in the directory, as
 /// getdents does: names that stay while others come and go are seen exactly once.
@@ -128,6 +128,9 @@ impl DirCursor {
         for entry in form.entries() {
             let entry = entry.map_err(|error| error.at_offset(dir.addr_bytes))?;
             let offset = u64::from(entry.offset);
+            if is_dot(entry.name) {
+                return Err(second_dot(dir, dir.addr_bytes));
+            }
             if offset >= self.at {
                 self.at = offset.saturating_add(8);
                 let addr = dir.addr_bytes;
@@ -165,7 +168,14 @@ impl DirCursor {
             let DataItem::Entry(entry) = item else {
                 continue;
             };
-            let is_dot = entry.name == b"." || entry.name == b"..";
+            let is_dot = is_dot(entry.name);
+            // Both are the first entries of the first block, always (xfs_dir2_sf_to_block()): others of
+            // these names would be left out unseen.
+            let is_in_place = (place, entry.name) == (layout::DOT_OFFSET, b".")
+                || (place, entry.name) == (layout::DOT_DOT_OFFSET, b"..");
+            if is_dot && !is_in_place {
+                return Err(second_dot(dir, block.addr_bytes));
+            }
             if place < self.at || (is_dot && !self.with_dots) {
                 continue;
             }
@@ -226,4 +236,15 @@ impl<M: MetaIo> Iterator for DirEntries<'_, M> {
             .next_entry(self.fs, self.io, self.dir)
             .transpose()
     }
+}
+fn is_dot(name: &[u8]) -> bool {
+    name == b"." || name == b".."
+}
+
+#[cold]
+fn second_dot(dir: &Inode, addr_bytes: u64) -> Error {
+    corrupt(
+        addr_bytes,
+        format!("directory inode {}: a second entry `.` or `..`", dir.ino.0),
+    )
 }
