@@ -296,7 +296,7 @@ EOF
         check cat sh -c "'$xtent' cat 'vfio-user:$work/xfs' /data | cmp - '$work/data'"
         check "bench, verified" "$xtent" bench "vfio-user:$work/xfs" /data --rw randwrite --bs 4k --iodepth 32 --verify
         check "bench by interrupts" "$xtent" bench "vfio-user:$work/xfs,wait=interrupt" /data --rw randread --bs 4k \
-            --iodepth 4 --runtime 2
+            --iodepth 4 --runtime 2 --time-based
     else
         skip "mkfs.xfs is not there: no test of files"
     fi

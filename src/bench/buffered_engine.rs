@@ -27,7 +27,7 @@ impl BufferedEngine {
         Ok(Self {
             io,
             file,
-            buffer: vec![0; block_bytes],
+            buffer: super::zeroed(block_bytes)?,
             ended: None,
         })
     }

@@ -199,6 +199,7 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
             numjobs: 1,
             size_bytes: if rw.writes() { write_bytes } else { read_bytes },
             runtime: Some(plan.runtime),
+            time_based: true,
             ramp_time: Some(plan.ramp_time),
             number_ios: None,
             verify: false,
@@ -500,6 +501,7 @@ fn whole_files(rows: &[Row]) -> Vec<Workload> {
         rwmixread: 100,
         block_bytes: 1 << 20,
         runtime: None,
+        time_based: false,
         ramp_time: None,
         ..row.workload.clone()
     };
@@ -532,6 +534,7 @@ fn cross_check(
         numjobs: 1,
         size_bytes: write_bytes,
         runtime: None,
+        time_based: false,
         ramp_time: None,
         number_ios: None,
         verify: true,

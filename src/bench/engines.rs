@@ -196,6 +196,7 @@ fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
             numjobs: 1,
             size_bytes: info.capacity_bytes,
             runtime: Some(plan.runtime),
+            time_based: true,
             ramp_time: Some(plan.ramp_time),
             number_ios: None,
             verify: false,

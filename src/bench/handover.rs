@@ -248,7 +248,8 @@ impl Handover {
 impl Drop for Handover {
     fn drop(&mut self) {
         if let Err(error) = self.give_to_kernel() {
-            eprintln!("xtent: {}", error.to_string().replace('\n', "; "));
+            let text = error.to_string().replace('\n', "; ");
+            eprintln!("xtent: {}", super::terminal::escape(&text));
         }
     }
 }

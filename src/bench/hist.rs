@@ -19,6 +19,10 @@ const LONGEST_NS: u64 = 600_000_000_000;
 pub(crate) struct Direction {
     latency_ns: Histogram<u64>,
     pub(crate) bytes: u64,
+    /// Exact, where the histogram has three digits.
+    min_ns: u64,
+    max_ns: u64,
+    sum_ns: u128,
 }
 
 impl Default for Direction {
@@ -28,6 +32,9 @@ impl Default for Direction {
         Self {
             latency_ns,
             bytes: 0,
+            min_ns: u64::MAX,
+            max_ns: 0,
+            sum_ns: 0,
         }
     }
 }
@@ -42,12 +49,18 @@ impl Direction {
     pub(crate) fn record_ns(&mut self, latency_ns: u64, bytes: usize) {
         self.latency_ns.saturating_record(latency_ns.max(1));
         self.bytes += bytes as u64;
+        self.min_ns = self.min_ns.min(latency_ns);
+        self.max_ns = self.max_ns.max(latency_ns);
+        self.sum_ns += u128::from(latency_ns);
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         // Same bounds: this cannot fail.
         let _ = self.latency_ns.add(&other.latency_ns);
         self.bytes += other.bytes;
+        self.min_ns = self.min_ns.min(other.min_ns);
+        self.max_ns = self.max_ns.max(other.max_ns);
+        self.sum_ns += other.sum_ns;
     }
 
     /// Operations.
@@ -57,7 +70,8 @@ impl Direction {
 
     /// The latency that this percentage of operations did not exceed, in nanoseconds.
     pub(crate) fn percentile_ns(&self, percent: f64) -> u64 {
-        self.latency_ns.value_at_percentile(percent)
+        let found = self.latency_ns.value_at_percentile(percent);
+        found.clamp(self.min_ns(), self.max_ns.max(self.min_ns()))
     }
 
     /// `(latency in ns, share of operations that took no longer)`, for a curve: at most about 400 points.
@@ -89,14 +103,14 @@ impl Direction {
             "io_bytes": self.bytes,
             "total_ios": self.ios(),
             "runtime": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            "bw_bytes": rate(self.bytes, seconds).round(),
-            "bw": (rate(self.bytes, seconds) / 1024.0).round(),
+            "bw_bytes": whole(rate(self.bytes, seconds)),
+            "bw": whole(rate(self.bytes, seconds) / 1024.0),
             "iops": rate(self.ios(), seconds),
             "clat_ns": {
-                "min": if empty { 0 } else { self.latency_ns.min() },
-                "max": self.latency_ns.max(),
-                "mean": self.latency_ns.mean(),
-                "stddev": self.latency_ns.stdev(),
+                "min": self.min_ns(),
+                "max": self.max_ns,
+                "mean": self.mean_ns(),
+                "stddev": self.stdev_ns(),
                 "N": self.ios(),
                 "percentile": percentiles,
             },
@@ -104,20 +118,36 @@ impl Direction {
     }
 
     pub(crate) fn min_ns(&self) -> u64 {
-        self.latency_ns.min()
+        if self.ios() == 0 { 0 } else { self.min_ns }
     }
 
     pub(crate) fn max_ns(&self) -> u64 {
-        self.latency_ns.max()
+        self.max_ns
     }
 
     pub(crate) fn mean_ns(&self) -> f64 {
-        self.latency_ns.mean()
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        let (sum, count) = (self.sum_ns as f64, self.ios().max(1) as f64);
+        sum / count
     }
 
+    /// Of one sample, none.
     pub(crate) fn stdev_ns(&self) -> f64 {
-        self.latency_ns.stdev()
+        match self.ios() {
+            0 | 1 => 0.0,
+            _ => self.latency_ns.stdev(),
+        }
     }
+}
+
+/// A rate as a whole number, as fio has it.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rounded, not negative, and far below 2^64"
+)]
+fn whole(rate: f64) -> u64 {
+    rate.round() as u64
 }
 
 /// So many a second.
@@ -188,8 +218,23 @@ mod tests {
         let json = direction.json(Duration::from_secs(2));
         assert_eq!(json["total_ios"], 1000);
         assert_eq!(json["iops"], 500.0);
-        assert_eq!(json["bw_bytes"], 2_048_000.0);
+        assert_eq!(json["bw_bytes"], 2_048_000);
         assert_eq!(json["clat_ns"]["N"], 1000);
+    }
+
+    #[test]
+    fn one_sample_is_all_figures_at_once() {
+        let mut direction = Direction::default();
+        direction.record_ns(53_632_123, 4096);
+        let json = direction.json(Duration::from_millis(54));
+        let clat = &json["clat_ns"];
+        assert_eq!(
+            (clat["min"].as_u64(), clat["max"].as_u64()),
+            (Some(53_632_123), Some(53_632_123))
+        );
+        assert_eq!(clat["mean"], 53_632_123.0);
+        assert_eq!(clat["percentile"]["50.000000"], 53_632_123);
+        assert!(json["bw"].is_u64() && json["bw_bytes"].is_u64());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use xtent::internals::sys::{Slots, Uring, UringOp};
+use xtent::internals::sys::{ProcessLimit, Slots, Uring, UringOp, limit_error};
 use xtent::{Error, ErrorKind, Result};
 
 use super::{Engine, Op};
@@ -59,8 +59,9 @@ impl KernelEngine {
             });
         }
         let entries = u32::try_from(depth).unwrap_or(u32::MAX);
-        let ring = Uring::new(file, entries, block_bytes)
-            .map_err(failed("the kernel's io_uring cannot be had"))?;
+        let ring = Uring::new(file, entries, block_bytes).map_err(|e| {
+            limit_error("cannot set up the kernel's io_uring", e, ProcessLimit::Ring)
+        })?;
         Ok(Self::Uring(Box::new(ring)))
     }
 

@@ -4,6 +4,7 @@
 //! the same loop, at the same offsets: xtent's own ([`xtent_engine`], [`buffered_engine`]) and the kernel's ([`kernel`]).
 #![forbid(unsafe_code)]
 
+pub(crate) mod budget;
 pub(crate) mod buffered_engine;
 pub(crate) mod cgroup;
 pub(crate) mod chart;
@@ -23,10 +24,12 @@ pub(crate) mod progress;
 pub(crate) mod raw_engine;
 pub(crate) mod report;
 pub(crate) mod runner;
+pub(crate) mod terminal;
 pub(crate) mod workload;
 pub(crate) mod xtent_engine;
 
 use xtent::Result;
+use xtent::internals::sys::{ProcessLimit, limit_error};
 
 /// What an operation of a workload does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -34,6 +37,19 @@ use xtent::Result;
 pub(crate) enum Op {
     Read,
     Write,
+}
+
+/// Zeroes of ordinary memory; an error that names the limit where it cannot be had.
+pub(crate) fn zeroed<T: Default + Clone>(count: usize) -> Result<Vec<T>> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(count).map_err(|_| {
+        let bytes = count.saturating_mul(size_of::<T>());
+        let out_of_memory = std::io::Error::from_raw_os_error(libc::ENOMEM);
+        let what = format!("cannot allocate {bytes} bytes");
+        limit_error(what, out_of_memory, ProcessLimit::Addresses)
+    })?;
+    memory.resize(count, T::default());
+    Ok(memory)
 }
 
 /// One thread's way to do I/O on the file under load, in slots: each has a buffer of one block.

@@ -1,19 +1,37 @@
 //! Progress of long work, on stderr, when that is a terminal.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar, or nothing where nobody looks.
-#[derive(Debug, Clone)]
-pub(crate) struct Progress(ProgressBar);
+use super::terminal::escape;
+
+/// How long work must take before its progress is shown: short commands print their results only.
+const SHOWN_AFTER: Duration = Duration::from_secs(2);
+
+/// A bar on a terminal; elsewhere nothing.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    /// When it is to be shown; `None` when it is shown, or never will be.
+    due: Cell<Option<Instant>>,
+}
 
 fn styled(bar: ProgressBar, template: &str) -> Progress {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    Progress(bar)
+    // No steady tick: indicatif starts a thread for it, and panics where none can be had.
+    bar.set_draw_target(ProgressDrawTarget::hidden());
+    let due = std::io::stderr()
+        .is_terminal()
+        .then(|| Instant::now() + SHOWN_AFTER);
+    Progress {
+        bar,
+        due: Cell::new(due),
+    }
 }
 
 impl Progress {
@@ -43,34 +61,43 @@ impl Progress {
 
     /// Whether a terminal shows it.
     pub(crate) fn is_shown(&self) -> bool {
-        !self.0.is_hidden()
+        if self.due.get().is_some_and(|due| Instant::now() >= due) {
+            self.due.set(None);
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        !self.bar.is_hidden()
     }
 
     pub(crate) fn message(&self, text: impl Into<String>) {
-        self.0.set_message(text.into());
+        let text: String = text.into();
+        self.bar.set_message(escape(&text).into_owned());
     }
 
     /// One line on stderr that stays.
     pub(crate) fn note(&self, text: &str) {
-        self.0.suspend(|| eprintln!("xtent: note: {text}"));
+        self.bar.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "xtent: note: {}", escape(text));
+        });
     }
 
     /// Does something that writes to the terminal, with the bar out of the way.
     pub(crate) fn aside(&self, write: impl FnOnce()) {
-        self.0.suspend(write);
+        self.bar.suspend(write);
     }
 
     pub(crate) fn add(&self, count: u64) {
-        self.0.inc(count);
+        self.is_shown();
+        self.bar.inc(count);
     }
 
     pub(crate) fn set(&self, position: u64) {
-        self.0.set_position(position);
+        self.is_shown();
+        self.bar.set_position(position);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }

@@ -380,6 +380,7 @@ mod tests {
                 numjobs: 1,
                 size_bytes: 1 << 20,
                 runtime: Some(Duration::from_secs(2)),
+                time_based: true,
                 ramp_time: None,
                 number_ios: None,
                 verify: false,

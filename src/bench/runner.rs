@@ -3,11 +3,11 @@
 //! The clock is read once before an operation is handed to the engine and once after each poll that reaped
 //! something; buffers are filled before and checked after that.
 
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use xtent::internals::sys::Ticks;
+use xtent::internals::sys::{Ticks, spawn_scoped};
 use xtent::{Error, ErrorKind, Result};
 
 use super::hist::Direction;
@@ -24,6 +24,8 @@ pub(crate) struct Outcome {
     pub(crate) elapsed: Duration,
     /// Blocks whose pattern was read back and found right.
     pub(crate) verified_blocks: u64,
+    /// A job was done before its ramp time was over: all that it did is counted.
+    pub(crate) only_ramp: bool,
 }
 
 impl Outcome {
@@ -47,27 +49,25 @@ pub(crate) fn run<E: Engine>(
     workload.check()?;
     let jobs = workload.numjobs;
     let counters: Vec<AtomicU64> = (0..jobs).map(|_| AtomicU64::new(0)).collect();
-    let (start, failed) = (Barrier::new(jobs), AtomicBool::new(false));
+    let start = Start::new(jobs);
     let outcomes = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs)
             .map(|job| {
-                let (make, start, failed, ios) = (&make, &start, &failed, &counters[job]);
-                std::thread::Builder::new()
-                    .name(format!("job {job}"))
-                    .spawn_scoped(scope, move || {
-                        let engine = make(job);
-                        failed.fetch_or(engine.is_err(), Ordering::Relaxed);
-                        start.wait();
-                        let engine = engine?;
-                        // Another job has no engine: its error is the answer.
-                        if failed.load(Ordering::Relaxed) {
-                            return Ok(Outcome::default());
-                        }
-                        Job::new(workload, engine, job, ios).run()
-                    })
+                let (make, start, ios) = (&make, &start, &counters[job]);
+                spawn_scoped(scope, format!("job {job}"), move || {
+                    let place = start.enter();
+                    let engine = make(job)?;
+                    let job = Job::new(workload, engine, job, ios)?;
+                    // Another job has no engine: its error is the answer.
+                    if !place.wait() {
+                        return Ok(Outcome::default());
+                    }
+                    job.run()
+                })
+                // The jobs that wait for this one end without it.
+                .inspect_err(|_| start.give_up())
             })
-            .collect::<std::io::Result<_>>()
-            .map_err(|e| Error::system("cannot start a thread", e))?;
+            .collect::<Result<_>>()?;
         while !threads
             .iter()
             .all(std::thread::ScopedJoinHandle::is_finished)
@@ -89,8 +89,65 @@ pub(crate) fn run<E: Engine>(
         total.write.add(&outcome.write);
         total.elapsed = total.elapsed.max(outcome.elapsed);
         total.verified_blocks += outcome.verified_blocks;
+        total.only_ramp |= outcome.only_ramp;
     }
     Ok(total)
+}
+
+/// Where jobs meet before they begin: all of them, or none when one has no thread or no engine.
+#[derive(Debug)]
+struct Start {
+    /// Jobs that are not ready yet; `None` once one of them failed.
+    missing: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+impl Start {
+    fn new(jobs: usize) -> Self {
+        Self {
+            missing: Mutex::new(Some(jobs)),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The place of one job: dropped without [`StartPlace::wait`], by an error or a panic, it ends all.
+    fn enter(&self) -> StartPlace<'_> {
+        StartPlace(Some(self))
+    }
+
+    fn give_up(&self) {
+        self.set(|_| None);
+    }
+
+    fn set(&self, change: impl FnOnce(usize) -> Option<usize>) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        *missing = missing.and_then(change);
+        self.changed.notify_all();
+    }
+}
+
+struct StartPlace<'a>(Option<&'a Start>);
+
+impl StartPlace<'_> {
+    /// Waits until every job is ready; false when one failed.
+    fn wait(mut self) -> bool {
+        let Some(start) = self.0.take() else {
+            return false;
+        };
+        start.set(|missing| missing.checked_sub(1));
+        let missing = start.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = |missing: &mut Option<usize>| missing.is_some_and(|n| n > 0);
+        let missing = start.changed.wait_while(missing, ready);
+        missing.unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+impl Drop for StartPlace<'_> {
+    fn drop(&mut self) {
+        if let Some(start) = self.0 {
+            start.give_up();
+        }
+    }
 }
 
 /// The error when the user interrupted.
@@ -125,7 +182,7 @@ struct Job<'a, E> {
 }
 
 impl<'a, E: Engine> Job<'a, E> {
-    fn new(workload: &'a Workload, mut engine: E, job: usize, ios: &'a AtomicU64) -> Self {
+    fn new(workload: &'a Workload, mut engine: E, job: usize, ios: &'a AtomicU64) -> Result<Self> {
         let depth = workload.iodepth;
         if workload.rw.writes() {
             for slot in 0..depth {
@@ -143,19 +200,19 @@ impl<'a, E: Engine> Job<'a, E> {
             op: Op::Read,
             offset_bytes: 0,
         };
-        Self {
+        Ok(Self {
             steps: workload.steps(job),
             workload,
             engine,
             free: (0..depth).rev().collect(),
             slots: vec![idle; depth],
             ended: Vec::with_capacity(depth),
-            written: vec![0; words],
+            written: super::zeroed(words)?,
             ios,
             unsynced: 0,
             outcome: Outcome::default(),
             failure: None,
-        }
+        })
     }
 
     fn run(mut self) -> Result<Outcome> {
@@ -183,14 +240,11 @@ impl<'a, E: Engine> Job<'a, E> {
         let workload = self.workload;
         let measure_from = Ticks::now().after(workload.ramp_time.unwrap_or_default());
         let end = workload.runtime.map(|runtime| measure_from.after(runtime));
-        let once = workload.runtime.is_none();
-        let mut left = match (workload.number_ios, once) {
-            (Some(n), true) => n.min(workload.blocks_per_job()),
-            (Some(n), false) => n,
-            (None, true) => workload.blocks_per_job(),
-            (None, false) => u64::MAX,
-        };
+        let mut left = workload.operations_per_job().unwrap_or(u64::MAX);
         let mut count = 0;
+        // As fio's ramp_time: what was before counts for nothing, unless nothing came after.
+        let begun = Ticks::now();
+        let mut in_ramp = workload.ramp_time.is_some();
         loop {
             while left > 0
                 && self.failure.is_none()
@@ -209,17 +263,26 @@ impl<'a, E: Engine> Job<'a, E> {
                 break;
             }
             let Some(now) = self.reap() else { continue };
+            if in_ramp && now >= measure_from {
+                in_ramp = false;
+                self.outcome = Outcome {
+                    verified_blocks: self.outcome.verified_blocks,
+                    ..Outcome::default()
+                };
+            }
             while let Some((slot, result)) = self.ended.pop() {
                 count += 1;
-                self.finish(slot, result, now, measure_from);
+                self.finish(slot, result, now);
             }
             self.ios.store(count, Ordering::Relaxed);
-            self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(measure_from));
+            let from = if in_ramp { begun } else { measure_from };
+            self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(from));
             let stop = end.is_some_and(|end| now >= end) || self.failure.is_some();
             if stop || xtent::internals::sys::interrupted().is_some() {
                 left = 0;
             }
         }
+        self.outcome.only_ramp = in_ramp;
     }
 
     /// After so many writes nothing more is begun, and when nothing is in flight, all of it is made durable.
@@ -271,7 +334,7 @@ impl<'a, E: Engine> Job<'a, E> {
     }
 
     #[inline]
-    fn finish(&mut self, slot: usize, result: Result<usize>, now: Ticks, measure_from: Ticks) {
+    fn finish(&mut self, slot: usize, result: Result<usize>, now: Ticks) {
         let Slot {
             started,
             op,
@@ -281,13 +344,11 @@ impl<'a, E: Engine> Job<'a, E> {
         match result {
             Ok(bytes) if bytes == self.workload.block_bytes => {
                 self.unsynced += u64::from(op == Op::Write);
-                if now >= measure_from {
-                    let direction = match op {
-                        Op::Read => &mut self.outcome.read,
-                        Op::Write => &mut self.outcome.write,
-                    };
-                    direction.record_ns(now.nanoseconds_since(started), bytes);
-                }
+                let direction = match op {
+                    Op::Read => &mut self.outcome.read,
+                    Op::Write => &mut self.outcome.write,
+                };
+                direction.record_ns(now.nanoseconds_since(started), bytes);
                 if self.workload.verify {
                     self.verify(slot, op, offset_bytes);
                 }
@@ -400,6 +461,7 @@ mod tests {
             numjobs: 2,
             size_bytes: 1 << 20,
             runtime: None,
+            time_based: false,
             ramp_time: None,
             number_ios: None,
             verify: true,
@@ -421,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn every_block_is_written_once_and_read_back() {
+    fn each_job_writes_every_block_once_and_reads_it_back() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         for depth in [1, 8] {
@@ -432,18 +494,74 @@ mod tests {
                     return;
                 }
             };
-            assert_eq!(outcome.write.ios(), 256);
-            assert_eq!(outcome.verified_blocks, 256);
+            assert_eq!(outcome.write.ios(), 512);
+            assert_eq!(outcome.verified_blocks, 512);
             let outcome = kernel_run(file.path(), &workload(Rw::Randread, depth)).unwrap();
-            assert_eq!((outcome.read.ios(), outcome.verified_blocks), (256, 256));
+            assert_eq!((outcome.read.ios(), outcome.verified_blocks), (512, 512));
             let outcome = kernel_run(file.path(), &workload(Rw::Randrw, depth)).unwrap();
-            assert_eq!(outcome.all().ios(), 256);
+            assert_eq!(outcome.all().ios(), 512);
             assert_eq!(outcome.verified_blocks, outcome.write.ios());
         }
         file.as_file().write_at(b"x", 777_777).unwrap();
         let error = kernel_run(file.path(), &workload(Rw::Read, 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert_eq!(error.offset_bytes(), Some(777_777 / 4096 * 4096));
+    }
+
+    /// An engine that does nothing, and takes a microsecond for it.
+    struct Idle(Vec<u8>, Vec<usize>);
+
+    impl Engine for Idle {
+        fn slot_mut(&mut self, _: usize) -> &mut [u8] {
+            &mut self.0
+        }
+
+        fn submit(&mut self, slot: usize, _: Op, _: u64) -> Result<()> {
+            self.1.push(slot);
+            Ok(())
+        }
+
+        fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()> {
+            std::thread::sleep(Duration::from_micros(1));
+            let bytes = self.0.len();
+            self.1.drain(..).for_each(|slot| done(slot, Ok(bytes)));
+            Ok(())
+        }
+
+        fn sync(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_job_without_an_engine_or_thread_ends_the_others() {
+        let workload = workload(Rw::Read, 1);
+        let error = run(&workload, &|_| {}, |job| match job {
+            0 => Ok(Idle(vec![0; 4096], Vec::new())),
+            _ => Err(Error::new(ErrorKind::Busy, "no engine")),
+        });
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Busy);
+        // The thread that never came: the first one waits for it, until it is given up.
+        let start = Start::new(2);
+        std::thread::scope(|scope| {
+            let place = start.enter();
+            let first = scope.spawn(|| place.wait());
+            start.give_up();
+            assert!(!first.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn what_is_done_within_the_ramp_is_counted_and_said() {
+        let mut workload = workload(Rw::Read, 1);
+        (workload.verify, workload.number_ios) = (false, Some(5));
+        workload.ramp_time = Some(Duration::from_secs(3600));
+        let idle = |_| Ok(Idle(vec![0; 4096], Vec::new()));
+        let outcome = run(&workload, &|_| {}, idle).unwrap();
+        assert!(outcome.only_ramp && outcome.read.ios() == 10);
+        workload.ramp_time = Some(Duration::from_nanos(1));
+        let outcome = run(&workload, &|_| {}, idle).unwrap();
+        assert!(!outcome.only_ramp && outcome.read.ios() == 10);
     }
 
     #[test]

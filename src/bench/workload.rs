@@ -69,12 +69,14 @@ pub(crate) struct Workload {
     pub(crate) block_bytes: usize,
     pub(crate) iodepth: usize,
     pub(crate) numjobs: usize,
-    /// The first bytes of the file that are used; shared out evenly among the jobs.
+    /// The first bytes of the file: each job does all of them.
     #[serde(rename = "size")]
     pub(crate) size_bytes: u64,
-    /// How long to go on, over and over; without it, every block is done once.
+    /// The longest that is measured; without it, until every block was done once.
     #[serde(serialize_with = "seconds")]
     pub(crate) runtime: Option<Duration>,
+    /// Goes on over and over until the runtime is over.
+    pub(crate) time_based: bool,
     /// How long to go on before measuring.
     #[serde(serialize_with = "seconds")]
     pub(crate) ramp_time: Option<Duration>,
@@ -126,18 +128,27 @@ impl Workload {
         if self.rwmixread > 100 {
             return wrong("--rwmixread is a percentage".into());
         }
+        if self.time_based && self.runtime.is_none() {
+            return wrong("--time-based needs --runtime".into());
+        }
         if self.blocks_per_job() == 0 {
             return wrong(format!(
-                "{} bytes are less than one block of {} for each of {} jobs: the file or --size is too small",
-                self.size_bytes, self.block_bytes, self.numjobs
+                "{} bytes are less than one block of {}: the file or --size is too small",
+                self.size_bytes, self.block_bytes
             ));
         }
         Ok(())
     }
 
-    /// Whole blocks in one job's share of the file.
+    /// Whole blocks that one job does in a pass.
     pub(crate) fn blocks_per_job(&self) -> u64 {
-        self.size_bytes / self.numjobs.max(1) as u64 / self.block_bytes.max(1) as u64
+        self.size_bytes / self.block_bytes.max(1) as u64
+    }
+
+    /// The operations of one job; `None` where only time ends it.
+    pub(crate) fn operations_per_job(&self) -> Option<u64> {
+        let pass = (!self.time_based).then(|| self.blocks_per_job());
+        pass.into_iter().chain(self.number_ios).min()
     }
 
     /// The operations of a job, without end.
@@ -148,7 +159,6 @@ impl Workload {
             rw: self.rw,
             rwmixread: u32::from(self.rwmixread),
             block_bytes: self.block_bytes as u64,
-            first_byte: job as u64 * blocks * self.block_bytes as u64,
             blocks,
             next: 0,
             pass: 0,
@@ -172,7 +182,6 @@ pub(crate) struct Steps {
     rw: Rw,
     rwmixread: u32,
     block_bytes: u64,
-    first_byte: u64,
     blocks: u64,
     next: u64,
     pass: u64,
@@ -182,14 +191,14 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// The number of the block at a byte offset, within this job's share.
+    /// The number of the block at a byte offset.
     pub(crate) fn block_at(&self, offset_bytes: u64) -> u64 {
-        (offset_bytes - self.first_byte) / self.block_bytes
+        offset_bytes / self.block_bytes
     }
 
-    /// The byte offset of a block of this job's share.
+    /// The byte offset of a block.
     pub(crate) fn offset_of(&self, block: u64) -> u64 {
-        self.first_byte + block * self.block_bytes
+        block * self.block_bytes
     }
 
     #[inline]
@@ -270,7 +279,7 @@ pub(crate) fn mix(value: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn workload(rw: Rw) -> Workload {
@@ -283,6 +292,7 @@ mod tests {
             numjobs: 3,
             size_bytes: 1000 * 4096,
             runtime: None,
+            time_based: false,
             ramp_time: None,
             number_ios: None,
             verify: false,
@@ -309,14 +319,15 @@ mod tests {
     }
 
     #[test]
-    fn jobs_have_shares_of_their_own_and_repeat_by_seed() {
+    fn each_job_does_every_block_in_an_order_of_its_own_that_repeats_by_seed() {
         let workload = workload(Rw::Randrw);
         workload.check().unwrap();
-        let mut all = Vec::new();
+        let mut orders = Vec::new();
         for job in 0..3 {
             let mut steps = workload.steps(job);
             let mut again = workload.steps(job);
-            for _ in 0..333 {
+            let mut all = Vec::new();
+            for _ in 0..1000 {
                 let step = steps.next_step();
                 assert_eq!(step, again.next_step());
                 assert_eq!(
@@ -325,9 +336,27 @@ mod tests {
                 );
                 all.push(step.offset_bytes / 4096);
             }
+            orders.push(all.clone());
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..1000));
         }
-        all.sort_unstable();
-        assert!(all.into_iter().eq(0..999));
+        assert_ne!(orders[0], orders[1]);
+    }
+
+    #[test]
+    fn a_pass_a_number_and_time_end_a_job_as_in_fio() {
+        let mut some = workload(Rw::Read);
+        assert_eq!(some.operations_per_job(), Some(1000));
+        some.number_ios = Some(2000);
+        assert_eq!(some.operations_per_job(), Some(1000));
+        some.runtime = Some(Duration::from_secs(1));
+        assert_eq!(some.operations_per_job(), Some(1000));
+        some.time_based = true;
+        assert_eq!(some.operations_per_job(), Some(2000));
+        some.number_ios = None;
+        assert_eq!(some.operations_per_job(), None);
+        some.runtime = None;
+        assert!(some.check().is_err());
     }
 
     #[test]
@@ -350,7 +379,7 @@ mod tests {
             |w| w.iodepth = 0,
             |w| w.numjobs = 0,
             |w| w.rwmixread = 101,
-            |w| w.size_bytes = 4096,
+            |w| w.size_bytes = 4095,
             |w| w.buffered = true,
         ];
         for spoil in wrong {

@@ -7,11 +7,13 @@ use clap::Args;
 use serde_json::{Value, json};
 use xtent::volume::{CacheStats, Target, TargetInfo, Volume, VolumeOptions, Wait};
 
+use super::bench_holes::Unbacked;
 use super::events;
 use super::failure::{Failure, USAGE, check_interrupted, complain};
 use super::output::size_text;
-use super::values::{size, time, wait};
+use super::values::{Share, share, size, time, wait};
 use super::{TargetArg, VolumePath, cache_table};
+use crate::bench::budget;
 use crate::bench::buffered_engine::BufferedEngine;
 use crate::bench::environment::Environment;
 use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
@@ -23,14 +25,14 @@ use crate::bench::xtent_engine::XtentEngine;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Options mean what they mean to fio, with these differences: jobs share the file out \
-    evenly; random workloads touch every block once before any twice; clat is measured from just before an \
-    operation is handed to xtent until it is reaped. I/O is direct, from DMA memory, and nothing is copied, \
+    after_help = "Options mean what they mean to fio, with these differences: random workloads touch every \
+    block once before any twice; with --verify, --runtime implies --time-based; clat is measured from just \
+    before an operation is handed to xtent until it is reaped. I/O is direct, from DMA memory, and nothing is copied, \
     unless it is --buffered. A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
     With --buffered it goes through xtent's page cache, one operation at a time, of any size.\n\n\
     With --raw the load goes to the blocks of the target, whatever is on it; one that writes DESTROYS THAT.\n\n\
-    Examples: xtent bench image:disk.img /data --rw randread --bs 4k --iodepth 32 --runtime 10\n\
-    \x20         xtent bench --raw pci:0000:01:00.0 --rw randread --bs 512 --iodepth 128 --runtime 10"
+    Examples: xtent bench image:disk.img /data --rw randread --iodepth 32 --runtime 10 --time-based\n\
+    \x20         xtent bench --raw pci:0000:01:00.0 --rw randread --bs 512 --iodepth 128 --runtime 10 --time-based"
 )]
 pub(super) struct BenchArgs {
     #[command(flatten)]
@@ -64,16 +66,19 @@ pub(super) struct BenchArgs {
     /// Threads, each with a queue pair of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     numjobs: u32,
-    /// How much of the file is used [default: all of it]
-    #[arg(long, value_parser = size)]
-    size: Option<u64>,
-    /// Goes on for this long, over and over [default: every block once]
+    /// Bytes from the file's start that each job does, or a percentage as in 50% [default: all]
+    #[arg(long, value_parser = share)]
+    size: Option<Share>,
+    /// End after this long, if not before by having done every block once
     #[arg(long, value_parser = time)]
     runtime: Option<Duration>,
-    /// Goes on for this long before measuring
-    #[arg(long, value_parser = time)]
+    /// Go on over and over until the runtime is over
+    #[arg(long, alias = "time_based", requires = "runtime")]
+    time_based: bool,
+    /// Run for this long before measuring
+    #[arg(long, alias = "ramp_time", value_parser = time)]
     ramp_time: Option<Duration>,
-    /// The most operations of each job
+    /// The most operations of each job; 0 for no limit
     #[arg(long = "number-ios", alias = "number_ios")]
     number_ios: Option<u64>,
     /// Through the page cache instead of direct I/O
@@ -111,6 +116,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     let place = Place::open(args)?;
     let workload = workload(args, place.len_bytes()?)?;
+    budget::check(&workload)?;
+    let unbacked = place.unbacked(&workload)?;
+    if let Some(warning) = unbacked.warning(workload.size_bytes) {
+        complain(&warning);
+    }
     if args.rw.writes() {
         complain(&format!("note: --rw {} overwrites {place}", args.rw.name()));
     }
@@ -119,7 +129,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let watched = place.target();
     let tick = |ios: u64| {
         events::tell_of(&watched, |text| progress.aside(|| complain(text)));
-        match workload.runtime {
+        match workload.runtime.filter(|_| workload.time_based) {
             Some(_) => {
                 progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
             }
@@ -132,15 +142,17 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     events::tell_of(&watched, complain);
     let outcome = outcome?;
     check_interrupted()?;
+    if outcome.only_ramp {
+        complain(
+            "warning: a job was done before its --ramp-time was over: all that it did is counted",
+        );
+    }
     // Asked again: DMA memory is reserved when it is first needed.
     let target = place.info();
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     if args.json {
-        writeln!(
-            out,
-            "{:#}",
-            json_of(&workload, &outcome, &environment, &target, &place)
-        )?;
+        let value = json_of(&workload, &outcome, &environment, &target, &place, unbacked);
+        super::output::print_json(&value)?;
     } else {
         print(&mut out, &workload, &outcome, &target)?;
         if let Some(stats) = place.cache_stats().filter(|_| args.cache_stats) {
@@ -189,6 +201,18 @@ impl<'a> Place<'a> {
                 Ok(volume.open_file(&mut volume.io()?, path)?.len_bytes())
             }
             Self::Raw(target) => Ok(target.info().capacity_bytes),
+        }
+    }
+
+    /// What of the measured range is not on the device; nothing of a target's own blocks.
+    fn unbacked(&self, workload: &Workload) -> Result<Unbacked, Failure> {
+        match self {
+            Self::File { volume, path } if workload.rw.reads() => {
+                let mut io = volume.io()?;
+                let file = volume.open_file(&mut io, path)?;
+                Unbacked::of(&file, &mut io, workload.size_bytes)
+            }
+            _ => Ok(Unbacked::default()),
         }
     }
 
@@ -280,15 +304,15 @@ pub(super) fn check_serial(target: &Target, given: Option<&str>) -> Result<(), F
 }
 
 fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
-    let size_bytes = args.size.unwrap_or(len_bytes);
+    let size_bytes = args.size.map_or(len_bytes, |size| size.of(len_bytes));
     if size_bytes > len_bytes {
         return Err(Failure::new(
             USAGE,
-            format!(
-                "--size {size_bytes}: there are {len_bytes} bytes, and xtent cannot make them more"
-            ),
+            format!("--size {size_bytes} exceeds the file size ({len_bytes} bytes)"),
         ));
     }
+    // Zero is no limit, as for fio.
+    let runtime = args.runtime.filter(|runtime| !runtime.is_zero());
     let workload = Workload {
         name: "bench".into(),
         rw: args.rw,
@@ -297,9 +321,10 @@ fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
         iodepth: args.iodepth as usize,
         numjobs: args.numjobs as usize,
         size_bytes,
-        runtime: args.runtime,
-        ramp_time: args.ramp_time,
-        number_ios: args.number_ios,
+        runtime,
+        time_based: args.time_based || args.verify && runtime.is_some(),
+        ramp_time: args.ramp_time.filter(|ramp| !ramp.is_zero()),
+        number_ios: args.number_ios.filter(|&number| number > 0),
         verify: args.verify,
         seed: args.seed,
         buffered: args.buffered,
@@ -310,15 +335,14 @@ fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
 }
 
 fn progress(workload: &Workload) -> Progress {
-    let progress = match workload.runtime {
+    let progress = match workload.runtime.filter(|_| workload.time_based) {
         Some(runtime) => {
             let all = runtime + workload.ramp_time.unwrap_or_default();
             Progress::steps(u64::try_from(all.as_millis()).unwrap_or(u64::MAX))
         }
         None => {
-            let each = workload.blocks_per_job();
-            let each = workload.number_ios.map_or(each, |n| n.min(each));
-            Progress::steps(each * workload.numjobs as u64)
+            let each = workload.operations_per_job().unwrap_or(0);
+            Progress::steps(each.saturating_mul(workload.numjobs as u64))
         }
     };
     progress.message(workload.rw.name());
@@ -331,6 +355,7 @@ fn json_of(
     environment: &Environment,
     target: &TargetInfo,
     place: &Place<'_>,
+    unbacked: Unbacked,
 ) -> Value {
     let path = place.path();
     let stats = place.cache_stats();
@@ -349,6 +374,8 @@ fn json_of(
         "wait": target.wait,
         "controller": target.controller,
         "filesystem": path.is_some(),
+        "hole_bytes": unbacked.hole_bytes,
+        "unwritten_bytes": unbacked.unwritten_bytes,
         "copies": if workload.buffered {
             "one: between the page cache and ordinary memory"
         } else {

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use xtent::internals::sys::{LoopOptions, hold_interrupts, is_root, private_mounts};
+use xtent::internals::sys::{
+    LoopOptions, catch_interrupts, end_within, hold_interrupts, is_root, private_mounts,
+};
 use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::volume::ControllerMode;
 
@@ -157,13 +159,13 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(reason) = &comparison.plan.leave_kernel_out {
         complain(&format!("note: the kernel's side is left out: {reason}"));
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     let json_to_stdout = args
         .json
         .as_ref()
         .is_some_and(|path| path.as_os_str() == "-");
     if json_to_stdout {
-        writeln!(out, "{:#}", report::json(&comparison))?;
+        super::output::print_json(&report::json(&comparison))?;
     } else {
         print(&mut out, &comparison)?;
     }
@@ -187,6 +189,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
 
 fn on_image(args: &CompareArgs) -> Result<Comparison, Failure> {
     let leave_kernel_out = why_not_kernel(args);
+    end_within(10);
     let (scratch, path) = match &args.image {
         Some(path) => (None, path.clone()),
         None => {
@@ -241,6 +244,8 @@ fn on_disk(args: &CompareArgs, device: &str) -> Result<Comparison, Failure> {
         target_options: target_options(args),
     });
     let comparison = measure(plan(args, on, None));
+    // The disk was given back.
+    catch_interrupts();
     if comparison.is_err() {
         let driver = Controller::look_up(Places::default(), address).ok();
         if let Some(driver) = driver.and_then(|controller| controller.driver()) {

@@ -30,9 +30,9 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
     for (engine, why) in &comparison.left_out {
         complain(&format!("note: {} is left out: {why}", engine.name()));
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     match &args.json {
-        Some(path) if path.as_os_str() == "-" => writeln!(out, "{:#}", comparison.json())?,
+        Some(path) if path.as_os_str() == "-" => super::output::print_json(&comparison.json())?,
         Some(path) => {
             write(path, &format!("{:#}\n", comparison.json()))?;
             write!(out, "{}", comparison.table())?;

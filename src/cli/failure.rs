@@ -1,9 +1,12 @@
 //! Failures, as a line on stderr and an exit status.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use xtent::internals::sys::ProcessLimit;
 use xtent::{Error, ErrorKind};
+
+use crate::bench::terminal;
 
 pub(super) const OPERATION: u8 = 1;
 pub(super) const USAGE: u8 = 2;
@@ -47,14 +50,17 @@ impl Failure {
     pub(super) fn local(what: &str, path: &std::path::Path, error: io::Error) -> Self {
         match error.downcast::<Error>() {
             Ok(error) => error.into(),
-            Err(error) => Self::new(OPERATION, format!("{what} {}: {error}", path.display())),
+            Err(error) => {
+                let why = explained(&error);
+                Self::new(OPERATION, format!("{what} {}: {why}", path.display()))
+            }
         }
     }
 
     /// Says it, unless interrupted or piped into nowhere; the status for the process.
     pub(super) fn report(self) -> ExitCode {
         if let Some(signal) = xtent::internals::sys::interrupted() {
-            eprintln!("xtent: interrupted");
+            complain("interrupted");
             let status = u8::try_from(signal).map_or(OPERATION, |signal| 128 + signal);
             return ExitCode::from(status);
         }
@@ -75,9 +81,12 @@ impl Failure {
     }
 }
 
-/// One line on stderr: an error's own text may have several.
+/// Prints one line on stderr: an error's own text may have several. Names of files, labels and what
+/// devices and servers report is in it: control characters are escaped.
 pub(super) fn complain(text: &str) {
-    eprintln!("xtent: {}", text.trim().replace('\n', "; "));
+    let text = text.trim().replace('\n', "; ");
+    // A closed standard error is no reason to panic, as eprintln! does.
+    let _ = writeln!(io::stderr(), "xtent: {}", terminal::escape(&text));
 }
 
 fn status_of(error: &Error) -> u8 {
@@ -96,6 +105,14 @@ impl From<Error> for Failure {
     }
 }
 
+/// The error, and what to do where a limit of the process is the reason.
+fn explained(error: &io::Error) -> String {
+    match ProcessLimit::Addresses.explain(error) {
+        Some(words) => format!("{error}: {words}"),
+        None => error.to_string(),
+    }
+}
+
 /// From writing to standard output, or from reading a volume by `std::io`.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
@@ -104,7 +121,10 @@ impl From<io::Error> for Failure {
         }
         match error.downcast::<Error>() {
             Ok(error) => error.into(),
-            Err(error) => Self::new(OPERATION, format!("cannot write the output: {error}")),
+            Err(error) => {
+                let why = explained(&error);
+                Self::new(OPERATION, format!("cannot write the output: {why}"))
+            }
         }
     }
 }

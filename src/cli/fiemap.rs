@@ -61,9 +61,7 @@ pub(super) fn run(args: &FiemapArgs) -> Result<(), Failure> {
             })
             .collect();
         object.insert("extents".into(), list.into());
-        writeln!(out, "{:#}", serde_json::Value::Object(object))?;
-        out.flush()?;
-        return Ok(());
+        return Ok(super::output::print_json(&object.into())?);
     }
     let unit = if args.bytes { 1 } else { block_bytes };
     let name = Names::for_stdout().print(args.path.as_encoded_bytes());

@@ -23,6 +23,9 @@ use crate::bench::progress::Progress;
 /// Data in longer pieces is read ahead; shorter ones are not worth it.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 const CHUNK_BYTES: usize = 1 << 20;
+/// Permissions that a copy keeps: not set-user-id and set-group-id, as the owner is another one. The sticky
+/// bit limits rights.
+const KEPT_MODE: u32 = 0o1777;
 
 #[derive(Debug, Args)]
 #[command(
@@ -138,9 +141,14 @@ impl Copy<'_> {
                     Some(parent) if !parent.as_os_str().is_empty() => parent,
                     _ => Path::new("."),
                 };
-                let name = local.file_name().ok_or_else(|| {
-                    Failure::new(OPERATION, format!("{}: no such directory", local.display()))
-                })?;
+                let no_directory =
+                    || Failure::new(OPERATION, format!("{}: no such directory", local.display()));
+                let name = local.file_name().ok_or_else(no_directory)?;
+                // As cp: a slash at the end demands a directory, which only a directory can become.
+                let demands_dir = local.as_os_str().as_bytes().ends_with(b"/");
+                if demands_dir && !metadata.is_dir() {
+                    return Err(no_directory());
+                }
                 let failed = |error| Failure::local("cannot open the directory", parent, error);
                 (
                     HostDir::open(parent).map_err(failed)?,
@@ -252,7 +260,7 @@ impl Copy<'_> {
         let metadata = level.entries.metadata();
         let (atime, mtime) = (host_time(metadata.atime), host_time(metadata.mtime));
         let finished = dir
-            .set_mode(metadata.permissions() & 0o777)
+            .set_mode(metadata.permissions() & KEPT_MODE)
             .and_then(|()| dir.set_times(atime, mtime));
         match finished {
             Ok(()) => Ok(()),
@@ -267,6 +275,7 @@ impl Copy<'_> {
         dir: &HostDir,
         name: &[u8],
     ) -> Result<(), Failure> {
+        self.check_place(dir, name)?;
         let target = node.read_link(self.volume, &mut self.io)?;
         let part = self.part_name();
         let made = dir.make_symlink(&target, &part).and_then(|()| {
@@ -280,6 +289,34 @@ impl Copy<'_> {
         })
     }
 
+    /// Refuses, before anything is copied, to replace what must stay: without --force anything, with it
+    /// all but regular files and symbolic links.
+    fn check_place(&self, dir: &HostDir, name: &[u8]) -> Result<(), Failure> {
+        let failed = |error| local(name, "cannot look at", error);
+        let refuse = |why: &str| {
+            let name = String::from_utf8_lossy(name);
+            Err(Failure::new(OPERATION, format!("{name} {why}")))
+        };
+        let Some(kind) = dir.kind_of(name).map_err(failed)? else {
+            return Ok(());
+        };
+        if !self.args.force {
+            return refuse("is there already: give --force to replace it");
+        }
+        match kind {
+            libc::S_IFREG => Ok(()),
+            // /dev/stdout and the like, in a directory of the system.
+            libc::S_IFLNK if dir.read_link(name).map_err(failed)?.starts_with(b"/proc/") => {
+                refuse("leads to a descriptor of this process: use `xtent cat` to write to it")
+            }
+            libc::S_IFLNK => Ok(()),
+            libc::S_IFDIR => refuse("is a directory: --force replaces no directory by a file"),
+            _ => refuse(
+                "is a device node, fifo or socket: --force replaces regular files and symbolic links only",
+            ),
+        }
+    }
+
     fn regular(
         &mut self,
         node: Node<'_>,
@@ -287,14 +324,7 @@ impl Copy<'_> {
         dir: &HostDir,
         name: &[u8],
     ) -> Result<(), Failure> {
-        // Said before the copying; the rename would refuse it afterwards.
-        let there = dir
-            .kind_of(name)
-            .map_err(|e| local(name, "cannot look at", e))?;
-        if there.is_some() && !self.args.force {
-            let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
-            return Err(local(name, "will not replace without --force", exists));
-        }
+        self.check_place(dir, name)?;
         let file = node.open(self.volume, &mut self.io)?;
         let part = self.part_name();
         let to = dir
@@ -328,7 +358,7 @@ impl Copy<'_> {
             self.piece(file, &mut to, name, data..end)?;
             at = end;
         }
-        let mode = file.metadata().permissions() & 0o777;
+        let mode = file.metadata().permissions() & KEPT_MODE;
         to.set_permissions(std::fs::Permissions::from_mode(mode))
             .map_err(failed)
     }

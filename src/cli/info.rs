@@ -47,7 +47,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     let volume = target.and_then(|target| Volume::on(target, &options));
     let volume = volume.map_err(Failure::target);
     let filesystem = volume.as_ref().ok().map(|volume| volume.info().filesystem);
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     if args.json {
         let error = volume.as_ref().err().and_then(Failure::text);
         let mut value = json!({
@@ -60,7 +60,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
         if let Some(target) = value["target"].as_object_mut() {
             target.remove("read_only");
         }
-        writeln!(out, "{value:#}")?;
+        super::output::print_json(&value)?;
     } else {
         match (&drive, &target_info) {
             (Some(drive), target) => print_drive(&mut out, drive, target.as_ref())?,
@@ -253,9 +253,9 @@ fn print_namespace(out: &mut impl Write, info: &NamespaceSummary) -> std::io::Re
 fn print_filesystem(out: &mut impl Write, info: &FilesystemInfo) -> std::io::Result<()> {
     let block = u64::from(info.block_bytes);
     let label = if info.label.is_empty() {
-        "none"
+        "none".into()
     } else {
-        &info.label
+        crate::bench::terminal::escape(&info.label)
     };
     writeln!(
         out,

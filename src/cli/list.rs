@@ -76,9 +76,9 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
             (json!({ "offers": offers }), lines)
         }
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     if args.json {
-        writeln!(out, "{value:#}")?;
+        super::output::print_json(&value)?;
     } else {
         for line in lines {
             writeln!(out, "{line}")?;

@@ -7,9 +7,12 @@ use serde_json::Value;
 use xtent::volume::{DirEntry, FileType, Io, Metadata, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
-use super::output::{Names, device_numbers, metadata_json, mode_text, put_name, short_time};
+use super::output::{
+    Names, RawOut, device_numbers, metadata_json, mode_text, put_name, short_time,
+};
 use super::tree::{Children, Node};
 use super::{TargetArg, VolumePath};
+use crate::bench::terminal;
 
 #[derive(Debug, Args)]
 #[command(
@@ -47,7 +50,7 @@ struct Listing<'a> {
     args: &'a LsArgs,
     volume: &'a Volume,
     io: Io,
-    out: BufWriter<std::fs::File>,
+    out: BufWriter<RawOut>,
     names: Names,
     failures: Failures,
     /// No heading was printed yet.
@@ -267,8 +270,8 @@ impl Listing<'_> {
         }
         let separator: &[u8] = if self.first_object() { b"\n" } else { b",\n" };
         self.out.write_all(separator)?;
-        serde_json::to_writer(&mut self.out, &Value::Object(object))
-            .map_err(std::io::Error::from)?;
+        let text = Value::Object(object).to_string();
+        self.out.write_all(terminal::json(&text).as_bytes())?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_holes;
 mod cache_table;
 mod cat;
 mod compare;
@@ -142,7 +143,14 @@ impl TargetArg {
     /// Tells a target that is written wrongly (usage) from one that cannot be opened.
     fn check(&self) -> Result<(), Failure> {
         match TargetSpec::parse(&self.target) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::target(error)),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::PermissionDenied
+                ) =>
+            {
+                Err(Failure::target(error))
+            }
             Err(error) => Err(error.into()),
             Ok(_) => Ok(()),
         }
@@ -176,6 +184,7 @@ pub(crate) fn main() -> ExitCode {
     if let Err(failure) = log::install() {
         return failure.report();
     }
+    xtent::internals::sys::ignore_file_size_signal();
     xtent::internals::sys::catch_interrupts();
     let result = match cli.command {
         Command::Info(args) => info::run(&args),

@@ -1,15 +1,56 @@
 //! Names, modes and times as people and scripts want them.
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 use serde_json::{Map, Value, json};
+use xtent::internals::sys::interrupted;
 use xtent::volume::{FileType, Metadata, Timestamp};
 
+use crate::bench::terminal::{self, TextOut};
+
 /// Standard output without Rust's line buffer: large writes go straight through.
-pub(super) fn raw_stdout() -> io::Result<File> {
-    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+pub(super) fn raw_stdout() -> io::Result<RawOut> {
+    let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    Ok(RawOut(file))
+}
+
+/// Standard output for text: on a terminal, control characters are escaped.
+pub(super) fn text_stdout() -> io::Result<TextOut<RawOut>> {
+    Ok(TextOut::new(raw_stdout()?, io::stdout().is_terminal()))
+}
+
+/// Prints JSON and a newline to standard output.
+pub(super) fn print_json(value: &Value) -> io::Result<()> {
+    let text = format!("{value:#}\n");
+    let mut out = raw_stdout()?;
+    out.write_all(terminal::json(&text).as_bytes())?;
+    out.flush()
+}
+
+/// A descriptor to write to. A signal ends a write that waits for a reader: `write_all` on a file of the
+/// standard library would wait again.
+#[derive(Debug)]
+pub(super) struct RawOut(File);
+
+impl Write for RawOut {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if interrupted().is_some() {
+                        return Err(io::Error::other("interrupted"));
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// How names are printed: as they are into files and pipes, without control characters on a terminal.
@@ -28,14 +69,10 @@ impl Names {
 
     /// The bytes to print for a name.
     pub(super) fn print(self, name: &[u8]) -> Vec<u8> {
-        if !self.escape {
-            return name.to_vec();
-        }
-        let plain = std::str::from_utf8(name).is_ok_and(|t| !t.chars().any(char::is_control));
-        if plain {
-            name.to_vec()
+        if self.escape {
+            terminal::name(name).into_bytes()
         } else {
-            name.escape_ascii().to_string().into_bytes()
+            name.to_vec()
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File as HostFile;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 
 use clap::Args;
 use xtent::volume::{Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Target, Volume};
@@ -17,9 +18,10 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file must exist and have its blocks: xtent overwrites in place and does not \
-    extend, fill holes or write to shared blocks yet; what it cannot do it refuses before it writes. The \
-    data is flushed to the device before xtent ends. Times of the file stay as they are.\n\n\
+    after_help = "The file must exist, have its blocks and be as long as the local one: xtent overwrites in \
+    place and does not extend, fill holes or write to shared blocks yet; what it cannot do it refuses before \
+    it writes. With --offset or --partial it may be longer: the rest of it stays. The data is flushed to the \
+    device before xtent ends. Times of the file stay as they are.\n\n\
     With --raw the local file, an image say, is written to the blocks of the target from the first one on; \
     what was there is LOST."
 )]
@@ -43,9 +45,12 @@ pub(super) struct PutArgs {
     /// mean
     #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
     i_may_erase: Option<String>,
-    /// The byte in the volume's file to begin at
-    #[arg(long, default_value = "0", value_parser = super::values::size)]
-    offset: u64,
+    /// The byte in the volume's file to begin at; what the local file does not cover stays
+    #[arg(long, value_parser = super::values::size)]
+    offset: Option<u64>,
+    /// Overwrite only the first part of a file that is longer than the local one
+    #[arg(long, conflicts_with = "raw")]
+    partial: bool,
     /// Reads everything back afterwards and compares
     #[arg(long)]
     verify: bool,
@@ -53,10 +58,18 @@ pub(super) struct PutArgs {
 
 pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     let failed = |error| Failure::local("cannot read", &args.local, error);
-    let mut local = HostFile::open(&args.local).map_err(failed)?;
+    // A fifo without a writer must not hold this process: open(2), O_NONBLOCK.
+    let mut local = HostFile::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&args.local)
+        .map_err(failed)?;
     let about = local.metadata().map_err(failed)?;
     if !about.is_file() {
-        let text = format!("{} is not an ordinary file", args.local.display());
+        let text = format!(
+            "{} is not a regular file: its length must be known before anything is overwritten",
+            args.local.display()
+        );
         return Err(Failure::new(OPERATION, text));
     }
     let len_bytes = about.len();
@@ -71,8 +84,19 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     let mut io = volume.io()?;
     let options = OpenOptions::new().read(true).write(true);
     let file = options.open(&volume, &mut io, path)?;
-    check_room(&file, &mut io, &volume, args.offset, len_bytes)?;
-    let rest = file.len_bytes() - args.offset - len_bytes;
+    let offset = args.offset.unwrap_or(0);
+    check_room(&file, &mut io, &volume, offset, len_bytes)?;
+    let rest = file.len_bytes() - offset - len_bytes;
+    if rest > 0 && args.offset.is_none() && !args.partial {
+        return Err(refused(
+            &file,
+            format!(
+                "the local file has {len_bytes} bytes and this one {}: the rest would stay and the two be \
+                 mixed; give --partial (or --offset) if that is meant",
+                file.len_bytes()
+            ),
+        ));
+    }
     if rest > 0 {
         complain(&format!(
             "note: the file's last {rest} bytes are not covered and stay as they are"
@@ -88,12 +112,20 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     super::events::tell(&volume);
     let crc = crc?;
     file.sync_data(&mut io)?;
-    if args.verify && read_back(&file, &mut io, args.offset, len_bytes, &progress)? != crc {
+    if args.verify && read_back(&file, &mut io, offset, len_bytes, &progress)? != crc {
         let path = path.as_encoded_bytes().escape_ascii();
         let text = format!("verify {path}: what was read back is not what was written");
         return Err(Failure::new(CORRUPT, text));
     }
     Ok(())
+}
+
+/// Why a file is not overwritten.
+fn refused(file: &File, text: String) -> Failure {
+    Error::new(ErrorKind::NotOverwrite, text)
+        .during("put")
+        .at_path(file.path())
+        .into()
 }
 
 /// Refuses, before anything is written, what an overwrite in place cannot do.
@@ -104,13 +136,7 @@ fn check_room(
     offset: u64,
     len_bytes: u64,
 ) -> Result<(), Failure> {
-    let refuse = |text: String| {
-        Err(Failure::from(
-            Error::new(ErrorKind::NotOverwrite, text)
-                .during("put")
-                .at_path(file.path()),
-        ))
-    };
+    let refuse = |text: String| Err(refused(file, text));
     let end = offset.checked_add(len_bytes);
     let Some(end) = end.filter(|&end| end <= file.len_bytes()) else {
         return refuse(format!(
@@ -158,7 +184,8 @@ fn write(
     progress: &Progress,
 ) -> Result<u32, Failure> {
     let unit = io.block_bytes() as usize;
-    let aligned = args.offset.is_multiple_of(unit as u64);
+    let offset = args.offset.unwrap_or(0);
+    let aligned = offset.is_multiple_of(unit as u64);
     let mut buffers = (0..CHUNKS_IN_FLIGHT)
         .map(|_| io.alloc(CHUNK_BYTES))
         .collect::<Result<Vec<_>, _>>()?;
@@ -179,7 +206,7 @@ fn write(
             break;
         }
         crc = crc32c::crc32c_append(crc, &buffer[..want]);
-        let at = args.offset + done_bytes;
+        let at = offset + done_bytes;
         done_bytes += want as u64;
         if aligned && want == CHUNK_BYTES {
             // The depth is more than the buffers there are: it is never full.

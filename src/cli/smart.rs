@@ -58,10 +58,10 @@ pub(super) fn run(args: &SmartArgs) -> Result<(), Failure> {
     for what in smart.implausible() {
         complain(&format!("warning: the device claims {what}"));
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     if args.json {
         let value = json_of(&info, &smart, errors.as_deref(), slots.as_ref());
-        writeln!(out, "{value:#}")?;
+        super::output::print_json(&value)?;
     } else {
         print(&mut out, &info, &smart)?;
         if let Some(slots) = &slots {

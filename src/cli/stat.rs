@@ -35,7 +35,7 @@ pub(super) fn run(args: &StatArgs) -> Result<(), Failure> {
     let mut io = volume.io()?;
     let mut failures = Failures::default();
     let mut objects = Vec::new();
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::text_stdout()?;
     for path in &args.paths {
         match look(args, &volume, &mut io, path) {
             Ok((metadata, _)) if args.cache && metadata.is_file() => {
@@ -70,7 +70,7 @@ pub(super) fn run(args: &StatArgs) -> Result<(), Failure> {
         }
     }
     if args.json {
-        writeln!(out, "{:#}", Value::Array(objects))?;
+        super::output::print_json(&Value::Array(objects))?;
     }
     out.flush()?;
     failures.result()

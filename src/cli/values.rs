@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use xtent::volume::Wait;
 
-/// `4096`, `4k`, `128k`, `1g`: powers of 1024.
+/// `4096`, `0x1000`, `4k`, `128k`, `1g`: powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
+    let hex = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    if let Some(digits) = hex {
+        let number = u64::from_str_radix(digits, 16).ok();
+        let number = number.filter(|_| !digits.starts_with('+'));
+        return number.ok_or_else(|| "give hexadecimal digits after 0x".into());
+    }
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => Some(0),
@@ -20,6 +26,38 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         .zip(number)
         .and_then(|(shift, number)| number.checked_mul(1 << shift))
         .ok_or_else(|| "give bytes, or a number with k, m, g or t".into())
+}
+
+/// A part of a file: bytes, or a percentage of all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    Bytes(u64),
+    Percent(u8),
+}
+
+impl Share {
+    /// The bytes of a file of this length; a size of 0 is all of it, as for fio.
+    pub(super) fn of(self, len_bytes: u64) -> u64 {
+        match self {
+            Self::Bytes(0) => len_bytes,
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => {
+                let part = u128::from(len_bytes) * u128::from(percent) / 100;
+                u64::try_from(part).unwrap_or(len_bytes)
+            }
+        }
+    }
+}
+
+/// A size as [`size`] has it, or `50%`.
+pub(super) fn share(text: &str) -> Result<Share, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        return size(text).map(Share::Bytes);
+    };
+    let percent = number.parse().ok().filter(|p| (1..=100).contains(p));
+    percent
+        .map(Share::Percent)
+        .ok_or_else(|| "give bytes, or 1% to 100%".into())
 }
 
 /// `10`, `1.5`, `10s`, `2m`, `500ms`, `1h`: seconds without a unit.
@@ -76,8 +114,15 @@ mod tests {
         assert_eq!(size("4k"), Ok(4096));
         assert_eq!(size("512"), Ok(512));
         assert_eq!(size("2G"), Ok(2 << 30));
-        for wrong in ["", "k", "4x", "-1", "1.5k", "99999999999t"] {
+        assert_eq!(size("0x1000"), Ok(4096));
+        for wrong in ["", "k", "4x", "-1", "1.5k", "99999999999t", "0x", "0x+1"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(share("50%").map(|s| s.of(16 << 20)), Ok(8 << 20));
+        assert_eq!(share("1m").map(|s| s.of(16 << 20)), Ok(1 << 20));
+        assert_eq!(share("0").map(|s| s.of(16 << 20)), Ok(16 << 20));
+        for wrong in ["0%", "101%", "%", "1.5%"] {
+            assert!(share(wrong).is_err(), "{wrong}");
         }
         assert_eq!(time("10"), Ok(Duration::from_secs(10)));
         assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));

@@ -4,10 +4,16 @@
 mod cache;
 #[path = "../common/mod.rs"]
 mod common;
+mod contents;
+mod copying;
 mod kernel;
+mod limits;
+mod load;
 mod owners;
 mod raw;
+mod signals;
 mod smart;
+mod terminal;
 mod tree;
 
 use std::ffi::{OsStr, OsString};
@@ -385,7 +391,7 @@ fn bench_reads_writes_and_verifies() {
     };
     let value = json(&with("randread", &["--json", "--numjobs", "2"]));
     let job = &value["jobs"][0];
-    assert_eq!(job["read"]["total_ios"], 2 * (3_000_000 / 2 / 4096));
+    assert_eq!(job["read"]["total_ios"], 2 * (3_000_000 / 4096));
     assert!(job["read"]["clat_ns"]["percentile"]["99.000000"].as_u64() > Some(0));
     assert!(value["environment"]["kernel"].is_string());
     let (stdout, stderr) = run(0, &with("randwrite", &["--verify", "--seed", "5"]));
@@ -398,7 +404,15 @@ fn bench_reads_writes_and_verifies() {
         0,
         &with(
             "randrw",
-            &["--runtime", "200ms", "--ramp-time", "50ms", "--bs", "16k"],
+            &[
+                "--runtime",
+                "200ms",
+                "--time-based",
+                "--ramp-time",
+                "50ms",
+                "--bs",
+                "16k",
+            ],
         ),
     );
     run(0, &with("read", &["--number-ios", "3"]));

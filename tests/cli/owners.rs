@@ -54,7 +54,7 @@ fn writer(target: &str) -> Child {
             "--iodepth",
             "4",
         ])
-        .args(["--runtime", "60s"])
+        .args(["--runtime", "60s", "--time-based"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -55,7 +55,7 @@ fn raw_blocks_are_measured_and_written_only_when_named() {
     let value = json(&with(&["--rw", "randread", "--json", "--numjobs", "2"]));
     assert_eq!(value["filesystem"], false);
     let read = &value["jobs"][0]["read"];
-    assert_eq!(read["total_ios"], 2048);
+    assert_eq!(read["total_ios"], 2 * 2048);
     assert!(read["clat_ns"]["percentile"]["99.900000"].as_u64() > Some(0));
 
     let (_, stderr) = run(2, &with(&["--rw", "write"]));

@@ -183,7 +183,14 @@ fn a_connection_that_is_lost_is_reported_with_its_reason() {
     line(&mut stderr);
     let target = format!("vfio-user:{text}");
     let mut bench = Command::new(XTENT);
-    bench.args(["bench", "--raw", &target, "--runtime", "600"]);
+    bench.args([
+        "bench",
+        "--raw",
+        &target,
+        "--runtime",
+        "600",
+        "--time-based",
+    ]);
     let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     while !line(&mut stderr).contains("connected") {}
     std::thread::sleep(std::time::Duration::from_secs(1));

@@ -85,7 +85,7 @@ refused 5 "zoned namespace"
 ./xtent bench --raw "pci:$disk/2" --rw randread --bs 4k --number-ios 100
 
 # The spare is low, says QEMU; the reader is told while it reads.
-./xtent bench --raw "pci:$disk/1" --rw randread --bs 4k --runtime 9 >/tmp/bench 2>/tmp/heard &
+./xtent bench --raw "pci:$disk/1" --rw randread --bs 4k --runtime 9 --time-based >/tmp/bench 2>/tmp/heard &
 reader=$!
 sleep 4
 echo '@@HOST {"execute": "qom-set", "arguments": {"path": "/machine/peripheral/nvme0", "property": "smart_critical_warning", "value": 4}}'

@@ -18,7 +18,7 @@ XTENT_SURPRISE=$torn_raw=$(port_of "$torn_raw"),$torn_files=$(port_of "$torn_fil
 export XTENT_SURPRISE
 ./tests/vfio --test-threads=1 --nocapture unplug::
 
-./xtent bench "pci:$benched" /data --rw randrw --numjobs 2 --iodepth 8 --runtime 600 >/tmp/said 2>&1 &
+./xtent bench "pci:$benched" /data --rw randrw --numjobs 2 --iodepth 8 --runtime 600 --time-based >/tmp/said 2>&1 &
 bench=$!
 sleep 3
 kill -0 $bench

@@ -16,7 +16,7 @@ for address in "$small" "$large"; do
 done
 
 dd if=/dev/urandom of=/tmp/new bs=1M count=2 2>/dev/null
-./xtent put /tmp/new "pci:$large" /keep
+./xtent put --partial /tmp/new "pci:$large" /keep
 
 export XTENT_VFIO="$small,$large"
 ./tests/vfio --test-threads=1 --skip z_ --skip leaves_nothing_behind

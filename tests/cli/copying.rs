@@ -1,0 +1,139 @@
+//! What `get` may replace, what `put` may mix, and paths that end like directories.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+
+use super::common;
+use super::{path_of, prototype_image, run};
+
+#[test]
+fn force_replaces_regular_files_and_links_only() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    common::run("mkfifo", &[&at("fifo")]);
+    let socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    fs::create_dir_all(at("dir/data")).unwrap();
+    symlink("/proc/self/fd/1", at("stdout")).unwrap();
+    let device = common::is_root().then(|| common::run("mknod", &[&at("null"), "c", "1", "3"]));
+    for name in ["fifo", "socket", "dir", "stdout", "null"] {
+        if name == "null" && device.is_none() {
+            continue;
+        }
+        let (_, stderr) = run(1, &["get", "-f", &target, "/data", &at(name)]);
+        assert!(
+            stderr.contains("--force") || stderr.contains("xtent cat"),
+            "{name}: {stderr}"
+        );
+    }
+    // A link of the volume does not replace them either.
+    let (_, stderr) = run(1, &["get", "-rf", &target, "/link", &at("fifo")]);
+    assert!(stderr.contains("fifo"), "{stderr}");
+    let kind = |name: &str| fs::symlink_metadata(at(name)).unwrap().file_type();
+    assert!(kind("fifo").is_fifo() && kind("socket").is_socket());
+    assert!(kind("dir/data").is_dir() && kind("stdout").is_symlink());
+    assert!(device.is_none() || kind("null").is_char_device());
+    drop(socket);
+    fs::write(at("real"), "old").unwrap();
+    symlink("real", at("link")).unwrap();
+    run(0, &["get", "-f", &target, "/data", &at("link")]);
+    assert!(kind("link").is_file() && fs::read(at("link")).unwrap() == data);
+    assert_eq!(fs::read(at("real")).unwrap(), b"old");
+    let parts = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name());
+    assert!(
+        parts
+            .into_iter()
+            .all(|name| !name.to_string_lossy().contains("part"))
+    );
+}
+
+#[test]
+fn a_slash_at_the_end_demands_a_directory() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    run(1, &["get", &target, "/data", &at("none/")]);
+    assert!(!dir.path().join("none").exists());
+    run(0, &["get", "-r", &target, "/dir", &at("made/")]);
+    assert!(dir.path().join("made/copy").is_file());
+    for path in [
+        "/data/",
+        "/data/.",
+        "/data/./",
+        "/data/..",
+        "/data/../data",
+        "/dir/copy/.",
+    ] {
+        let (_, stderr) = run(1, &["stat", &target, path]);
+        assert!(stderr.contains("not a directory"), "{path}: {stderr}");
+    }
+    for path in ["/dir/", "/dir/.", "/./dir/..", "/.", "//", "/dir/copy"] {
+        run(0, &["stat", &target, path]);
+    }
+    // A link to a file, before a slash: the link is followed, and is no directory.
+    run(1, &["stat", &target, "/link/"]);
+    run(1, &["stat", &target, "/link/."]);
+    run(0, &["stat", &target, "/link"]);
+}
+
+#[test]
+fn put_does_not_mix_two_files_unless_told() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let local = image.path().with_file_name("short");
+    fs::write(&local, b"short").unwrap();
+    let local = local.to_str().unwrap();
+    let (_, stderr) = run(1, &["put", local, &target, "/data"]);
+    assert!(stderr.contains("--partial"), "{stderr}");
+    assert!(run(0, &["cat", &target, "/data"]).0 == data);
+    run(
+        0,
+        &["put", "--partial", "--verify", local, &target, "/data"],
+    );
+    let now = run(0, &["cat", &target, "/data"]).0;
+    assert!(now.starts_with(b"short") && now[5..] == data[5..]);
+    run(0, &["put", "--offset", "0", local, &target, "/data"]);
+    let long = image.path().with_file_name("long");
+    fs::File::create(&long).unwrap().set_len(3_000_001).unwrap();
+    run(
+        1,
+        &["put", "--partial", long.to_str().unwrap(), &target, "/data"],
+    );
+    assert!(run(0, &["cat", &target, "/data"]).0 == now);
+}
+
+#[test]
+fn the_sticky_bit_of_a_directory_is_kept() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = common::image::Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    let dir = mount.path().join("shared");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o1777)).unwrap();
+    mount.unmount();
+    let to = tempfile::tempdir().unwrap();
+    let out = to.path().join("shared");
+    run(
+        0,
+        &[
+            "get",
+            "-r",
+            &path_of(&image),
+            "/shared",
+            out.to_str().unwrap(),
+        ],
+    );
+    assert_eq!(fs::metadata(&out).unwrap().mode() & 0o7777, 0o1777);
+}
