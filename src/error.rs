@@ -45,8 +45,10 @@ pub enum ErrorKind {
     Timeout,
     /// The device is gone or failed for good.
     DeviceGone,
-    /// Memory (hugepages, arenas, queue slots) is exhausted.
+    /// Memory (hugepages, arenas) or what a controller has of something (queue pairs) is exhausted.
     OutOfMemory,
+    /// As many operations are in flight as there is room for: poll, then try again.
+    WouldBlock,
     /// A system call failed; the source says how.
     System,
 }
@@ -61,6 +63,7 @@ struct Inner {
     operation: Option<&'static str>,
     path: Option<Vec<u8>>,
     offset_bytes: Option<u64>,
+    bytes_done: Option<u64>,
     device: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -80,6 +83,7 @@ impl Error {
             operation: None,
             path: None,
             offset_bytes: None,
+            bytes_done: None,
             device: None,
             source: None,
         }))
@@ -130,6 +134,21 @@ impl Error {
         self
     }
 
+    /// Sets how many bytes were done before the failure.
+    #[must_use]
+    pub(crate) fn with_bytes_done(mut self, bytes: usize) -> Self {
+        self.0.bytes_done = Some(bytes as u64);
+        self
+    }
+
+    /// Adds bytes that were done before those that the error counts already.
+    #[must_use]
+    pub(crate) fn after_bytes(mut self, bytes: usize) -> Self {
+        let counted = self.0.bytes_done.unwrap_or(0);
+        self.0.bytes_done = Some(counted.saturating_add(bytes as u64));
+        self
+    }
+
     /// Adds the cause.
     #[must_use]
     #[doc(hidden)]
@@ -157,6 +176,12 @@ impl Error {
     pub fn offset_bytes(&self) -> Option<u64> {
         self.0.offset_bytes
     }
+
+    /// The bytes that a read or a write did before it failed, contiguous from its offset. At least these: what
+    /// one command of the device did in part is not counted. `None` where the operation did not begin, or has no bytes.
+    pub fn bytes_done(&self) -> Option<u64> {
+        self.0.bytes_done
+    }
 }
 
 impl fmt::Display for Error {
@@ -174,6 +199,9 @@ impl fmt::Display for Error {
         }
         if let Some(device) = &inner.device {
             push_word(&mut context, &format!("on {device}"));
+        }
+        if let Some(done @ 1..) = inner.bytes_done {
+            push_word(&mut context, &format!("after {done} bytes"));
         }
         if !context.is_empty() {
             write!(f, "{context}: ")?;
@@ -223,6 +251,7 @@ impl From<Error> for std::io::Error {
             ErrorKind::Corrupt => Io::InvalidData,
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::OutOfMemory => Io::OutOfMemory,
+            ErrorKind::WouldBlock => Io::WouldBlock,
             _ => Io::Other,
         };
         Self::new(kind, error)
@@ -245,6 +274,23 @@ mod tests {
             error.to_string(),
             "read /a\\xffb at byte 4096 on ram:1M: the device reported an error: media error"
         );
+    }
+
+    #[test]
+    fn bytes_done_add_up_and_are_shown() {
+        let error = Error::new(ErrorKind::Io, "media error").during("read");
+        assert_eq!(error.bytes_done(), None);
+        let error = error.with_bytes_done(0);
+        assert_eq!(error.to_string(), "read: media error");
+        let error = error.after_bytes(512).after_bytes(4096);
+        assert_eq!(error.bytes_done(), Some(4608));
+        assert_eq!(error.to_string(), "read after 4608 bytes: media error");
+    }
+
+    #[test]
+    fn a_full_queue_is_would_block_for_std_too() {
+        let error = std::io::Error::from(Error::new(ErrorKind::WouldBlock, "full"));
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     #[test]

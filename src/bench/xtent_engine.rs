@@ -67,7 +67,7 @@ impl Engine for XtentEngine {
             match refused.reason {
                 SubmitReason::Error(error) => error,
                 SubmitReason::Full => Error::new(
-                    ErrorKind::OutOfMemory,
+                    ErrorKind::WouldBlock,
                     "the queue is full although the depth was kept",
                 ),
             }

@@ -160,6 +160,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         }
     }
     out.flush()?;
+    if args.rw.writes() {
+        place.close()?;
+    }
     Ok(())
 }
 
@@ -232,6 +235,14 @@ impl<'a> Place<'a> {
             }),
         }
         .map_err(|error| error.on_device(self.info().target))
+    }
+
+    /// Ends writing: what was not synced is written back and flushed.
+    fn close(self) -> Result<(), Failure> {
+        match self {
+            Self::File { volume, .. } => Ok(volume.close()?),
+            Self::Raw(_) => Ok(()),
+        }
     }
 
     fn target(&self) -> Target {

@@ -117,7 +117,8 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
         let text = format!("verify {path}: what was read back is not what was written");
         return Err(Failure::new(CORRUPT, text));
     }
-    Ok(())
+    drop((file, io));
+    Ok(volume.close()?)
 }
 
 /// Why a file is not overwritten.

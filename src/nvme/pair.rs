@@ -210,7 +210,8 @@ impl QueuePair {
         };
         self.outstanding += 1;
         if chain.op == Op::Flush {
-            if !self.limits.volatile_write_cache {
+            let limits_hold = self.controller.generation() == self.generation;
+            if !self.limits.volatile_write_cache && limits_hold {
                 // All that completed is durable already: the flush has ended before it is sent.
                 self.ended.push(&mut self.slots, index);
                 self.countdown = 0;

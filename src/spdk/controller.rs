@@ -322,7 +322,8 @@ impl Controller {
             max_segments: options.max_segments.clamp(1, 256),
             dma_align_bytes: info.block_bytes,
             max_transfer_bytes: Some(info.max_transfer_bytes),
-            volatile_write_cache: info.volatile_write_cache,
+            // SPDK resets by itself, after which the device may have a write cache again.
+            volatile_write_cache: true,
             fua: true,
             write_zeroes: info.write_zeroes,
             deallocate: info.deallocate,

@@ -123,7 +123,8 @@ impl Disk {
                 max_segments: 1,
                 dma_align_bytes: info.memory_align_bytes,
                 max_transfer_bytes: None,
-                volatile_write_cache: info.volatile_write_cache,
+                // The kernel decides for each write and flush: what it says of the device may change.
+                volatile_write_cache: true,
                 fua: true,
                 write_zeroes: true,
                 deallocate: true,

@@ -1,6 +1,6 @@
 //! Ordinary memory: reads and overwrites through bounce buffers, several in flight.
 
-use super::core::{BOUNCE_BYTES, BOUNCE_COUNT};
+use super::core::{BOUNCE_BYTES, BOUNCE_COUNT, no_slot};
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Kept, What, check_overwrite};
@@ -24,7 +24,8 @@ pub(super) fn read(file: &File, io: &mut Io, to: &mut [u8], offset: u64) -> Resu
     let total = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
     let mut done = 0;
     while done < total {
-        let n = read_round(file, io, &mut to[done..total], offset + done as u64)?;
+        let n = read_round(file, io, &mut to[done..total], offset + done as u64)
+            .map_err(|error| error.after_bytes(done))?;
         done += n;
     }
     Ok(total)
@@ -54,33 +55,34 @@ fn read_round(file: &File, io: &mut Io, to: &mut [u8], offset: u64) -> Result<us
     for (index, piece) in round.into_iter().enumerate() {
         let Some((kept, len)) = piece else { continue };
         let ended = io.core.wait(kept)?;
-        let bytes = match ended.result {
-            Ok(n) => &ended.buf[..n.min(len)],
-            Err(error) => {
-                result = result.and(Err(error));
-                continue;
-            }
-        };
+        let (n, failure) = done_of(ended.result);
         if result.is_ok() {
-            let bytes = if index == 0 {
-                bytes.get(skip..)
-            } else {
-                Some(bytes)
-            };
-            let bytes = bytes.unwrap_or_default();
+            let skip = if index == 0 { skip } else { 0 };
+            let bytes = ended.buf.get(skip..n.min(len)).unwrap_or_default();
             let fits = bytes.len().min(to.len() - copied);
             to[copied..copied + fits].copy_from_slice(&bytes[..fits]);
             copied += fits;
-            let expected = if index == 0 { len - skip } else { len };
-            if fits < expected {
-                result = Err(cut_short(offset + copied as u64));
-            }
+            result = match failure {
+                Some(error) => Err(error),
+                None if fits < len - skip => Err(cut_short(offset + copied as u64)),
+                None => Ok(()),
+            };
         }
         io.core.rest(ended.buf);
     }
+    result
+        .map(|()| copied)
+        .map_err(|error| error.with_bytes_done(copied))
+}
+
+/// The bytes that an operation did, and its failure.
+pub(super) fn done_of(result: Result<usize>) -> (usize, Option<Error>) {
     match result {
-        Err(error) if copied == 0 => Err(error),
-        _ => Ok(copied),
+        Ok(n) => (n, None),
+        Err(error) => {
+            let done = error.bytes_done().unwrap_or(0);
+            (usize::try_from(done).unwrap_or(0), Some(error))
+        }
     }
 }
 
@@ -99,9 +101,7 @@ fn start(file: &File, io: &mut Io, what: What, offset: u64, buf: Option<DmaBuf>)
         Ok(kept) => Ok(kept),
         Err(rejected) => {
             io.core.rest(rejected.buf);
-            Err(rejected
-                .error
-                .unwrap_or_else(|| Error::new(ErrorKind::OutOfMemory, "no operation slot is free")))
+            Err(rejected.error.unwrap_or_else(no_slot))
         }
     }
 }
@@ -143,12 +143,13 @@ pub(super) fn write(
     io.reclaim_kept();
     let mut done = 0;
     while done < from.len() {
-        done += write_round(file, io, &from[done..], offset + done as u64)?;
+        done += write_round(file, io, &from[done..], offset + done as u64)
+            .map_err(|error| error.after_bytes(done))?;
     }
     Ok(())
 }
 
-/// One round of writes. Returns the bytes written.
+/// One round of writes. Returns the bytes written; a failure counts those before it.
 fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usize> {
     let what = What::Write {
         dsync: file.shared.options.dsync,
@@ -174,18 +175,24 @@ fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usi
             }
         }
     }
-    let mut result = started;
-    for (kept, _) in round.into_iter().flatten() {
+    let mut failure = None;
+    let mut done = 0;
+    for (kept, n) in round.into_iter().flatten() {
         let ended = io.core.wait(kept)?;
-        let whole = ended.buf.len();
-        result = result.and(match ended.result {
-            Ok(n) if n < whole => Err(cut_short(ended.offset + n as u64)),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        });
+        if failure.is_none() {
+            // A piece may begin before the bytes that it has of `from`.
+            let skip = usize::try_from((offset + done as u64).saturating_sub(ended.offset));
+            let (whole, error) = done_of(ended.result);
+            done += whole.saturating_sub(skip.unwrap_or(0)).min(n);
+            failure = error;
+        }
         io.core.rest(ended.buf);
     }
-    result.map(|()| taken)
+    // What could not be started comes after all that was.
+    match failure.or(started.err()) {
+        Some(error) => Err(error.with_bytes_done(done)),
+        None => Ok(taken),
+    }
 }
 
 /// A buffer of whole blocks with the beginning of `from` in it, where it goes, and the bytes of `from` in it.

@@ -30,7 +30,6 @@ pub(super) struct IoCore {
     pub(super) heap: Heap,
     pub(super) target: Arc<TargetShared>,
     pub(super) block_bytes: u32,
-    pub(super) capacity_bytes: u64,
     /// Bounce buffers at rest.
     spare: Vec<DmaBuf>,
     patience: Duration,
@@ -55,9 +54,6 @@ impl IoCore {
             heap: target.heap.clone(),
             target: Arc::clone(target),
             block_bytes: limits.block_bytes,
-            capacity_bytes: limits
-                .capacity_blocks
-                .saturating_mul(limits.block_bytes.into()),
             spare: Vec::with_capacity(BOUNCE_COUNT),
             patience: target
                 .command_timeout
@@ -163,11 +159,7 @@ impl IoCore {
             let ended = self
                 .run(request)
                 .map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
-            let done = ended.result?;
-            if done < piece.len() {
-                let error = Error::new(ErrorKind::Io, "the device failed within the range");
-                return Err(error.at_offset(at.saturating_add(done as u64)));
-            }
+            ended.result?;
             piece.copy_from_slice(&ended.buf[..piece.len()]);
             at = at.saturating_add(piece.len() as u64);
             self.rest(ended.buf);
@@ -200,9 +192,9 @@ fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
 }
 
 #[cold]
-fn no_slot() -> Error {
+pub(super) fn no_slot() -> Error {
     Error::new(
-        ErrorKind::OutOfMemory,
+        ErrorKind::WouldBlock,
         "every operation slot of this thread is in use",
     )
 }
@@ -222,7 +214,9 @@ impl MetaIo for IoCore {
     }
 
     fn capacity_bytes(&self) -> u64 {
-        self.capacity_bytes
+        // As the device says by now: a namespace may grow or shrink.
+        let blocks = self.queue.limits().capacity_blocks;
+        blocks.saturating_mul(self.block_bytes.into())
     }
 
     fn block_bytes(&self) -> u32 {

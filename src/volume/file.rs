@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use super::core::no_slot;
 use super::inodes::CoreInode;
 use super::mounted::VolumeShared;
 use super::{
@@ -127,6 +128,7 @@ impl OpenOptions {
             }
         };
         if self.write {
+            volume.is_written.store(true, Relaxed);
             // Once here, so that no write has to look for it.
             volume.fs.learn_sharing(&mut io.core, &inode.map)?;
         }
@@ -163,6 +165,9 @@ impl OpenOptions {
 /// the file stops there and says how far it came, and is refused when that is nowhere. The calls of [`Io`] that submit,
 /// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file: direct I/O finds
 /// what was written to the cache before, and drops from it what it overwrites.
+///
+/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See [`Volume`] for what is lost
+/// when a process ends without closing or syncing.
 #[derive(Debug, Clone)]
 pub struct File {
     pub(super) shared: Arc<FileShared>,
@@ -248,8 +253,8 @@ impl File {
     /// zeroed.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Misaligned`] with the alignment that is needed; the device's errors. `buf` is
-    /// given back in any case but one: when the engine loses the operation, `buf` is empty afterwards.
+    /// [`crate::ErrorKind::Misaligned`] with the alignment that is needed; the device's errors, with the bytes that were
+    /// read before ([`Error::bytes_done`]), which are in `buf`. `buf` is given back in any case but one: when the engine loses the operation, `buf` is empty afterwards.
     ///
     /// ```no_run
     /// # use xtent::volume::{Volume, VolumeOptions};
@@ -277,8 +282,8 @@ impl File {
     ///
     /// # Errors
     /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NotOverwrite`],
-    /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which any part
-    /// may have been written. `buf` is given back as by [`File::read_at`].
+    /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which at least
+    /// [`Error::bytes_done`] and at most all of it has been written. `buf` is given back as by [`File::read_at`].
     #[inline]
     pub fn write_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_write(self) {
@@ -341,18 +346,15 @@ impl File {
             What::Write { .. } => "write",
             What::Flush => "sync",
         };
-        let error = rejected
-            .error
-            .unwrap_or_else(|| Error::new(ErrorKind::OutOfMemory, "no operation slot is free"));
+        let error = rejected.error.unwrap_or_else(no_slot);
         Err(self.shared.explain(error, operation, offset))
     }
 
     /// Reads into ordinary memory, at any offset and length, through the page cache or this thread's bounce buffers;
-    /// returns the bytes read, fewer than asked only at the end of the file, or where a buffered read failed later than
-    /// at its first byte.
+    /// returns the bytes read, fewer than asked only at the end of the file.
     ///
     /// # Errors
-    /// The device's.
+    /// The device's, with the bytes that were read before ([`Error::bytes_done`]), which are in `buf`.
     #[inline]
     pub fn read_into(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
         io.check_read(self)
@@ -368,7 +370,7 @@ impl File {
 
     /// Overwrites with ordinary memory: through the page cache, with any offset and length, or through this thread's
     /// bounce buffers, under the rules of [`File::write_at`]. Returns the bytes written: all of them, but where a buffered
-    /// write came to what it cannot overwrite, or failed, later than at its first byte.
+    /// write came to what it cannot overwrite later than at its first byte.
     ///
     /// # Errors
     /// As [`File::write_at`].

@@ -54,8 +54,8 @@ pub struct Done {
     pub user_data: u64,
     /// Its buffer; empty for a sync, and where the device is gone without being cut off from memory.
     pub buf: DmaBuf,
-    /// Bytes read or written, contiguous from the offset, up to the first failure if there was one;
-    /// the error when there are none.
+    /// Bytes read (fewer than asked only at the end of the file) or written (all of them). Otherwise the error, with the
+    /// bytes that were done before it, contiguous from the offset ([`Error::bytes_done`]).
     pub result: Result<usize>,
 }
 
@@ -98,7 +98,7 @@ impl std::error::Error for SubmitError {}
 impl From<SubmitError> for Error {
     fn from(error: SubmitError) -> Self {
         match error.reason {
-            SubmitReason::Full => Error::new(ErrorKind::OutOfMemory, error.to_string()),
+            SubmitReason::Full => Error::new(ErrorKind::WouldBlock, error.to_string()),
             SubmitReason::Error(error) => error,
         }
     }

@@ -1,6 +1,7 @@
 //! A filesystem on a target, and all that is shared of it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::buffered::Background;
 use super::claims::{Claim, Use};
@@ -15,6 +16,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::{Fs, FsOptions};
 
 /// A filesystem on a target. Cheap to clone; shared by all threads.
+///
+/// # What reaches the device, and when
+///
+/// Every handle ([`Io`], [`File`], a clone) keeps the volume open.
+///
+/// - [`Volume::close`] of the last handle writes back what is dirty in the page cache, flushes the device's write cache,
+///   and returns what failed.
+/// - Dropping the last handle writes back as well, but a failure is only an event of `tracing` (level error), and the
+///   device's write cache is flushed only if something was dirty.
+/// - [`Volume::sync`], [`File::sync_data`] and writes to a file opened with [`OpenOptions::dsync`] make data durable at once.
+///
+/// What runs no destructors loses what is dirty: [`std::process::exit`], an abort, a signal that ends the process, the
+/// return of `main` while other threads have handles, a handle that is leaked (`std::mem::forget`, `Box::leak`, a cycle
+/// of `Arc`s) or kept in a `static`. The background flusher, where one runs, writes back what has been dirty for
+/// [`VolumeOptions::dirty_expire`]; what is younger is lost. Completed direct writes are on the device, though maybe
+/// in its write cache.
 #[derive(Debug, Clone)]
 pub struct Volume {
     pub(super) shared: Arc<VolumeShared>,
@@ -26,6 +43,10 @@ pub(super) struct VolumeShared {
     pub(super) inodes: Arc<Inodes>,
     pub(super) background: Background,
     pub(super) target: Arc<TargetShared>,
+    /// A file was opened for writing.
+    pub(super) is_written: AtomicBool,
+    /// What drop would do was done.
+    is_closed: bool,
     /// Given up last.
     pub(super) _claim: Option<Claim>,
 }
@@ -68,10 +89,12 @@ impl VolumeShared {
 }
 
 impl Drop for VolumeShared {
-    /// Writes back what is dirty. Whoever wants to know whether that went well syncs before.
+    /// Writes back what is dirty. Failures are only logged: call [`Volume::close`] to get them.
     fn drop(&mut self) {
-        self.background.end();
-        buffered::write_back_at_last(self);
+        if !self.is_closed {
+            self.background.end();
+            buffered::write_back_at_last(self);
+        }
     }
 }
 
@@ -140,9 +163,56 @@ impl Volume {
                 inodes: Arc::new(Inodes::new(options)),
                 background: Background::new(options),
                 target,
+                is_written: AtomicBool::new(false),
+                is_closed: false,
                 _claim: claim,
             }),
         })
+    }
+
+    /// Closes the volume: ends the background flusher, writes back what is dirty, flushes the device's write cache, and
+    /// returns what failed. To be called on the last handle, when every [`Io`], [`File`], [`ReadDir`] and clone is gone.
+    ///
+    /// # Errors
+    /// The first failure of writing back or of the flush, and a failure of writing back before that no sync of the volume
+    /// has told: what is still dirty is lost then. [`ErrorKind::Busy`] when there are other handles: everything written
+    /// before was written back and flushed all the same, but the volume stays open, and the last handle to be dropped writes
+    /// back what is written from now on.
+    ///
+    /// ```
+    /// # use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+    /// # fn overwrite() -> xtent::Result<()> {
+    /// let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// let mut io = volume.io()?;
+    /// let file = OpenOptions::new().write(true).buffered(true).open(&volume, &mut io, "/data")?;
+    /// file.write_all_unaligned_at(&mut io, b"text", 100)?;
+    /// drop((file, io));
+    /// volume.close()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn close(self) -> Result<()> {
+        let name = self.shared.target.name.clone();
+        let explain = |error: Error| error.during("close").on_device(&*name);
+        let handles = Arc::strong_count(&self.shared) - 1;
+        let written = match handles {
+            0 => Ok(()),
+            _ => buffered::write_all_back(&self.shared),
+        };
+        // Of several that are closed at once, one is the last.
+        let Some(mut shared) = Arc::into_inner(self.shared) else {
+            let busy = format!(
+                "{handles} other handles (Io, File, ReadDir or Volume) are open: the volume stays open until they are \
+                 dropped"
+            );
+            return written
+                .and(Err(Error::new(ErrorKind::Busy, busy)))
+                .map_err(explain);
+        };
+        shared.background.end();
+        let last = buffered::write_all_back(&shared);
+        shared.is_closed = true;
+        written.and(last).map_err(explain)
     }
 
     /// The target below.

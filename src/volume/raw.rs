@@ -45,7 +45,6 @@ pub struct RawIo {
     slots: Box<[Slot]>,
     /// Blocks of a slot's buffer.
     blocks: u64,
-    limits: Limits,
     target: Arc<TargetShared>,
     /// It may write.
     claim: Option<Claim>,
@@ -115,15 +114,14 @@ impl RawIo {
             queue,
             slots,
             blocks: (slot_bytes / block_bytes) as u64,
-            limits,
             target: Arc::clone(target),
             claim,
         })
     }
 
-    /// What engine and device can do.
+    /// What engine and device can do, as the device says by now.
     pub fn limits(&self) -> &Limits {
-        &self.limits
+        self.queue.limits()
     }
 
     /// A slot's buffer; `None` while the device has it, or when there is no such slot.
@@ -286,7 +284,10 @@ fn wrong(why: &str) -> Error {
 #[cold]
 fn refusal(refused: Refused) -> Error {
     match refused {
-        Refused::Full => Error::new(ErrorKind::OutOfMemory, "the queue is full"),
+        Refused::Full => Error::new(
+            ErrorKind::WouldBlock,
+            "the queue is full: poll, then try again",
+        ),
         Refused::Invalid(why) => wrong(why),
         Refused::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
+use super::bounce::done_of;
 use super::core::{BOUNCE_BYTES, BOUNCE_COUNT};
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
@@ -89,22 +90,26 @@ impl<'io> FileReader<'io> {
             return Ok(());
         };
         let ended = self.io.core.wait(kept)?;
-        match ended.result {
-            Ok(len) => {
+        let (len, failure) = done_of(ended.result);
+        let is_there = start + len as u64 > self.position;
+        match failure {
+            // What was read before a failure comes first; the failure comes again with the read of what is behind.
+            None | Some(_) if is_there => {
                 self.front = Some(Piece {
                     start,
                     len,
                     buf: ended.buf,
                 });
-                // One place is free again.
-                self.fill_ahead()
             }
-            Err(error) => {
+            Some(error) => {
                 self.io.core.rest(ended.buf);
                 self.give_up_ahead();
-                Err(error)
+                return Err(error.with_bytes_done(0));
             }
+            None => self.io.core.rest(ended.buf),
         }
+        // One place is free again.
+        self.fill_ahead()
     }
 
     fn fill_ahead(&mut self) -> Result<()> {

@@ -213,7 +213,7 @@ impl Zone {
                 for word in ["/data", "status code type 0x2", sc] {
                     assert!(error.to_string().contains(word), "{error}");
                 }
-                0
+                usize::try_from(error.bytes_done().unwrap()).unwrap()
             }
         };
         assert!(

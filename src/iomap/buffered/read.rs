@@ -24,7 +24,7 @@ impl<Q: Queue> Buffered<Q> {
     /// Reads from `pos` on; fewer bytes only at the end of the file.
     ///
     /// # Errors
-    /// The device's and the filesystem's, where not a byte was read before.
+    /// The device's and the filesystem's, with the bytes that were read before.
     #[inline]
     pub fn read<O: CachedOps>(
         &mut self,
@@ -64,11 +64,12 @@ impl<Q: Queue> Buffered<Q> {
             if done == buf.len() || at >= file.size_bytes() {
                 break;
             }
-            tries = tries.checked_sub(1).ok_or_else(|| in_the_way(at))?;
+            tries = tries
+                .checked_sub(1)
+                .ok_or_else(|| in_the_way(at).after_bytes(done))?;
             match self.read_miss(file, ops, ahead, at, &mut buf[done..], &mut patience) {
                 Ok(more) => done += more,
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.after_bytes(done)),
             }
         }
         if ahead.hit(pos, done) {

@@ -164,11 +164,9 @@ impl<Q: Queue> Ring<Q> {
         }
     }
 
-    /// Makes durable what has completed, if the device does not do so by itself.
+    /// Makes durable what has completed. The queue knows whether the device does so by itself: what it said before
+    /// others wrote, or before a reset, need not hold.
     pub(super) fn flush(&mut self) -> Result<()> {
-        if !self.limits().volatile_write_cache {
-            return Ok(());
-        }
         let task = self.task();
         let chain = Chain {
             op: Op::Flush,

@@ -10,7 +10,7 @@ use crate::block::{Op, Queue};
 use crate::cache::{
     FileCache, Fill, LOCK_LIMIT, Merge, PageState, Patience, Pressure, Writing, Wrote,
 };
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::mem::Segment;
 use crate::mem::pages::{GRANULE_BYTES, PAGE_BYTES};
 
@@ -26,7 +26,8 @@ impl<Q: Queue> Buffered<Q> {
     /// sees to that.
     ///
     /// # Errors
-    /// The filesystem's and the device's, where not a byte was written before.
+    /// The filesystem's and the device's, with the bytes that were written before; but a write that comes to what cannot be
+    /// overwritten ends there, without an error, unless that is its first byte.
     #[inline]
     pub fn write<O: CachedOps>(
         &mut self,
@@ -71,8 +72,7 @@ impl<Q: Queue> Buffered<Q> {
                         throttled: true,
                     });
                 }
-                Err(_) if bytes > 0 => break,
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.after_bytes(bytes)),
             }
             let stepped = iter.step(ops, |ops, span| {
                 let rest = &data[offset_in(span.pos, pos)..];
@@ -82,10 +82,12 @@ impl<Q: Queue> Buffered<Q> {
                 Ok(true) => {}
                 // No progress: the mapping changed under it, and is asked for again.
                 Ok(false) if iter.remaining > 0 && patience > 0 => patience -= 1,
-                Ok(false) if iter.remaining > 0 && iter.pos == pos => return Err(in_the_way(pos)),
+                Ok(false) if iter.remaining > 0 => {
+                    return Err(in_the_way(iter.pos).after_bytes(offset_in(iter.pos, pos)));
+                }
                 Ok(false) => break,
-                Err(_) if iter.pos > pos => break,
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::NotOverwrite && iter.pos > pos => break,
+                Err(error) => return Err(error.after_bytes(offset_in(iter.pos, pos))),
             }
         }
         Ok(Written {

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use super::super::{Kind, Mapping};
+use super::read::{offset_in, outside};
 use super::ring::{Ring, TaskId};
 use super::write::runs;
 use super::{Buffered, CachedOps, stuck};
@@ -164,29 +165,13 @@ impl<Q: Queue> Buffered<Q> {
         for (index, page) in taken.iter().enumerate() {
             let start = page.page() * PAGE;
             for run in runs(page.granules()) {
-                let (mut pos, end) = (start + run.start as u64, start + run.end as u64);
                 // Beyond the end of the file there is nothing to be kept.
-                let end = end.min(size.next_multiple_of(block));
-                while pos < end {
-                    let last = ioends.last().map(|ioend| ioend.mapping);
-                    let mapping = match map(ops, last, pos, end.min(size) - pos) {
-                        Ok(mapping) => mapping,
-                        Err(error) => {
-                            let error = error.at_offset(pos);
-                            file.note_error(&error, pos);
-                            first_error.get_or_insert(error);
-                            failed[index] = true;
-                            break;
-                        }
-                    };
-                    let len = end.min(mapping.end()) - pos;
-                    let in_page = usize::try_from(pos - start).unwrap_or(0);
-                    let bytes = usize::try_from(len).unwrap_or(0);
-                    let Some(segment) = file.segment_of(page, in_page..in_page + bytes) else {
-                        break;
-                    };
-                    self.append(&mut ioends, mapping, pos, len, index, segment);
-                    pos += len;
+                let end = (start + run.end as u64).min(size.next_multiple_of(block));
+                let range = start + run.start as u64..end;
+                if let Err(error) = self.gather_run(file, ops, (index, page), range, &mut ioends) {
+                    file.note_error(&error, error.offset_bytes().unwrap_or(start));
+                    first_error.get_or_insert(error);
+                    failed[index] = true;
                 }
             }
         }
@@ -198,6 +183,31 @@ impl<Q: Queue> Buffered<Q> {
             ioend.len = ioend.len.min(size.saturating_sub(ioend.pos));
         }
         ioends
+    }
+
+    /// Adds dirty bytes of one page to the ioends: all of them, or it is an error.
+    fn gather_run<O: CachedOps>(
+        &mut self,
+        file: &FileCache,
+        ops: &mut O,
+        (index, page): (usize, &DirtyPage),
+        range: Range<u64>,
+        ioends: &mut Vec<Ioend>,
+    ) -> Result<()> {
+        let size = file.size_bytes();
+        let mut pos = range.start;
+        while pos < range.end {
+            let last = ioends.last().map(|ioend| ioend.mapping);
+            let mapping = map(ops, last, pos, range.end.min(size) - pos)
+                .map_err(|error| error.at_offset(pos))?;
+            let len = range.end.min(mapping.end()) - pos;
+            let from = offset_in(pos, page.page() * PAGE);
+            let segment = file.segment_of(page, from..from.saturating_add(offset_in(len, 0)));
+            let segment = segment.ok_or_else(|| outside().at_offset(pos))?;
+            self.append(ioends, mapping, pos, len, index, segment);
+            pos += len;
+        }
+        Ok(())
     }
 
     /// Adds bytes to the last ioend, or begins another.

@@ -2,8 +2,8 @@
 
 use super::super::{Iter, IterFlags, Kind, MapFlags, Ops, Span};
 use super::slot::{Kind as SlotKind, Slot, Source};
-use super::{Durability, FLUSH_BLOCK, Issued, MAX_CHAIN_BYTES, SLOT_BITS, internal};
-use crate::block::{Chain, ChainFlags, Op, Queue, Refused, Token};
+use super::{FLUSH_BLOCK, Issued, MAX_CHAIN_BYTES, SLOT_BITS, internal};
+use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Lent, Segment};
 use crate::units::Lba;
@@ -27,6 +27,13 @@ pub(super) const WRITE_FLAGS: IterFlags = IterFlags::WRITE
     .union(IterFlags::DIRECT)
     .union(IterFlags::OVERWRITE_ONLY);
 
+/// Whether a durable write is sent with FUA, by what the device says now: a reset may change it. One that is sent
+/// without may have a flush after it.
+#[inline]
+pub(super) fn wants_fua(limits: &Limits) -> bool {
+    limits.volatile_write_cache && limits.fua
+}
+
 #[inline]
 pub(super) fn token(index: u16, block: u64) -> Token {
     u64::from(index) | block << SLOT_BITS
@@ -40,7 +47,6 @@ pub(super) fn file<S: Source, Q: Queue>(
     queue: &mut Q,
     index: u16,
     shift: u32,
-    durability: Durability,
     first: bool,
 ) -> Result<Issued> {
     // A failure met earlier keeps what is left from being tried.
@@ -56,9 +62,10 @@ pub(super) fn file<S: Source, Q: Queue>(
     } else {
         (Op::Read, IterFlags::DIRECT)
     };
-    let flags = if write && slot.dsync && durability == Durability::Fua {
+    let flags = if write && slot.dsync && wants_fua(queue.limits()) {
         ChainFlags::FUA
     } else {
+        slot.without_fua = true;
         ChainFlags::empty()
     };
     let start = slot.start;
@@ -262,8 +269,11 @@ pub(super) fn device<S, Q: Queue>(
     Ok(Issued::All)
 }
 
-/// A flush.
+/// A flush. One that follows a durable write is sent only where there is a write cache, now that the write has ended.
 pub(super) fn flush<S, Q: Queue>(slot: &mut Slot<S>, queue: &mut Q, index: u16) -> Result<Issued> {
+    if slot.flush_after && !queue.limits().volatile_write_cache {
+        return Ok(Issued::All);
+    }
     let token = token(index, FLUSH_BLOCK);
     let none = ChainFlags::empty();
     if !submit_one(queue, Op::Flush, none, Lba(0), 0, &[], token)? {

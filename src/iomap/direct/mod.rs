@@ -47,16 +47,6 @@ pub struct Direct<S> {
     block_mask: u64,
     block_shift: u32,
     dma_mask: u64,
-    read_only: bool,
-    /// What makes a durable write durable: nothing, FUA, or a flush after it.
-    durability: Durability,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Durability {
-    Already,
-    Fua,
-    FlushAfter,
 }
 
 /// Names a kept operation until [`Direct::take`].
@@ -75,11 +65,6 @@ impl<S: Source> Direct<S> {
     /// Room for `operations` (at most 65,535) over a queue with these limits.
     pub fn new(operations: usize, limits: &Limits) -> Self {
         let count = u16::try_from(operations).unwrap_or(u16::MAX);
-        let durability = match (limits.volatile_write_cache, limits.fua) {
-            (false, _) => Durability::Already,
-            (true, true) => Durability::Fua,
-            (true, false) => Durability::FlushAfter,
-        };
         Self {
             slots: (0..count).map(|_| Slot::default()).collect(),
             free: (0..count).rev().collect(),
@@ -89,8 +74,6 @@ impl<S: Source> Direct<S> {
             block_mask: u64::from(limits.block_bytes) - 1,
             block_shift: limits.block_bytes.trailing_zeros(),
             dma_mask: u64::from(limits.dma_align_bytes.max(1)) - 1,
-            read_only: limits.read_only,
-            durability,
         }
     }
 
@@ -258,7 +241,7 @@ impl<S: Source> Direct<S> {
         let Some(&index) = self.free.last() else {
             return Err(Rejected::full(request.buf));
         };
-        let Some(simple) = self.simple(&request) else {
+        let Some(simple) = self.simple(queue, &request) else {
             return self.start_in_full(queue, request, kept, index);
         };
         // The usual case: one chain is all of it.
@@ -284,6 +267,7 @@ impl<S: Source> Direct<S> {
         slot.begin(kept, request.offset, request.user_data);
         slot.kind = simple.kind;
         slot.dsync = simple.dsync;
+        slot.without_fua = simple.flags.is_empty();
         slot.report = simple.report;
         slot.end = request.offset + u64::from(simple.len_bytes);
         slot.pos = slot.end;
@@ -318,7 +302,7 @@ impl<S: Source> Direct<S> {
             // Whole blocks are read, what lies beyond the size is zeroed and not reported.
             slot.report = len.min(size.saturating_sub(offset));
             slot.end = offset + ((slot.report + self.block_mask) & !self.block_mask);
-        } else if let Err(error) = self.prepare(index, &request) {
+        } else if let Err(error) = self.prepare(index, &request, queue.limits().read_only) {
             self.slots[usize::from(index)].stage = Stage::Free;
             return Err(Rejected::error(error, request.buf));
         }
@@ -349,8 +333,8 @@ impl<S: Source> Direct<S> {
 
     /// What is not a read: the rest of its slot, as far as can be seen without mappings.
     #[inline(never)]
-    fn prepare(&mut self, index: u16, request: &Request<S>) -> Result<(), Error> {
-        let (block_mask, read_only) = (self.block_mask, self.read_only);
+    fn prepare(&mut self, index: u16, request: &Request<S>, read_only: bool) -> Result<(), Error> {
+        let block_mask = self.block_mask;
         let slot = &mut self.slots[usize::from(index)];
         let len = request.buf.len() as u64;
         let offset = request.offset;
@@ -440,12 +424,10 @@ impl<S: Source> Direct<S> {
 
     #[inline]
     fn issue<Q: Queue>(&mut self, queue: &mut Q, index: u16, first: bool) -> Result<Issued, Error> {
-        let (shift, durability) = (self.block_shift, self.durability);
+        let shift = self.block_shift;
         let slot = &mut self.slots[usize::from(index)];
         match slot.kind {
-            SlotKind::Read | SlotKind::Write => {
-                issue::file(slot, queue, index, shift, durability, first)
-            }
+            SlotKind::Read | SlotKind::Write => issue::file(slot, queue, index, shift, first),
             SlotKind::DeviceRead => issue::device(slot, queue, index, shift),
             SlotKind::Flush => issue::flush(slot, queue, index),
         }
@@ -475,7 +457,7 @@ impl<S: Source> Direct<S> {
     #[inline]
     fn settle(&mut self, index: u16) -> Option<u16> {
         let slot = &mut self.slots[usize::from(index)];
-        if slot.dsync && self.durability == Durability::FlushAfter && slot.needs_flush() {
+        if slot.dsync && slot.without_fua && slot.needs_flush() {
             self.waiting.push_back(index);
             return None;
         }

@@ -2,8 +2,8 @@
 
 use super::super::{IterFlags, Ops};
 use super::slot::Kind as SlotKind;
-use super::{Direct, Durability, MAX_CHAIN_BYTES, Request, Source, What, issue};
-use crate::block::{ChainFlags, Op};
+use super::{Direct, MAX_CHAIN_BYTES, Request, Source, What, issue};
+use crate::block::{ChainFlags, Op, Queue};
 use crate::units::Lba;
 
 /// An operation that one chain does.
@@ -22,7 +22,7 @@ impl<S: Source> Direct<S> {
     /// The one chain that does all of a request, when one plain mapping has all of it; `None` leaves it to
     /// [`Direct::start_in_full`], and with it whatever is wrong.
     #[inline]
-    pub(super) fn simple(&self, request: &Request<S>) -> Option<Simple> {
+    pub(super) fn simple<Q: Queue>(&self, queue: &Q, request: &Request<S>) -> Option<Simple> {
         let source = request.source.as_ref()?;
         let offset = request.offset;
         let len = request.buf.len() as u64;
@@ -35,7 +35,7 @@ impl<S: Source> Direct<S> {
             What::Write {
                 dsync,
                 through_last_block: false,
-            } if !self.read_only && offset.checked_add(len)? <= size => {
+            } if offset.checked_add(len)? <= size => {
                 (SlotKind::Write, Op::Write, issue::WRITE_FLAGS, dsync, len)
             }
             _ => return None,
@@ -51,7 +51,7 @@ impl<S: Source> Direct<S> {
         if addr & self.block_mask != 0 {
             return None;
         }
-        let flags = if dsync && self.durability == Durability::Fua {
+        let flags = if dsync && issue::wants_fua(queue.limits()) {
             ChainFlags::FUA
         } else {
             ChainFlags::empty()

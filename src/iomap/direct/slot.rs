@@ -1,7 +1,7 @@
 //! The state of one direct operation, and what goes in and out.
 
 use super::super::Ops;
-use super::{FLUSH_BLOCK, SLOT_BITS};
+use super::{FLUSH_BLOCK, SLOT_BITS, internal};
 use crate::block::{Completion, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent};
@@ -85,7 +85,8 @@ pub struct Ended<S> {
     pub user_data: u64,
     /// Its memory; empty when the device could not be kept from it ([`Status::Unfenced`]).
     pub buf: DmaBuf,
-    /// Bytes done, contiguous from the offset up to the first failure; the error when there are none.
+    /// Bytes done: all of them, up to the end of the file. Otherwise the error, with the bytes before it
+    /// ([`Error::bytes_done`]).
     pub result: Result<usize>,
     /// What it was.
     pub kind: Kind,
@@ -129,7 +130,10 @@ pub(super) struct Slot<S> {
     pub(super) kind: Kind,
     /// Stays until it is taken, instead of being handed over by poll.
     pub(super) kept: bool,
+    /// A write that is durable when it ends.
     pub(super) dsync: bool,
+    /// Not every chain of it was sent with FUA: where there is a write cache, a flush is due.
+    pub(super) without_fua: bool,
     /// A write that is in its flush.
     pub(super) flush_after: bool,
     /// Chains submitted and not ended.
@@ -157,6 +161,7 @@ impl<S> Default for Slot<S> {
             kind: Kind::Read,
             kept: false,
             dsync: false,
+            without_fua: false,
             flush_after: false,
             in_flight: 0,
             start: 0,
@@ -179,6 +184,7 @@ impl<S> Slot<S> {
         self.stage = Stage::Running;
         self.kept = kept;
         self.dsync = false;
+        self.without_fua = false;
         self.flush_after = false;
         self.in_flight = 0;
         self.start = offset;
@@ -189,8 +195,8 @@ impl<S> Slot<S> {
         self.user_data = user_data;
     }
 
-    /// Turns a durable write whose chains have all ended into its flush, unless it is that already or wrote
-    /// nothing that counts.
+    /// Turns a durable write whose chains have all ended, some of them sent without FUA, into its flush, unless it is that
+    /// already or wrote nothing that counts.
     #[cold]
     pub(super) fn needs_flush(&mut self) -> bool {
         if self.kind != Kind::Write || self.failed_at == 0 || self.report == 0 {
@@ -291,10 +297,12 @@ impl<S> Slot<S> {
 
     #[cold]
     fn failure(&mut self) -> Result<usize> {
-        let good = self.failed_at.min(self.report);
-        match self.error.take() {
-            Some(error) if good == 0 => Err(error),
-            _ => Ok(usize::try_from(good).unwrap_or(usize::MAX)),
+        let error = self.error.take();
+        let error = error.unwrap_or_else(|| internal("the operation failed without an error"));
+        if !matches!(self.kind, Kind::Read | Kind::Write) && !self.flush_after {
+            return Err(error);
         }
+        let good = self.failed_at.min(self.report);
+        Err(error.with_bytes_done(usize::try_from(good).unwrap_or(usize::MAX)))
     }
 }

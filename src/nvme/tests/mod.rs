@@ -276,3 +276,33 @@ fn queues_run_out_and_come_back() {
     assert_eq!(rig.fake.shutdowns(), 1);
     assert_eq!(rig.heap.used_bytes(), 0);
 }
+
+#[test]
+fn a_flush_is_sent_when_the_write_cache_came_back_by_a_reset_that_the_queue_has_not_seen() {
+    let rig = Rig::new();
+    rig.fake.state().controller.vwc = 0;
+    let (controller, mut first) = rig.pair(4);
+    let flush = Chain {
+        op: Op::Flush,
+        blocks: 0,
+        ..chain(Op::Flush, 0, &[], 0)
+    };
+    let flushes = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counter = Arc::clone(&flushes);
+    rig.fake.state().script = Box::new(move |queue, command, answer| {
+        let is_flush = queue > 0 && command.opcode == spec::OPC_FLUSH;
+        counter.fetch_add(u32::from(is_flush), Ordering::Relaxed);
+        vec![answer]
+    });
+    let flush_once = |pair: &mut QueuePair| {
+        pair.submit(&flush).unwrap();
+        assert!(drain(pair)[&0].is_success());
+        flushes.load(Ordering::Relaxed)
+    };
+    assert_eq!(flush_once(&mut first), 0, "there is no write cache");
+    rig.fake.state().controller.vwc = 1;
+    controller.reset(&mut controller.admin()).unwrap();
+    // Another queue may have written into the cache by now.
+    assert_eq!(flush_once(&mut first), 1);
+    assert!(first.limits().volatile_write_cache);
+}

@@ -7,7 +7,7 @@ use bitflags::bitflags;
 
 use super::super::inodes::locked;
 use super::super::{File, Io, View, ViewMut};
-use super::{read, write, write_within};
+use super::{read, stopped, write, write_within};
 use crate::cache::{FileCache, LOCK_LIMIT, NotLent, Patience, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered;
@@ -286,7 +286,7 @@ impl File {
 }
 
 /// Goes through a range piece by piece, up to the first that is not done as a whole; what was not cached before a piece is
-/// not after it. Returns the bytes done; a failure counts where it is the first piece's.
+/// not after it. Returns the bytes done.
 fn stream(
     pages: &FileCache,
     offset: u64,
@@ -303,8 +303,7 @@ fn stream(
         match result {
             Ok(n) if n < wanted => return Ok(done + n),
             Ok(n) => done += n,
-            Err(_) if done > 0 => return Ok(done),
-            Err(error) => return Err(error),
+            Err(error) => return stopped(error, done),
         }
     }
     Ok(done)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam::utils::Backoff;
 
+use super::core::{IoCore, no_slot};
 use super::engine::{EngineOptions, EngineQueue};
 use super::file::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
@@ -151,7 +152,7 @@ impl FileShared {
     }
 }
 
-/// Reads through the cache; fewer bytes at the end of the file, or where it failed later than at its first byte.
+/// Reads through the cache; fewer bytes only at the end of the file.
 #[inline]
 pub(super) fn read(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
     let pages = file.pages()?;
@@ -159,8 +160,7 @@ pub(super) fn read(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) 
     buffered.read(pages, &mut file.ops(), ahead, offset, buf)
 }
 
-/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten, or failed, later than at its
-/// first byte.
+/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten later than at its first byte.
 #[inline]
 pub(super) fn write(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
     let pages = file.pages()?;
@@ -175,14 +175,18 @@ pub(super) fn write(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) ->
             .begin(offset, data.len() as u64, IterFlags::WRITE);
         return refused.map(|_| 0);
     }
-    let done = write_within(file, io, &data[..want], offset)?;
+    let written = write_within(file, io, &data[..want], offset);
     if file.options.dsync {
-        let range = offset..offset + done as u64;
+        // What a failed write did is durable as well, for it counts as done.
+        let done = match &written {
+            Ok(done) => *done as u64,
+            Err(error) => error.bytes_done().unwrap_or(0),
+        };
         let buffered = &mut io.buffered()?.inner;
-        buffered.write_back(pages, &mut file.ops(), range.clone())?;
+        buffered.write_back(pages, &mut file.ops(), offset..offset + done)?;
         buffered.flush_device()?;
     }
-    Ok(done)
+    written
 }
 
 /// Writes inside of the file. Of nothing, it sees to it that not too much is dirty.
@@ -223,17 +227,24 @@ fn write_on(
                     return Ok(done);
                 }
             }
-            Err(_) if done > 0 => return Ok(done),
-            Err(error) => return Err(error),
+            Err(error) => return stopped(error, done),
         }
     }
-    match done {
-        0 => Err(Error::new(
-            ErrorKind::Busy,
-            "too much of the page cache is dirty, and others do not get it written back",
-        )),
-        done => Ok(done),
+    let error = Error::new(
+        ErrorKind::Busy,
+        "too much of the page cache is dirty, and others do not get it written back",
+    );
+    stopped(error, done)
+}
+
+/// The result of an operation that stopped after so many bytes. What cannot be overwritten ends a write early; a failure
+/// is an error.
+#[cold]
+fn stopped(error: Error, done: usize) -> Result<usize> {
+    if done > 0 && error.kind() == ErrorKind::NotOverwrite {
+        return Ok(done);
     }
+    Err(error.after_bytes(done))
 }
 
 /// Waits until less than the hard share of the cache is dirty, where files are written back in the background; else writes
@@ -293,7 +304,8 @@ pub(super) fn write_all(file: &FileShared, io: &mut Io, data: &[u8], offset: u64
     let mut done = 0;
     while done < data.len() {
         // What stopped it is told by the next call.
-        done += write(file, io, &data[done..], offset.saturating_add(done as u64))?;
+        done += write(file, io, &data[done..], offset.saturating_add(done as u64))
+            .map_err(|error| error.after_bytes(done))?;
     }
     Ok(())
 }
@@ -317,6 +329,11 @@ pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
         let mut files = volume.inodes.cached().into_iter();
         return files.try_for_each(|file| file.check_errors());
     }
+    flush(&mut io.core)
+}
+
+/// Makes durable what completed before.
+fn flush(core: &mut IoCore) -> Result<()> {
     let flush = Request {
         what: What::Flush,
         source: None,
@@ -324,9 +341,8 @@ pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
         buf: DmaBuf::default(),
         user_data: 0,
     };
-    let lost = || Error::new(ErrorKind::OutOfMemory, "no operation slot is free");
-    let ended = io.core.run(flush);
-    let ended = ended.map_err(|rejected| rejected.error.unwrap_or_else(lost))?;
+    let ended = core.run(flush);
+    let ended = ended.map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
     ended.result.map(|_| ())
 }
 
@@ -337,8 +353,32 @@ fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
     }
 }
 
-/// The volume closes, and nobody writes back in the background any more: what is dirty is written back. Nobody is there to be
-/// told of a failure but whoever reads the standard error.
+/// Writes back all that is dirty and flushes the device, with queues of its own: the volume is to be closed. The first
+/// failure, also one from before that no sync of the volume has told.
+pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
+    let mut result = Ok(());
+    if volume.inodes.cache().is_some() {
+        let files = volume.inodes.cached();
+        if files.iter().any(|file| file.may_be_dirty()) {
+            result = BufferedIo::new(volume).map(|mut io| {
+                files
+                    .iter()
+                    .for_each(|file| write_back(&mut io.inner, file));
+            });
+        }
+        for file in files {
+            result = result.and(file.check_errors());
+        }
+    }
+    if volume.is_written.load(Relaxed) {
+        let core = volume.background.yield_to(|| IoCore::new(&volume.target));
+        result = result.and(core.and_then(|mut core| flush(&mut core)));
+    }
+    result
+}
+
+/// The last handle is dropped, and the background flusher has ended: what is dirty is written back. Failures are only
+/// logged.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();
     if dirty.is_empty() {
@@ -356,7 +396,7 @@ pub(super) fn write_back_at_last(volume: &VolumeShared) {
             target_name = &*volume.target.name,
             files = left.max(1),
             error = result.err().map(tracing::field::display),
-            "not all that was written to files could be written back when the volume was closed; it is lost"
+            "not all that was written to files could be written back when the volume was dropped; it is lost"
         );
     }
 }

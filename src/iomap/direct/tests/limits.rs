@@ -1,0 +1,86 @@
+//! What a device says of its write cache and its protection, and may say differently after a reset.
+
+use super::*;
+
+#[test]
+fn durable_writes_use_what_the_device_has() {
+    for (cache, fua, expected) in [
+        (true, true, vec![(Op::Write, ChainFlags::FUA); 2]),
+        (false, true, vec![(Op::Write, ChainFlags::empty()); 2]),
+        (
+            true,
+            false,
+            vec![
+                (Op::Write, ChainFlags::empty()),
+                (Op::Write, ChainFlags::empty()),
+                (Op::Flush, ChainFlags::empty()),
+            ],
+        ),
+    ] {
+        let mut bench = bench(4, cache, fua);
+        let file = file(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)], 8192);
+        let buf = bench.buf(8192);
+        let ended = bench.run(&file, DURABLE, 0, buf).unwrap();
+        assert_eq!(ended.result.unwrap(), 8192);
+        assert_eq!(bench.queue.log, expected);
+    }
+}
+
+#[test]
+fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
+    let plain = (Op::Write, ChainFlags::empty());
+    let fua = (Op::Write, ChainFlags::FUA);
+    let flush = (Op::Flush, ChainFlags::empty());
+    // What the device has when the write is submitted and when it has ended; whether it takes FUA; what it must be sent.
+    for (before, after, takes_fua, expected) in [
+        (false, true, true, vec![plain, flush]),
+        (false, true, false, vec![plain, flush]),
+        (true, true, true, vec![fua]),
+        (true, false, true, vec![fua]),
+        (true, true, false, vec![plain, flush]),
+        (true, false, false, vec![plain]),
+    ] {
+        for extents in 1..3 {
+            // Made when it was the other way round.
+            let mut bench = bench(9, !before, takes_fua);
+            bench.queue.limits.volatile_write_cache = before;
+            let file = file(&[(Kind::Mapped, 4096), (Kind::Hole, 4096)][..extents], 4096);
+            let request = Request {
+                what: DURABLE,
+                source: Some(Arc::clone(&file)),
+                offset: 0,
+                buf: bench.buf(4096),
+                user_data: 0,
+            };
+            bench.direct.submit(&mut bench.queue, request).unwrap();
+            while bench.queue.log.is_empty() {
+                bench.direct.poll(&mut bench.queue, 0, |_| unreachable!());
+            }
+            bench.queue.limits.volatile_write_cache = after;
+            let mut ended = 0;
+            for _ in 0..1000 {
+                bench.direct.poll(&mut bench.queue, 1, |end| {
+                    assert_eq!(end.result.unwrap(), 4096);
+                    ended += 1;
+                });
+            }
+            assert_eq!((ended, bench.direct.outstanding()), (1, 0));
+            assert_eq!(bench.queue.log, expected, "{before} {after} {takes_fua}");
+        }
+    }
+}
+
+#[test]
+fn write_protection_that_comes_and_goes_is_seen() {
+    for extents in 1..3 {
+        let mut bench = bench(10, true, true);
+        let file = file(&[(Kind::Mapped, 4096), (Kind::Hole, 4096)][..extents], 4096);
+        bench.queue.limits.read_only = true;
+        let buf = bench.buf(4096);
+        let rejected = bench.run(&file, PLAIN, 0, buf).unwrap_err();
+        assert_eq!(rejected.error.unwrap().kind(), ErrorKind::ReadOnly);
+        bench.queue.limits.read_only = false;
+        let ended = bench.run(&file, PLAIN, 0, rejected.buf).unwrap();
+        assert_eq!(ended.result.unwrap(), 4096);
+    }
+}
