@@ -20,6 +20,14 @@ pub(super) struct Root {
 }
 
 impl Fs {
+    /// Looks at the headers of the first group, as mounting does: features that the disk does not have show
+    /// there.
+    pub(super) fn check_first_group(&self, io: &mut impl MetaIo) -> Result<()> {
+        self.inobt_root(io, 0)?;
+        self.refcount_root(io, 0)?;
+        Ok(())
+    }
+
     /// The root of a group's inode btree.
     pub(super) fn inobt_root(&self, io: &mut impl MetaIo, ag: u32) -> Result<Root> {
         let (addr, data) = self.header(io, ag, 2, BlockKind::Agi, |fs, raw| {
@@ -73,6 +81,11 @@ impl Fs {
             )?;
             if agf.freeblks.get() > agf.length.get() {
                 return Err("more free blocks than blocks");
+            }
+            fs.check_root(ag, agf.bno_root.get(), agf.bno_level.get())?;
+            fs.check_root(ag, agf.cnt_root.get(), agf.cnt_level.get())?;
+            if fs.features().rmapbt() {
+                fs.check_root(ag, agf.rmap_root.get(), agf.rmap_level.get())?;
             }
             if fs.features().reflink() {
                 fs.check_root(ag, agf.refcount_root.get(), agf.refcount_level.get())?;

@@ -97,7 +97,7 @@ impl Fs {
     /// [`ErrorKind::Unsupported`] with the name of the feature, [`ErrorKind::NeedsRecovery`] when the log
     /// holds changes, and what the device reports.
     pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
-        let superblock = Superblock::read(io)?;
+        let superblock = Superblock::read(io, options.norecovery)?;
         let log_end = check_log(io, &superblock);
         let mut read_only = superblock.read_only.clone();
         let log_end = match log_end {
@@ -116,12 +116,19 @@ impl Fs {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self {
+        let fs = Self {
             superblock,
             log_end,
             read_only,
             cache: Cache::new(options.cache_bytes),
-        })
+        };
+        fs.check_first_group(io)?;
+        Ok(fs)
+    }
+
+    /// Whether an inode is one of the filesystem itself, which no directory names.
+    pub(super) fn is_internal(&self, ino: Ino) -> bool {
+        self.superblock.internal_inodes.contains(&ino.0)
     }
 
     /// Whether metadata with this log sequence number was changed after all that the log holds: the log is not

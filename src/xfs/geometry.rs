@@ -62,6 +62,9 @@ pub struct Geometry {
     pub log_blocks: u32,
     /// Bytes of the log's sectors.
     pub log_sector_bytes: u32,
+    /// Whether the log does not count, as the mount option `norecovery` says: not even where it lies was checked.
+    #[serde(skip)]
+    pub(crate) log_ignored: bool,
     /// Stripe unit of the log in bytes; 0 without.
     pub log_stripe_bytes: u32,
     /// The root directory.
@@ -178,7 +181,8 @@ impl Geometry {
         }
         let (log_ag, log_block) = self.split(self.log_start);
         let log_end = u64::from(log_block).saturating_add(u64::from(self.log_blocks));
-        if ag == log_ag && u64::from(ag_block) < log_end && end > u64::from(log_block) {
+        let in_log = !self.log_ignored && ag == log_ag;
+        if in_log && u64::from(ag_block) < log_end && end > u64::from(log_block) {
             return Err("in the log");
         }
         Ok(())

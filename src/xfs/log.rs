@@ -63,9 +63,14 @@ pub(super) fn show_lsn(lsn: u64) -> String {
 /// Finds the head of the log and looks at the record before it.
 pub(super) fn end(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEnd> {
     let geometry = &superblock.geometry;
+    let addr_bytes = geometry.block_addr(geometry.log_start);
+    let bytes = geometry.bytes(geometry.log_blocks.into());
+    if addr_bytes.saturating_add(bytes) > io.capacity_bytes() {
+        return Err(corrupt(0, "the log lies beyond the end of the device"));
+    }
     Log {
-        addr_bytes: geometry.block_addr(geometry.log_start),
-        blocks: geometry.bytes(geometry.log_blocks.into()) / format::BASIC_BLOCK_BYTES,
+        addr_bytes,
+        blocks: bytes / format::BASIC_BLOCK_BYTES,
         sector_bytes: geometry.sector_bytes.max(geometry.log_sector_bytes).into(),
         buffer_bytes: layout::MIN_BUFFER_BYTES.max(geometry.log_stripe_bytes),
         uuid: superblock.uuid,

@@ -8,9 +8,13 @@ use zerocopy::FromBytes;
 
 use super::format::superblock::{self as layout, SuperblockLayout};
 use super::format::{self};
-use super::geometry::{FsBlock, Geometry, Ino};
+use super::geometry::Geometry;
 use super::{MetaIo, corrupt, other};
 use crate::error::{Error, ErrorKind, Result};
+
+mod check;
+
+use check::{check_features, check_geometry, check_log2, internal_inodes, read_only_reason};
 
 /// What the first read fetches: any device block up to this size can be read, and every field is in it.
 const FIRST_READ_BYTES: usize = 4096;
@@ -110,13 +114,18 @@ pub(crate) struct Superblock {
     pub(crate) free_blocks: u64,
     /// Log sequence number of its last change.
     pub(crate) lsn: u64,
+    /// Inodes of the filesystem itself, which no directory may name.
+    pub(crate) internal_inodes: [u64; 5],
     /// Why nothing may be written, when unknown features forbid it.
     pub(crate) read_only: Option<String>,
 }
 
 impl Superblock {
     /// Reads and checks the primary superblock.
-    pub(crate) fn read(io: &mut impl MetaIo) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Fs::open_with`](super::Fs::open_with).
+    pub(crate) fn read(io: &mut impl MetaIo, norecovery: bool) -> Result<Self> {
         let device_block = usize::try_from(io.block_bytes()).unwrap_or(usize::MAX);
         let mut sector = vec![0; FIRST_READ_BYTES.max(device_block)];
         let too_small = || {
@@ -154,27 +163,20 @@ impl Superblock {
         if !format::checksum_ok(whole, layout::CRC_OFFSET) {
             return Err(corrupt(0, "superblock: the checksum is wrong"));
         }
-        Self::check(&raw, io)
+        Self::check(&raw, io, norecovery)
     }
 
-    fn check(raw: &SuperblockLayout, io: &impl MetaIo) -> Result<Self> {
+    fn check(raw: &SuperblockLayout, io: &impl MetaIo, norecovery: bool) -> Result<Self> {
         let features = Features {
             compat: raw.features_compat.get(),
             ro_compat: raw.features_ro_compat.get(),
             incompat: raw.features_incompat.get(),
             log_incompat: raw.features_log_incompat.get(),
         };
-        check_features(raw, &features)?;
-        let geometry =
-            check_geometry(raw).map_err(|what| corrupt(0, format!("superblock: {what}")))?;
+        check_features(raw, &features, norecovery)?;
+        let geometry = check_geometry(raw, norecovery)
+            .map_err(|what| corrupt(0, format!("superblock: {what}")))?;
         check_device(&geometry, io)?;
-        let unknown = features.ro_compat & !known_mask(layout::RO_COMPAT.len());
-        let read_only = (unknown != 0).then(|| {
-            format!(
-                "unknown read-only compatible feature: {}",
-                bit_names(unknown, &[], "ro_compat").join(", ")
-            )
-        });
         let label_len = raw.fname.iter().position(|byte| *byte == 0);
         let label = raw.fname.get(..label_len.unwrap_or(raw.fname.len()));
         Ok(Self {
@@ -191,166 +193,10 @@ impl Superblock {
             free_inodes: raw.ifree.get(),
             free_blocks: raw.fdblocks.get(),
             lsn: raw.lsn.get(),
-            read_only,
+            read_only: read_only_reason(raw, &features),
+            internal_inodes: internal_inodes(raw),
         })
     }
-}
-
-/// Refuses what this code cannot handle, by name.
-fn check_features(raw: &SuperblockLayout, features: &Features) -> Result<()> {
-    let unsupported = |what: String| Err(Error::new(ErrorKind::Unsupported, what));
-    let supported = layout::IN_FTYPE
-        | layout::IN_SPARSE
-        | layout::IN_META_UUID
-        | layout::IN_BIGTIME
-        | layout::IN_NEEDSREPAIR
-        | layout::IN_NREXT64
-        | layout::IN_EXCHANGE
-        | layout::IN_PARENT;
-    let other = features.incompat & !supported;
-    if other != 0 {
-        let names = bit_names(other, &layout::INCOMPAT, "incompat").join(", ");
-        return unsupported(format!(
-            "the filesystem has incompatible features that are not supported: {names}"
-        ));
-    }
-    if features.incompat & layout::IN_NEEDSREPAIR != 0 {
-        return unsupported(
-            "the filesystem is marked needsrepair: run xfs_repair on it first".to_owned(),
-        );
-    }
-    if raw.rblocks.get() != 0 || raw.rextents.get() != 0 {
-        return unsupported("the filesystem has a realtime section".to_owned());
-    }
-    if raw.logstart.get() == 0 {
-        return unsupported("the filesystem has an external log".to_owned());
-    }
-    Ok(())
-}
-
-/// The size that a number and its logarithm agree on, when the logarithm is in range.
-fn check_log2(size: u32, log: u8, range: std::ops::RangeInclusive<u8>) -> Option<u32> {
-    let expected = 1_u32.checked_shl(log.into())?;
-    (range.contains(&log) && size == expected).then_some(size)
-}
-
-fn check_geometry(raw: &SuperblockLayout) -> Result<Geometry, &'static str> {
-    check_words(raw)?;
-    let block_bytes =
-        check_log2(raw.blocksize.get(), raw.blocklog, 10..=16).ok_or("impossible block size")?;
-    let sector_bytes = check_log2(raw.sectsize.get().into(), raw.sectlog, 9..=15)
-        .filter(|sector| *sector <= block_bytes)
-        .ok_or("impossible sector size")?;
-    let inode_bytes = check_log2(raw.inodesize.get().into(), raw.inodelog, 9..=11)
-        .filter(|inode| *inode <= block_bytes)
-        .ok_or("impossible inode size")?;
-    if raw.inopblog != raw.blocklog.saturating_sub(raw.inodelog)
-        || Some(u32::from(raw.inopblock.get())) != block_bytes.checked_div(inode_bytes)
-    {
-        return Err("wrong number of inodes in a block");
-    }
-    let dir_log = raw.blocklog.checked_add(raw.dirblklog);
-    let dir_block_bytes = dir_log
-        .filter(|log| *log <= 16)
-        .and_then(|log| 1_u32.checked_shl(log.into()))
-        .ok_or("impossible directory block size")?;
-    let log_sector_bytes = if raw.versionnum.get() & layout::VERSION_SECTOR == 0 {
-        512
-    } else {
-        check_log2(raw.logsectsize.get().into(), raw.logsectlog, 9..=15)
-            .filter(|sector| *sector <= block_bytes)
-            .ok_or("impossible sector size of the log")?
-    };
-    let geometry = Geometry {
-        block_bytes,
-        block_log: raw.blocklog.into(),
-        sector_bytes,
-        inode_bytes,
-        inode_log: raw.inodelog.into(),
-        inopb_log: raw.inopblog.into(),
-        dir_block_bytes,
-        dir_block_blocks: 1_u32.checked_shl(raw.dirblklog.into()).unwrap_or(1),
-        data_blocks: raw.dblocks.get(),
-        ag_blocks: raw.agblocks.get(),
-        ag_block_log: raw.agblklog.into(),
-        ag_count: raw.agcount.get(),
-        log_start: FsBlock(raw.logstart.get()),
-        log_blocks: raw.logblocks.get(),
-        log_sector_bytes,
-        log_stripe_bytes: raw.logsunit.get(),
-        root_ino: Ino(raw.rootino.get()),
-        stripe_unit_blocks: raw.unit.get(),
-        stripe_width_blocks: raw.width.get(),
-        inode_align_blocks: raw.inoalignmt.get(),
-    };
-    check_groups(&geometry)?;
-    check_log(&geometry)?;
-    if geometry.locate_inode(geometry.root_ino).is_none() {
-        return Err("impossible number of the root inode");
-    }
-    Ok(geometry)
-}
-
-/// What version 5 demands of the version and feature words, and small numbers.
-fn check_words(raw: &SuperblockLayout) -> Result<(), &'static str> {
-    let needed = layout::VERSION_LOGV2
-        | layout::VERSION_EXTFLG
-        | layout::VERSION_DIRV2
-        | layout::VERSION_MOREBITS;
-    if raw.versionnum.get() & needed != needed || raw.features2.get() & layout::FEATURES2_CRC == 0 {
-        return Err("lacks features that version 5 demands");
-    }
-    if raw.inprogress != 0 {
-        return Err("mkfs.xfs or xfs_repair did not finish");
-    }
-    if raw.imax_pct > 100 {
-        return Err("impossible share of inodes");
-    }
-    Ok(())
-}
-
-fn check_groups(geometry: &Geometry) -> Result<(), &'static str> {
-    const MIN_AG_BLOCKS: u32 = 64;
-    const MIN_AG_BYTES: u64 = 16 << 20;
-    const MAX_AG_BYTES: u64 = 1 << 40;
-    let ag_bytes = geometry.bytes(geometry.ag_blocks.into());
-    if geometry.ag_blocks < MIN_AG_BLOCKS || !(MIN_AG_BYTES..=MAX_AG_BYTES).contains(&ag_bytes) {
-        return Err("impossible size of an allocation group");
-    }
-    let log = geometry.ag_blocks.checked_next_power_of_two();
-    if log.map(u32::trailing_zeros) != Some(geometry.ag_block_log) {
-        return Err("wrong logarithm of the size of an allocation group");
-    }
-    let most = u64::from(geometry.ag_count).saturating_mul(geometry.ag_blocks.into());
-    let least = u64::from(geometry.ag_count.saturating_sub(1))
-        .saturating_mul(geometry.ag_blocks.into())
-        .saturating_add(MIN_AG_BLOCKS.into());
-    if geometry.ag_count == 0 || !(least..=most).contains(&geometry.data_blocks) {
-        return Err("the number of blocks and the allocation groups contradict each other");
-    }
-    if geometry.data_blocks > u64::MAX.wrapping_shr(geometry.block_log) {
-        return Err("impossible number of blocks");
-    }
-    Ok(())
-}
-
-fn check_log(geometry: &Geometry) -> Result<(), &'static str> {
-    const MAX_LOG_BYTES: u64 = 1 << 31;
-    const MIN_LOG_BLOCKS: u32 = 512;
-    const MAX_STRIPE_BYTES: u32 = 256 * 1024;
-    let bytes = geometry.bytes(geometry.log_blocks.into());
-    if geometry.log_blocks < MIN_LOG_BLOCKS || bytes > MAX_LOG_BYTES {
-        return Err("impossible size of the log");
-    }
-    let (ag, ag_block) = geometry.split(geometry.log_start);
-    let end = u64::from(ag_block).saturating_add(geometry.log_blocks.into());
-    if ag_block < geometry.first_data_ag_block() || end > geometry.ag_length(ag).into() {
-        return Err("the log does not lie in one allocation group");
-    }
-    if geometry.log_stripe_bytes > MAX_STRIPE_BYTES {
-        return Err("impossible stripe unit of the log");
-    }
-    Ok(())
 }
 
 fn check_device(geometry: &Geometry, io: &impl MetaIo) -> Result<()> {

@@ -117,6 +117,11 @@ fn checked_ino(fs: &Fs, addr_bytes: u64, ino: u64) -> Result<Ino> {
         let detail = format!("a directory entry points to {ino}, which cannot exist");
         return Err(super::corrupt(addr_bytes, detail));
     }
+    // As xfs_dir_ino_validate().
+    if fs.is_internal(ino) {
+        let detail = format!("a directory entry points to {ino}, which is the filesystem's own");
+        return Err(super::corrupt(addr_bytes, detail));
+    }
     Ok(ino)
 }
 

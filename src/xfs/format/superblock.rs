@@ -93,6 +93,18 @@ pub const CRC_OFFSET: usize = 224;
 
 /// Low bits of `versionnum`: the version.
 pub const VERSION_MASK: u16 = 0x000f;
+/// `versionnum`: link counts of 32 bits.
+pub const VERSION_NLINK: u16 = 0x0020;
+/// `versionnum`: there are inodes of quotas.
+pub const VERSION_QUOTA: u16 = 0x0040;
+/// `versionnum`: inode chunks are aligned.
+pub const VERSION_ALIGN: u16 = 0x0080;
+/// `versionnum`: the data has a stripe unit.
+pub const VERSION_DALIGN: u16 = 0x0100;
+/// `versionnum`: all bits but one, which was never used.
+pub const VERSION_KNOWN: u16 = !0x0200;
+/// `versionnum`: names that differ in the case of ASCII letters only are the same.
+pub const VERSION_ASCII_CI: u16 = 0x4000;
 /// `versionnum`: the log has version 2.
 pub const VERSION_LOGV2: u16 = 0x0400;
 /// `versionnum`: sector sizes other than 512 are given.
@@ -103,8 +115,22 @@ pub const VERSION_EXTFLG: u16 = 0x1000;
 pub const VERSION_DIRV2: u16 = 0x2000;
 /// `versionnum`: `features2` is used.
 pub const VERSION_MOREBITS: u16 = 0x8000;
+/// `features2`: counters of the superblock are written when it is unmounted.
+pub const FEATURES2_LAZY_COUNT: u32 = 0x0002;
+/// `features2`: attribute forks of any size.
+pub const FEATURES2_ATTR2: u32 = 0x0008;
+/// `features2`: project numbers of 32 bits.
+pub const FEATURES2_PROJID32: u32 = 0x0080;
 /// `features2`: metadata with checksums.
 pub const FEATURES2_CRC: u32 = 0x0100;
+/// `features2`: these, and file types in directory entries, as version 4 has them.
+pub const FEATURES2_KNOWN: u32 = FEATURES2_LAZY_COUNT
+    | FEATURES2_ATTR2
+    | FEATURES2_PROJID32
+    | FEATURES2_CRC
+    | 0x0200;
+/// `qflags`: flags for group and project quotas that version 5 has apart.
+pub const QFLAGS_OLD: u16 = 0x0030;
 
 /// Read-only compatible features, by bit, under the names that mkfs.xfs and xfs_info use.
 pub const RO_COMPAT: [&str; 4] = ["finobt", "rmapbt", "reflink", "inobtcount"];
@@ -149,3 +175,5 @@ pub const IN_NREXT64: u32 = 1 << 5;
 pub const IN_EXCHANGE: u32 = 1 << 6;
 /// `features_incompat`: parent pointers.
 pub const IN_PARENT: u32 = 1 << 7;
+/// `features_incompat`: groups of zones may have gaps.
+pub const IN_ZONE_GAPS: u32 = 1 << 10;
