@@ -30,7 +30,7 @@ const KEPT_MODE: u32 = 0o1777;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Permissions (without set-user-id and the like) and times are kept, owners are not; \
-    holes stay holes. Device nodes, sockets and fifos are skipped, and said so."
+    holes stay holes. Access control lists are not copied: where there is one, the group gets no rights. Device nodes, sockets and fifos are skipped, and said so."
 )]
 pub(super) struct GetArgs {
     #[command(flatten)]
@@ -57,6 +57,9 @@ struct Copy<'a> {
     failures: Failures,
     progress: Progress,
     temporary: u64,
+    /// Files with an access control list, and the first one.
+    acls: u64,
+    first_acl: Vec<u8>,
 }
 
 pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
@@ -81,9 +84,12 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
         failures: Failures::default(),
         progress,
         temporary: 0,
+        acls: 0,
+        first_acl: Vec::new(),
     };
     let result = copy.start(path, &metadata);
     super::events::tell(&volume);
+    copy.tell_acls();
     result?;
     copy.failures.result()
 }
@@ -258,9 +264,10 @@ impl Copy<'_> {
             return Ok(());
         };
         let metadata = level.entries.metadata();
+        let mode = self.kept_mode(&metadata, name)?;
         let (atime, mtime) = (host_time(metadata.atime), host_time(metadata.mtime));
         let finished = dir
-            .set_mode(metadata.permissions() & KEPT_MODE)
+            .set_mode(mode)
             .and_then(|()| dir.set_times(atime, mtime));
         match finished {
             Ok(()) => Ok(()),
@@ -358,9 +365,45 @@ impl Copy<'_> {
             self.piece(file, &mut to, name, data..end)?;
             at = end;
         }
-        let mode = file.metadata().permissions() & KEPT_MODE;
+        let mode = self.kept_mode(&file.metadata(), file.path())?;
         to.set_permissions(std::fs::Permissions::from_mode(mode))
             .map_err(failed)
+    }
+
+    /// The permissions of a copy: never more than the file itself gives. With an access control list the
+    /// mode's group bits are the list's mask, which may be more than its group has.
+    fn kept_mode(&mut self, metadata: &Metadata, path: &[u8]) -> Result<u32, Failure> {
+        let mode = metadata.permissions() & KEPT_MODE;
+        if mode & 0o070 == 0 {
+            return Ok(mode);
+        }
+        let has_acl = match self.volume.has_access_acl(&mut self.io, metadata) {
+            Ok(has_acl) => has_acl,
+            // Its attributes are corrupt: the content is not.
+            Err(error) => {
+                self.failures.note(error.at_path(path))?;
+                true
+            }
+        };
+        if !has_acl {
+            return Ok(mode);
+        }
+        if self.acls == 0 {
+            self.first_acl = path.to_vec();
+        }
+        self.acls += 1;
+        Ok(mode & !0o070)
+    }
+
+    fn tell_acls(&self) {
+        if self.acls > 0 {
+            complain(&format!(
+                "note: access control lists are not copied: the group has no rights to {} of the copies, \
+                 first to {}",
+                self.acls,
+                self.first_acl.escape_ascii()
+            ));
+        }
     }
 
     /// Copies one piece of data, `to` standing at its start.

@@ -13,7 +13,8 @@ use super::{
     VolumeInfo, VolumeOptions, buffered, walk,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::xfs::{Fs, FsOptions};
+use crate::xfs::format::attr::FLAG_ROOT;
+use crate::xfs::{Fs, FsOptions, Ino};
 
 /// A filesystem on a target. Cheap to clone; shared by all threads.
 ///
@@ -288,6 +289,16 @@ impl Volume {
     pub fn symlink_metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
         let inode = walk::resolve(self, io, path.path_bytes(), false, "stat")?;
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
+    }
+
+    /// Whether an inode has a POSIX access control list. Then the group bits of its mode are the list's mask,
+    /// not the rights of its group (acl(5)).
+    #[doc(hidden)]
+    pub fn has_access_acl(&self, io: &mut Io, metadata: &Metadata) -> Result<bool> {
+        io.check_volume(&self.shared)?;
+        let (fs, ino) = (&self.shared.fs, Ino(metadata.ino));
+        let inode = fs.read_inode(&mut io.core, ino)?;
+        fs.has_attribute(&mut io.core, &inode, FLAG_ROOT, b"SGI_ACL_FILE")
     }
 
     /// The entries of a directory, without `.` and `..`, in the directory's own order.

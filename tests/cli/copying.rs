@@ -137,3 +137,52 @@ fn the_sticky_bit_of_a_directory_is_kept() {
     );
     assert_eq!(fs::metadata(&out).unwrap().mode() & 0o7777, 0o1777);
 }
+
+/// An access control list as setxattr takes it (linux/posix_acl_xattr.h): the owner may read and write,
+/// user 65534 too, the group nothing, the mask is read and write.
+fn acl() -> Vec<u8> {
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    let none = u32::MAX;
+    for (tag, rights, id) in [
+        (0x01_u16, 6_u16, none),
+        (0x02, 6, 65_534),
+        (0x04, 0, none),
+        (0x10, 6, none),
+        (0x20, 0, none),
+    ] {
+        value.extend(tag.to_le_bytes());
+        value.extend(rights.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+#[test]
+fn the_mask_of_an_access_control_list_gives_the_group_no_rights() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = common::image::Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    let at = |name: &str| mount.path().join(name);
+    fs::write(at("secret"), "x").unwrap();
+    fs::create_dir(at("dir")).unwrap();
+    fs::write(at("dir/plain"), "x").unwrap();
+    for (name, mode) in [("secret", 0o600), ("dir", 0o700), ("dir/plain", 0o664)] {
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for name in ["secret", "dir"] {
+        common::sys::set_xattr(&at(name), "system.posix_acl_access", &acl()).unwrap();
+        assert_eq!(fs::metadata(at(name)).unwrap().mode() & 0o070, 0o060);
+    }
+    mount.unmount();
+    let to = tempfile::tempdir().unwrap();
+    let out = to.path().join("out");
+    let args = ["get", "-r", &path_of(&image), "/", out.to_str().unwrap()];
+    let (_, stderr) = run(0, &args);
+    assert!(stderr.contains("no rights to 2 of the copies"), "{stderr}");
+    for (name, mode) in [("secret", 0o600), ("dir", 0o600), ("dir/plain", 0o664)] {
+        let copied = fs::metadata(out.join(name)).unwrap().mode() & 0o777;
+        assert_eq!(copied, mode, "{name}");
+    }
+}
