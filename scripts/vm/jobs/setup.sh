@@ -145,7 +145,7 @@ setup reset $free >/dev/null
 sed -i "s/=FREE,/=OTHER,/" $rule
 expect 9 "another disk" eval "$(sed -n 's/.*RUN+="\(.*\)"$/\1/p' $rule)"
 [ "$(driver $free)" = nvme ] || wrong "another disk was taken"
-expect 0 "is back with nvme" setup unpersist
+expect 0 "is with the driver nvme" setup unpersist
 [ ! -e $rule ] || wrong "unpersist left its rule behind"
 [ ! -e /etc/vfio-setup ] || wrong "unpersist left the script's copy behind"
 
