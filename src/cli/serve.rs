@@ -59,7 +59,7 @@ struct VfioUserArgs {
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
     mode: u32,
     /// The most memory that a client may lend at a time [default: three quarters of the memory that this process may
-    /// use, by the machine's size, its control group and `ulimit -v`]
+    /// use, by the machine's size, its control group and `ulimit -v`, and of what these have left at the time]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     client_memory: Option<u64>,
     /// How long the controller polls its doorbells after the last work before it begins to sleep in between,

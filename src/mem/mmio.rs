@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::memory_file;
+use crate::sys::{memory_file, punch_hole};
 
 /// One 32-bit doorbell register, in a device's BAR or in the embedded controller's memory. Ringing it is
 /// a store: no call, no dispatch.
@@ -133,6 +133,16 @@ impl DoorbellArray {
             mapped_bytes,
             file,
         })
+    }
+
+    /// Gives the memory of the words back, which read as zeroes then. For words that nothing here uses any more, while
+    /// another process still has the file: what it touches is charged to it.
+    pub(crate) fn give_back(&self) {
+        if let Some(file) = &self.file {
+            let len = self.mapped_bytes + DOORBELLS_IN_FILE;
+            // Should it fail, the memory stays as long as the other process keeps the file.
+            let _ = punch_hole(file, 0, len as u64);
+        }
     }
 
     /// The file behind it, laid out as a BAR: the words, in whole pages, lie at [`DOORBELLS_IN_FILE`].

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 
 use crate::sys::{Cover, Guard, is_memory, memory_page_bytes};
@@ -33,6 +34,9 @@ pub struct PeerMemory {
     base: NonNull<u8>,
     len_bytes: usize,
     iova: Iova,
+    /// Bytes that can be charged to this process.
+    chargeable_bytes: u64,
+    missing_bytes: u64,
     /// `None` only while the memory is being unmapped.
     guard: Option<Guard>,
 }
@@ -71,7 +75,8 @@ impl PeerMemory {
         {
             return Err(bad("the range is not in whole pages"));
         }
-        let size = file.metadata()?.len();
+        let about = file.metadata()?;
+        let size = about.len();
         if offset_bytes
             .checked_add(len_bytes)
             .is_none_or(|end| end > size)
@@ -84,7 +89,14 @@ impl PeerMemory {
         let len = usize::try_from(len_bytes).map_err(|_| bad("the range is too long"))?;
         let offset =
             libc::off_t::try_from(offset_bytes).map_err(|_| bad("the offset is too large"))?;
-        Ok(Self::map_checked(&file, offset, iova, len)?)
+        let mut memory = Self::map_checked(&file, offset, iova, len)?;
+        // Hugepages are the file's own reservation.
+        if page == 4096 {
+            memory.chargeable_bytes = len_bytes;
+            // Blocks of 512 bytes, of the whole file.
+            memory.missing_bytes = len_bytes.saturating_sub(about.blocks().saturating_mul(512));
+        }
+        Ok(memory)
     }
 
     fn map_checked(
@@ -115,6 +127,8 @@ impl PeerMemory {
             base,
             len_bytes,
             iova,
+            chargeable_bytes: 0,
+            missing_bytes: 0,
             guard: None,
         };
         // SAFETY: whole pages that `memory` owns; it drops its guard before it unmaps, and is accessed only
@@ -136,6 +150,17 @@ impl PeerMemory {
     /// The length in bytes.
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
+    }
+
+    /// Bytes whose memory is charged to the process that touches them first, should the file have none for them, now or
+    /// later.
+    pub fn chargeable_bytes(&self) -> u64 {
+        self.chargeable_bytes
+    }
+
+    /// Bytes that the file had no memory for when they were mapped, at least.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
     }
 
     /// The other process has taken the memory away, and an access has met that.

@@ -43,7 +43,7 @@ pub use hostdir::{HostDir, HostTime};
 pub use hostpath::HostPath;
 pub use hugetlb::{hugetlbfs_mounts, remove_stale_huge_files, unreserved_huge_pages};
 pub use lease::{LeaseKind, give_lease_back, take_lease};
-pub use limits::memory_limit_bytes;
+pub use limits::{available_bytes, charge_room_bytes, memory_limit_bytes};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use loopstat::{FileId, file_serial, loop_device_of};
 pub use membarrier::{heavy_barrier, light_barrier};

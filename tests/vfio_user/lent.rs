@@ -67,6 +67,8 @@ fn a_client_that_has_left_rings_nothing() {
     let left = doorbells(&mut first);
     drop(first);
     let mut next = Raw::greeted(&socket);
+    // Nor does it hold memory of the server's.
+    assert_eq!(left.metadata().unwrap().blocks(), 0);
     let memory = lend(&mut next);
     enable(&mut next);
     let before = content(&memory);

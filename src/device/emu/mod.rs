@@ -365,7 +365,8 @@ impl EmuDevice {
     pub(in crate::device) fn new_doorbells(&self) -> Result<Arc<DoorbellArray>> {
         self.shared.with(|controller| {
             let doorbells = DoorbellArray::new(controller.doorbells.len())?;
-            controller.doorbells = Arc::clone(&doorbells);
+            let old = std::mem::replace(&mut controller.doorbells, Arc::clone(&doorbells));
+            old.give_back();
             Ok(doorbells)
         })
     }

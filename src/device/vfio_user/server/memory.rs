@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::session::{Errno, Reply};
+use super::{ServerOptions, part};
 use crate::device::emu::EmuDevice;
 use crate::device::vfio_user::wire;
 use crate::mem::{PeerFault, PeerMemory};
+use crate::sys::{available_bytes, charge_room_bytes};
 use crate::units::Iova;
 
 /// All that the client mapped, by device address.
@@ -18,12 +20,17 @@ pub(super) struct Maps {
     maps: BTreeMap<u64, Map>,
     /// Bytes of memory that are mapped here now, in all.
     lent_bytes: u64,
+    /// Those of them that had no memory when they were mapped.
+    missing_bytes: u64,
     most_bytes: u64,
+    /// The limit is the default: what can be had now counts as well.
+    by_default: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Map {
     len_bytes: u64,
+    missing_bytes: u64,
     reachable: bool,
 }
 
@@ -40,13 +47,15 @@ impl Maps {
     /// Mappings that are kept for a client.
     pub(super) const MOST: usize = 256;
 
-    /// For a client that may lend so many bytes at a time: pages that it lends and has never touched are charged to
-    /// the process that touches them first, which is this one.
-    pub(super) fn new(most_bytes: u64) -> Self {
+    /// For a client that lends as much at a time as the options say. Pages that it lends and has never touched are
+    /// charged to the process that touches them first, which is this one, and stay so when the client has left.
+    pub(super) fn new(options: &ServerOptions) -> Self {
         Self {
             maps: BTreeMap::new(),
             lent_bytes: 0,
-            most_bytes,
+            missing_bytes: 0,
+            most_bytes: options.lent_bytes(),
+            by_default: options.most_lent_bytes.is_none(),
         }
     }
 
@@ -106,15 +115,13 @@ impl Maps {
         if self.maps.len() >= Self::MOST {
             return Err((libc::ENOSPC, "the client has as many mappings as it may"));
         }
-        let fd = fds.first().filter(|_| flags == wire::DMA_READ_WRITE);
-        if let Some(fd) = fd {
-            let lent_bytes = self.lent_bytes.checked_add(len);
-            let lent_bytes = lent_bytes
-                .filter(|bytes| *bytes <= self.most_bytes)
-                .ok_or((
-                    libc::ENOMEM,
-                    "the client would lend more memory in all than it may",
-                ))?;
+        let mut map = Map {
+            len_bytes: len,
+            missing_bytes: 0,
+            reachable: false,
+        };
+        if let Some(fd) = fds.first().filter(|_| flags == wire::DMA_READ_WRITE) {
+            self.check_sum(len)?;
             let offset = asked.offset_bytes.get();
             let memory = PeerMemory::map(fd.as_fd(), offset, Iova(address), len).map_err(
                 |fault| match fault {
@@ -125,16 +132,39 @@ impl Maps {
                     ),
                 },
             )?;
+            map.missing_bytes = memory.missing_bytes();
+            map.reachable = true;
+            // What clients lent before, and is charged still, is not there any more.
+            if self.by_default && memory.chargeable_bytes() > part(charge_room_bytes()) {
+                return Err((
+                    libc::ENOMEM,
+                    "the client would lend more memory than the server's control group has left",
+                ));
+            }
+            let missing_bytes = self.missing_bytes.saturating_add(map.missing_bytes);
+            if self.by_default && missing_bytes > part(available_bytes()) {
+                return Err((
+                    libc::ENOMEM,
+                    "the client would lend more memory that is not allocated than this machine has available",
+                ));
+            }
             device
                 .change_memory(|space| space.map_peer(memory))
                 .map_err(|_| (libc::EEXIST, "the range overlaps one that is mapped"))?;
-            self.lent_bytes = lent_bytes;
+            self.lent_bytes += len;
+            self.missing_bytes = missing_bytes;
         }
-        let map = Map {
-            len_bytes: len,
-            reachable: fd.is_some(),
-        };
         self.maps.insert(address, map);
+        Ok(())
+    }
+
+    /// Whether so many bytes more may be lent.
+    fn check_sum(&self, len: u64) -> Result<(), (Errno, &'static str)> {
+        let sum = self.lent_bytes.checked_add(len);
+        if sum.is_none_or(|sum| sum > self.most_bytes) {
+            let why = "the client would lend more memory in all than it may";
+            return Err((libc::ENOMEM, why));
+        }
         Ok(())
     }
 
@@ -150,7 +180,7 @@ impl Maps {
         match asked.flags.get() {
             wire::UNMAP_ALL if address == 0 && len == 0 => {
                 self.maps.clear();
-                self.lent_bytes = 0;
+                (self.lent_bytes, self.missing_bytes) = (0, 0);
                 device.change_memory(crate::mem::DmaSpace::unmap_peers);
             }
             0 => {
@@ -162,6 +192,7 @@ impl Maps {
                 if let (true, Ok(len)) = (map.reachable, usize::try_from(len)) {
                     device.change_memory(|space| space.unmap_peer(Iova(address), len));
                     self.lent_bytes = self.lent_bytes.saturating_sub(map.len_bytes);
+                    self.missing_bytes = self.missing_bytes.saturating_sub(map.missing_bytes);
                 }
             }
             _ => return Err(libc::EINVAL),

@@ -40,8 +40,9 @@ pub struct ServerOptions {
     /// The permission bits of the socket, whatever the umask: to connect takes the right to write.
     pub socket_mode: u32,
     /// The most memory that a client may lend at a time, in bytes; `None` for three quarters of what this process may
-    /// use ([`memory_limit_bytes`]). Pages that a client lends without having touched them are charged to this process
-    /// once the device touches them.
+    /// use ([`memory_limit_bytes`]), and of what its control group has left and the machine has available at the time.
+    /// Pages that a client lends without having touched them are charged to this process once the device touches them,
+    /// and stay charged while a client that has left keeps them.
     pub most_lent_bytes: Option<u64>,
 }
 
@@ -49,8 +50,13 @@ impl ServerOptions {
     /// [`ServerOptions::most_lent_bytes`], or its default.
     pub fn lent_bytes(&self) -> u64 {
         self.most_lent_bytes
-            .unwrap_or_else(|| memory_limit_bytes() / 4 * 3)
+            .unwrap_or_else(|| part(memory_limit_bytes()))
     }
+}
+
+/// The part of memory that clients may have.
+fn part(bytes: u64) -> u64 {
+    bytes / 4 * 3
 }
 
 impl Default for ServerOptions {

@@ -103,7 +103,7 @@ impl<'a> Session<'a> {
             config: layout.config_space(),
             msix_table: vec![0; table as usize],
             layout,
-            maps: Maps::new(options.lent_bytes()),
+            maps: Maps::new(options),
             map_doorbells,
             bounds: Bounds {
                 payload_bytes: MOST_PAYLOAD_BYTES,
