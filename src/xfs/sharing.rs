@@ -76,7 +76,8 @@ fn on_device(runs: &[Run]) -> (Vec<Bytes>, Vec<Bytes>) {
                 let overlap = range.start..range.end.min(last.end);
                 last.end = last.end.max(range.end);
                 match overlaps.last_mut() {
-                    Some(before) if overlap.start <= before.end => {
+                    // Those that only touch stay apart, as the ranges do: the refcount btree is asked for each range.
+                    Some(before) if overlap.start < before.end => {
                         before.end = before.end.max(overlap.end);
                     }
                     _ => overlaps.push(overlap),
@@ -167,6 +168,21 @@ mod tests {
         assert!(!covers(&shared, &bytes(98, 100)));
         assert!(!covers(&shared, &bytes(105, 107)));
         assert!(!covers(&shared, &bytes(200, 201)));
+    }
+
+    #[test]
+    fn overlaps_that_touch_are_each_covered_by_what_is_shared_of_their_range() {
+        let runs = [
+            run(0, 10, 100),
+            run(20, 10, 110),
+            run(40, 10, 100),
+            run(60, 10, 110),
+        ];
+        let (owned, overlaps) = on_device(&runs);
+        assert_eq!(blocks(&owned), [100..110, 110..120]);
+        // All of both ranges is shared: asked one by one, that is what the refcount btree answers.
+        assert!(overlaps.iter().all(|overlap| covers(&owned, overlap)));
+        assert_eq!(blocks(&overlaps), [100..110, 110..120]);
     }
 
     #[test]
