@@ -54,6 +54,10 @@ impl Log {
         let Some(head) = self.first_torn(io, oldest, head)? else {
             return Ok(dirty);
         };
+        if head == 0 {
+            // The kernel takes a torn record for one at this block only if the block is not 0, and fails to mount.
+            return Err(self.bad(0, "a torn record at the start of the log"));
+        }
         let record = self.last_record(io, head, self.distance(tail, head))?;
         let clean = self.is_unmount(io, &record, head)?
             // As xlog_verify_tail(), whose tail is this record.

@@ -175,6 +175,23 @@ fn what_was_in_flight_after_the_unmount_record_does_not_count() {
     }
 }
 
+/// The kernel does not mount such a log.
+#[test]
+fn a_torn_record_at_the_start_of_the_log_is_corrupt() {
+    let torn_at = |head: u64| {
+        let mut ring = Ring::new();
+        ring.fill_to(head - 2);
+        ring.record(1, true, 0..0);
+        ring.record(20, false, 0..0);
+        ring.block(head + 9)[100] ^= 1;
+        ring.state().map_err(|error| error.kind())
+    };
+    for pass in 1..3 {
+        assert_eq!(torn_at(pass * BLOCKS), Err(ErrorKind::Corrupt));
+        assert_eq!(torn_at(pass * BLOCKS + 1), Ok(LogState::Clean));
+    }
+}
+
 #[test]
 fn every_buffer_size_is_clean_after_the_unmount_record() {
     for buffer_bytes in [32, 64, 128, 256].map(|kib| kib << 10) {
