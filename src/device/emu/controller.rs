@@ -197,15 +197,11 @@ impl Controller {
         }
     }
 
-    /// The counters of the interrupts that came due since the last call. The caller raises them after it has released
-    /// the controller: together, and when all of their entries are posted.
-    #[inline]
-    pub(super) fn take_due(&mut self) -> Vec<Arc<EventFd>> {
-        if self.due.is_empty() {
-            return Vec::new();
-        }
-        let events = self.due.drain(..);
-        events.filter_map(|v| self.vectors.event(v)).collect()
+    /// Appends the counters of the interrupts that came due since the last call. The caller raises them after it has
+    /// released the controller: together, and when all of their entries are posted.
+    pub(super) fn take_due(&mut self, events: &mut Vec<Arc<EventFd>>) {
+        let vectors = &self.vectors;
+        events.extend(self.due.drain(..).filter_map(|v| vectors.event(v)));
     }
 
     /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.

@@ -81,6 +81,8 @@ struct Shared {
     clock: Arc<Clock>,
     vectors: Arc<Vectors>,
     controller: Mutex<Controller>,
+    /// Memory for the counters to raise, kept from one pass to the next.
+    spare: Mutex<Vec<Arc<EventFd>>>,
     /// Host threads that want the lock: the worker lets them in.
     waiting: AtomicU32,
     stop: AtomicBool,
@@ -93,7 +95,7 @@ impl Shared {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.controller.lock();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        Self::work_and_raise(guard.unwrap_or_else(PoisonError::into_inner), work)
+        self.work_and_raise(guard.unwrap_or_else(PoisonError::into_inner), work)
     }
 
     /// One pass of the worker.
@@ -103,7 +105,7 @@ impl Shared {
         }
         let controller = self.controller.lock();
         let controller = controller.unwrap_or_else(PoisonError::into_inner);
-        Self::work_and_raise(controller, |controller| controller.pass(budget))
+        self.work_and_raise(controller, |controller| controller.pass(budget))
     }
 
     /// A pass, unless another thread is at it.
@@ -113,20 +115,27 @@ impl Shared {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return 0,
         };
-        Self::work_and_raise(controller, |controller| controller.pass(budget))
+        self.work_and_raise(controller, |controller| controller.pass(budget))
     }
 
     #[inline]
     fn work_and_raise<T>(
+        &self,
         mut controller: MutexGuard<'_, Controller>,
         work: impl FnOnce(&mut Controller) -> T,
     ) -> T {
         let done = work(&mut controller);
-        let due = controller.take_due();
+        if controller.due.is_empty() {
+            return done;
+        }
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = std::mem::take(&mut *spare());
+        controller.take_due(&mut events);
         drop(controller);
-        for event in due {
+        for event in events.drain(..) {
             event.raise();
         }
+        *spare() = events;
         done
     }
 }
@@ -192,6 +201,7 @@ impl EmuDevice {
             clock,
             vectors,
             controller: Mutex::new(controller),
+            spare: Mutex::default(),
             waiting: AtomicU32::new(0),
             stop: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
