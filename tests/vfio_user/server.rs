@@ -1,9 +1,13 @@
 //! The server, among clients that break every rule.
 
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use xtent::internals::device::vfio_user::{ServerEvent, ServerOptions};
+use xtent::internals::device::emu::{EmuConfig, Medium};
+use xtent::internals::device::vfio_user::{Server, ServerEvent, ServerOptions};
 use xtent::internals::sys::EventFd;
 
 use super::raw::{
@@ -34,6 +38,22 @@ fn a_driver_without_mapped_doorbells_gets_by_on_messages() {
         ..ServerOptions::default()
     });
     drive(&serving.socket(), PLENTY, 7).unwrap();
+}
+
+#[test]
+fn a_session_that_panics_is_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = EmuConfig {
+        medium: Medium::memory(1 << 20),
+        ..EmuConfig::default()
+    };
+    let socket = directory.path().join("socket");
+    let server = Server::bind(socket, config, &ServerOptions::default()).unwrap();
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let serve = || server.serve_connection(&near, &|| panic!("a test"), &mut |_| ());
+    assert!(catch_unwind(AssertUnwindSafe(serve)).is_err());
+    far.set_nonblocking(true).unwrap();
+    assert_eq!(far.read(&mut [0]).unwrap(), 0, "the connection is closed");
 }
 
 #[test]

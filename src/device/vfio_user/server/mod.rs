@@ -243,13 +243,10 @@ impl Server {
         tell: &mut dyn FnMut(ServerEvent),
     ) -> Cut {
         let session = Session::new(&self.device, socket, &self.options, go_on, tell);
-        let mut session = match session {
-            Ok(session) => session,
-            Err(cut) => return cut,
-        };
-        let cut = session.run();
-        session.end();
-        cut
+        match session {
+            Ok(mut session) => session.run(),
+            Err(cut) => cut,
+        }
     }
 
     /// Ends the controller orderly: everything written is made durable. The medium may be used again.

@@ -74,6 +74,14 @@ pub(super) struct Session<'a> {
     looked: Instant,
 }
 
+impl Drop for Session<'_> {
+    /// Takes back everything that the client had, also when serving it panics.
+    fn drop(&mut self) {
+        self.device.forget_host();
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
 impl<'a> Session<'a> {
     pub(super) fn new(
         device: &'a Arc<EmuDevice>,
@@ -82,6 +90,8 @@ impl<'a> Session<'a> {
         go_on: &'a dyn Fn() -> bool,
         tell: &'a mut dyn FnMut(ServerEvent),
     ) -> Result<Self, Cut> {
+        // Also where the end of the session before this one was cut short.
+        device.forget_host();
         // What a client before this one may still have mapped rings nothing from here on.
         let doorbells = device
             .new_doorbells()
@@ -125,12 +135,6 @@ impl<'a> Session<'a> {
                 return cut;
             }
         }
-    }
-
-    /// Takes back everything that the client had.
-    pub(super) fn end(self) {
-        self.device.forget_host();
-        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
     fn receive(&mut self) -> Result<Message, Cut> {
