@@ -11,23 +11,49 @@ pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
 
+/// What a round of waiting counts for beyond twice its sleep, at most.
+const ROUND_LIMIT: Duration = Duration::from_millis(10);
+
+/// The time that a wait may still take. A round that took far longer than its sleep counts for a part of it: the process
+/// was stopped (by a signal, a freezer, a pause of the virtual machine), and so were the threads that are waited for.
+#[derive(Debug)]
+pub(super) struct Remaining(Duration);
+
+impl Remaining {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self(limit)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_zero()
+    }
+
+    /// How long to sleep in a round where a sleep of this length is wanted.
+    pub(super) fn sleep(&self, wanted: Duration) -> Duration {
+        self.0.min(wanted)
+    }
+
+    /// A round with this sleep took this long.
+    pub(super) fn count(&mut self, sleep: Duration, took: Duration) {
+        self.0 = self.0.saturating_sub(took.min(sleep * 2 + ROUND_LIMIT));
+    }
+}
+
 /// Waits for something that is over soon and that wakes nobody: yields the processor first, sleeps longer and longer
 /// then, and gives up after a limit.
 #[derive(Debug)]
 pub(crate) struct Patience {
     backoff: Backoff,
-    limit: Duration,
-    deadline: Option<Instant>,
+    remaining: Remaining,
     nap: Duration,
 }
 
 impl Patience {
-    /// For this long, from the first wait on.
+    /// For this long, from the first wait on, without the time in which the process is stopped.
     pub(crate) fn new(limit: Duration) -> Self {
         Self {
             backoff: Backoff::new(),
-            limit,
-            deadline: None,
+            remaining: Remaining::new(limit),
             nap: FIRST_NAP,
         }
     }
@@ -44,12 +70,12 @@ impl Patience {
             self.backoff.snooze();
             return true;
         }
-        let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert_with(|| now + self.limit);
-        if now >= deadline {
+        if self.remaining.is_over() {
             return false;
         }
+        let start = Instant::now();
         std::thread::sleep(self.nap);
+        self.remaining.count(self.nap, start.elapsed());
         self.nap = (self.nap * 2).min(LONGEST_NAP);
         true
     }
@@ -58,6 +84,18 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_in_which_the_process_was_stopped_uses_up_no_limit() {
+        let mut remaining = Remaining::new(Duration::from_secs(5));
+        remaining.count(LONGEST_NAP, Duration::from_secs(3600));
+        assert!(!remaining.is_over());
+        let rounds = (0..5000).take_while(|_| {
+            remaining.count(LONGEST_NAP, LONGEST_NAP);
+            !remaining.is_over()
+        });
+        assert!((4900..5000).contains(&rounds.count()));
+    }
 
     #[test]
     fn patience_ends() {

@@ -4,8 +4,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
+use super::wait::Remaining;
 use crate::mem::pages::sync::atomic::{AtomicUsize, fence};
 use crate::mem::pages::sync::{Condvar, Mutex};
+
+/// The longest sleep without a look at the time.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
 /// The threads that wait for the pages of one file.
 #[derive(Debug)]
@@ -32,10 +36,10 @@ impl Waiters {
     }
 
     /// Sleeps until `is_over` says so, which is asked after each [`Waiters::wake`]; false when that takes longer than
-    /// the limit.
+    /// the limit, without the time in which the process is stopped.
     #[cold]
     pub(super) fn wait(&self, limit: Duration, mut is_over: impl FnMut() -> bool) -> bool {
-        let start = Instant::now();
+        let mut remaining = Remaining::new(limit);
         self.count.fetch_add(1, SeqCst);
         // Either this sees what was changed before a wake, or the wake sees the count.
         fence(SeqCst);
@@ -44,12 +48,13 @@ impl Waiters {
             if is_over() {
                 break true;
             }
-            let left = limit.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            if remaining.is_over() {
                 break false;
             }
-            let slept = self.wake.wait_timeout(guard, left);
+            let (start, sleep) = (Instant::now(), remaining.sleep(LONGEST_SLEEP));
+            let slept = self.wake.wait_timeout(guard, sleep);
             (guard, _) = slept.unwrap_or_else(PoisonError::into_inner);
+            remaining.count(sleep, start.elapsed());
         };
         drop(guard);
         self.count.fetch_sub(1, SeqCst);
