@@ -45,6 +45,7 @@ pub(super) struct FileInner {
 }
 
 /// What an invalidation left.
+#[must_use = "a page that is stuck stays cached"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Invalidated {
     /// Pages that went.

@@ -171,7 +171,7 @@ fn views_keep_what_they_saw() {
         "the filesystem was not asked"
     );
     assert!(file.view_mut(0, 1).is_none());
-    file.invalidate(0..u64::MAX, Which::Clean, true);
+    let _ = file.invalidate(0..u64::MAX, Which::Clean, true);
     owned(&file, 0, 3, 5);
     let view = file.view(&mut Tally::default(), 4000, 1000).unwrap();
     assert_eq!(view.len(), 96, "to the end of the page");
@@ -197,7 +197,7 @@ fn views_keep_what_they_saw() {
     assert!(file.view(&mut Tally::default(), 10_000, 1).is_none());
     assert_eq!(file.view(&mut Tally::default(), 9_999, 5).unwrap().len(), 1);
     assert_eq!(cache.stats().copied_on_write, 1);
-    file.invalidate(0..u64::MAX, Which::All, true);
+    let _ = file.invalidate(0..u64::MAX, Which::All, true);
     assert_eq!(cache.stats().dirty_pages, 0);
 }
 
@@ -244,11 +244,11 @@ fn mutable_views_are_put_over_what_is_there_when_they_end() {
     let mut lent = file.view_mut(2 * 4096, 100).unwrap();
     lent.fill(7);
     file.set_size(2 * 4096);
-    file.invalidate(2 * 4096..u64::MAX, Which::All, true);
+    let _ = file.invalidate(2 * 4096..u64::MAX, Which::All, true);
     drop(lent);
     assert!(!file.is_cached(2, 0, 1));
     assert_eq!(clean(&file), [1]);
-    file.invalidate(0..u64::MAX, Which::All, true);
+    let _ = file.invalidate(0..u64::MAX, Which::All, true);
     cache.inner().make_room(1);
     assert_eq!(
         (cache.stats().used_pages, cache.stats().dirty_pages),
@@ -352,7 +352,8 @@ fn threads_never_see_half_of_anything() {
                             clean(file);
                         }
                         _ => {
-                            file.invalidate(page * 4096..(page + 8) * 4096, Which::All, true);
+                            let _ =
+                                file.invalidate(page * 4096..(page + 8) * 4096, Which::All, true);
                         }
                     }
                 }
@@ -361,7 +362,7 @@ fn threads_never_see_half_of_anything() {
     });
     clean(&file);
     assert_eq!(cache.stats().dirty_pages, 0);
-    file.invalidate(0..u64::MAX, Which::All, true);
+    let _ = file.invalidate(0..u64::MAX, Which::All, true);
     cache.inner().make_room(1);
     assert_eq!((cache.stats().used_pages, cache.stats().leaves), (0, 0));
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::mem::pages::{Blocked, FrameRun, GRANULE_BYTES, PAGE_BYTES, Pin};
 
 const PAGE: u64 = PAGE_BYTES as u64;
-/// How long a direct write waits for mutable views of what it overwrites.
+/// How long a direct write that may wait does so for mutable views of what it overwrites.
 const VIEW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Bytes of a cached page. They do not change while this lives: who writes to the page meanwhile writes to a copy, which
@@ -107,35 +107,55 @@ pub(crate) enum NotLent {
 #[derive(Debug, Default)]
 pub(super) struct Lent {
     count: AtomicUsize,
-    pages: Mutex<BTreeMap<u64, usize>>,
+    pages: Mutex<LentPages>,
+}
+
+#[derive(Debug, Default)]
+struct LentPages {
+    /// How many views each page has.
+    held: BTreeMap<u64, usize>,
+    /// Pages without a view whose mark was not to be taken away: another thread did not end writing to them.
+    marked: Vec<u64>,
+}
+
+impl LentPages {
+    /// Calls `end` with the marked pages that are not lent again, until it takes their marks away.
+    fn end_marked(&mut self, mut end: impl FnMut(u64) -> bool) {
+        let held = &self.held;
+        self.marked
+            .retain(|page| !held.contains_key(page) && !end(*page));
+    }
 }
 
 impl Lent {
-    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+    fn pages(&self) -> MutexGuard<'_, LentPages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, page: u64) {
         let mut pages = self.pages();
-        *pages.entry(page).or_default() += 1;
+        *pages.held.entry(page).or_default() += 1;
         self.count.fetch_add(1, AcqRel);
     }
 
-    /// One fewer; calls `last` with the last one of a page, before another can be added.
-    fn remove(&self, page: u64, last: impl FnOnce()) {
+    /// One fewer; calls `end` with the last one of a page, before another can be added, and, where that is false, again
+    /// with each one of the file that ends later.
+    fn remove(&self, page: u64, end: impl FnMut(u64) -> bool) {
         let mut pages = self.pages();
-        if let Some(count) = pages.get_mut(&page) {
+        if let Some(count) = pages.held.get_mut(&page) {
             *count -= 1;
             if *count == 0 {
-                pages.remove(&page);
-                last();
+                pages.held.remove(&page);
+                pages.marked.push(page);
             }
         }
+        pages.end_marked(end);
         self.count.fetch_sub(1, AcqRel);
     }
 
     fn first_in(&self, pages: Range<u64>) -> Option<u64> {
-        self.pages().range(pages).next().map(|(&page, _)| page)
+        let lent = self.pages();
+        lent.held.range(pages).next().map(|(&page, _)| page)
     }
 }
 
@@ -193,25 +213,35 @@ impl FileCache {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] with the position of a page of which one is held for longer than [`VIEW_LIMIT`].
-    #[cold]
     pub(crate) fn await_views_mut(&self, range: Range<u64>) -> Result<(), Error> {
+        self.views_mut_gone(range, VIEW_LIMIT)
+    }
+
+    /// As [`FileCache::await_views_mut`], for somebody who does not wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] with the position of a page of which a mutable view is lent.
+    pub(crate) fn check_views_mut(&self, range: Range<u64>) -> Result<(), Error> {
+        self.views_mut_gone(range, Duration::ZERO)
+    }
+
+    #[cold]
+    fn views_mut_gone(&self, range: Range<u64>, limit: Duration) -> Result<(), Error> {
         let inner = &*self.0;
         if inner.lent.count.load(Acquire) == 0 {
             return Ok(());
         }
         let pages = range.start / PAGE..range.end.div_ceil(PAGE);
         let mut held = None;
-        let over = inner.waiters.wait(VIEW_LIMIT, || {
+        let over = inner.waiters.wait(limit, || {
             held = inner.lent.first_in(pages.clone());
             held.is_none()
         });
         if over {
             return Ok(());
         }
-        let what = format!(
-            "a mutable view (view_mut) of the page has been held for {} s: drop it before direct writes there",
-            VIEW_LIMIT.as_secs()
-        );
+        let what =
+            "a mutable view (view_mut) of the page is held: drop it before direct writes there";
         Err(Error::new(ErrorKind::Busy, what).at_offset(held.unwrap_or(0) * PAGE))
     }
 
@@ -232,17 +262,31 @@ const ASKED: Writing = Writing::Asked {
 impl FileInner {
     /// A mutable view is gone: with the last one the page may go, too.
     fn end_view(&self, page: u64) {
-        let inner = self.cache.inner();
-        let (no, slot) = leaf_of(page);
-        self.lent.remove(page, || {
-            let mut patience = Patience::for_lock();
-            if let Some(leaf) = inner.index.hold(self.id, no) {
-                let at = leaf * LEAF_PAGES + slot;
-                while !inner.pages.end_lending(at) && patience.wait() {}
-                inner.index.release(leaf);
+        // Of all of them together.
+        let mut patience = Patience::for_lock();
+        self.lent.remove(page, |page| {
+            loop {
+                if self.take_mark(page) {
+                    break true;
+                }
+                if !patience.wait() {
+                    break false;
+                }
             }
         });
         self.waiters.wake();
+    }
+
+    /// Has a page go as any other again; false while another thread writes to it.
+    fn take_mark(&self, page: u64) -> bool {
+        let inner = self.cache.inner();
+        let (no, slot) = leaf_of(page);
+        let Some(leaf) = inner.index.hold(self.id, no) else {
+            return true;
+        };
+        let ended = inner.pages.end_lending(leaf * LEAF_PAGES + slot);
+        inner.index.release(leaf);
+        ended
     }
 
     /// A mutable view ends: its copy of the page takes the page's place, or, where that has changed or gone since, its
@@ -338,5 +382,31 @@ fn merge(to: &mut [u8], source: &[u8], range: &Range<usize>, touched: u8, uptoda
         if part.start < part.end {
             to[part.clone()].copy_from_slice(&source[part]);
         }
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_could_not_be_taken_away_is_taken_away_later() {
+        let lent = Lent::default();
+        for page in [1, 1, 2, 3] {
+            lent.add(page);
+        }
+        lent.remove(1, |_| unreachable!("it has another view"));
+        lent.remove(1, |_| false);
+        assert_eq!(lent.first_in(0..10), Some(2), "nothing waits for it");
+        let mut ended = Vec::new();
+        let mut end = |page| {
+            ended.push(page);
+            true
+        };
+        lent.remove(2, &mut end);
+        lent.remove(3, &mut end);
+        assert_eq!(ended, [1, 2, 3]);
+        assert_eq!(lent.first_in(0..10), None);
     }
 }

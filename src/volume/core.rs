@@ -8,8 +8,8 @@ use super::file::FileShared;
 use super::open::TargetShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
+use crate::iomap::buffered::drop_stale;
 use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Rejected, Request, What};
-use crate::mem::pages::Which;
 use crate::mem::{DmaBuf, Heap};
 use crate::xfs::MetaIo;
 
@@ -187,7 +187,7 @@ fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
             0 => u64::MAX,
             len => offset.saturating_add(len as u64),
         };
-        pages.invalidate(offset..end, Which::Stale, true);
+        drop_stale(pages, offset..end);
     }
 }
 

@@ -177,7 +177,16 @@ impl Io {
         if file.shared.inode.pages().is_none() {
             return Ok(());
         }
-        buffered::before_direct(&file.shared, self, what, offset, len)
+        buffered::before_direct(&file.shared, self, what, (offset, len), true)
+    }
+
+    /// As [`Io::before_direct`], without a wait for mutable views.
+    #[inline]
+    fn before_submit(&mut self, file: &File, what: What, offset: u64, len: usize) -> Result<()> {
+        if file.shared.inode.pages().is_none() {
+            return Ok(());
+        }
+        buffered::before_direct(&file.shared, self, what, (offset, len), false)
     }
 
     /// How the volume's page cache fares, with all that this thread did; other threads add what they count now and
@@ -257,7 +266,8 @@ impl Io {
     /// Starts an overwrite of `buf.len()` bytes at `offset`. It ends at a later [`Io::poll`].
     ///
     /// # Errors
-    /// [`SubmitError`] with the buffer; nothing was started then.
+    /// [`SubmitError`] with the buffer; nothing was started then. [`ErrorKind::Busy`] at once while a mutable view of a
+    /// page of the range is lent.
     #[inline]
     pub fn submit_write(
         &mut self,
@@ -303,7 +313,7 @@ impl Io {
             return Err(refused(file, buf, error, "use memory for I/O", offset));
         }
         if what != What::Flush
-            && let Err(error) = self.before_direct(file, what, offset, buf.len())
+            && let Err(error) = self.before_submit(file, what, offset, buf.len())
         {
             return Err(refused(file, buf, error, "write cached pages back", offset));
         }

@@ -355,7 +355,8 @@ impl<'a> Worker<'a> {
 
     fn drop_pages(&mut self) {
         let pos = self.position() as u64;
-        self.file()
+        let _ = self
+            .file()
             .invalidate(pos..pos + 50_000, Which::Clean, self.rng.random_bool(0.5));
     }
 

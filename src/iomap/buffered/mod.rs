@@ -27,6 +27,7 @@ use ahead::InFlight;
 use ring::Ring;
 
 pub use ahead::{Advice, ReadAhead};
+pub(crate) use direct::{drop_clean, drop_stale};
 
 /// What a filesystem adds to [`Ops`] for files that are cached.
 pub trait CachedOps: Ops {

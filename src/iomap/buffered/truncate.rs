@@ -43,7 +43,14 @@ impl<Q: Queue> Buffered<Q> {
         if size_bytes > page {
             // The last page may have other blocks behind the end: it goes as a whole, after it was written back.
             let mut patience = PATIENCE;
-            while file.invalidate(page..page + PAGE, Which::Clean, true).kept > 0 {
+            loop {
+                let left = file.invalidate(page..page + PAGE, Which::Clean, true);
+                if let Some(pos) = left.stuck {
+                    return Err(stuck(pos));
+                }
+                if left.kept == 0 {
+                    break;
+                }
                 patience = patience.checked_sub(1).ok_or_else(|| in_the_way(page))?;
                 self.write_out(file, ops, page..page + PAGE, usize::MAX)?;
                 if !file.await_writeback() {
@@ -51,11 +58,10 @@ impl<Q: Queue> Buffered<Q> {
                 }
             }
         }
-        file.invalidate(
-            size_bytes.next_multiple_of(PAGE)..u64::MAX,
-            Which::All,
-            true,
-        );
-        Ok(())
+        let behind = size_bytes.next_multiple_of(PAGE)..u64::MAX;
+        match file.invalidate(behind, Which::All, true).stuck {
+            Some(pos) => Err(stuck(pos)),
+            None => Ok(()),
+        }
     }
 }

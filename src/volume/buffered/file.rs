@@ -162,7 +162,8 @@ impl File {
                     } else {
                         range.end
                     };
-                    pages.invalidate(range.start..end, Which::Clean, false);
+                    // Advice: what is in use stays.
+                    let _ = pages.invalidate(range.start..end, Which::Clean, false);
                 }
             }
             Ok(())
@@ -353,7 +354,7 @@ impl Cached {
             }
             if at > from {
                 let range = (self.first + from) * PAGE..(self.first + at) * PAGE;
-                pages.invalidate(range, Which::Clean, true);
+                let _ = pages.invalidate(range, Which::Clean, true);
             }
             at += 1;
         }

@@ -17,7 +17,7 @@ use super::open::TargetShared;
 use super::{DmaBuf, Io};
 use crate::cache::{Cache, FileCache, Patience, Pressure};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::buffered::{Buffered, ReadAhead};
+use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{Request, What};
 use crate::iomap::{IterFlags, Ops};
 use crate::xfs::{FileMap, FileOps};
@@ -401,14 +401,14 @@ pub(super) fn write_back_at_last(volume: &VolumeShared) {
     }
 }
 
-/// Before direct I/O on a cached file.
+/// Before direct I/O on a cached file. A write waits a while for mutable views of what it overwrites where it `waits`.
 #[cold]
 pub(super) fn before_direct(
     file: &FileShared,
     io: &mut Io,
     what: What,
-    offset: u64,
-    len: usize,
+    (offset, len): (u64, usize),
+    waits: bool,
 ) -> Result<()> {
     let pages = file.pages()?;
     let range = offset..offset.saturating_add(len as u64);
@@ -424,6 +424,18 @@ pub(super) fn before_direct(
         }
         What::Read if !pages.may_be_dirty() => Ok(()),
         What::Read => io.buffered()?.inner.before_direct_read(pages, ops, range),
-        What::Write { .. } => io.buffered()?.inner.before_direct_write(pages, ops, range),
+        What::Write { .. } => {
+            if waits {
+                pages.await_views_mut(range.clone())?;
+            } else {
+                pages.check_views_mut(range.clone())?;
+            }
+            // After that: a view that ends makes its page dirty.
+            if pages.may_be_dirty() {
+                io.buffered()?.inner.before_direct_write(pages, ops, range)
+            } else {
+                drop_clean(pages, range)
+            }
+        }
     }
 }
