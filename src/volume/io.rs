@@ -43,6 +43,8 @@ pub struct Io {
     pub(super) core: IoCore,
     /// Most operations of the caller's in flight.
     depth: usize,
+    /// Those submitted and not handed over.
+    in_flight: usize,
     /// Goes last: the last one to go writes back, and wants a queue for that.
     volume: Arc<VolumeShared>,
 }
@@ -109,6 +111,7 @@ impl Io {
         let core = volume.background.yield_to(|| IoCore::new(&volume.target))?;
         Ok(Self {
             depth: volume.target.queue_depth,
+            in_flight: 0,
             volume: Arc::clone(volume),
             buffered: None,
             core,
@@ -306,7 +309,7 @@ impl Io {
         buf: DmaBuf,
         user_data: u64,
     ) -> Result<(), SubmitError> {
-        if self.outstanding() >= self.depth {
+        if self.in_flight >= self.depth {
             return Err(full(buf));
         }
         if let Err(error) = self.check_memory(&buf) {
@@ -319,7 +322,10 @@ impl Io {
         }
         let request = self.request(file, what, offset, buf, user_data);
         match self.core.direct.submit(&mut self.core.queue, request) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.in_flight += 1;
+                Ok(())
+            }
             Err(rejected) => Err(rejected_as(file, rejected, what, offset)),
         }
     }
@@ -329,16 +335,20 @@ impl Io {
     /// counts as handed over, and the handle stays usable.
     #[inline]
     pub fn poll(&mut self, budget: usize, mut done: impl FnMut(Done)) -> usize {
-        // What is handed over is counted before, for `done` may panic.
-        self.core
+        let counted = Recount(self);
+        let core = &mut counted.0.core;
+        let count = core
             .direct
-            .poll(&mut self.core.queue, budget, |ended| done(done_of(ended)))
+            .poll(&mut core.queue, budget, |ended| done(done_of(ended)));
+        counted.0.in_flight -= count;
+        std::mem::forget(counted);
+        count
     }
 
     /// Operations submitted and not yet handed over.
     #[inline]
     pub fn outstanding(&self) -> usize {
-        self.core.direct.to_hand_over()
+        self.in_flight
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was
@@ -347,6 +357,16 @@ impl Io {
     #[inline]
     pub fn relax(&mut self) {
         self.core.queue.relax();
+    }
+}
+
+/// Dropped only when the callback of a poll panics: counts what is left in flight.
+struct Recount<'a>(&'a mut Io);
+
+impl Drop for Recount<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.in_flight = self.0.core.direct.to_hand_over();
     }
 }
 

@@ -37,6 +37,9 @@ fn nothing_hangs_nothing_is_left_and_every_byte_is_right() {
         flaky += u64::from(disks.iter().any(|disk| disk.is_flaky));
         gone += u64::from(run(seed, &disks));
         drop(disks);
+        if (seed + 1 - first).is_multiple_of(500) {
+            println!("{} runs", seed + 1 - first);
+        }
         if seed + 1 == first + WARM_UP.min(runs) {
             before = Some(Level::now());
         }

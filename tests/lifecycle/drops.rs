@@ -64,7 +64,7 @@ fn volumes_with_operations_that_were_not_handed_over_leave_no_memory() {
     let before = status("VmSize:");
     (1..=20).for_each(round);
     let grown = status("VmSize:").saturating_sub(before);
-    // Each of them would leave its arena, 20 MiB.
+    // Each of them would leave its arena, 10 MiB.
     assert!(grown < 100 << 10, "{grown} KiB more after 20 volumes");
 }
 

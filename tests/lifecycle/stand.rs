@@ -94,7 +94,7 @@ pub(crate) fn device(faults: FaultPlan) -> Arc<EmuDevice> {
 pub(crate) fn options() -> VolumeOptions {
     VolumeOptions {
         huge_pages: HugePages::Never,
-        memory_limit_bytes: 20 << 20,
+        memory_limit_bytes: 10 << 20,
         cache_bytes: Some(768 << 10),
         command_timeout: TIMEOUT,
         writeback_interval: Duration::ZERO,

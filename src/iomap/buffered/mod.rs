@@ -18,8 +18,10 @@ mod truncate;
 mod write;
 mod writeback;
 
+use std::time::Duration;
+
 use crate::block::Queue;
-use crate::cache::{Cache, Tally};
+use crate::cache::{Cache, Patience, Tally};
 use crate::error::{Error, ErrorKind, Result};
 
 use super::{Mapping, Ops};
@@ -76,15 +78,15 @@ pub struct Buffered<Q> {
     cache: Cache,
     tally: Tally,
     in_flight: Vec<InFlight>,
-    /// How often in a row no page could be had.
-    starved: u32,
+    /// Since no page could be had.
+    starved: Option<Patience>,
     /// For pages that somebody writes to, before it writes them back.
     waits: bool,
 }
 
-/// How often no page can be had, while there is nothing that this thread could write back, before that is an error:
-/// what other threads read and write back meanwhile comes free.
-const STARVED: u32 = 50_000;
+/// How long no page can be had, while there is nothing that any thread writes back, before that is an error: what other
+/// threads read meanwhile comes free.
+const STARVED: Duration = Duration::from_millis(200);
 
 /// How often an operation begins anew because others were in its way.
 const PATIENCE: u32 = 100_000;
@@ -97,7 +99,7 @@ impl<Q: Queue> Buffered<Q> {
             cache: cache.clone(),
             tally: Tally::default(),
             in_flight: Vec::new(),
-            starved: 0,
+            starved: None,
             waits: true,
         }
     }

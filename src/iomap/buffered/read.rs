@@ -1,8 +1,7 @@
 //! Buffered reads, and reading ahead.
 
 use std::ops::Range;
-
-use crossbeam::utils::Backoff;
+use std::time::Duration;
 
 use super::super::{Iter, IterFlags, Ops};
 use super::ahead::{InFlight, ReadAhead};
@@ -17,8 +16,8 @@ use crate::mem::pages::PAGE_BYTES;
 /// Most pages that are read at once.
 const MOST_PAGES: u64 = 512;
 const PAGE: u64 = PAGE_BYTES as u64;
-/// How long another thread's reading of a page is waited for, in turns of a backoff, before it is taken over.
-const OTHERS_TURNS: u32 = 200;
+/// How long another thread's reading of a page is waited for before it is taken over.
+const OTHERS_LIMIT: Duration = Duration::from_micros(500);
 
 impl<Q: Queue> Buffered<Q> {
     /// Reads from `pos` on; fewer bytes only at the end of the file.
@@ -146,7 +145,7 @@ impl<Q: Queue> Buffered<Q> {
                 Ok(None)
             }
             other => {
-                self.starved = 0;
+                self.starved = None;
                 Ok(other.flatten())
             }
         }
@@ -332,14 +331,12 @@ impl<Q: Queue> Buffered<Q> {
             // Where it failed the mark may be another's by now, or gone.
             return;
         }
-        let backoff = Backoff::new();
-        for _ in 0..OTHERS_TURNS {
-            if file.state(page, 0, PAGE_BYTES) != PageState::Filling {
-                return;
+        let mut patience = Patience::new(OTHERS_LIMIT);
+        while file.state(page, 0, PAGE_BYTES) == PageState::Filling {
+            if !patience.wait() {
+                return file.supersede(page);
             }
-            backoff.snooze();
         }
-        file.supersede(page);
     }
 
     /// Reads what is missing of a page that is there in part.

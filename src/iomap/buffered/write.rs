@@ -1,6 +1,7 @@
 //! Buffered writes.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::super::{Iter, IterFlags, Kind, MapFlags, Mapping, Ops, Span};
 use super::read::{offset_in, outside};
@@ -17,6 +18,8 @@ use crate::mem::pages::{GRANULE_BYTES, PAGE_BYTES};
 const PAGE: u64 = PAGE_BYTES as u64;
 /// Bytes that are written between two looks at how much is dirty.
 const STEP_BYTES: u64 = 1 << 20;
+/// How long a thread sleeps while others write pages back that it needs.
+const MOMENT: Duration = Duration::from_micros(50);
 /// Pages that a writer writes back where the background share is reached.
 const BACKGROUND_PAGES: usize = 512;
 
@@ -185,18 +188,19 @@ impl<Q: Queue> Buffered<Q> {
     pub fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
         self.settle(ops);
         if self.write_out(file, ops, 0..u64::MAX, usize::MAX)? > 0 {
-            self.starved = 0;
+            self.starved = None;
             return Ok(());
         }
-        // What is being written back now can be reclaimed soon.
-        if self.cache.in_writeback() == 0 {
-            self.starved += 1;
+        if self.cache.in_writeback() > 0 {
+            // That can be reclaimed soon; it ends by the deadlines of the device.
+            std::thread::sleep(MOMENT);
+            return Ok(());
         }
-        if self.starved > STARVED {
-            self.starved = 0;
+        let patience = self.starved.get_or_insert_with(|| Patience::new(STARVED));
+        if !patience.wait() {
+            self.starved = None;
             return Err(no_memory());
         }
-        std::thread::yield_now();
         Ok(())
     }
 
