@@ -52,6 +52,9 @@ fn a_device_has_one_filesystem_that_writes() {
         return;
     }
     let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), [7; 5000]).unwrap();
+    mount.unmount();
     let path = image.path().to_owned();
     let path = path.display();
     let options = VolumeOptions::default();
@@ -85,6 +88,25 @@ fn a_device_has_one_filesystem_that_writes() {
         let error = Volume::on(target.clone(), &options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         drop(writer);
+        // A volume that claims to read only cannot write, whichever option says so.
+        let read_only = [
+            VolumeOptions {
+                read_only: true,
+                ..options.clone()
+            },
+            VolumeOptions {
+                no_recovery: true,
+                ..options.clone()
+            },
+        ];
+        let readers = read_only.map(|options| Volume::on(target.clone(), &options).unwrap());
+        for volume in &readers {
+            assert!(volume.info().filesystem.read_only_reason.is_some());
+            let mut io = volume.io().unwrap();
+            let opened = OpenOptions::new().write(true).open(volume, &mut io, "file");
+            assert_eq!(opened.unwrap_err().kind(), ErrorKind::ReadOnly);
+        }
+        drop(readers);
         Volume::on(target, &options).unwrap();
     }
     // Two targets of one device, which both only read.

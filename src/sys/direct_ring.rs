@@ -89,10 +89,12 @@ struct Inner {
     ring: IoUring,
     regions: Vec<Region>,
     in_flight: usize,
-    /// Pushed, and the kernel was not told.
+    /// The submission queue has entries that the kernel has not consumed.
     unsaid: bool,
     /// The kernel is told of nothing more.
     silent: bool,
+    /// The kernel may still use the memory, and is not waited for any more.
+    abandoned: bool,
     registers: bool,
     /// Held open: the ring refers to it by number.
     _file: Arc<File>,
@@ -139,6 +141,7 @@ impl DirectRing {
                 in_flight: 0,
                 unsaid: false,
                 silent: false,
+                abandoned: false,
                 registers,
                 _file: file,
             }),
@@ -174,10 +177,14 @@ impl DirectRing {
     /// Puts an operation into the submission queue; [`DirectRing::tell`] tells the kernel.
     ///
     /// # Errors
-    /// `EBUSY` without room, `EINVAL` for memory that the ring does not know.
+    /// `EBUSY` without room, `EINVAL` for memory that the ring does not know, `ECANCELED` after
+    /// [`DirectRing::silence`].
     #[inline]
     pub fn push(&mut self, op: RingOp, user_data: u64) -> io::Result<()> {
         let inner = &mut *self.inner;
+        if inner.silent {
+            return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        }
         let entry = inner
             .entry(op)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?
@@ -205,11 +212,37 @@ impl DirectRing {
         Ok(())
     }
 
-    /// The kernel is never told of what was pushed since the last [`DirectRing::tell`]: so many operations,
-    /// which do not end then. Nor of anything that is pushed after this.
-    pub fn silence(&mut self, untold: usize) {
+    /// Operations pushed last that the kernel has not consumed: those between head and tail of the
+    /// submission queue. It consumes them in order.
+    #[inline]
+    pub fn untold(&mut self) -> usize {
+        let inner = &mut *self.inner;
+        if inner.unsaid && !inner.silent {
+            inner.ring.submission().len()
+        } else {
+            0
+        }
+    }
+
+    /// The kernel is never told of the [`DirectRing::untold`] operations, which do not end then, nor of
+    /// any other one: it only ends what it has.
+    pub fn silence(&mut self) {
+        let untold = self.untold();
         self.inner.silent = true;
-        self.inner.in_flight -= untold.min(self.inner.in_flight);
+        self.inner.in_flight -= untold;
+    }
+
+    /// Waits until the kernel is done with all that it was told of. False when it is not, after a long
+    /// time: it may still write to the file and the memory, which stay open and mapped for good.
+    pub fn finish(&mut self) -> bool {
+        let start = Instant::now();
+        while self.inner.in_flight > 0 && !self.inner.abandoned {
+            if self.wait(Duration::from_millis(100)).is_err() || start.elapsed() > PATIENCE {
+                self.inner.abandoned = true;
+            }
+            while self.reap().is_some() {}
+        }
+        !self.inner.abandoned
     }
 
     /// Lets the kernel run what it has kept for this thread, if there is something.
@@ -341,13 +374,9 @@ impl Inner {
 
 impl Drop for DirectRing {
     fn drop(&mut self) {
-        let start = Instant::now();
-        while self.inner.in_flight > 0 {
-            if self.wait(Duration::from_millis(100)).is_err() || start.elapsed() > PATIENCE {
-                // The kernel may still write to the memory: leak it.
-                return;
-            }
-            while self.reap().is_some() {}
+        if !self.finish() {
+            // The kernel may still write to the memory: leak it.
+            return;
         }
         // The kernel tears a ring down later, on a worker of its own; until then a registered file would keep
         // its filesystem busy.

@@ -27,7 +27,8 @@ const RETRY: Duration = Duration::from_millis(5);
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 /// Writes under way get so long, or less where the kernel breaks leases earlier.
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
-/// The watcher looks at the lease so often even without a notice.
+/// The watcher checks the lease this often even without a notice, or more often where the kernel breaks
+/// leases early ([`look_interval`]).
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Why a file may not be written any more.
@@ -284,13 +285,13 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             let grace = match lease_of(&self.file) {
                 Ok(Some(LeaseKind::Write)) => {
-                    notice.wait(LOOK);
+                    notice.wait(look_interval());
                     continue;
                 }
                 Ok(Some(LeaseKind::Read)) => READER_GRACE,
                 _ => WRITER_GRACE,
             };
-            if !self.answer_break(grace) {
+            if !self.answer_break(&notice, grace) {
                 return;
             }
         }
@@ -299,7 +300,7 @@ impl Shared {
     /// Another opener waits. Stops writing, lets it in, and goes on writing once the file is this
     /// process's alone again and is as it was: so it is when the opener only asked, or found the locks.
     /// False when writing has stopped for good.
-    fn answer_break(&self, grace: Duration) -> bool {
+    fn answer_break(&self, notice: &BreakNotice, grace: Duration) -> bool {
         self.gate.set(GateState::Paused);
         let time = lease_break_time().map_or(LONGEST_DRAIN, |time| LONGEST_DRAIN.min(time / 2));
         let drained = self.gate.drain(Instant::now() + time);
@@ -319,7 +320,9 @@ impl Shared {
         let until = Instant::now() + grace;
         while self.lost.get().is_none() && !self.stop.load(Ordering::Acquire) {
             match take_lease(&self.file, LeaseKind::Write) {
-                Ok(()) => return self.go_on(&before),
+                // A lease that was given back took the owner of its signal with it (`lease_modify()`).
+                Ok(()) if notice.direct(&self.file).is_ok() => return self.go_on(&before),
+                Ok(()) => self.lose(Lost::Forced),
                 Err(_) if Instant::now() > until => self.lose(Lost::Opened(None)),
                 Err(_) => {
                     if let Some(name) = loop_device_of(self.id) {
@@ -346,6 +349,11 @@ impl Shared {
         }
         false
     }
+}
+
+/// How often the lease is checked: a missed notice leaves time for the drain before the kernel's deadline.
+fn look_interval() -> Duration {
+    lease_break_time().map_or(LOOK, |time| LOOK.min(time / 4))
 }
 
 #[cfg(test)]
@@ -421,6 +429,11 @@ mod tests {
         assert_eq!(settled(&held), GateState::Open);
         held.look_again().unwrap();
         assert_eq!(lease_of(held.file()).unwrap(), Some(LeaseKind::Write));
+        // The lease that was taken again announces its break, too. Without a notice the kernel lets this
+        // one in by force, while the gate is open.
+        let other = File::open(&path).unwrap();
+        assert_ne!(held.gate().state(), GateState::Open);
+        drop(other);
     }
 
     #[test]

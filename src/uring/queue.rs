@@ -55,9 +55,8 @@ pub struct RingQueue {
     writer: Option<GateWriter>,
     /// Of them, those under way.
     writes: usize,
-    /// Operations pushed, and how many of them the kernel was told of.
+    /// Operations pushed to the ring so far.
     pushed: u64,
-    told: u64,
     /// Kept open and locked.
     held: Arc<HeldFile>,
     /// The process may not write beyond it.
@@ -144,7 +143,6 @@ impl Disk {
             writer: (!info.is_device && !options.read_only).then(|| self.held.gate().writer()),
             writes: 0,
             pushed: 0,
-            told: 0,
             held: Arc::clone(&self.held),
             limit_bytes: file_size_limit(),
         };
@@ -230,13 +228,12 @@ impl Queue for RingQueue {
 
     #[inline(never)]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        if self.told != self.pushed && self.is_closed() {
+        if self.is_closed() && self.ring.untold() > 0 {
             return self.give_up_untold(done);
         }
-        match self.ring.tell() {
-            Ok(()) => self.told = self.pushed,
+        if self.ring.tell().is_err() {
             // Short of memory, or interrupted: what was pushed is told at the next poll.
-            Err(_) => self.idle = 0,
+            self.idle = 0;
         }
         let mut count = self.reap(budget, done);
         if count == 0 && budget > 0 && self.outstanding > 0 {
@@ -263,7 +260,23 @@ impl Queue for RingQueue {
             std::hint::spin_loop();
             return;
         }
+        // It would tell the kernel of what `poll` is to give up.
+        if self.is_closed() && self.ring.untold() > 0 {
+            return;
+        }
         let _ = self.ring.wait(NAP);
+    }
+}
+
+impl Drop for RingQueue {
+    fn drop(&mut self) {
+        if self.is_closed() {
+            self.ring.silence();
+        }
+        if !self.ring.finish() {
+            // The kernel may still write to the file: it stays locked, and its writes count as under way.
+            std::mem::forget((self.writer.take(), Arc::clone(&self.held)));
+        }
     }
 }
 
@@ -310,13 +323,13 @@ impl RingQueue {
     #[cold]
     fn give_up_untold(&mut self, done: &mut impl FnMut(Completion)) -> usize {
         self.broken = true;
-        let untold = |slot: &Slot| slot.stage != Stage::Free && slot.pushed > self.told;
+        let told = self.pushed - self.ring.untold() as u64;
+        let untold = |slot: &Slot| slot.stage != Stage::Free && slot.pushed > told;
         let given_up: Vec<_> = (0_u16..)
             .zip(&self.slots)
             .filter_map(|(at, slot)| untold(slot).then_some(at))
             .collect();
-        self.ring.silence(given_up.len());
-        self.told = self.pushed;
+        self.ring.silence();
         for &at in &given_up {
             if let Some(token) = self.free_slot(at) {
                 self.outstanding -= 1;
@@ -472,10 +485,12 @@ impl RingQueue {
             n => return Some(status_of(n, slot.op)),
         }
         let operation = slot.operation();
+        slot.pushed = self.pushed + 1;
         if self.is_closed() || self.ring.push(operation, u64::from(at)).is_err() {
             // As many operations fit as there are slots: this one's place is free.
             return Some(Status::Reset);
         }
+        self.pushed += 1;
         let _ = self.ring.tell();
         None
     }

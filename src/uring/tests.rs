@@ -8,6 +8,7 @@ use super::{Disk, RingOptions, RingQueue};
 use crate::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status, Wait};
 use crate::error::ErrorKind;
 use crate::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
+use crate::sys::GateState;
 use crate::units::Lba;
 
 const BLOCK: usize = 4096;
@@ -203,6 +204,52 @@ fn what_is_wrong_is_refused_before_the_kernel_sees_it() {
         })
         .is_err()
     );
+}
+
+#[test]
+fn what_the_kernel_has_is_not_given_up_when_the_gate_closes() {
+    let heap = heap();
+    let Some((_file, disk)) = disk(&heap) else {
+        return;
+    };
+    let Some(mut queue) = queue(&disk, 4, false) else {
+        return;
+    };
+    let memory = heap.alloc(2 * BLOCK, 4096).unwrap().lend();
+    let (first, second) = (part(&memory, 0, 1), part(&memory, 1, 1));
+    queue.submit(&chain(Op::Read, 0, 1, &first, 1)).unwrap();
+    // It tells the kernel.
+    queue.relax();
+    queue.submit(&chain(Op::Read, 1, 1, &second, 2)).unwrap();
+    disk.held.gate().set(GateState::Closed);
+    let ended: Vec<_> = finish(&mut queue).iter().map(|end| end.status).collect();
+    assert_eq!(ended, [Status::Success, Status::Gone]);
+    let refused = queue.submit(&chain(Op::Read, 0, 1, &first, 3));
+    assert_eq!(refused, Err(Refused::Gone));
+    drop(queue);
+    let memory = memory.take_back();
+    assert!(memory[..BLOCK].iter().all(|&byte| byte == 1));
+}
+
+#[test]
+fn neither_waiting_nor_dropping_writes_past_a_closed_gate() {
+    let heap = heap();
+    let Some((file, disk)) = disk(&heap) else {
+        return;
+    };
+    let Some(mut queue) = queue(&disk, 4, false) else {
+        return;
+    };
+    let memory = heap.alloc(BLOCK, 4096).unwrap().lend();
+    let segments = part(&memory, 0, 1);
+    queue.submit(&chain(Op::Write, 0, 1, &segments, 1)).unwrap();
+    disk.held.gate().set(GateState::Closed);
+    queue.relax();
+    drop(queue);
+    // The memory is zeroes.
+    let now = std::fs::read(file.path()).unwrap();
+    assert!(now.iter().all(|&byte| byte == 1), "it was written");
+    drop(memory.take_back());
 }
 
 #[test]

@@ -86,12 +86,9 @@ pub struct FilesystemInfo {
 }
 
 impl FilesystemInfo {
-    pub(super) fn of(fs: &Fs, target: &TargetInfo) -> Self {
+    pub(super) fn of(fs: &Fs, read_only: Option<&str>) -> Self {
         let info = fs.info();
         let geometry = info.geometry;
-        let by_target = target
-            .read_only
-            .then(|| "the target is read-only".to_owned());
         Self {
             kind: "xfs".to_owned(),
             label: info.label,
@@ -109,7 +106,7 @@ impl FilesystemInfo {
             log_blocks: geometry.log_blocks,
             log_dirty: info.log_dirty,
             features: info.features,
-            read_only_reason: info.read_only.or(by_target),
+            read_only_reason: info.read_only.or(read_only.map(str::to_owned)),
         }
     }
 }

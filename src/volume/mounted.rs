@@ -48,6 +48,8 @@ pub(super) struct VolumeShared {
     pub(super) is_written: AtomicBool,
     /// What drop would do was done.
     is_closed: bool,
+    /// The volume was opened for reading only.
+    read_only: Option<&'static str>,
     /// Given up last.
     pub(super) _claim: Option<Claim>,
 }
@@ -60,11 +62,8 @@ impl VolumeShared {
 
     /// Whether files may be opened for writing.
     pub(super) fn check_writable(&self) -> Result<()> {
-        if self.target.info.read_only {
-            return Err(Error::new(
-                ErrorKind::ReadOnly,
-                "the target is read-only, or was opened so",
-            ));
+        if let Some(why) = self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, why));
         }
         match self.fs.read_only_reason() {
             Some(why) => Err(Error::new(
@@ -101,16 +100,29 @@ impl Drop for VolumeShared {
 
 /// A device has one filesystem open that may write, or any number that may not. What was opened although
 /// it is in use elsewhere is not kept from that.
-fn claim(target: &TargetShared, options: &VolumeOptions) -> Result<Option<Claim>> {
+fn claim(target: &TargetShared, read_only: bool) -> Result<Option<Claim>> {
     if target.in_use {
         return Ok(None);
     }
-    let no_recovery = options.no_recovery || target.no_recovery;
-    let what = match target.info.read_only || no_recovery {
+    let what = match read_only {
         true => Use::MountReadOnly,
         false => Use::Mount,
     };
     Claim::new(&target.identity, what).map(Some)
+}
+
+/// Why files of a volume opened with these options may not be written, if they may not.
+fn read_only_reason(target: &TargetShared, options: &VolumeOptions) -> Option<&'static str> {
+    if target.info.read_only {
+        Some("the target is read-only")
+    } else if options.read_only {
+        Some("the volume was opened read-only")
+    } else if options.no_recovery || target.no_recovery {
+        // As the kernel, which mounts with norecovery only together with ro.
+        Some("the volume was opened without recovery of the log (norecovery)")
+    } else {
+        None
+    }
 }
 
 impl Volume {
@@ -142,7 +154,8 @@ impl Volume {
     /// ```
     pub fn on(target: Target, options: &VolumeOptions) -> Result<Self> {
         let target = target.shared;
-        let claim = claim(&target, options)
+        let read_only = read_only_reason(&target, options);
+        let claim = claim(&target, read_only.is_some())
             .map_err(|error| error.during("open").on_device(&*target.name))?;
         let mut io = IoCore::new(&target)?;
         let fs_options = FsOptions {
@@ -166,6 +179,7 @@ impl Volume {
                 target,
                 is_written: AtomicBool::new(false),
                 is_closed: false,
+                read_only,
                 _claim: claim,
             }),
         })
@@ -227,7 +241,7 @@ impl Volume {
     pub fn info(&self) -> VolumeInfo {
         VolumeInfo {
             target: self.shared.target.info.clone(),
-            filesystem: FilesystemInfo::of(&self.shared.fs, &self.shared.target.info),
+            filesystem: FilesystemInfo::of(&self.shared.fs, self.shared.read_only),
         }
     }
 
