@@ -37,12 +37,12 @@ pub(super) struct RawOut(File);
 impl Write for RawOut {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
+            // A signal cuts a write short that waits: the rest of it would wait again.
+            if interrupted().is_some() {
+                return Err(io::Error::other("interrupted"));
+            }
             match self.0.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    if interrupted().is_some() {
-                        return Err(io::Error::other("interrupted"));
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
             }
         }

@@ -124,11 +124,8 @@ pub const FEATURES2_PROJID32: u32 = 0x0080;
 /// `features2`: metadata with checksums.
 pub const FEATURES2_CRC: u32 = 0x0100;
 /// `features2`: these, and file types in directory entries, as version 4 has them.
-pub const FEATURES2_KNOWN: u32 = FEATURES2_LAZY_COUNT
-    | FEATURES2_ATTR2
-    | FEATURES2_PROJID32
-    | FEATURES2_CRC
-    | 0x0200;
+pub const FEATURES2_KNOWN: u32 =
+    FEATURES2_LAZY_COUNT | FEATURES2_ATTR2 | FEATURES2_PROJID32 | FEATURES2_CRC | 0x0200;
 /// `qflags`: flags for group and project quotas that version 5 has apart.
 pub const QFLAGS_OLD: u16 = 0x0030;
 
