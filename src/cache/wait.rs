@@ -45,6 +45,8 @@ impl Remaining {
 pub(crate) struct Patience {
     backoff: Backoff,
     remaining: Remaining,
+    /// When the last sleep ended.
+    last: Option<Instant>,
     nap: Duration,
 }
 
@@ -54,6 +56,7 @@ impl Patience {
         Self {
             backoff: Backoff::new(),
             remaining: Remaining::new(limit),
+            last: None,
             nap: FIRST_NAP,
         }
     }
@@ -73,9 +76,11 @@ impl Patience {
         if self.remaining.is_over() {
             return false;
         }
-        let start = Instant::now();
+        let start = self.last.unwrap_or_else(Instant::now);
         std::thread::sleep(self.nap);
-        self.remaining.count(self.nap, start.elapsed());
+        let now = Instant::now();
+        self.remaining.count(self.nap, now - start);
+        self.last = Some(now);
         self.nap = (self.nap * 2).min(LONGEST_NAP);
         true
     }
