@@ -95,6 +95,8 @@ struct Inner {
     silent: bool,
     /// The kernel may still use the memory, and is not waited for any more.
     abandoned: bool,
+    /// The process that made it.
+    pid: u32,
     registers: bool,
     /// Held open: the ring refers to it by number.
     _file: Arc<File>,
@@ -142,6 +144,7 @@ impl DirectRing {
                 unsaid: false,
                 silent: false,
                 abandoned: false,
+                pid: std::process::id(),
                 registers,
                 _file: file,
             }),
@@ -226,15 +229,30 @@ impl DirectRing {
 
     /// The kernel is never told of the [`DirectRing::untold`] operations, which do not end then, nor of
     /// any other one: it only ends what it has.
+    ///
+    /// In a child, after `fork(2)`, nothing is in flight: the queues are those of the parent, and the
+    /// kernel uses the parent's memory.
     pub fn silence(&mut self) {
-        let untold = self.untold();
+        let untold = if self.is_inherited() {
+            self.inner.in_flight
+        } else {
+            self.untold()
+        };
         self.inner.silent = true;
         self.inner.in_flight -= untold;
+    }
+
+    /// Whether this is a child, by `fork(2)`, of the process that made the ring.
+    pub fn is_inherited(&self) -> bool {
+        self.inner.pid != std::process::id()
     }
 
     /// Waits until the kernel is done with all that it was told of. False when it is not, after a long
     /// time: it may still write to the file and the memory, which stay open and mapped for good.
     pub fn finish(&mut self) -> bool {
+        if self.is_inherited() {
+            self.inner.abandoned = true;
+        }
         let start = Instant::now();
         while self.inner.in_flight > 0 && !self.inner.abandoned {
             if self.wait(Duration::from_millis(100)).is_err() || start.elapsed() > PATIENCE {
@@ -293,6 +311,9 @@ impl DirectRing {
     #[inline]
     pub fn reap(&mut self) -> Option<(u64, i32)> {
         let inner = &mut *self.inner;
+        if inner.in_flight == 0 {
+            return None;
+        }
         let entry = inner.ring.completion().next()?;
         inner.in_flight -= 1;
         Some((entry.user_data(), entry.result()))

@@ -1,6 +1,7 @@
 //! The gate that every write to a file passes, so that writes can be stopped from another thread, and
 //! those under way waited for.
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,20 +14,91 @@ use super::membarrier::{heavy_barrier, light_barrier};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GateState {
+    /// They are refused, for good. What a child finds after `fork(2)` ([`StateWord`]).
+    Closed = 0,
     /// They pass.
-    Open = 0,
+    Open = 1,
     /// They are to wait: it is being found out who else opened the file.
-    Paused = 1,
-    /// They are refused, for good.
-    Closed = 2,
+    Paused = 2,
 }
 
 impl GateState {
     fn of(raw: u8) -> Self {
         match raw {
-            0 => Self::Open,
-            1 => Self::Paused,
+            1 => Self::Open,
+            2 => Self::Paused,
             _ => Self::Closed,
+        }
+    }
+}
+
+/// The state of a gate, in a page of its own that is zeroes in a child after `fork(2)`: the file is its
+/// parent's.
+#[derive(Debug)]
+struct StateWord {
+    word: NonNull<AtomicU8>,
+    /// Of the page; 0 where there was none to be had.
+    len_bytes: usize,
+}
+
+// SAFETY: an atomic integer that lives as long as this.
+unsafe impl Send for StateWord {}
+// SAFETY: as above.
+unsafe impl Sync for StateWord {}
+
+impl StateWord {
+    fn new(state: GateState) -> Self {
+        const LEN_BYTES: usize = 4096;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                LEN_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        let mapped = NonNull::new(base).filter(|base| base.as_ptr() != libc::MAP_FAILED);
+        let word = match mapped {
+            Some(base) => {
+                // Since Linux 4.14; without it a child may write as its parent does.
+                // SAFETY: the mapping made above.
+                unsafe { libc::madvise(base.as_ptr(), LEN_BYTES, libc::MADV_WIPEONFORK) };
+                Self {
+                    word: base.cast(),
+                    len_bytes: LEN_BYTES,
+                }
+            }
+            None => Self {
+                word: NonNull::from(Box::leak(Box::new(AtomicU8::new(0)))),
+                len_bytes: 0,
+            },
+        };
+        word.store(state as u8, Ordering::Release);
+        word
+    }
+}
+
+impl std::ops::Deref for StateWord {
+    type Target = AtomicU8;
+
+    #[inline]
+    fn deref(&self) -> &AtomicU8 {
+        // SAFETY: a zeroed page or a box, either valid for an `AtomicU8`, until this is dropped.
+        unsafe { self.word.as_ref() }
+    }
+}
+
+impl Drop for StateWord {
+    fn drop(&mut self) {
+        if self.len_bytes == 0 {
+            // SAFETY: the box that `new` leaked.
+            drop(unsafe { Box::from_raw(self.word.as_ptr()) });
+        } else {
+            // SAFETY: the mapping that `new` made, which nothing else refers to.
+            unsafe { libc::munmap(self.word.as_ptr().cast(), self.len_bytes) };
         }
     }
 }
@@ -36,7 +108,7 @@ type Mark = CachePadded<AtomicU32>;
 /// Stops the writes of all its [`GateWriter`]s.
 #[derive(Debug)]
 pub struct WriteGate {
-    state: AtomicU8,
+    state: StateWord,
     writers: Mutex<Vec<Arc<Mark>>>,
     changed: Condvar,
 }
@@ -44,7 +116,7 @@ pub struct WriteGate {
 impl Default for WriteGate {
     fn default() -> Self {
         Self {
-            state: AtomicU8::new(GateState::Open as u8),
+            state: StateWord::new(GateState::Open),
             writers: Mutex::default(),
             changed: Condvar::new(),
         }

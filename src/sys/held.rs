@@ -27,6 +27,8 @@ const RETRY: Duration = Duration::from_millis(5);
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 /// Writes under way get so long, or less where the kernel breaks leases earlier.
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
+/// How often a file without a lease is looked at, besides each sync: a program may never sync.
+const LOOK_WITHOUT_LEASE: Duration = Duration::from_secs(5);
 /// The watcher checks the lease this often even without a notice, or more often where the kernel breaks
 /// leases early ([`look_interval`]).
 const LOOK: Duration = Duration::from_secs(60);
@@ -42,6 +44,8 @@ enum Lost {
     Shorter(u64, u64),
     /// Another process was let in before writing had stopped.
     Forced,
+    /// This process is a child of the one that has it.
+    Inherited,
 }
 
 impl Lost {
@@ -75,6 +79,10 @@ impl Lost {
                      (/proc/sys/fs/lease-break-time), and {stopped}"
                 ),
             ),
+            Self::Inherited => Error::new(
+                ErrorKind::Busy,
+                "the image was opened before fork, and belongs to the parent process: open it again here",
+            ),
         }
     }
 }
@@ -107,6 +115,8 @@ struct Shared {
     id: FileId,
     lost: OnceLock<Lost>,
     stop: AtomicBool,
+    /// The process that opened it.
+    pid: u32,
 }
 
 /// What shows that a file was changed.
@@ -140,14 +150,18 @@ impl HeldFile {
         })
     }
 
-    /// A file to be written, without a lease: it is looked at again at each sync and each write.
+    /// A file to be written, without a lease: it is looked at again at each sync and each write, and by
+    /// a thread every few seconds.
     ///
     /// # Errors
-    /// The errno of `fstat`.
+    /// The errno of `fstat`, or that of starting the thread.
     pub fn looked_at(file: File) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(file, Watch::Looks)?);
+        let for_watcher = Arc::clone(&shared);
+        let watcher = super::spawn_thread("xtent-look", move || for_watcher.look_now_and_then())?;
         Ok(Self {
-            shared: Arc::new(Shared::new(file, Watch::Looks)?),
-            watcher: None,
+            shared,
+            watcher: Some(watcher),
         })
     }
 
@@ -203,15 +217,26 @@ impl HeldFile {
 
     /// Why writing has stopped, if it has.
     pub fn lost(&self) -> Option<Error> {
-        self.shared.lost.get().map(Lost::error)
+        match self.shared.lost.get() {
+            Some(lost) => Some(lost.error()),
+            None if self.shared.is_inherited() => Some(Lost::Inherited.error()),
+            None => None,
+        }
     }
 }
 
 impl Drop for HeldFile {
     fn drop(&mut self) {
+        if self.shared.is_inherited() {
+            // Lease and locks are the parent's, which are given up through any descriptor of the file, and
+            // so is the thread.
+            std::mem::forget(self.watcher.take());
+            return;
+        }
         self.shared.stop.store(true, Ordering::Release);
         if let Some(watcher) = self.watcher.take() {
             wake(&watcher);
+            watcher.thread().unpark();
             // It does not panic; were it to, there would be nothing to add.
             let _ = watcher.join();
         }
@@ -234,7 +259,13 @@ impl Shared {
             id: FileId::of(&meta),
             lost: OnceLock::new(),
             stop: AtomicBool::new(false),
+            pid: std::process::id(),
         })
+    }
+
+    /// Whether this is a child, by `fork(2)`, of the process that opened it.
+    fn is_inherited(&self) -> bool {
+        self.pid != std::process::id()
     }
 
     /// Refuses every write from now on.
@@ -268,6 +299,14 @@ impl Shared {
             && let Some(name) = loop_device_of(self.id)
         {
             self.lose(Lost::Opened(Some(format!("/dev/{name}"))));
+        }
+    }
+
+    /// The thread of a file without a lease.
+    fn look_now_and_then(&self) {
+        while !self.stop.load(Ordering::Acquire) && self.lost.get().is_none() {
+            std::thread::park_timeout(LOOK_WITHOUT_LEASE);
+            self.look_again();
         }
     }
 
@@ -467,6 +506,31 @@ mod tests {
         assert!(held.has(4096) && !held.has(8192));
         assert_eq!(held.look_again().unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(held.gate().state(), GateState::Closed);
+    }
+
+    #[test]
+    fn a_forked_child_neither_writes_nor_gives_the_lease_away() {
+        let Some((_path, held)) = leased(8192) else {
+            return;
+        };
+        let mut writer = held.gate().writer();
+        writer.enter().unwrap();
+        writer.leave();
+        // SAFETY: the child only does what is below, and ends without running anything of the test's.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let refused = writer.enter() == Err(GateState::Closed) && !writer.enter_waiting();
+            drop(held);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(!refused)) };
+        }
+        let mut status = -1;
+        // SAFETY: a child of this process that is not waited for elsewhere, and an integer.
+        let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!((ended, status), (child, 0));
+        assert_eq!(lease_of(held.file()).unwrap(), Some(LeaseKind::Write));
+        writer.enter().unwrap();
+        held.look_again().unwrap();
     }
 
     #[test]

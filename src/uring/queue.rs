@@ -228,8 +228,11 @@ impl Queue for RingQueue {
 
     #[inline(never)]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
-        if self.is_closed() && self.ring.untold() > 0 {
-            return self.give_up_untold(done);
+        if self.is_closed() {
+            let given_up = self.give_up_untold(done);
+            if given_up > 0 {
+                return given_up;
+            }
         }
         if self.ring.tell().is_err() {
             // Short of memory, or interrupted: what was pushed is told at the next poll.
@@ -261,7 +264,7 @@ impl Queue for RingQueue {
             return;
         }
         // It would tell the kernel of what `poll` is to give up.
-        if self.is_closed() && self.ring.untold() > 0 {
+        if self.is_closed() && (self.ring.untold() > 0 || self.ring.is_inherited()) {
             return;
         }
         let _ = self.ring.wait(NAP);
@@ -322,13 +325,20 @@ impl RingQueue {
     /// The file was lost to another process: what the kernel was not told of it never is.
     #[cold]
     fn give_up_untold(&mut self, done: &mut impl FnMut(Completion)) -> usize {
-        self.broken = true;
-        let told = self.pushed - self.ring.untold() as u64;
+        let told = match self.ring.is_inherited() {
+            // The queues are the parent's.
+            true => 0,
+            false => self.pushed - self.ring.untold() as u64,
+        };
         let untold = |slot: &Slot| slot.stage != Stage::Free && slot.pushed > told;
         let given_up: Vec<_> = (0_u16..)
             .zip(&self.slots)
             .filter_map(|(at, slot)| untold(slot).then_some(at))
             .collect();
+        if given_up.is_empty() {
+            return 0;
+        }
+        self.broken = true;
         self.ring.silence();
         for &at in &given_up {
             if let Some(token) = self.free_slot(at) {

@@ -306,12 +306,29 @@ impl Medium {
         }
     }
 
-    /// Makes everything written durable.
+    /// Makes everything written durable, and looks whether the file is still this process's alone: an
+    /// error when it is not, for then it may not be what was written.
     pub(super) fn flush(&mut self) -> Result<(), StatusField> {
+        if let Store::File(file) = &self.store
+            && !self.read_only
+        {
+            let _ = file.held.look_again();
+        }
+        self.settle()
+    }
+
+    /// As [`Medium::flush`] without the look, for durable writes: an error when an earlier look, or the
+    /// file's watcher, found that it was lost.
+    pub(super) fn settle(&mut self) -> Result<(), StatusField> {
         match &self.store {
-            Store::File(_) if self.read_only => Ok(()),
-            Store::File(file) => file.held.file().sync_data().map_err(|e| write_status(&e)),
-            Store::Memory(_) => Ok(()),
+            Store::File(file) if !self.read_only => {
+                let synced = file.held.file().sync_data();
+                match file.held.lost() {
+                    Some(_) => Err(write_status(&io::ErrorKind::ReadOnlyFilesystem.into())),
+                    None => synced.map_err(|e| write_status(&e)),
+                }
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -493,6 +510,21 @@ mod tests {
         assert!(medium.write_at(4090, &[0; 7]).is_err());
         assert!(medium.read_at(u64::MAX, &mut [0; 1]).is_err());
         assert_eq!(Medium::memory(u64::MAX).len_bytes(), 0);
+    }
+
+    #[test]
+    fn a_flush_of_a_file_that_was_lost_is_an_error() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let file = open();
+        file.set_len(8192).unwrap();
+        let held = Arc::new(HeldFile::looked_at(file).unwrap());
+        let mut medium = Medium::held(held, false).unwrap();
+        medium.write_at(0, &[1; 4096]).unwrap();
+        assert_eq!((medium.flush(), medium.settle()), (Ok(()), Ok(())));
+        open().set_len(4096).unwrap();
+        let lost = Err(SC_NAMESPACE_WRITE_PROTECTED.do_not_retry());
+        assert_eq!((medium.flush(), medium.settle()), (lost, lost));
     }
 
     #[test]
