@@ -440,6 +440,8 @@ fn nobody_sleeps_over_the_end_of_writing_back() {
         let over = || in_writeback.load(Acquire) == 0;
         assert!(waiters.wait(Duration::from_secs(100_000), over));
         assert_eq!(waiters.count(), 0);
-        threads.map(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
 }
