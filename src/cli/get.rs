@@ -125,8 +125,11 @@ fn base_name(path: &[u8]) -> Option<&[u8]> {
         .filter(|name| *name != b"." && *name != b"..")
 }
 
+/// Nanoseconds of a second or more mean something else to utimensat().
 fn host_time(time: Timestamp) -> HostTime {
-    (time.seconds, time.nanoseconds)
+    const SECOND: u32 = 1_000_000_000;
+    let more = i64::from(time.nanoseconds / SECOND);
+    (time.seconds.saturating_add(more), time.nanoseconds % SECOND)
 }
 
 impl Copy<'_> {

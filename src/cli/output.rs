@@ -180,7 +180,8 @@ pub(super) fn metadata_json(metadata: &Metadata) -> Map<String, Value> {
         "project": metadata.project,
         "rdev": metadata.rdev,
         "size": metadata.len_bytes,
-        "blocks_512": metadata.blocks_512,
+        // As st_blocks, which is signed.
+        "blocks_512": metadata.blocks_512.cast_signed(),
         "block_size": metadata.block_bytes,
         "atime": time(metadata.atime),
         "mtime": time(metadata.mtime),

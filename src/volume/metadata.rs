@@ -9,7 +9,7 @@ use crate::xfs::{self, Inode};
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00 UTC.
     pub seconds: i64,
-    /// Nanoseconds within the second, below 1,000,000,000.
+    /// Nanoseconds within the second, below 1,000,000,000 unless the inode is damaged.
     pub nanoseconds: u32,
 }
 

@@ -321,7 +321,8 @@ impl Fs {
         let mut at = offset_blocks;
         while at < end {
             let extent = match self.find_in_fork(io, inode, fork, at)? {
-                Found::Extent(extent) if !extent.unwritten => extent,
+                // As xfs_dabuf_map() and xfs_symlink_remote_read(): unwritten or not.
+                Found::Extent(extent) => extent,
                 Found::Hole { end_blocks, .. } if pieces.is_empty() && end_blocks > at => {
                     return Ok(None);
                 }

@@ -172,27 +172,32 @@ impl Inode {
             _ => Fork::Btree(fork.into()),
         };
         check_format(file_type, &data).map_err(bad)?;
-        let time = |raw: u64| {
-            Timestamp::decode(raw, flags2 & layout::FLAG2_BIGTIME != 0)
-                .ok_or_else(|| bad("impossible time stamp"))
+        let time = |raw: u64| Timestamp::decode(raw, flags2 & layout::FLAG2_BIGTIME != 0);
+        // As the kernel shows an owner that cannot be one.
+        let owner = |id: u32| if id == u32::MAX { 65_534 } else { id };
+        // As xfs_inode_from_disk().
+        let size = if matches!(data, Fork::Special) {
+            0
+        } else {
+            core.size.get()
         };
         let blocks_used = core.nblocks.get();
         Ok(Self {
             ino,
             file_type,
             mode,
-            uid: core.uid.get(),
-            gid: core.gid.get(),
+            uid: owner(core.uid.get()),
+            gid: owner(core.gid.get()),
             nlink: core.nlink.get(),
             projid: u32::from(core.projid_hi.get()).wrapping_shl(16)
                 | u32::from(core.projid_lo.get()),
-            size: core.size.get(),
+            size,
             blocks_used,
             blocks_512: blocks_used.wrapping_shl(fs.geometry().block_log.saturating_sub(9)),
-            atime: time(core.atime.get())?,
-            mtime: time(core.mtime.get())?,
-            ctime: time(core.ctime.get())?,
-            btime: time(core.crtime.get())?,
+            atime: time(core.atime.get()),
+            mtime: time(core.mtime.get()),
+            ctime: time(core.ctime.get()),
+            btime: time(core.crtime.get()),
             generation: core.generation.get(),
             flags: core.flags.get(),
             flags2,

@@ -30,7 +30,7 @@ pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>>
         .ok()
         .filter(|size| (1..=layout::TARGET_MAX_BYTES).contains(size))
         .ok_or_else(|| bad("a target of a length that cannot be"))?;
-    let target = match &link.data {
+    let mut target = match &link.data {
         Fork::Local(target) => target.to_vec(),
         Fork::Extents(_) | Fork::Btree(_) => read_remote(fs, io, link, size)?,
         Fork::Special => return Err(bad("no target")),
@@ -38,8 +38,11 @@ pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>>
     if target.len() != size {
         return Err(bad("a target of another length than its inode says"));
     }
-    if target.contains(&0) {
-        return Err(bad("a target with a NUL in it"));
+    // As readlink(), which shows a string.
+    let len = target.iter().position(|byte| *byte == 0);
+    target.truncate(len.unwrap_or(target.len()));
+    if target.is_empty() {
+        return Err(bad("a target that begins with NUL"));
     }
     Ok(target)
 }

@@ -131,30 +131,29 @@ pub const S_IFSOCK: u16 = 0o140_000;
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00 UTC.
     pub seconds: i64,
-    /// 0 to 999,999,999.
+    /// 0 to 999,999,999, unless the inode is damaged.
     pub nanoseconds: u32,
 }
 
 impl Timestamp {
-    /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds. `bigtime`: nanoseconds
-    /// since 2^31 seconds before 1970. `None` when the nanoseconds are no part of a second.
-    pub fn decode(raw: u64, bigtime: bool) -> Option<Self> {
+    /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds, which the kernel shows as they
+    /// are, a second or more of them, too. `bigtime`: nanoseconds since 2^31 seconds before 1970.
+    pub fn decode(raw: u64, bigtime: bool) -> Self {
         const SECOND: u64 = 1_000_000_000;
-        let (seconds, nanoseconds) = if bigtime {
-            let seconds = i64::try_from(raw / SECOND).ok()?;
-            (seconds.checked_sub(1 << 31)?, raw % SECOND)
+        if bigtime {
+            let seconds = (raw / SECOND).cast_signed();
+            let nanoseconds = u32::try_from(raw % SECOND).unwrap_or(0);
+            Self {
+                seconds: seconds.wrapping_sub(1 << 31),
+                nanoseconds,
+            }
         } else {
             let [b0, b1, b2, b3, n0, n1, n2, n3] = raw.to_be_bytes();
-            (
-                i64::from(i32::from_be_bytes([b0, b1, b2, b3])),
-                u64::from(u32::from_be_bytes([n0, n1, n2, n3])),
-            )
-        };
-        let nanoseconds = u32::try_from(nanoseconds).ok()?;
-        (u64::from(nanoseconds) < SECOND).then_some(Self {
-            seconds,
-            nanoseconds,
-        })
+            Self {
+                seconds: i32::from_be_bytes([b0, b1, b2, b3]).into(),
+                nanoseconds: u32::from_be_bytes([n0, n1, n2, n3]),
+            }
+        }
     }
 }
 
@@ -168,15 +167,13 @@ mod tests {
             let seconds = u64::from(u32::from_be_bytes(seconds.to_be_bytes()));
             Timestamp::decode((seconds << 32) | u64::from(ns), false)
         };
-        let at = |seconds, nanoseconds| {
-            Some(Timestamp {
-                seconds,
-                nanoseconds,
-            })
+        let at = |seconds, nanoseconds| Timestamp {
+            seconds,
+            nanoseconds,
         };
         assert_eq!(legacy(-1, 5), at(-1, 5));
         assert_eq!(legacy(i32::MIN, 999_999_999), at(-(1 << 31), 999_999_999));
-        assert_eq!(legacy(1, 1_000_000_000), None);
+        assert_eq!(legacy(1, 3_000_000_000), at(1, 3_000_000_000));
         assert_eq!(Timestamp::decode(0, true), at(-(1 << 31), 0));
         assert_eq!(
             Timestamp::decode((1 << 31) * 1_000_000_000 + 7, true),
