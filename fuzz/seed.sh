@@ -4,7 +4,7 @@
 # Needs root (a loop mount) and mkfs.xfs. Usage: fuzz/seed.sh
 set -eu
 cd "$(dirname "$0")"
-mkdir -p corpus/superblock corpus/inode corpus/directory corpus/vfio_user corpus/vfio_user_server corpus/bmbt corpus/refcount corpus/free_space
+mkdir -p corpus/superblock corpus/inode corpus/directory corpus/log corpus/vfio_user corpus/vfio_user_server corpus/bmbt corpus/refcount corpus/free_space
 # These make their trees of any bytes.
 for tree in bmbt refcount free_space; do
     printf '\022\100%0200d' 0 >"corpus/$tree/zeroes"
@@ -61,6 +61,20 @@ steps ring 0 9 0 5 0 0 0 0 0 0 0
 steps reset 0 12 13 5 0 0 2
 steps half 15 3 9
 steps any 14 9 3 1 6 9 20 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19
+
+# record KIND PAYLOAD OPERATIONS FLAGS: a record of the target `log`, nothing in it broken.
+record() {
+    for field in "$@" 0 0 0; do little 1 "$field"; done
+}
+# Where the first one lies (3 bytes), its cycle, and what the rest of the log holds.
+log() {
+    for field; do little 1 "$field"; done
+}
+{ log 0 0 20 5 140 && record 16 1 1 32; } >corpus/log/unmount
+{ log 0 1 0 5 140 && record 19 1 1 32; } >corpus/log/large
+{ log 0 1 0 5 140 && record 23 200 9 0 && record 19 1 1 32; } >corpus/log/long
+{ log 0 1 0 5 140 && record 16 1 1 32 && record 8 3 2 0; } >corpus/log/torn
+{ log 0 0 0 1 250 170 3 && record 16 1 3 0 && record 16 1 1 32; } >corpus/log/wrapped
 
 image=corpus/disk.img
 mount=$(mktemp -d)
