@@ -131,7 +131,11 @@ impl Namespace {
     }
 
     fn settle(&mut self, durable: bool) -> Result<(), StatusField> {
-        if durable { self.medium.settle() } else { Ok(()) }
+        if durable {
+            self.medium.settle()
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes everything written so far durable.
