@@ -168,7 +168,8 @@ impl<Q: Queue> Buffered<Q> {
                 // Beyond the end of the file there is nothing to be kept.
                 let end = (start + run.end as u64).min(size.next_multiple_of(block));
                 let range = start + run.start as u64..end;
-                if let Err(error) = self.gather_run(file, ops, (index, page), range, &mut ioends) {
+                let gathered = self.gather_run(file, ops, (index, page), range, size, &mut ioends);
+                if let Err(error) = gathered {
                     file.note_error(&error, error.offset_bytes().unwrap_or(start));
                     first_error.get_or_insert(error);
                     failed[index] = true;
@@ -185,16 +186,17 @@ impl<Q: Queue> Buffered<Q> {
         ioends
     }
 
-    /// Adds dirty bytes of one page to the ioends: all of them, or it is an error.
+    /// Adds dirty bytes of one page to the ioends: all of them, or it is an error. The size is the one that the range was
+    /// cut at: the file's own may shrink meanwhile.
     fn gather_run<O: CachedOps>(
         &mut self,
         file: &FileCache,
         ops: &mut O,
         (index, page): (usize, &DirtyPage),
         range: Range<u64>,
+        size: u64,
         ioends: &mut Vec<Ioend>,
     ) -> Result<()> {
-        let size = file.size_bytes();
         let mut pos = range.start;
         while pos < range.end {
             let last = ioends.last().map(|ioend| ioend.mapping);
