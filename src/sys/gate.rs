@@ -14,7 +14,7 @@ use super::membarrier::{heavy_barrier, light_barrier};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum GateState {
-    /// They are refused, for good. What a child finds after `fork(2)` ([`StateWord`]).
+    /// They are refused, for good. What a child finds after `fork(2)` (`StateWord`).
     Closed = 0,
     /// They pass.
     Open = 1,

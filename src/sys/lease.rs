@@ -35,7 +35,7 @@ pub enum LeaseKind {
 }
 
 /// Takes a lease on an open file. Notice of a break goes to the thread named by
-/// [`BreakNotice::direct`], and before that is named, as an ignored signal, to the process.
+/// `BreakNotice::direct`, and before that is named, as an ignored signal, to the process.
 ///
 /// # Errors
 /// `EAGAIN` while the file is open elsewhere; `EACCES` without the right to (not the owner, and no

@@ -139,7 +139,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Volume::open`]; [`ErrorKind::Busy`] while this process has another filesystem on the same
-    /// device open, through this target or another one, or a [`RawIo`](super::RawIo) that writes. Several
+    /// device open, through this target or another one, or a `RawIo` that writes. Several
     /// that are read-only may be open at once.
     ///
     /// ```
