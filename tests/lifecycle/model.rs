@@ -1,5 +1,7 @@
 //! What the sectors of one thread may hold. A sector is written by its thread alone.
 
+use xtent::Result;
+
 use super::stand::FILES;
 
 pub(crate) const SECTOR: usize = 512;
@@ -118,6 +120,20 @@ impl Model {
             sector.now = vec![tag];
             sector.device.push(tag);
         }
+    }
+
+    /// A buffered write ended so. One that failed may have left any part of its bytes in the cache, and the device
+    /// may have had them since.
+    pub(crate) fn wrote(&mut self, place: Place, tag: u64, result: Result<usize>) -> Result<()> {
+        let count = match result {
+            Ok(written) => written / SECTOR,
+            Err(error) => {
+                self.maybe(place, tag);
+                return Err(error);
+            }
+        };
+        self.cached(Place { count, ..place }, tag);
+        Ok(())
     }
 
     /// These are on the device.

@@ -189,9 +189,8 @@ impl<'a> Worker<'a> {
         let model = &mut self.models[seat.number];
         let (tag, bytes) = model.fresh(place);
         let offset = place.offset(self.thread);
-        let n = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset)?;
-        let count = n / SECTOR;
-        model.cached(Place { count, ..place }, tag);
+        let result = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset);
+        model.wrote(place, tag, result)?;
         Ok(())
     }
 
@@ -329,9 +328,8 @@ impl<'a> Worker<'a> {
         let before = view.to_vec();
         let (tag, bytes) = model.fresh(place);
         let offset = place.offset(self.thread);
-        let n = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset)?;
-        let count = n / SECTOR;
-        model.cached(Place { count, ..place }, tag);
+        let result = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset);
+        model.wrote(place, tag, result)?;
         assert!(view[..] == before, "a view changed");
         if leaks {
             std::mem::forget(view);
@@ -378,10 +376,7 @@ impl<'a> Worker<'a> {
                     let (tag, bytes) = model.fresh(beside);
                     let offset = beside.offset(self.thread);
                     let written = file.write_from(&mut seat.io, &bytes, offset);
-                    if written.is_ok() {
-                        model.cached(beside, tag);
-                    }
-                    written.map(drop)
+                    model.wrote(beside, tag, written)
                 }
             });
         }
@@ -488,8 +483,8 @@ impl<'a> Worker<'a> {
         }
         let model = &mut self.models[seat.number];
         let (tag, bytes) = model.fresh(place);
-        seat.cached[SHARED].write_from(&mut seat.io, &bytes, range.start)?;
-        model.cached(place, tag);
+        let result = seat.cached[SHARED].write_from(&mut seat.io, &bytes, range.start);
+        model.wrote(place, tag, result)?;
         seat.cached[SHARED].sync_data(&mut seat.io)?;
         model.synced(SHARED);
         let view = seat.cached[SHARED].view(&mut seat.io, range)?;
