@@ -148,7 +148,7 @@ impl Volume {
     /// let options = VolumeOptions::default();
     /// let target = Target::open("ram:64M,inline", &options)?;
     /// let error = Volume::on(target, &options).unwrap_err();
-    /// assert_eq!(error.kind(), xtent::ErrorKind::Corrupt); // there is no filesystem in fresh memory
+    /// assert_eq!(error.kind(), xtent::ErrorKind::Unsupported); // fresh memory is no XFS
     /// # Ok(())
     /// # }
     /// ```
