@@ -183,7 +183,8 @@ fn search(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
             return run.mapping();
         }
         Some(run) => run.offset,
-        None => Geometry::MAX_FILE_BYTES,
+        // To the end of the last block, a byte past the largest size: direct reads are of whole blocks.
+        None => Geometry::MAX_FILE_BYTES + 1,
     };
     let before = index.checked_sub(1).and_then(|before| runs.get(before));
     let offset = before.map_or(0, |run| run.end);
@@ -431,6 +432,16 @@ mod tests {
         }
         let error = FileOps::new(&map).begin(u64::MAX, 4096, flags).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotOverwrite);
+    }
+
+    #[test]
+    fn the_hole_behind_all_extents_ends_with_the_last_block() {
+        let map = map();
+        let last = Geometry::MAX_FILE_BYTES - 4095;
+        let (hole, _) = FileOps::new(&map)
+            .begin(last, 4096, IterFlags::REPORT)
+            .unwrap();
+        assert_eq!((hole.kind, hole.end()), (Kind::Hole, 1 << 63));
     }
 
     #[test]
