@@ -189,8 +189,10 @@ fn superblocks() {
     let judge = Judge::new(&image.path(), 512);
     let raw = disk.get(0, 512);
     let mut wrong = Vec::new();
+    let mut tried = 0;
     let count = usize::try_from(number("XTENT_RUNS", 60)).unwrap();
     for (field, value) in changes(&raw, &SUPERBLOCK, &mut rng).into_iter().take(count) {
+        tried += 1;
         let mut changed = raw.clone();
         put(&mut changed, field, value);
         set_checksum(&mut changed, superblock::CRC_OFFSET);
@@ -208,6 +210,7 @@ fn superblocks() {
         }
     }
     disk.put(0, &raw);
+    println!("seed {seed}: {tried} changes tried");
     assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
 }
 
@@ -319,6 +322,7 @@ fn inodes() {
         queues.push((path, ino, addr, raw, own));
     }
     let mut wrong = Vec::new();
+    let mut tried = 0;
     loop {
         let mut now = Vec::new();
         for (path, ino, addr, raw, changes) in &mut queues {
@@ -340,6 +344,7 @@ fn inodes() {
         if now.is_empty() {
             break;
         }
+        tried += now.len();
         let fs = Fs::open_with(&mut disk, &OPTIONS).unwrap();
         let mounted = judge.mounts("norecovery", |root| {
             for (path, ino, what) in &now {
@@ -354,5 +359,6 @@ fn inodes() {
         });
         assert!(mounted, "the kernel mounts it whatever the inodes are");
     }
+    println!("seed {seed}: {tried} changes tried");
     assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
 }

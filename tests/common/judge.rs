@@ -4,7 +4,7 @@
 //! replay; it changes nothing. The image file may be changed between two questions.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -43,6 +43,7 @@ impl Judge {
 
     /// Whether the kernel mounts what the image holds now. While it is mounted, `look` runs.
     pub fn mounts(&self, options: &str, look: impl FnOnce(&Path)) -> bool {
+        self.wait_until_unused();
         let options = format!(
             "ro,nouuid{}{options}",
             if options.is_empty() { "" } else { "," }
@@ -58,6 +59,22 @@ impl Judge {
             look(mount.0);
         }
         mounted
+    }
+}
+
+impl Judge {
+    /// The kernel would mount again what is mounted already, without a look at the disk: a process that made a
+    /// mount namespace in the meantime has the last mount, too, until it ends.
+    fn wait_until_unused(&self) {
+        for _ in 0..6000 {
+            let mut options = File::options();
+            let exclusive = options.read(true).custom_flags(libc::O_EXCL);
+            if exclusive.open(&self.device).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} stays in use", self.device);
     }
 }
 
