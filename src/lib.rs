@@ -25,6 +25,7 @@ mod cache {
     mod index;
     #[cfg(test)]
     mod loom_tests;
+    mod wait;
     mod waiters;
 }
 mod device;
