@@ -10,7 +10,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::image::Image;
 use common::judge::{ImageDisk, Judge};
@@ -241,6 +241,19 @@ fn fill(root: &Path) {
     }
 }
 
+/// The files of all groups, one group after the other.
+fn inodes_of(root: &Path) -> Vec<(PathBuf, Ino)> {
+    let mut inodes = Vec::new();
+    for group in 0..GROUPS {
+        for name in KINDS {
+            let path = Path::new(&group.to_string()).join(name);
+            let stat = fs::symlink_metadata(root.join(&path)).unwrap();
+            inodes.push((path, Ino(stat.ino())));
+        }
+    }
+    inodes
+}
+
 /// What both show of a file.
 type Shown = (u16, u32, u32, u64, i64, i64);
 
@@ -297,14 +310,7 @@ fn inodes() {
     let image = Image::make(320 << 20, 512, &["-i", "nrext64=0"]);
     let mount = image.mount("");
     fill(mount.path());
-    let mut inodes = Vec::new();
-    for group in 0..GROUPS {
-        for name in KINDS {
-            let path = Path::new(&group.to_string()).join(name);
-            let stat = fs::symlink_metadata(mount.path().join(&path)).unwrap();
-            inodes.push((path, Ino(stat.ino())));
-        }
-    }
+    let inodes = inodes_of(mount.path());
     mount.unmount();
     let mut disk = ImageDisk::open(image.path(), 512);
     let judge = Judge::new(&image.path(), 512);
