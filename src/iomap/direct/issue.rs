@@ -65,7 +65,7 @@ pub(super) fn file<S: Source, Q: Queue>(
     let flags = if write && slot.dsync && wants_fua(queue.limits()) {
         ChainFlags::FUA
     } else {
-        slot.without_fua = true;
+        slot.without_fua = slot.dsync;
         ChainFlags::empty()
     };
     let start = slot.start;

@@ -266,8 +266,7 @@ impl<S: Source> Direct<S> {
         let slot = &mut self.slots[usize::from(index)];
         slot.begin(kept, request.offset, request.user_data);
         slot.kind = simple.kind;
-        slot.dsync = simple.dsync;
-        slot.without_fua = simple.flags.is_empty();
+        slot.without_fua = simple.without_fua;
         slot.report = simple.report;
         slot.end = request.offset + u64::from(simple.len_bytes);
         slot.pos = slot.end;
@@ -457,7 +456,7 @@ impl<S: Source> Direct<S> {
     #[inline]
     fn settle(&mut self, index: u16) -> Option<u16> {
         let slot = &mut self.slots[usize::from(index)];
-        if slot.dsync && slot.without_fua && slot.needs_flush() {
+        if slot.without_fua && slot.needs_flush() {
             self.waiting.push_back(index);
             return None;
         }

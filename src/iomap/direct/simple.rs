@@ -11,7 +11,8 @@ pub(super) struct Simple {
     pub(super) kind: SlotKind,
     pub(super) op: Op,
     pub(super) flags: ChainFlags,
-    pub(super) dsync: bool,
+    /// A durable write that is sent without FUA.
+    pub(super) without_fua: bool,
     pub(super) lba: Lba,
     pub(super) len_bytes: u32,
     /// Bytes to report when all goes well.
@@ -60,7 +61,7 @@ impl<S: Source> Direct<S> {
             kind,
             op,
             flags,
-            dsync,
+            without_fua: dsync && flags.is_empty(),
             lba: Lba(addr >> self.block_shift),
             len_bytes: u32::try_from(all).ok()?,
             report,

@@ -132,7 +132,8 @@ pub(super) struct Slot<S> {
     pub(super) kept: bool,
     /// A write that is durable when it ends.
     pub(super) dsync: bool,
-    /// Not every chain of it was sent with FUA: where there is a write cache, a flush is due.
+    /// Such a write of which not every chain was sent with FUA: where there is a write cache when it has ended, a flush is
+    /// due.
     pub(super) without_fua: bool,
     /// A write that is in its flush.
     pub(super) flush_after: bool,
