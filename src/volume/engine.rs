@@ -144,7 +144,8 @@ impl Queue for EngineQueue {
         }
     }
 
-    #[inline]
+    // As `QueuePair::submit`.
+    #[inline(always)]
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
         match self {
             Self::Nvme(queue) => queue.submit(chain),

@@ -151,7 +151,7 @@ impl Io {
     /// For the start of a call with several operations in flight: ends those of a reader that was leaked.
     #[inline]
     pub(super) fn reclaim_kept(&mut self) {
-        if self.core.direct.kept() > 0 {
+        if self.core.direct.outstanding() > self.in_flight {
             self.core.reclaim_kept();
         }
     }

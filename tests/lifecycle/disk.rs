@@ -42,10 +42,10 @@ impl Disk {
     }
 
     /// The volume, mounted where it is not, with its token and the number of the mount.
-    fn mount(&self) -> Result<(Volume, Arc<()>, u64)> {
+    fn mount(&self) -> Result<(Arc<()>, Volume, u64)> {
         let mut state = self.state();
         if let Some((volume, token)) = &state.mounted {
-            return Ok((volume.clone(), Arc::clone(token), state.generation));
+            return Ok((Arc::clone(token), volume.clone(), state.generation));
         }
         if state.token.strong_count() > 0 {
             return Err(Error::new(ErrorKind::Busy, "not all has gone yet"));
@@ -55,7 +55,7 @@ impl Disk {
         state.token = Arc::downgrade(&token);
         state.generation += 1;
         state.mounted = Some((volume.clone(), Arc::clone(&token)));
-        Ok((volume, token, state.generation))
+        Ok((token, volume, state.generation))
     }
 
     /// Lets go of the volume; who uses it goes on.
@@ -95,7 +95,8 @@ pub(crate) struct Seat<'a> {
 impl<'a> Seat<'a> {
     pub(crate) fn take(disks: &'a [Disk], number: usize) -> Result<Self> {
         let disk = &disks[number];
-        let (volume, token, generation) = disk.mount()?;
+        // Should this fail, the token goes last: the volume may be closed by that.
+        let (token, volume, generation) = disk.mount()?;
         let mut io = volume.io()?;
         let mut files = |open: fn(&Volume, &mut Io, &str) -> Result<File>| {
             let files = FILES.iter().map(|name| open(&volume, &mut io, name));

@@ -42,8 +42,6 @@ pub struct Direct<S> {
     waiting: VecDeque<u16>,
     /// Operations that have ended and were not handed over yet.
     ended: VecDeque<u16>,
-    /// Kept operations that were not taken yet.
-    kept: usize,
     block_mask: u64,
     block_shift: u32,
     dma_mask: u64,
@@ -70,7 +68,6 @@ impl<S: Source> Direct<S> {
             free: (0..count).rev().collect(),
             waiting: VecDeque::with_capacity(count.into()),
             ended: VecDeque::with_capacity(count.into()),
-            kept: 0,
             block_mask: u64::from(limits.block_bytes) - 1,
             block_shift: limits.block_bytes.trailing_zeros(),
             dma_mask: u64::from(limits.dma_align_bytes.max(1)) - 1,
@@ -83,16 +80,11 @@ impl<S: Source> Direct<S> {
         self.slots.len() - self.free.len()
     }
 
-    /// Of those, what [`Direct::poll`] is to hand over.
-    #[inline]
+    /// Of those, what [`Direct::poll`] is to hand over. Looks at every slot, so that no operation counts for it.
+    #[cold]
     pub fn to_hand_over(&self) -> usize {
-        self.outstanding() - self.kept
-    }
-
-    /// Kept operations that were not taken yet.
-    #[inline]
-    pub fn kept(&self) -> usize {
-        self.kept
+        let is_polled = |slot: &&Slot<S>| slot.stage != Stage::Free && !slot.kept;
+        self.slots.iter().filter(is_polled).count()
     }
 
     /// Whether an operation waits for room in the queue.
@@ -120,20 +112,14 @@ impl<S: Source> Direct<S> {
         queue: &mut Q,
         request: Request<S>,
     ) -> Result<Kept, Rejected> {
-        let index = self.start(queue, request, true)?;
-        self.kept += 1;
-        Ok(Kept(index))
+        self.start(queue, request, true).map(Kept)
     }
 
     /// The operation, when it has ended.
     #[inline]
     pub fn take(&mut self, kept: Kept) -> Option<Ended<S>> {
         let slot = self.slots.get(usize::from(kept.0))?;
-        let ended = slot.stage == Stage::Ended && slot.kept;
-        ended.then(|| {
-            self.kept -= 1;
-            self.hand_over(kept.0)
-        })
+        (slot.stage == Stage::Ended && slot.kept).then(|| self.hand_over(kept.0))
     }
 
     /// Polls the queue and goes on with operations that wait for room, without handing anything over: for
@@ -192,7 +178,6 @@ impl<S: Source> Direct<S> {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             if slot.kept && slot.stage == Stage::Ended {
-                self.kept -= 1;
                 done(self.hand_over(u16::try_from(index).unwrap_or(u16::MAX)));
             }
         }
@@ -205,7 +190,6 @@ impl<S: Source> Direct<S> {
     pub fn take_all(&mut self, mut done: impl FnMut(Ended<S>)) {
         self.ended.clear();
         self.waiting.clear();
-        self.kept = 0;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             if slot.stage == Stage::Free {
