@@ -62,6 +62,10 @@ pub trait Device: Send + Sync {
     /// for something else.
     fn relax(&self, silent: u32, outstanding: u32);
 
+    /// Work for a caller that polls and never calls [`Device::relax`]: called now and then, while operations are
+    /// outstanding. Only a device without a thread of its own has something to do there.
+    fn work_for_pollers(&self) {}
+
     /// Whether it is a program that runs on another processor, and finds the entries of queues in its caches.
     fn is_another_processor(&self) -> bool {
         false

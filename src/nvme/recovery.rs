@@ -157,6 +157,9 @@ impl QueuePair {
         }
         if !self.watch.must_reset {
             self.countdown = POLLS_PER_LOOK;
+            if self.outstanding != 0 {
+                controller.port.device.work_for_pollers();
+            }
             self.watch.calls = self.watch.calls.wrapping_add(1);
             let called = self.waiting.head != NONE || self.ended.head != NONE;
             if called && !self.watch.calls.is_multiple_of(CALLS_PER_LOOK) {

@@ -333,6 +333,20 @@ mod tests {
         ended
     }
 
+    /// A controller without a thread of its own works for a caller that only polls, too.
+    #[test]
+    fn operations_end_without_a_call_of_relax() {
+        let mut raw = target().raw(2, 4096).unwrap();
+        raw.submit(0, Op::Read, Lba(0)).unwrap();
+        raw.submit(1, Op::Read, Lba(1)).unwrap();
+        let mut polls = 0;
+        while raw.outstanding() > 0 {
+            raw.poll(|_, status| assert!(status.is_success()));
+            polls += 1;
+            assert!(polls < 10_000_000, "nothing ends");
+        }
+    }
+
     #[test]
     fn slots_are_written_and_read_and_hidden_in_between() {
         let target = target();

@@ -504,6 +504,12 @@ impl Device for EmuDevice {
         self.shared.clock.now_ns()
     }
 
+    fn work_for_pollers(&self) {
+        if self.mode == Mode::Inline {
+            self.shared.try_pass(INLINE_PASS);
+        }
+    }
+
     fn relax(&self, silent: u32, _outstanding: u32) {
         match self.mode {
             Mode::Threaded => {
