@@ -2,7 +2,8 @@
 //!
 //! A file range becomes mappings (`iomap`), each mapping one chain of NVMe commands (`block`,
 //! `nvme`) on a controller that is reached over `device` from memory of `mem`; underneath is real
-//! XFS (`xfs`). The API is [`volume`] and the error type; ARCHITECTURE.md has the design.
+//! XFS (`xfs`). The API is [`volume`], [`target`] and the
+//! error type; ARCHITECTURE.md has the design.
 //!
 //! The library prints nothing. Errors are returned; what has no caller to be returned to (missing
 //! hugepages, a failure while the last handle of a volume is dropped) is an event of the `tracing`
@@ -35,6 +36,8 @@ mod mem;
 mod nvme;
 mod spdk;
 mod sys;
+#[cfg(not(loom))]
+pub mod target;
 mod units;
 mod uring;
 #[cfg(not(loom))]
@@ -62,20 +65,20 @@ pub mod internals {
     }
     #[cfg(not(loom))]
     export!(cache);
-    /// Of `volume`: what the command shows of a controller and serves to other processes.
+    /// Of `target`: what the command shows of a controller and serves to other processes.
     #[cfg(not(loom))]
     pub mod target {
-        pub use crate::nvme::{FirmwareSlots, SmartInfo};
-        pub use crate::volume::drive::{
+        pub use crate::nvme::{ErrorEntry, FirmwareSlots, SmartInfo};
+        pub use crate::target::drive::{
             AtomicSummary, Drive, DriveInfo, FormatSummary, HugePageCount, NamespaceSummary,
         };
-        pub use crate::volume::open::controller_to_serve;
-        pub use crate::volume::raw::RawIo;
-        pub use crate::volume::target::{TargetKind, TargetSpec};
+        pub use crate::target::open::controller_to_serve;
+        pub use crate::target::raw::RawIo;
+        pub use crate::target::spec::{TargetKind, TargetSpec};
     }
     export!(block device iomap mem nvme spdk sys units uring xfs);
     #[cfg(not(loom))]
-    pub use crate::volume::open::target_on_device;
+    pub use crate::target::open::target_on_device;
 }
 
 /// Compiles the README's example.
@@ -86,7 +89,7 @@ struct Readme;
 /// What safe code cannot do: each of these must not compile. (The error codes are checked by
 /// nightly compilers only; the last example shows that the rest of such a program is right.)
 ///
-/// A program reaches no module but `volume`:
+/// A program reaches no module but `target` and `volume`:
 /// ```compile_fail,E0603
 /// use xtent::mem::Heap;
 /// ```

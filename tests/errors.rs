@@ -14,7 +14,8 @@ use xtent::internals::device::vfio_user::ServerOptions;
 use xtent::internals::nvme::spec::{OPC_FLUSH, OPC_READ, OPC_WRITE, StatusField};
 use xtent::internals::target::TargetSpec;
 use xtent::internals::target::controller_to_serve;
-use xtent::volume::{Advice, File, Io, OpenOptions, SubmitError, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{Advice, File, Io, MountOptions, OpenOptions, SubmitError, Volume};
 use xtent::{Error, ErrorKind};
 
 const FILE_BYTES: usize = 1 << 20;
@@ -42,13 +43,11 @@ fn target(image: &Image) -> String {
 }
 
 fn open(target: &str, write: bool, buffered: bool) -> (Volume, Io, File) {
-    let options = VolumeOptions {
-        cache_bytes: Some(4 << 20),
-        // Nothing is written back behind the test's back.
-        writeback_interval: std::time::Duration::ZERO,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(target, &options).unwrap();
+    // Without a flusher thread, the test decides when pages are written back.
+    let mount = MountOptions::new()
+        .cache_bytes(4 << 20)
+        .writeback_interval(std::time::Duration::ZERO);
+    let volume = Volume::open_with(target, &TargetOptions::new(), &mount).unwrap();
     let mut io = volume.io().unwrap();
     let options = OpenOptions::new().read(true).write(write);
     let file = options

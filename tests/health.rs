@@ -157,7 +157,7 @@ fn warnings_are_heard_once_until_the_log_is_read() {
             unit.device.set_temperature(kelvins);
             let events = unit.hear();
             let want = Event::Health {
-                warning: CriticalWarning::TEMPERATURE,
+                critical_warning: CriticalWarning::TEMPERATURE.bits(),
                 temperature_k: Some(kelvins),
                 available_spare: Some(100),
             };
@@ -175,7 +175,14 @@ fn warnings_are_heard_once_until_the_log_is_read() {
             "{events:?}"
         );
         unit.device.raise(EventWord(0x00c1_0007));
-        assert_eq!(unit.hear(), [Event::Other(EventWord(0x00c1_0007))]);
+        assert_eq!(
+            unit.hear(),
+            [Event::Other {
+                kind: 7,
+                information: 0,
+                log_page: 0xc1
+            }]
+        );
         assert_eq!(unit.controller.stats().events, 4);
     }
 }

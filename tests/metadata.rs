@@ -18,7 +18,7 @@ use common::{has_tool, kernel_is_here, run, skipped, sys};
 use xtent::internals::xfs::format::attr::FLAG_SECURE;
 use xtent::internals::xfs::format::set_checksum;
 use xtent::internals::xfs::{Found, Fs, Ino, MetaIo};
-use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+use xtent::volume::{OpenOptions, Volume};
 use xtent::{Error, ErrorKind};
 
 /// An image as a file, whose reads are counted.
@@ -133,7 +133,7 @@ fn files_that_a_write_would_have_to_change_more_of_are_refused() {
     assert!(attribute_block(&image, node).contains("0x3ebe"));
 
     let target = image.path().display().to_string();
-    let volume = Volume::open(&target, &VolumeOptions::default()).unwrap();
+    let volume = Volume::open(&target).unwrap();
     let mut io = volume.io().unwrap();
     for name in [
         "plain",

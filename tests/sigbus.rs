@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use xtent::internals::mem::PeerMemory;
 use xtent::internals::units::Iova;
-use xtent::volume;
+use xtent::target;
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn own_handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     FAULTS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the siginfo of this thread's fault.
-    if !unsafe { volume::handle_sigbus(info.cast_const().cast()) } {
+    if !unsafe { target::handle_sigbus(info.cast_const().cast()) } {
         // SAFETY: ends the process.
         unsafe { libc::_exit(7) };
     }
@@ -46,7 +46,7 @@ fn installed() -> libc::sighandler_t {
 fn a_program_keeps_its_own_handler_and_passes_faults_on() {
     install();
     let own = installed();
-    volume::leave_sigbus_to_program().unwrap();
+    target::leave_sigbus_to_program().unwrap();
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(8192).unwrap();
     let memory = PeerMemory::map(file.as_fd(), 0, Iova(0x10000), 8192).unwrap();
@@ -61,5 +61,5 @@ fn a_program_keeps_its_own_handler_and_passes_faults_on() {
     assert_eq!((bytes, FAULTS.load(Ordering::Relaxed)), ([0; 8], 1));
     assert!(space.lost_peer_memory());
     // Said again it is still so.
-    volume::leave_sigbus_to_program().unwrap();
+    target::leave_sigbus_to_program().unwrap();
 }

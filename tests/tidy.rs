@@ -21,9 +21,10 @@ const LAYERS: &[(&str, u8)] = &[
     ("uring", 3),
     ("iomap", 4),
     ("xfs", 5),
-    ("volume", 6),
-    ("bench", 7),
-    ("cli", 7),
+    ("target", 6),
+    ("volume", 7),
+    ("bench", 8),
+    ("cli", 8),
 ];
 
 /// Peers of one layer that may use each other: `(user, used)`.

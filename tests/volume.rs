@@ -13,7 +13,8 @@ use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
 use xtent::internals::target::TargetSpec;
 use xtent::internals::target::controller_to_serve;
 use xtent::internals::units::Lba;
-use xtent::volume::{OpenOptions, Target, Volume, VolumeOptions};
+use xtent::target::{Target, TargetOptions};
+use xtent::volume::{MountOptions, OpenOptions, Volume};
 
 #[test]
 fn an_image_in_use_is_refused_by_name() {
@@ -22,26 +23,26 @@ fn an_image_in_use_is_refused_by_name() {
     }
     let image = Image::make(320 << 20, 512, &[]);
     let target = format!("image:{}", image.path().display());
-    let options = VolumeOptions::default();
+    let options = TargetOptions::new();
     let mount = image.mount("");
     std::fs::write(mount.path().join("file"), [7; 5000]).unwrap();
-    let error = Volume::open(&target, &options).unwrap_err();
+    let error = Volume::open(&target).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("/dev/loop"), "{error}");
-    let error = Volume::open(&format!("{target},readonly"), &options).unwrap_err();
+    let error = Volume::open(&format!("{target},readonly")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     // Asked for, it is read; the log of a mounted filesystem is dirty, which is to be asked for too.
-    let volume = Volume::open(&format!("{target},inuse,norecovery"), &options).unwrap();
+    let volume = Volume::open(&format!("{target},inuse,norecovery")).unwrap();
     assert!(volume.info().filesystem.read_only_reason.is_some());
     mount.unmount();
     drop(volume);
-    let held = Volume::open(&target, &options).unwrap();
+    let held = Volume::open(&target).unwrap();
     let error = Target::open(&target, &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("another process"), "{error}");
     drop(held);
     let copy = format!("ram:320M,load={}", image.path().display());
-    let volume = Volume::open(&copy, &options).unwrap();
+    let volume = Volume::open(&copy).unwrap();
     let mut io = volume.io().unwrap();
     assert_eq!(volume.metadata(&mut io, "file").unwrap().len_bytes, 5000);
 }
@@ -57,7 +58,7 @@ fn a_device_has_one_filesystem_that_writes() {
     mount.unmount();
     let path = image.path().to_owned();
     let path = path.display();
-    let options = VolumeOptions::default();
+    let options = TargetOptions::new();
     for target in [
         format!("ram:320M,load={path}"),
         format!("image:{path}"),
@@ -70,8 +71,8 @@ fn a_device_has_one_filesystem_that_writes() {
                 continue;
             }
         };
-        let volume = Volume::on(target.clone(), &options).unwrap();
-        let error = Volume::on(target.clone(), &options).unwrap_err();
+        let volume = Volume::on(target.clone(), &MountOptions::new()).unwrap();
+        let error = Volume::on(target.clone(), &MountOptions::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         let mut beside = target.raw(1, 4096).unwrap();
         let error = beside.submit(0, Op::Write, Lba(0)).unwrap_err();
@@ -85,19 +86,13 @@ fn a_device_has_one_filesystem_that_writes() {
         assert_eq!(beside.slot_mut(0).unwrap()[..4], *b"XFSB");
         drop((volume, beside));
         let writer = target.raw(1, 4096).unwrap();
-        let error = Volume::on(target.clone(), &options).unwrap_err();
+        let error = Volume::on(target.clone(), &MountOptions::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         drop(writer);
         // A volume that claims to read only cannot write, whichever option says so.
         let read_only = [
-            VolumeOptions {
-                read_only: true,
-                ..options.clone()
-            },
-            VolumeOptions {
-                no_recovery: true,
-                ..options.clone()
-            },
+            MountOptions::new().read_only(true),
+            MountOptions::new().no_recovery(true),
         ];
         let readers = read_only.map(|options| Volume::on(target.clone(), &options).unwrap());
         for volume in &readers {
@@ -107,31 +102,30 @@ fn a_device_has_one_filesystem_that_writes() {
             assert_eq!(opened.unwrap_err().kind(), ErrorKind::ReadOnly);
         }
         drop(readers);
-        Volume::on(target, &options).unwrap();
+        Volume::on(target, &MountOptions::new()).unwrap();
     }
     // Two targets of one device, which both only read.
-    let readers = [(); 2].map(|()| Volume::open(&format!("image:{path},readonly"), &options));
+    let readers = [(); 2].map(|()| Volume::open(&format!("image:{path},readonly")));
     assert!(readers.iter().all(Result::is_ok));
 }
 
 #[test]
 fn what_cannot_be_had_and_no_filesystems_are_refused_by_name() {
-    let options = VolumeOptions::default();
-    let error = Volume::open("spdk:trtype=TCP", &options).unwrap_err();
+    let error = Volume::open("spdk:trtype=TCP").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("`traddr` is missing"), "{error}");
     #[cfg(not(feature = "spdk"))]
     {
         let target = "spdk:trtype=VFIOUSER traddr=/nowhere";
-        let error = Volume::open(target, &options).unwrap_err();
+        let error = Volume::open(target).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains("--features spdk"), "{error}");
     }
-    let error = Volume::open("uring:/nowhere/nvme0n1", &options).unwrap_err();
+    let error = Volume::open("uring:/nowhere/nvme0n1").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    let error = Volume::open("ram:64M,inline", &options).unwrap_err();
+    let error = Volume::open("ram:64M,inline").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    let error = Volume::open("/", &options).unwrap_err();
+    let error = Volume::open("/").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::IsADirectory, "{error}");
 }
 
@@ -166,7 +160,7 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     // What is written back is tried twice by each sync, and this is a run of bytes side by side.
     let serving = served_with_write_faults(&image, 5);
     let target = format!("vfio-user:{}", serving.socket().display());
-    let volume = Volume::open(&target, &VolumeOptions::default()).unwrap();
+    let volume = Volume::open(&target).unwrap();
     let mut io = volume.io().unwrap();
     let options = OpenOptions::new().read(true).write(true).buffered(true);
     let [first, second] = [(); 2].map(|()| options.open(&volume, &mut io, "file").unwrap());
@@ -207,7 +201,7 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
 fn the_memory_of_an_engine_is_what_its_buffers_are_made_of() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(64 << 20).unwrap();
-    let options = VolumeOptions::default();
+    let options = TargetOptions::new();
     let uring = format!("uring:{}", file.path().display());
     let uring = match Target::open(&uring, &options) {
         Ok(target) => target,

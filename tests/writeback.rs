@@ -22,7 +22,8 @@ use xtent::internals::device::vfio_user::ServerOptions;
 use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
 use xtent::internals::target::TargetSpec;
 use xtent::internals::target::controller_to_serve;
-use xtent::volume::{CacheStats, File, Io, OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{CacheStats, File, Io, MountOptions, OpenOptions, Volume};
 
 const FILE_BYTES: usize = 8 << 20;
 /// Of the cache: a quarter of the file.
@@ -48,17 +49,15 @@ fn image() -> Option<Image> {
     Some(image)
 }
 
-fn options(expire: Duration, interval: Duration) -> VolumeOptions {
-    VolumeOptions {
-        cache_bytes: Some(CACHE_BYTES),
-        dirty_expire: expire,
-        writeback_interval: interval,
-        ..VolumeOptions::default()
-    }
+fn options(expire: Duration, interval: Duration) -> MountOptions {
+    MountOptions::new()
+        .cache_bytes(CACHE_BYTES)
+        .dirty_expire(expire)
+        .writeback_interval(interval)
 }
 
-fn open(target: &str, options: &VolumeOptions) -> (Volume, Io, File) {
-    let volume = Volume::open(target, options).unwrap();
+fn open(target: &str, options: &MountOptions) -> (Volume, Io, File) {
+    let volume = Volume::open_with(target, &TargetOptions::new(), options).unwrap();
     let mut io = volume.io().unwrap();
     let file = handle(&volume, &mut io);
     (volume, io, file)
@@ -345,7 +344,12 @@ fn who_opens_a_file_at_the_same_time_has_the_same_pages() {
         fs::write(mount.path().join(file.to_string()), [7; THREADS * 4096]).unwrap();
     }
     mount.unmount();
-    let volume = Volume::open(&target(&image), &options(NEVER, NEVER)).unwrap();
+    let volume = Volume::open_with(
+        &target(&image),
+        &TargetOptions::new(),
+        &options(NEVER, NEVER),
+    )
+    .unwrap();
     let together = std::sync::Barrier::new(THREADS);
     let work = |thread: usize| {
         let mut io = volume.io().unwrap();

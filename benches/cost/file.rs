@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use xtent::volume::{Done, File, Io, OpenOptions, Volume, VolumeOptions};
+use xtent::target::{HugePages, TargetOptions};
+use xtent::volume::{Done, File, Io, MountOptions, OpenOptions, Volume};
 
 use crate::BLOCK_BYTES;
 
@@ -26,12 +27,9 @@ pub(crate) fn is_possible() -> bool {
 pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
     let image = make_image(dir.path())?;
-    let options = VolumeOptions {
-        huge_pages: xtent::internals::mem::HugePages::Never,
-        ..VolumeOptions::default()
-    };
+    let options = TargetOptions::new().huge_pages(HugePages::Never);
     let target = format!("image:{image},inline,depth={}", depth.max(2));
-    let volume = Volume::open(&target, &options)?;
+    let volume = Volume::open_with(&target, &options, &MountOptions::new())?;
     let mut io = volume.io()?;
     let file = OpenOptions::new()
         .read(true)
@@ -64,12 +62,9 @@ pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<(
 pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
     let image = make_image(dir.path())?;
-    let options = VolumeOptions {
-        huge_pages: xtent::internals::mem::HugePages::Never,
-        cache_bytes: Some(16 << 20),
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&format!("image:{image},inline"), &options)?;
+    let options = TargetOptions::new().huge_pages(HugePages::Never);
+    let mount = MountOptions::new().cache_bytes(16 << 20);
+    let volume = Volume::open_with(&format!("image:{image},inline"), &options, &mount)?;
     let mut io = volume.io()?;
     let file = OpenOptions::new().read(true).buffered(true);
     let file = file.open(&volume, &mut io, "/file")?;

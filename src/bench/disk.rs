@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use xtent::internals::device::vfio::PciAddress;
 use xtent::internals::sys::XfsMount;
+use xtent::target::TargetOptions;
 use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
@@ -170,7 +171,8 @@ impl Disk {
             self.check_free()?;
             self.handover.give_to_vfio()?;
         }
-        let volume = Volume::open(&self.target, &medium::options(cache))?;
+        let volume =
+            Volume::open_with(&self.target, &TargetOptions::new(), &medium::options(cache))?;
         let serial = volume.info().target.serial;
         if serial.trim() == self.serial {
             return Ok(volume);

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use xtent::internals::spdk::{Transport, TransportId};
 use xtent::internals::target::{TargetKind, TargetSpec};
-use xtent::volume::{Target, TargetInfo, VolumeOptions};
+use xtent::target::{Target, TargetInfo, TargetOptions};
 use xtent::{Error, ErrorKind, Result};
 
 use super::compare::Rounds;
@@ -154,10 +154,7 @@ pub(crate) struct EnginesComparison {
 fn open(plan: &EnginesPlan, target: &str) -> Result<Target> {
     let target = Target::open(
         target,
-        &VolumeOptions {
-            read_only: plan.may_erase.is_none(),
-            ..VolumeOptions::default()
-        },
+        &TargetOptions::new().read_only(plan.may_erase.is_none()),
     )?;
     match &plan.may_erase {
         Some(given) if *given != target.info().serial => Err(Error::new(

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use xtent::internals::sys::{LoopDevice, LoopOptions, XfsMount};
-use xtent::volume::{ControllerMode, Volume, VolumeOptions};
+use xtent::target::{ControllerMode, TargetOptions};
+use xtent::volume::{MountOptions, Volume};
 use xtent::{Error, ErrorKind, Result};
 
 use super::disk::{Disk, DiskSpec};
@@ -125,13 +126,12 @@ impl Medium {
 }
 
 /// How a volume with such a cache is opened.
-pub(super) fn options(cache: Option<CacheSpec>) -> VolumeOptions {
-    let defaults = VolumeOptions::default();
-    VolumeOptions {
-        cache_bytes: cache.map(|cache| cache.bytes),
-        cache_dirty_percent: cache
-            .map_or(defaults.cache_dirty_percent, |cache| cache.dirty_percent),
-        ..defaults
+pub(super) fn options(cache: Option<CacheSpec>) -> MountOptions {
+    match cache {
+        Some(cache) => MountOptions::new()
+            .cache_bytes(cache.bytes)
+            .cache_dirty_percent(cache.dirty_percent),
+        None => MountOptions::new(),
     }
 }
 
@@ -143,11 +143,6 @@ fn open_image(spec: &ImageSpec, cache: Option<CacheSpec>) -> Result<Volume> {
         )
     })?;
     let target = format!("image:{}{}", path.replace(',', ",,"), spec.target_options);
-    Volume::open(
-        &target,
-        &VolumeOptions {
-            controller: spec.controller,
-            ..options(cache)
-        },
-    )
+    let controller = TargetOptions::new().controller(spec.controller);
+    Volume::open_with(&target, &controller, &options(cache))
 }

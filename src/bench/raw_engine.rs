@@ -3,7 +3,7 @@
 use xtent::internals::block;
 use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
-use xtent::volume::Target;
+use xtent::target::Target;
 use xtent::{Error, ErrorKind, Result};
 
 use super::{Engine, Op};

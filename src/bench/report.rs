@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use xtent::volume::ControllerMode;
+use xtent::target::ControllerMode;
 
 use super::compare::{Comparison, Figures, Rounds, Row, Side};
 use super::hist::{count_text, three_digits, time_text};
@@ -349,7 +349,8 @@ mod tests {
     use crate::bench::workload::{Rw, Workload};
     use std::time::Duration;
     use xtent::internals::sys::LoopOptions;
-    use xtent::volume::{FilesystemInfo, TargetInfo, VolumeInfo};
+    use xtent::target::TargetInfo;
+    use xtent::volume::{FilesystemInfo, VolumeInfo};
 
     fn rounds(base_ns: u64) -> Rounds {
         let mut outcome = Outcome {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use xtent::volume::{CacheStats, Target, TargetInfo, Volume, VolumeOptions, Wait};
+use xtent::target::{Target, TargetInfo, TargetOptions, Wait};
+use xtent::volume::{CacheStats, MountOptions, Volume};
 
 use super::bench_holes::Unbacked;
 use super::events;
@@ -174,17 +175,16 @@ enum Place<'a> {
 
 impl<'a> Place<'a> {
     fn open(args: &'a BenchArgs) -> Result<Self, Failure> {
-        let options = VolumeOptions {
-            read_only: !args.rw.writes(),
-            queue_depth: args.iodepth.max(2),
-            wait: args.wait,
-            cache_bytes: args
-                .memory
-                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-            ..VolumeOptions::default()
-        };
+        let options = TargetOptions::new()
+            .read_only(!args.rw.writes())
+            .queue_depth(args.iodepth.max(2))
+            .wait(args.wait);
         if let Some(path) = &args.path {
-            let volume = args.target.open(&options)?;
+            let mut mount = MountOptions::new();
+            if let Some(bytes) = args.memory {
+                mount = mount.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
+            }
+            let volume = args.target.open(&options, &mount)?;
             return Ok(Self::File {
                 volume,
                 path: path.as_encoded_bytes(),

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use clap::Args;
-use xtent::volume::{Io, OpenOptions, Volume};
+use xtent::volume::{Io, MountOptions, OpenOptions, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::{TargetArg, VolumePath, cache_table};
@@ -24,7 +24,7 @@ pub(super) struct CatArgs {
 }
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
-    let volume = args.target.open(&super::reading())?;
+    let volume = args.target.open(&super::reading(), &MountOptions::new())?;
     let mut io = volume.io()?;
     let mut out = super::output::raw_stdout()?;
     let mut chunk = vec![0; 1 << 20];

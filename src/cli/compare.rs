@@ -8,7 +8,7 @@ use xtent::internals::sys::{
     LoopOptions, catch_interrupts, end_within, hold_interrupts, is_root, private_mounts,
 };
 use xtent::internals::target::{TargetKind, TargetSpec};
-use xtent::volume::ControllerMode;
+use xtent::target::ControllerMode;
 
 use super::LocalPath;
 use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};

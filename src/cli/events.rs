@@ -1,6 +1,7 @@
 //! What a controller reports while a command runs, on stderr.
 
-use xtent::volume::{Target, Volume};
+use xtent::target::Target;
+use xtent::volume::Volume;
 
 use super::failure::complain;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Args;
 use xtent::internals::sys::{HostDir, HostPath, HostTime};
 use xtent::volume::{
-    DirEntry, File, FileReader, FileType, Io, Metadata, ReadDir, Timestamp, Volume,
+    DirEntry, File, FileReader, FileType, Io, Metadata, MountOptions, ReadDir, Timestamp, Volume,
 };
 
 use super::failure::{Failure, Failures, OPERATION, check_interrupted, complain};
@@ -63,7 +63,7 @@ struct Copy<'a> {
 }
 
 pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
-    let volume = args.target.open(&super::reading())?;
+    let volume = args.target.open(&super::reading(), &MountOptions::new())?;
     let mut io = volume.io()?;
     let path = args.path.as_encoded_bytes();
     let metadata = volume.metadata(&mut io, path)?;

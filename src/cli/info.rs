@@ -7,7 +7,8 @@ use serde_json::json;
 use xtent::internals::mem::HugePages;
 use xtent::internals::target::{Drive, DriveInfo, NamespaceSummary};
 use xtent::internals::target::{TargetKind, TargetSpec};
-use xtent::volume::{ControllerMode, FilesystemInfo, Target, TargetInfo, Volume, VolumeOptions};
+use xtent::target::{ControllerMode, Target, TargetInfo};
+use xtent::volume::{FilesystemInfo, MountOptions, Volume};
 
 use super::TargetArg;
 use super::failure::Failure;
@@ -26,12 +27,10 @@ pub(super) struct InfoArgs {
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
-    let options = VolumeOptions {
-        controller: ControllerMode::Inline,
-        huge_pages: HugePages::IfFree,
-        memory_limit_bytes: MEMORY_BYTES,
-        ..super::reading()
-    };
+    let options = super::reading()
+        .controller(ControllerMode::Inline)
+        .huge_pages(HugePages::IfFree)
+        .memory_limit_bytes(MEMORY_BYTES);
     args.target.check()?;
     let spec = TargetSpec::parse(&args.target.target)?;
     let (drive, target) = if matches!(spec.kind, TargetKind::Uring(_) | TargetKind::Spdk { .. }) {
@@ -44,7 +43,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     };
     let target_info = target.as_ref().ok().map(|target| target.info().clone());
     // What can be said of the controller is said even when the filesystem cannot be opened.
-    let volume = target.and_then(|target| Volume::on(target, &options));
+    let volume = target.and_then(|target| Volume::on(target, &MountOptions::new()));
     let volume = volume.map_err(Failure::target);
     let filesystem = volume.as_ref().ok().map(|volume| volume.info().filesystem);
     let mut out = super::output::text_stdout()?;

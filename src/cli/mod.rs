@@ -36,7 +36,8 @@ use clap::{Args, Parser, Subcommand};
 use xtent::ErrorKind;
 use xtent::internals::mem::HugePages;
 use xtent::internals::target::TargetSpec;
-use xtent::volume::{ControllerMode, Volume, VolumeOptions};
+use xtent::target::{ControllerMode, TargetOptions};
+use xtent::volume::{MountOptions, Volume};
 
 use self::failure::Failure;
 
@@ -129,15 +130,15 @@ struct TargetArg {
 impl TargetArg {
     /// Opens it for reading, with the controller on this thread: for short work.
     fn open_to_read(&self) -> Result<Volume, Failure> {
-        self.open(&VolumeOptions {
-            controller: ControllerMode::Inline,
-            ..reading()
-        })
+        self.open(
+            &reading().controller(ControllerMode::Inline),
+            &MountOptions::new(),
+        )
     }
 
-    fn open(&self, options: &VolumeOptions) -> Result<Volume, Failure> {
+    fn open(&self, options: &TargetOptions, mount: &MountOptions) -> Result<Volume, Failure> {
         self.check()?;
-        Volume::open(&self.target, options).map_err(Failure::target)
+        Volume::open_with(&self.target, options, mount).map_err(Failure::target)
     }
 
     /// Tells a target that is written wrongly (usage) from one that cannot be opened.
@@ -157,20 +158,14 @@ impl TargetArg {
     }
 }
 
-/// To read or copy files hugepages are not worth a word: ordinary memory, silently.
-fn copying() -> VolumeOptions {
-    VolumeOptions {
-        huge_pages: HugePages::Never,
-        ..VolumeOptions::default()
-    }
+/// Options to copy files: hugepages would not pay off, nor would a notice that there are none.
+fn copying() -> TargetOptions {
+    TargetOptions::new().huge_pages(HugePages::Never)
 }
 
-/// The same, and nothing is ever written.
-fn reading() -> VolumeOptions {
-    VolumeOptions {
-        read_only: true,
-        ..copying()
-    }
+/// The same, for reading only.
+fn reading() -> TargetOptions {
+    copying().read_only(true)
 }
 
 /// Paths inside the volume are bytes; the host gives them as such.

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 
 use clap::Args;
-use xtent::volume::{Done, FiemapFlags, File, Io, OpenOptions, SubmitReason, Target, Volume};
+use xtent::target::Target;
+use xtent::volume::{Done, FiemapFlags, File, Io, MountOptions, OpenOptions, SubmitReason, Volume};
 use xtent::{Error, ErrorKind};
 
 use super::bench::check_serial;
@@ -80,7 +81,7 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
         check_serial(&target, args.i_may_erase.as_deref())?;
         return super::put_raw::run(&target, &mut local, &args.local, args.verify);
     };
-    let volume = args.target.open(&super::copying())?;
+    let volume = args.target.open(&super::copying(), &MountOptions::new())?;
     let mut io = volume.io()?;
     let options = OpenOptions::new().read(true).write(true);
     let file = options.open(&volume, &mut io, path)?;

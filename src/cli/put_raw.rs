@@ -7,7 +7,7 @@ use std::path::Path;
 use xtent::internals::block::Op;
 use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
-use xtent::volume::Target;
+use xtent::target::Target;
 
 use super::failure::{CORRUPT, DEVICE, Failure, OPERATION, check_interrupted, complain};
 use crate::bench::progress::Progress;

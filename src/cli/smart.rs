@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use xtent::internals::mem::HugePages;
 use xtent::internals::nvme::spec::status_name;
 use xtent::internals::nvme::{DATA_UNIT_BYTES, critical_warning_names};
-use xtent::internals::target::{Drive, DriveInfo, FirmwareSlots, SmartInfo};
-use xtent::volume::{ControllerMode, ErrorEntry, VolumeOptions};
+use xtent::internals::target::{Drive, DriveInfo, ErrorEntry, FirmwareSlots, SmartInfo};
+use xtent::target::ControllerMode;
 
 use super::TargetArg;
 use super::failure::{Failure, OPERATION, complain};
@@ -39,12 +39,10 @@ pub(super) struct SmartArgs {
 }
 
 pub(super) fn run(args: &SmartArgs) -> Result<(), Failure> {
-    let options = VolumeOptions {
-        controller: ControllerMode::Inline,
-        huge_pages: HugePages::IfFree,
-        memory_limit_bytes: MEMORY_BYTES,
-        ..super::reading()
-    };
+    let options = super::reading()
+        .controller(ControllerMode::Inline)
+        .huge_pages(HugePages::IfFree)
+        .memory_limit_bytes(MEMORY_BYTES);
     args.target.check()?;
     let drive = Drive::open(&args.target.target, &options).map_err(Failure::target)?;
     let smart = drive.smart()?;

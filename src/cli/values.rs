@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xtent::volume::Wait;
+use xtent::target::Wait;
 
 /// `4096`, `0x1000`, `4k`, `128k`, `1g`: powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {

@@ -10,12 +10,12 @@ use std::fmt;
 use super::admin::{Admin, Failure};
 use super::controller::Controller;
 use super::info::{ControllerInfo, NamespaceInfo};
-use super::logs::{ErrorEntry, FirmwareSlots, SmartInfo};
+use super::logs::{FirmwareSlots, SmartInfo};
 use super::queue::Entry;
 use super::spec::{
-    CHANGED_NAMESPACES, CriticalWarning, EVENT_ERROR, EVENT_FIRMWARE_ACTIVATION,
-    EVENT_NAMESPACE_CHANGED, EVENT_NOTICE, EVENT_SMART, EventWord, LOG_CHANGED_NAMESPACES,
-    NOTICE_FIRMWARE, NOTICE_NAMESPACE,
+    CHANGED_NAMESPACES, EVENT_ERROR, EVENT_FIRMWARE_ACTIVATION, EVENT_NAMESPACE_CHANGED,
+    EVENT_NOTICE, EVENT_SMART, EventWord, LOG_CHANGED_NAMESPACES, NOTICE_FIRMWARE,
+    NOTICE_NAMESPACE,
 };
 use crate::error::Result;
 
@@ -41,8 +41,10 @@ const WARNINGS_WANTED: u32 = 0x1f;
 pub enum Event {
     /// SMART: a critical warning.
     Health {
-        /// What is critical; empty when it has passed already, or the log could not be read.
-        warning: CriticalWarning,
+        /// Critical Warning, byte 0 of the SMART log page (bit 0 spare, 1 temperature, 2 reliability,
+        /// 3 read-only, 4 backup, 5 persistent memory); 0 when the warning has passed, or the log could not
+        /// be read.
+        critical_warning: u8,
         /// Composite temperature in kelvins; `None` where it is not known.
         temperature_k: Option<u16>,
         /// Percent of the spare that is left; `None` where it is not known.
@@ -52,8 +54,11 @@ pub enum Event {
     Error {
         /// The kind of error: event information of section 5.2.1.
         information: u8,
-        /// The newest entry of the error log.
-        entry: Option<ErrorEntry>,
+        /// Status code type and status code of the newest entry of the error log; `None` where the log
+        /// could not be read.
+        status: Option<(u8, u8)>,
+        /// Submission queue of that entry.
+        queue: Option<u16>,
     },
     /// There is a namespace that was not there.
     NamespaceAdded {
@@ -89,18 +94,25 @@ pub enum Event {
         revision: String,
     },
     /// An event that has no name here.
-    Other(EventWord),
+    Other {
+        /// Asynchronous event type (section 5.2.1).
+        kind: u8,
+        /// Asynchronous event information.
+        information: u8,
+        /// The log page that has details.
+        log_page: u8,
+    },
 }
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Health {
-                warning,
+                critical_warning,
                 temperature_k,
                 available_spare,
             } => {
-                let names = super::critical_warning_names(warning.bits());
+                let names = super::critical_warning_names(*critical_warning);
                 match names.is_empty() {
                     true => f.write_str("health: a warning that has passed")?,
                     false => write!(f, "health: critical warning {}", names.join(", "))?,
@@ -113,16 +125,18 @@ impl fmt::Display for Event {
                 }
                 Ok(())
             }
-            Self::Error { information, entry } => {
+            Self::Error {
+                information,
+                status,
+                queue,
+            } => {
                 write!(f, "an error was reported (information {information:#04x})")?;
-                match entry {
-                    Some(entry) => write!(
-                        f,
-                        ": {} on queue {}",
-                        super::spec::status_name(entry.status.sct(), entry.status.sc()),
-                        entry.queue
-                    ),
-                    None => Ok(()),
+                match (status, queue) {
+                    (Some((sct, sc)), Some(queue)) => {
+                        let name = super::spec::status_name(*sct, *sc);
+                        write!(f, ": {name} on queue {queue}")
+                    }
+                    _ => Ok(()),
                 }
             }
             Self::NamespaceAdded { nsid, len_bytes } => {
@@ -151,12 +165,13 @@ impl fmt::Display for Event {
             Self::FirmwareActivation { revision } => {
                 write!(f, "firmware is being activated {revision}")
             }
-            Self::Other(word) => write!(
+            Self::Other {
+                kind,
+                information,
+                log_page,
+            } => write!(
                 f,
-                "an event of type {}, information {:#04x}, log page {:#04x}",
-                word.kind(),
-                word.information(),
-                word.log_page()
+                "an event of type {kind}, information {information:#04x}, log page {log_page:#04x}"
             ),
         }
     }
@@ -305,16 +320,18 @@ impl Controller {
                 let smart = unless_refused(self.read_smart(admin))?;
                 let smart = smart.as_ref();
                 Event::Health {
-                    warning: smart.map(|s| s.critical_warning).unwrap_or_default(),
+                    critical_warning: smart.map_or(0, |s| s.critical_warning.bits()),
                     temperature_k: smart.map(|s: &SmartInfo| s.temperature_k),
                     available_spare: smart.map(|s| s.available_spare),
                 }
             }
             (EVENT_ERROR, information) => {
                 let entries = unless_refused(self.read_errors(admin, 1))?;
+                let newest = entries.as_deref().and_then(<[_]>::first);
                 Event::Error {
                     information,
-                    entry: entries.and_then(|entries| entries.first().copied()),
+                    status: newest.map(|entry| (entry.status.sct(), entry.status.sc())),
+                    queue: newest.map(|entry| entry.queue),
                 }
             }
             (EVENT_NOTICE, EVENT_NAMESPACE_CHANGED) => return self.namespaces_changed(admin),
@@ -325,7 +342,11 @@ impl Controller {
                 }
             }
             // Its log page is not read: nobody here knows what that would do.
-            _ => Event::Other(word),
+            (kind, information) => Event::Other {
+                kind,
+                information,
+                log_page: word.log_page(),
+            },
         };
         self.kept().push(event);
         Ok(false)

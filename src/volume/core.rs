@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{EngineOptions, EngineQueue};
 use super::file::FileShared;
-use super::open::TargetShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
 use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Rejected, Request, What};
 use crate::mem::{DmaBuf, Heap};
+use crate::target::BUFFER_ALIGN_BYTES;
+use crate::target::engine::{EngineOptions, EngineQueue};
+use crate::target::open::TargetShared;
 use crate::xfs::MetaIo;
 
 /// Size of one bounce buffer: large enough that a command a piece keeps a fast disk busy.
@@ -19,9 +20,6 @@ pub(super) const BOUNCE_BYTES: usize = 256 << 10;
 pub(super) const BOUNCE_COUNT: usize = 8;
 /// Slots beyond the caller's depth: blocking calls go on although that is used up.
 const RESERVED_SLOTS: usize = BOUNCE_COUNT + 2;
-/// Buffers are aligned to this, in bytes: whatever a device asks for, and whole PRPs.
-pub(super) const BUFFER_ALIGN_BYTES: usize = 4096;
-
 /// One thread's queue on a target and the operations on it.
 #[derive(Debug)]
 pub(super) struct IoCore {

@@ -8,7 +8,7 @@ use super::core::no_slot;
 use super::inodes::CoreInode;
 use super::mounted::VolumeShared;
 use super::{
-    DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, buffered, walk,
+    DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, cached, walk,
 };
 use crate::cache::ErrorCursor;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,9 +19,9 @@ use crate::xfs::{FileOps, FileType, Inode};
 /// How a file is opened.
 ///
 /// ```no_run
-/// # use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+/// # use xtent::volume::{OpenOptions, Volume};
 /// # fn main() -> xtent::Result<()> {
-/// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+/// # let volume = Volume::open("image:disk.img")?;
 /// # let mut io = volume.io()?;
 /// let file = OpenOptions::new().read(true).write(true).dsync(true).open(&volume, &mut io, "/db")?;
 /// # Ok(())
@@ -257,9 +257,9 @@ impl File {
     /// read before ([`Error::bytes_done`]), which are in `buf`. `buf` is given back in any case but one: when the engine loses the operation, `buf` is empty afterwards.
     ///
     /// ```no_run
-    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # use xtent::volume::Volume;
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// # let mut io = volume.io()?;
     /// let file = volume.open_file(&mut io, "/data")?;
     /// let mut buf = io.alloc(4096)?;
@@ -360,7 +360,7 @@ impl File {
         io.check_read(self)
             .and_then(|()| {
                 if self.shared.options.buffered {
-                    buffered::read(&self.shared, io, buf, offset)
+                    cached::read(&self.shared, io, buf, offset)
                 } else {
                     bounce::read(self, io, buf, offset)
                 }
@@ -379,7 +379,7 @@ impl File {
         io.check_write(self)
             .and_then(|()| {
                 if self.shared.options.buffered {
-                    return buffered::write(&self.shared, io, buf, offset);
+                    return cached::write(&self.shared, io, buf, offset);
                 }
                 bounce::write(self, io, buf, offset, bounce::Edges::Aligned)?;
                 Ok(buf.len())
@@ -396,7 +396,7 @@ impl File {
         io.check_write(self)
             .and_then(|()| {
                 if self.shared.options.buffered {
-                    buffered::write_all(&self.shared, io, buf, offset)
+                    cached::write_all(&self.shared, io, buf, offset)
                 } else {
                     bounce::write(self, io, buf, offset, bounce::Edges::ReadFirst)
                 }
@@ -414,7 +414,7 @@ impl File {
         io.check_volume(&self.shared.volume)
             .map_err(|error| self.shared.explain(error, "sync", 0))?;
         if self.shared.inode.pages().is_some() {
-            buffered::sync(&self.shared, io)
+            cached::sync(&self.shared, io)
                 .map_err(|error| self.shared.explain(error, "sync", 0))?;
         } else {
             let mut none = DmaBuf::default();
@@ -461,9 +461,9 @@ impl File {
     /// When the file's extents cannot be read.
     ///
     /// ```no_run
-    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # use xtent::volume::Volume;
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// # let mut io = volume.io()?;
     /// let file = volume.open_file(&mut io, "/data")?;
     /// for extent in file.fiemap(&mut io, 0, u64::MAX)? {
@@ -508,9 +508,9 @@ impl File {
     /// When the file was not opened for reading or `io` belongs to another volume.
     ///
     /// ```no_run
-    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # use xtent::volume::Volume;
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// # let mut io = volume.io()?;
     /// let file = volume.open_file(&mut io, "/data")?;
     /// std::io::copy(&mut file.reader(&mut io)?, &mut std::io::stdout()).expect("copied");

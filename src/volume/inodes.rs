@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use super::drive::HugePageCount;
 use super::mounted::VolumeShared;
-use super::{CacheStats, Metadata, VolumeOptions};
+use super::{CacheStats, Metadata, MountOptions};
 use crate::cache::{Cache, CacheConfig, ErrorCursor, FileCache};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::HUGE_PAGE_BYTES;
+use crate::target::drive::HugePageCount;
 use crate::xfs::FileMap;
 
 /// Files without handles that are kept for their pages.
@@ -90,13 +90,13 @@ struct Entry {
 }
 
 impl Inodes {
-    pub(super) fn new(options: &VolumeOptions) -> Self {
+    pub(super) fn new(options: &MountOptions, memory_limit_bytes: usize) -> Self {
         Self {
             table: Mutex::default(),
             cache: Mutex::new(None),
             cache_bytes: options.cache_bytes,
             dirty_percent: options.cache_dirty_percent,
-            memory_limit_bytes: options.memory_limit_bytes,
+            memory_limit_bytes,
         }
     }
 
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn two_who_found_a_file_missing_and_add_it_have_one() {
-        let inodes = Inodes::new(&VolumeOptions::default());
+        let inodes = Inodes::new(&MountOptions::default(), usize::MAX);
         let (first, second) = (inode(1), inode(1));
         assert!(inodes.find(&first.metadata).is_none());
         assert!(inodes.find(&second.metadata).is_none());

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::buffered::BufferedIo;
+use super::cached::BufferedIo;
 use super::core::{IoCore, after_direct};
 use super::file::{FileShared, operation_name};
 use super::mounted::VolumeShared;
-use super::{CacheStats, DmaBuf, File, buffered};
+use super::{CacheStats, DmaBuf, File, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, Rejected, Request, What};
@@ -18,9 +18,9 @@ use crate::iomap::direct::{Ended, Rejected, Request, What};
 /// Blocking calls are on [`File`]; here are the calls for many operations in flight:
 ///
 /// ```no_run
-/// # use xtent::volume::{Volume, VolumeOptions};
+/// # use xtent::volume::Volume;
 /// # fn main() -> xtent::Result<()> {
-/// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+/// # let volume = Volume::open("image:disk.img")?;
 /// let mut io = volume.io()?;
 /// let file = volume.open_file(&mut io, "/data")?;
 /// for i in 0..8 {
@@ -180,7 +180,7 @@ impl Io {
         if file.shared.inode.pages().is_none() {
             return Ok(());
         }
-        buffered::before_direct(&file.shared, self, what, (offset, len), true)
+        cached::before_direct(&file.shared, self, what, (offset, len), true)
     }
 
     /// As [`Io::before_direct`], without a wait for mutable views.
@@ -189,7 +189,7 @@ impl Io {
         if file.shared.inode.pages().is_none() {
             return Ok(());
         }
-        buffered::before_direct(&file.shared, self, what, (offset, len), false)
+        cached::before_direct(&file.shared, self, what, (offset, len), false)
     }
 
     /// How the volume's page cache fares, with all that this thread did; other threads add what they count now and
@@ -352,7 +352,7 @@ impl Io {
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was
-    /// opened for polling ([`super::VolumeOptions::wait`]) it may sleep here, while operations are in flight, until
+    /// opened for polling ([`crate::target::TargetOptions::wait`]) it may sleep here, while operations are in flight, until
     /// one may have ended.
     #[inline]
     pub fn relax(&mut self) {

@@ -1,15 +1,15 @@
-//! What a program uses: open a target, walk paths, read and overwrite files.
+//! Volumes: mount a filesystem, walk paths, read and overwrite files.
 //!
-//! Layer 6. A [`Volume`] is shared by all threads. Each thread takes an [`Io`] of its own from it: a queue
+//! Layer 7. A [`Volume`] is shared by all threads. Each thread takes an [`Io`] of its own from it: a queue
 //! pair on the controller, memory for DMA, and the operations in flight. A [`File`] is a cheap handle that
 //! any thread may use together with its own `Io`; nothing on the way of a read or write locks, allocates or
 //! calls the kernel.
 //!
 //! ```no_run
-//! use xtent::volume::{Volume, VolumeOptions};
+//! use xtent::volume::Volume;
 //!
 //! fn main() -> xtent::Result<()> {
-//!     let volume = Volume::open("image:disk.img", &VolumeOptions { read_only: true, ..Default::default() })?;
+//!     let volume = Volume::open("image:disk.img")?;
 //!     let mut io = volume.io()?;
 //!     let file = volume.open_file(&mut io, "/etc/hosts")?;
 //!     let mut buf = io.alloc(4096)?;
@@ -28,46 +28,30 @@
 #![forbid(unsafe_code)]
 
 mod bounce;
-mod buffered;
-mod claims;
+mod cached;
 mod core;
 mod dir;
-pub(crate) mod drive;
-mod engine;
 mod file;
-mod image;
 mod info;
 mod inodes;
 mod io;
 mod metadata;
 mod mounted;
-pub(crate) mod open;
+mod options;
 mod path;
-pub(crate) mod raw;
 mod reader;
-mod sigbus;
-mod spdk;
-pub(crate) mod target;
-mod uring;
 mod walk;
 
-pub use crate::block::Wait;
 pub use crate::cache::{CacheStats, View, ViewMut};
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
-pub use crate::mem::{DmaBuf, HugePages};
-pub use crate::nvme::spec::{CriticalWarning, EventWord, StatusField};
-pub use crate::nvme::{ErrorEntry, Event};
-pub use crate::sys::handle_sigbus;
-pub use buffered::{Advice, RwFlags};
+pub use crate::mem::DmaBuf;
+pub use cached::{Advice, RwFlags};
 pub use dir::{DirEntries, DirEntry, ReadDir};
 pub use file::{File, OpenOptions};
-pub use info::{FilesystemInfo, TargetInfo, VolumeInfo};
+pub use info::{FilesystemInfo, VolumeInfo};
 pub use io::{Done, Io, SubmitError, SubmitReason};
 pub use metadata::{FileType, Metadata, Timestamp};
 pub use mounted::Volume;
-pub use open::Target;
+pub use options::MountOptions;
 pub use path::PathBytes;
 pub use reader::FileReader;
-pub use sigbus::leave_sigbus_to_program;
-pub use target::{ControllerMode, VolumeOptions};
-pub(crate) use target::{TargetKind, TargetSpec};

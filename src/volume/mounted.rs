@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::buffered::Background;
-use super::claims::{Claim, Use};
+use super::cached::Background;
 use super::core::IoCore;
 use super::inodes::Inodes;
-use super::open::TargetShared;
 use super::{
-    CacheStats, File, FilesystemInfo, Io, Metadata, OpenOptions, PathBytes, ReadDir, Target,
-    VolumeInfo, VolumeOptions, buffered, walk,
+    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, PathBytes, ReadDir,
+    VolumeInfo, cached, walk,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::target::claims::{Claim, Use};
+use crate::target::open::TargetShared;
+use crate::target::{Target, TargetOptions};
 use crate::xfs::format::attr::FLAG_ROOT;
 use crate::xfs::{Fs, FsOptions, Ino};
 
@@ -31,7 +32,7 @@ use crate::xfs::{Fs, FsOptions, Ino};
 /// What runs no destructors loses what is dirty: [`std::process::exit`], an abort, a signal that ends the process, the
 /// return of `main` while other threads have handles, a handle that is leaked (`std::mem::forget`, `Box::leak`, a cycle
 /// of `Arc`s) or kept in a `static`. The background flusher, where one runs, writes back what has been dirty for
-/// [`VolumeOptions::dirty_expire`]; what is younger is lost. Completed direct writes are on the device, though maybe
+/// [`MountOptions::dirty_expire`]; what is younger is lost. Completed direct writes are on the device, though maybe
 /// in its write cache.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -93,7 +94,7 @@ impl Drop for VolumeShared {
     fn drop(&mut self) {
         if !self.is_closed {
             self.background.end();
-            buffered::write_back_at_last(self);
+            cached::write_back_at_last(self);
         }
     }
 }
@@ -112,7 +113,7 @@ fn claim(target: &TargetShared, read_only: bool) -> Result<Option<Claim>> {
 }
 
 /// Why files of a volume opened with these options may not be written, if they may not.
-fn read_only_reason(target: &TargetShared, options: &VolumeOptions) -> Option<&'static str> {
+fn read_only_reason(target: &TargetShared, options: &MountOptions) -> Option<&'static str> {
     if target.info.read_only {
         Some("the target is read-only")
     } else if options.read_only {
@@ -126,33 +127,61 @@ fn read_only_reason(target: &TargetShared, options: &VolumeOptions) -> Option<&'
 }
 
 impl Volume {
-    /// Opens the filesystem on a target.
+    /// Opens a target such as `image:disk.img` and mounts the filesystem on it, with default options.
     ///
     /// # Errors
-    /// Those of [`Target::open`]; a target without XFS, with a dirty log, with features that are not
-    /// supported, or with metadata that contradicts itself.
-    pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
-        Self::on(Target::open(target, options)?, options)
+    /// Those of [`Target::open`] and of [`Volume::on`].
+    ///
+    /// ```no_run
+    /// # use xtent::volume::Volume;
+    /// # fn main() -> xtent::Result<()> {
+    /// let volume = Volume::open("image:disk.img")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(target: &str) -> Result<Self> {
+        Self::open_with(target, &TargetOptions::new(), &MountOptions::new())
     }
 
-    /// Opens the filesystem on a target that is open already.
+    /// As [`Volume::open`], with options. A target that is mounted for reading only is opened for reading
+    /// only.
     ///
     /// # Errors
-    /// As [`Volume::open`]; [`ErrorKind::Busy`] while this process has another filesystem on the same
+    /// As [`Volume::open`].
+    ///
+    /// ```no_run
+    /// # use xtent::{target::TargetOptions, volume::{MountOptions, Volume}};
+    /// # fn main() -> xtent::Result<()> {
+    /// let (target, mount) = (TargetOptions::new().queue_depth(32), MountOptions::new().read_only(true));
+    /// let volume = Volume::open_with("image:disk.img", &target, &mount)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_with(target: &str, options: &TargetOptions, mount: &MountOptions) -> Result<Self> {
+        let read_only = options.read_only || mount.read_only || mount.no_recovery;
+        let options = options.clone().read_only(read_only);
+        Self::on(Target::open(target, &options)?, mount)
+    }
+
+    /// Mounts the filesystem on a target that is open already.
+    ///
+    /// # Errors
+    /// A target without XFS, with a dirty log, with features that are not supported, or with corrupt
+    /// metadata. [`ErrorKind::Busy`] while this process has another filesystem on the same
     /// device open, through this target or another one, or a `RawIo` that writes. Several
     /// that are read-only may be open at once.
     ///
     /// ```
-    /// use xtent::volume::{Target, Volume, VolumeOptions};
+    /// use xtent::target::{Target, TargetOptions};
+    /// use xtent::volume::{MountOptions, Volume};
     /// # fn main() -> xtent::Result<()> {
-    /// let options = VolumeOptions::default();
-    /// let target = Target::open("ram:64M,inline", &options)?;
-    /// let error = Volume::on(target, &options).unwrap_err();
+    /// let target = Target::open("ram:64M", &TargetOptions::new())?;
+    /// let error = Volume::on(target, &MountOptions::new()).unwrap_err();
     /// assert_eq!(error.kind(), xtent::ErrorKind::Unsupported); // fresh memory is no XFS
     /// # Ok(())
     /// # }
     /// ```
-    pub fn on(target: Target, options: &VolumeOptions) -> Result<Self> {
+    pub fn on(target: Target, options: &MountOptions) -> Result<Self> {
         let target = target.shared;
         let read_only = read_only_reason(&target, options);
         let claim = claim(&target, read_only.is_some())
@@ -174,7 +203,7 @@ impl Volume {
         Ok(Self {
             shared: Arc::new(VolumeShared {
                 fs,
-                inodes: Arc::new(Inodes::new(options)),
+                inodes: Arc::new(Inodes::new(options, target.memory_limit_bytes)),
                 background: Background::new(options),
                 target,
                 is_written: AtomicBool::new(false),
@@ -195,9 +224,9 @@ impl Volume {
     /// back what is written from now on.
     ///
     /// ```
-    /// # use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+    /// # use xtent::volume::{OpenOptions, Volume};
     /// # fn overwrite() -> xtent::Result<()> {
-    /// let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// let volume = Volume::open("image:disk.img")?;
     /// let mut io = volume.io()?;
     /// let file = OpenOptions::new().write(true).buffered(true).open(&volume, &mut io, "/data")?;
     /// file.write_all_unaligned_at(&mut io, b"text", 100)?;
@@ -212,7 +241,7 @@ impl Volume {
         let handles = Arc::strong_count(&self.shared) - 1;
         let written = match handles {
             0 => Ok(()),
-            _ => buffered::write_all_back(&self.shared),
+            _ => cached::write_all_back(&self.shared),
         };
         // Of several that are closed at once, one is the last.
         let Some(mut shared) = Arc::into_inner(self.shared) else {
@@ -225,7 +254,7 @@ impl Volume {
                 .map_err(explain);
         };
         shared.background.end();
-        let last = buffered::write_all_back(&shared);
+        let last = cached::write_all_back(&shared);
         shared.is_closed = true;
         written.and(last).map_err(explain)
     }
@@ -266,7 +295,7 @@ impl Volume {
     /// them, for the next one to tell.
     pub fn sync(&self, io: &mut Io) -> Result<()> {
         io.check_volume(&self.shared)
-            .and_then(|()| buffered::sync_volume(&self.shared, io))
+            .and_then(|()| cached::sync_volume(&self.shared, io))
             .and_then(|()| self.shared.target.look_again())
             .map_err(|error| {
                 self.shared
@@ -283,9 +312,9 @@ impl Volume {
     /// When the path leads nowhere or the disk cannot be read.
     ///
     /// ```no_run
-    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # use xtent::volume::Volume;
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// let mut io = volume.io()?;
     /// println!("{} bytes", volume.metadata(&mut io, "/etc/hosts")?.len_bytes);
     /// # Ok(())
@@ -321,9 +350,9 @@ impl Volume {
     /// When the path leads to no directory or the disk cannot be read.
     ///
     /// ```no_run
-    /// # use xtent::volume::{Volume, VolumeOptions};
+    /// # use xtent::volume::Volume;
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// # let mut io = volume.io()?;
     /// let mut dir = volume.read_dir(&mut io, "/etc")?;
     /// while let Some(entry) = dir.next_entry(&mut io)? {

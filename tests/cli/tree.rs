@@ -6,7 +6,8 @@ use std::process::Command;
 
 use xtent::internals::sys::{HostDir, HostPath};
 use xtent::internals::xfs::format::set_checksum;
-use xtent::volume::{Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{MountOptions, Volume};
 
 use super::common::{self, image::Image};
 use super::{path_of, run};
@@ -37,11 +38,8 @@ fn image_of(tree: &str) -> Option<Image> {
 }
 
 fn ino(image: &Image, path: &str) -> u64 {
-    let options = VolumeOptions {
-        read_only: true,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&path_of(image), &options).unwrap();
+    let options = TargetOptions::new().read_only(true);
+    let volume = Volume::open_with(&path_of(image), &options, &MountOptions::new()).unwrap();
     let mut io = volume.io().unwrap();
     volume.metadata(&mut io, path).unwrap().ino
 }

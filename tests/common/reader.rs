@@ -3,18 +3,16 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use xtent::volume::{Io, Metadata, Timestamp, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{Io, Metadata, MountOptions, Timestamp, Volume};
 
 use super::oracle::{self, Content, Stat, Tree};
 use super::sys::FiemapExtent;
 
 /// Walks the tree of a target.
 pub fn xtent_tree(target: &str) -> Tree {
-    let options = VolumeOptions {
-        read_only: true,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(target, &options).expect("the volume");
+    let options = TargetOptions::new().read_only(true);
+    let volume = Volume::open_with(target, &options, &MountOptions::new()).expect("the volume");
     let mut io = volume.io().expect("a queue");
     let mut tree = Tree::new();
     let mut contents: HashMap<u64, Rc<Content>> = HashMap::new();

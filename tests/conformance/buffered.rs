@@ -6,7 +6,8 @@ use std::fs;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::volume::{Advice, File, Io, OpenOptions, RwFlags, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{Advice, File, Io, MountOptions, OpenOptions, RwFlags, Volume};
 
 use super::common::disk::Disk;
 use super::common::{number, random_bytes, scaled};
@@ -27,11 +28,8 @@ list! { "buffered", For::Files,
 const CACHE_BYTES: usize = 4 << 20;
 
 fn open(disk: &mut Disk, options: &str) -> (Volume, Io) {
-    let with = VolumeOptions {
-        cache_bytes: Some(CACHE_BYTES),
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&disk.target(options), &with).unwrap();
+    let mount = MountOptions::new().cache_bytes(CACHE_BYTES);
+    let volume = Volume::open_with(&disk.target(options), &TargetOptions::new(), &mount).unwrap();
     let io = volume.io().unwrap();
     (volume, io)
 }

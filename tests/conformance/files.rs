@@ -11,7 +11,7 @@ use std::path::Path;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
-use xtent::volume::{File, FileType, Io, OpenOptions, SubmitReason, Volume, VolumeOptions};
+use xtent::volume::{File, FileType, Io, OpenOptions, SubmitReason, Volume};
 
 use super::common::disk::Disk;
 use super::common::image::Image;
@@ -76,7 +76,7 @@ pub(super) fn filled(stand: &Stand) -> Result<Disk, Reason> {
 }
 
 fn open(disk: &mut Disk, options: &str) -> (Volume, Io) {
-    let volume = Volume::open(&disk.target(options), &VolumeOptions::default()).unwrap();
+    let volume = Volume::open(&disk.target(options)).unwrap();
     let io = volume.io().unwrap();
     (volume, io)
 }
@@ -371,7 +371,7 @@ fn handles_of_another_volume_are_refused(stand: &Stand) -> Outcome {
     let (volume, mut io) = open(&mut disk, ",readonly");
     let other = Image::make(64 << 20, 512, &[]);
     let other = format!("image:{},readonly,inline", other.path().display());
-    let other = Volume::open(&other, &VolumeOptions::default()).unwrap();
+    let other = Volume::open(&other).unwrap();
     let mut other_io = other.io().unwrap();
     let file = volume.open_file(&mut io, "odd").unwrap();
     let mut buf = io.alloc(4096).unwrap();
@@ -443,12 +443,11 @@ fn a_log_with_changes_is_refused_until_the_kernel_replayed_it(stand: &Stand) -> 
     common::sys::shut_down(&root).unwrap();
     drop(root);
     mount.unmount();
-    let options = VolumeOptions::default();
-    let error = Volume::open(&disk.target(""), &options).unwrap_err();
+    let error = Volume::open(&disk.target("")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NeedsRecovery, "{error}");
     let advice = "mount the filesystem once";
     assert!(error.to_string().contains(advice), "{error}");
-    let volume = Volume::open(&disk.target(",norecovery"), &options).unwrap();
+    let volume = Volume::open(&disk.target(",norecovery")).unwrap();
     let info = volume.info().filesystem;
     assert!(info.read_only_reason.is_some() && info.log_dirty);
     drop(volume);

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::volume::{Done, File, Io, OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{Done, File, Io, MountOptions, OpenOptions, Volume};
 
 use super::common::{number, random_bytes, scaled};
 use super::stand::{For, Stand};
@@ -183,11 +184,8 @@ fn part(model: &[u8], thread: usize, lba_bytes: usize) -> (usize, Vec<u8>) {
 }
 
 fn overwrite(target: &str, seed: u64, runs: u64, models: &mut [Vec<u8>]) {
-    let options = VolumeOptions {
-        queue_depth: u32::try_from(DEPTH).unwrap(),
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(target, &options).unwrap();
+    let options = TargetOptions::new().queue_depth(u32::try_from(DEPTH).unwrap());
+    let volume = Volume::open_with(target, &options, &MountOptions::new()).unwrap();
     let lba_bytes = volume.info().target.lba_bytes as usize;
     let workers: Vec<_> = (0..THREADS)
         .map(|thread| {

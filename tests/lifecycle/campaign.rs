@@ -6,7 +6,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xtent::internals::device::emu::{Fault, FaultPlan, FaultRule, Scope};
-use xtent::volume::VolumeOptions;
+use xtent::target::TargetOptions;
+use xtent::volume::MountOptions;
 
 use super::common;
 use super::disk::{Disk, Seat};
@@ -78,14 +79,17 @@ fn plan(seed: u64, rng: &mut StdRng) -> FaultPlan {
     }
 }
 
-fn options_of(rng: &mut StdRng) -> VolumeOptions {
-    let mut options = options();
+fn options_of(rng: &mut StdRng) -> (TargetOptions, MountOptions) {
+    let (target, mut mount) = options();
     if rng.random_bool(0.3) {
-        options.writeback_interval = Duration::from_millis(1);
-        options.dirty_expire = Duration::from_millis(rng.random_range(0..3));
+        mount = mount
+            .writeback_interval(Duration::from_millis(1))
+            .dirty_expire(Duration::from_millis(rng.random_range(0..3)));
     }
-    options.queue_depth = [2, 8, 32][rng.random_range(0..3)];
-    options
+    (
+        target.queue_depth([2, 8, 32][rng.random_range(0..3)]),
+        mount,
+    )
 }
 
 /// One run; whether a device was lost.

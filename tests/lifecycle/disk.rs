@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use xtent::internals::device::emu::{EmuDevice, FaultPlan};
-use xtent::volume::{File, Io, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{File, Io, MountOptions, Volume};
 use xtent::{Error, ErrorKind, Result};
 
 use super::model::Place;
@@ -12,7 +13,7 @@ use super::stand::{FILES, buffered, device, direct, open};
 /// A controller, and its volume while that is mounted.
 pub(crate) struct Disk {
     pub(crate) device: Arc<EmuDevice>,
-    options: VolumeOptions,
+    options: (TargetOptions, MountOptions),
     /// Something may fail.
     pub(crate) is_flaky: bool,
     state: Mutex<State>,
@@ -28,7 +29,7 @@ struct State {
 }
 
 impl Disk {
-    pub(crate) fn new(faults: FaultPlan, options: VolumeOptions) -> Self {
+    pub(crate) fn new(faults: FaultPlan, options: (TargetOptions, MountOptions)) -> Self {
         Self {
             is_flaky: !faults.rates.is_empty() || !faults.rules.is_empty(),
             device: device(faults),

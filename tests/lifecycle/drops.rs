@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use xtent::ErrorKind;
 use xtent::internals::device::emu::{Fault, FaultPlan, FaultRule, Scope};
 use xtent::internals::nvme::spec::OPC_WRITE;
-use xtent::volume::{Advice, Io, OpenOptions, RwFlags, VolumeOptions};
+use xtent::volume::{Advice, Io, OpenOptions, RwFlags};
 
 use super::stand::{alone, beside_others, buffered, device, direct, open, options, plain, status};
 
@@ -94,10 +94,8 @@ fn a_callback_that_panics_loses_no_operation_and_no_depth() {
     let Some(_beside) = beside_others() else {
         return;
     };
-    let options = VolumeOptions {
-        queue_depth: 15,
-        ..options()
-    };
+    let (target, mount) = options();
+    let options = (target.queue_depth(15), mount);
     let device = device(FaultPlan::default());
     let volume = open(&device, &options).unwrap();
     let mut io = volume.io().unwrap();

@@ -8,7 +8,8 @@ use xtent::internals::device::emu::{EmuConfig, EmuDevice, FaultPlan, Medium, Mod
 use xtent::internals::mem::HugePages;
 use xtent::internals::nvme::ControllerOptions;
 use xtent::internals::target_on_device;
-use xtent::volume::{File, Io, OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{File, Io, MountOptions, OpenOptions, Volume};
 
 use super::common;
 
@@ -91,27 +92,30 @@ pub(crate) fn device(faults: FaultPlan) -> Arc<EmuDevice> {
     EmuDevice::start(config).unwrap()
 }
 
-pub(crate) fn options() -> VolumeOptions {
-    VolumeOptions {
-        huge_pages: HugePages::Never,
-        memory_limit_bytes: 10 << 20,
-        cache_bytes: Some(768 << 10),
-        command_timeout: TIMEOUT,
-        writeback_interval: Duration::ZERO,
-        queue_depth: 32,
-        ..VolumeOptions::default()
-    }
+pub(crate) fn options() -> (TargetOptions, MountOptions) {
+    let target = TargetOptions::new()
+        .huge_pages(HugePages::Never)
+        .memory_limit_bytes(10 << 20)
+        .command_timeout(TIMEOUT)
+        .queue_depth(32);
+    let mount = MountOptions::new()
+        .cache_bytes(768 << 10)
+        .writeback_interval(Duration::ZERO);
+    (target, mount)
 }
 
 /// The volume on a device.
-pub(crate) fn open(device: &Arc<EmuDevice>, options: &VolumeOptions) -> Result<Volume> {
+pub(crate) fn open(
+    device: &Arc<EmuDevice>,
+    options: &(TargetOptions, MountOptions),
+) -> Result<Volume> {
     let controller = ControllerOptions {
         admin_timeout: TIMEOUT,
         ..ControllerOptions::default()
     };
     Volume::on(
-        target_on_device(device.clone(), options, controller)?,
-        options,
+        target_on_device(device.clone(), &options.0, controller)?,
+        &options.1,
     )
 }
 

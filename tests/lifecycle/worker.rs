@@ -7,7 +7,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xtent::internals::block::Op;
 use xtent::internals::units::Lba;
-use xtent::volume::{Advice, Done, Target};
+use xtent::target::Target;
+use xtent::volume::{Advice, Done};
 use xtent::{ErrorKind, Result};
 
 use super::disk::{Disk, Pending, Seat};
@@ -494,7 +495,7 @@ impl<'a> Worker<'a> {
 
     /// A target without a filesystem, a callback that panics, and an end with operations in flight.
     fn raw() -> Result<()> {
-        let target = Target::open("ram:1M,inline", &options())?;
+        let target = Target::open("ram:1M,inline", &options().0)?;
         let mut raw = target.raw(4, 4096)?;
         (0..4).try_for_each(|slot| raw.submit(slot, Op::Read, Lba(slot as u64 * 8)))?;
         let mut left = 4;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::volume::{Done, OpenOptions, Volume, VolumeOptions};
+use xtent::volume::{Done, OpenOptions, Volume};
 
 use super::alone;
 use super::common::image::Image;
@@ -80,7 +80,7 @@ fn a_volume_is_overwritten_through_restarts_of_its_target() {
         block_bytes: 4096,
     });
     let name = format!("spdk:{}", target.tcp());
-    let volume = Volume::open(&name, &VolumeOptions::default()).unwrap();
+    let volume = Volume::open(&name).unwrap();
     let (stop, ended) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| overwrite(&volume, &mut model, seed, &stop, &ended));

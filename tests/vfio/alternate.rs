@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{MountOptions, OpenOptions, Volume};
 
 use super::rig::{Mounted, alone, disk_of, run, run_when_free, seed, told};
 
@@ -113,11 +114,9 @@ impl Model {
     }
 
     fn our_turn(&mut self, address: &str, round: usize) {
-        let options = VolumeOptions {
-            memory_limit_bytes: 16 << 20,
-            ..VolumeOptions::default()
-        };
-        let volume = Volume::open(&format!("pci:{address}"), &options).unwrap();
+        let options = TargetOptions::new().memory_limit_bytes(16 << 20);
+        let volume =
+            Volume::open_with(&format!("pci:{address}"), &options, &MountOptions::new()).unwrap();
         let mut io = volume.io().unwrap();
         let options = OpenOptions::new().read(true).write(true);
         let names: Vec<_> = self.files.iter().map(|(name, _)| *name).collect();

@@ -23,7 +23,8 @@ use xtent::ErrorKind;
 use xtent::internals::block::{Op, Queue, Status};
 use xtent::internals::mem::HeapConfig;
 use xtent::internals::nvme::{Controller, QueueOptions};
-use xtent::volume::{Done, Io, OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{Done, Io, MountOptions, OpenOptions, Volume};
 
 use super::rig::{self, Mounted, alone, chain, disk_of, open, run, seed, told, told_pairs};
 use super::window::Memory;
@@ -338,11 +339,9 @@ fn make_file(disk: &str, content: &[u8]) -> u64 {
 
 fn through_a_file(good: &str, bad: &str, seed: u64) {
     let disk = disk_of(good);
-    let options = VolumeOptions {
-        queue_depth: u32::try_from(LANES).unwrap(),
-        memory_limit_bytes: HeapConfig::default().arena_bytes,
-        ..VolumeOptions::default()
-    };
+    let options = TargetOptions::new()
+        .queue_depth(u32::try_from(LANES).unwrap())
+        .memory_limit_bytes(HeapConfig::default().arena_bytes);
     let block_bytes = fs::read_to_string(format!(
         "/sys/block/{}/queue/logical_block_size",
         disk.trim_start_matches("/dev/")
@@ -350,7 +349,7 @@ fn through_a_file(good: &str, bad: &str, seed: u64) {
     let mut zone = Zone::new(block_bytes.unwrap().trim().parse().unwrap());
     let from = make_file(&disk, &zone.content(0..zone.blocks.len(), 1));
 
-    let volume = Volume::open(&format!("pci:{bad}"), &options).unwrap();
+    let volume = Volume::open_with(&format!("pci:{bad}"), &options, &MountOptions::new()).unwrap();
     let mut io = volume.io().unwrap();
     assert_eq!(io.block_bytes() as usize, zone.block_bytes);
     mixed(&volume, &mut io, &mut zone, from, seed);

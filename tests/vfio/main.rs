@@ -34,16 +34,15 @@ use xtent::internals::device::Device;
 use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
 use xtent::internals::mem::{Heap, HeapConfig, Segment};
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
-use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{MountOptions, OpenOptions, Volume};
 
 /// Random direct overwrites and reads of `data`, against a copy in memory.
 fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let options = VolumeOptions {
-        memory_limit_bytes: 8 << 20,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&format!("pci:{address}"), &options).unwrap();
+    let options = TargetOptions::new().memory_limit_bytes(8 << 20);
+    let volume =
+        Volume::open_with(&format!("pci:{address}"), &options, &MountOptions::new()).unwrap();
     let mut io = volume.io().unwrap();
     let options = OpenOptions::new();
     let file = options

@@ -10,7 +10,8 @@ use xtent::internals::block::{Op, Queue, Status};
 use xtent::internals::device::Device;
 use xtent::internals::mem::{Heap, HeapConfig};
 use xtent::internals::nvme::{QueueOptions, QueuePair};
-use xtent::volume::{Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{MountOptions, Volume};
 
 use super::rig::{alone, ask_host, chain, controller, open, read_once, told_pairs};
 
@@ -118,11 +119,9 @@ fn a_file_operation_ends_with_an_error_that_says_so() {
     };
     let _alone = alone();
     let (address, drive) = &pairs[0];
-    let options = VolumeOptions {
-        command_timeout: TIMEOUT,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&format!("pci:{address}"), &options).unwrap();
+    let options = TargetOptions::new().command_timeout(TIMEOUT);
+    let volume =
+        Volume::open_with(&format!("pci:{address}"), &options, &MountOptions::new()).unwrap();
     let mut io = volume.io().unwrap();
     let file = volume.open_file(&mut io, "/data").unwrap();
     let mut buf = io.alloc(65_536).unwrap();

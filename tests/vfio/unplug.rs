@@ -16,7 +16,8 @@ use xtent::internals::block::{Op, Queue, Refused, Status};
 use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
 use xtent::internals::mem::{Heap, HeapConfig};
 use xtent::internals::nvme::{QueueOptions, QueuePair};
-use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+use xtent::target::TargetOptions;
+use xtent::volume::{MountOptions, OpenOptions, Volume};
 
 use super::rig::{alone, ask_host, chain, controller, open, seed, told_pairs};
 
@@ -119,11 +120,9 @@ fn under_load(controllers: &[(String, String)], take_away: impl FnOnce() + Send)
     let device = open(raw);
     let heap = Heap::new(HeapConfig::default());
     let controller = controller(&device, &heap, TIMEOUT);
-    let options = VolumeOptions {
-        command_timeout: TIMEOUT,
-        ..VolumeOptions::default()
-    };
-    let volume = Volume::open(&format!("pci:{files}"), &options).unwrap();
+    let options = TargetOptions::new().command_timeout(TIMEOUT);
+    let volume =
+        Volume::open_with(&format!("pci:{files}"), &options, &MountOptions::new()).unwrap();
     let good = [const { AtomicU64::new(0) }; 2];
     std::thread::scope(|scope| {
         for thread in 0..THREADS {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::claims::Identity;
 use super::engine::Engine;
 use super::image::{self, ImageAccess};
-use super::{ControllerMode, TargetInfo, TargetKind, TargetSpec, VolumeOptions};
+use super::{ControllerMode, TargetInfo, TargetKind, TargetOptions, TargetSpec};
 use crate::block::Wait;
 use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
@@ -21,25 +21,28 @@ use crate::sys::{FileId, HeldFile, file_serial};
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Target {
-    pub(super) shared: Arc<TargetShared>,
+    pub(crate) shared: Arc<TargetShared>,
 }
 
 #[derive(Debug)]
-pub(super) struct TargetShared {
-    pub(super) engine: Engine,
-    pub(super) heap: Heap,
-    pub(super) name: String,
-    pub(super) info: TargetInfo,
-    pub(super) queue_depth: usize,
-    pub(super) command_timeout: Duration,
-    pub(super) wait: Wait,
-    pub(super) no_recovery: bool,
+pub(crate) struct TargetShared {
+    pub(crate) engine: Engine,
+    pub(crate) heap: Heap,
+    pub(crate) name: String,
+    pub(crate) info: TargetInfo,
+    pub(crate) queue_depth: usize,
+    pub(crate) command_timeout: Duration,
+    pub(crate) wait: Wait,
+    /// The target's text has the option `norecovery`.
+    pub(crate) no_recovery: bool,
+    /// The most DMA memory that it takes.
+    pub(crate) memory_limit_bytes: usize,
     /// The file behind it.
-    pub(super) held: Option<Arc<HeldFile>>,
+    pub(crate) held: Option<Arc<HeldFile>>,
     /// What it is, for claims.
-    pub(super) identity: Identity,
+    pub(crate) identity: Identity,
     /// Opened although it is in use elsewhere.
-    pub(super) in_use: bool,
+    pub(crate) in_use: bool,
 }
 
 impl TargetShared {
@@ -47,13 +50,13 @@ impl TargetShared {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] or [`ErrorKind::Io`]: writing has stopped.
-    pub(super) fn look_again(&self) -> Result<()> {
+    pub(crate) fn look_again(&self) -> Result<()> {
         self.held.as_ref().map_or(Ok(()), |held| held.look_again())
     }
 
     /// An error of writing, or why writing has stopped, if that is the reason.
     #[cold]
-    pub(super) fn why(&self, error: Error) -> Error {
+    pub(crate) fn why(&self, error: Error) -> Error {
         let lost = self.held.as_ref().and_then(|held| held.lost());
         match (lost, error.offset_bytes()) {
             (Some(lost), _) if lost.detail() == error.detail() => error,
@@ -65,12 +68,12 @@ impl TargetShared {
 }
 
 /// A target's parts, up and running.
-pub(super) struct Parts {
-    pub(super) heap: Heap,
-    pub(super) engine: Engine,
+pub(crate) struct Parts {
+    pub(crate) heap: Heap,
+    pub(crate) engine: Engine,
     /// What the engine is, where it does not know itself.
-    pub(super) words: Option<String>,
-    pub(super) held: Option<Arc<HeldFile>>,
+    pub(crate) words: Option<String>,
+    pub(crate) held: Option<Arc<HeldFile>>,
 }
 
 impl Target {
@@ -81,15 +84,15 @@ impl Target {
     /// does not come up.
     ///
     /// ```
-    /// use xtent::volume::{Target, VolumeOptions};
+    /// use xtent::target::{Target, TargetOptions};
     /// # fn main() -> xtent::Result<()> {
-    /// let target = Target::open("ram:64M,inline", &VolumeOptions::default())?;
+    /// let target = Target::open("ram:64M,inline", &TargetOptions::default())?;
     /// println!("{}: {} bytes", target.info().model, target.info().capacity_bytes);
     /// # assert_eq!(target.info().capacity_bytes, 64 << 20);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
+    pub fn open(target: &str, options: &TargetOptions) -> Result<Self> {
         let spec = TargetSpec::parse(target)?;
         Self::open_spec(&spec, options).map_err(|error| error.during("open").on_device(target))
     }
@@ -99,7 +102,7 @@ impl Target {
     /// # Errors
     /// As [`Target::open`].
     #[doc(hidden)]
-    pub fn open_spec(spec: &TargetSpec, options: &VolumeOptions) -> Result<Self> {
+    pub fn open_spec(spec: &TargetSpec, options: &TargetOptions) -> Result<Self> {
         let access = access_of(spec, options);
         if let TargetKind::Spdk { id, nsid } = &spec.kind {
             // SPDK says where the memory comes from.
@@ -139,9 +142,9 @@ impl Target {
     }
 
     /// The target on an engine that is there.
-    pub(super) fn on_engine(
+    pub(crate) fn on_engine(
         spec: &TargetSpec,
-        options: &VolumeOptions,
+        options: &TargetOptions,
         parts: Parts,
     ) -> Result<Self> {
         let Parts {
@@ -178,7 +181,8 @@ impl Target {
                 queue_depth: queue_depth as usize,
                 command_timeout: options.command_timeout,
                 wait: wait_of(spec, options),
-                no_recovery: options.no_recovery || spec.no_recovery,
+                no_recovery: spec.no_recovery,
+                memory_limit_bytes: options.memory_limit_bytes,
             }),
         })
     }
@@ -247,7 +251,7 @@ fn identity_of(
 }
 
 /// How an embedded controller runs; `none` for a target without one.
-fn mode_name(spec: &TargetSpec, options: &VolumeOptions) -> &'static str {
+fn mode_name(spec: &TargetSpec, options: &TargetOptions) -> &'static str {
     match spec.kind {
         TargetKind::Image(_) | TargetKind::Ram { .. } => match mode_of(spec, options) {
             ControllerMode::Inline => "inline",
@@ -259,7 +263,7 @@ fn mode_name(spec: &TargetSpec, options: &VolumeOptions) -> &'static str {
 
 /// How an embedded controller runs: as the target says, and else as the options do. A thread that sleeps
 /// does not do the controller's work, so waits that sleep need one with a thread of its own.
-fn mode_of(spec: &TargetSpec, options: &VolumeOptions) -> ControllerMode {
+fn mode_of(spec: &TargetSpec, options: &TargetOptions) -> ControllerMode {
     match spec.controller {
         Some(mode) => mode,
         None if wait_of(spec, options) == Wait::Poll => options.controller,
@@ -273,7 +277,7 @@ fn mode_of(spec: &TargetSpec, options: &VolumeOptions) -> ControllerMode {
 /// As [`Target::open`].
 pub fn target_on_device(
     device: Arc<dyn Device>,
-    options: &VolumeOptions,
+    options: &TargetOptions,
     controller: ControllerOptions,
 ) -> Result<Target> {
     let spec = TargetSpec::parse("ram:1M")?;
@@ -290,26 +294,25 @@ pub fn target_on_device(
 }
 
 /// How its threads wait.
-fn wait_of(spec: &TargetSpec, options: &VolumeOptions) -> Wait {
+fn wait_of(spec: &TargetSpec, options: &TargetOptions) -> Wait {
     spec.wait.unwrap_or(options.wait)
 }
 
 /// How its file may be used.
-pub(super) fn access_of(spec: &TargetSpec, options: &VolumeOptions) -> ImageAccess {
-    let no_recovery = options.no_recovery || spec.no_recovery;
+pub(crate) fn access_of(spec: &TargetSpec, options: &TargetOptions) -> ImageAccess {
     let in_use = options.allow_in_use || spec.allow_in_use;
     ImageAccess {
-        read_only: options.read_only || spec.read_only || no_recovery || in_use,
+        read_only: options.read_only || spec.read_only || spec.no_recovery || in_use,
         in_use,
     }
 }
 
 /// Its memory.
-pub(super) fn heap_of(spec: &TargetSpec, options: &VolumeOptions) -> Heap {
+pub(crate) fn heap_of(spec: &TargetSpec, options: &TargetOptions) -> Heap {
     Heap::new(heap_config_of(spec, options))
 }
 
-fn heap_config_of(spec: &TargetSpec, options: &VolumeOptions) -> HeapConfig {
+fn heap_config_of(spec: &TargetSpec, options: &TargetOptions) -> HeapConfig {
     HeapConfig {
         huge_pages: options.huge_pages,
         limit_bytes: options.memory_limit_bytes,
@@ -328,7 +331,7 @@ fn memory_in_use(heap: &Heap) -> &'static str {
 }
 
 /// What that is made of.
-pub(super) fn memory_of(heap: &Heap) -> &'static str {
+pub(crate) fn memory_of(heap: &Heap) -> &'static str {
     match heap.backing() {
         Some(Backing::Huge) => "hugepages",
         Some(Backing::Locked) => "locked pages",
@@ -338,18 +341,18 @@ pub(super) fn memory_of(heap: &Heap) -> &'static str {
 }
 
 /// A controller, up and running.
-pub(super) struct OpenController {
-    pub(super) controller: Arc<Controller>,
+pub(crate) struct OpenController {
+    pub(crate) controller: Arc<Controller>,
     /// In words what it is.
-    pub(super) words: String,
+    pub(crate) words: String,
     /// The file behind it.
-    pub(super) held: Option<Arc<HeldFile>>,
+    pub(crate) held: Option<Arc<HeldFile>>,
 }
 
 /// The controller of a target, up and running.
-pub(super) fn controller_of(
+pub(crate) fn controller_of(
     spec: &TargetSpec,
-    options: &VolumeOptions,
+    options: &TargetOptions,
     access: ImageAccess,
     heap: &Heap,
 ) -> Result<OpenController> {
@@ -372,7 +375,7 @@ type OpenDevice = (Arc<dyn Device>, String, Option<Arc<HeldFile>>);
 /// The device of a target.
 fn device_of(
     spec: &TargetSpec,
-    options: &VolumeOptions,
+    options: &TargetOptions,
     access: ImageAccess,
 ) -> Result<OpenDevice> {
     if let TargetKind::Pci { address, .. } = &spec.kind {
@@ -404,7 +407,7 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
         read_only: spec.read_only || spec.allow_in_use,
         in_use: spec.allow_in_use,
     };
-    let options = VolumeOptions::default();
+    let options = TargetOptions::default();
     medium_of(spec, access)
         .map(|(medium, _, held)| EmuConfig {
             max_io_queues: SERVED_QUEUES,
@@ -419,7 +422,7 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
 const SERVED_QUEUES: u16 = 63;
 
 /// The namespace that a target names, or the only one.
-pub(super) fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
+pub(crate) fn namespace_of(spec: &TargetSpec, info: &ControllerInfo) -> Result<u32> {
     let (named, how) = match spec.kind {
         TargetKind::Pci { nsid, .. } => (nsid, "/"),
         TargetKind::VfioUser { nsid, .. } => (nsid, ",nsid="),
@@ -531,7 +534,7 @@ fn load_image(medium: &mut Medium, path: &Path) -> Result<()> {
 
 fn emu_config(
     spec: &TargetSpec,
-    options: &VolumeOptions,
+    options: &TargetOptions,
     medium: Medium,
     held: Option<&HeldFile>,
     access: ImageAccess,

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Target;
 use super::claims::{Claim, Use};
-use super::core::BUFFER_ALIGN_BYTES;
 use super::engine::{EngineOptions, EngineQueue};
 use super::open::TargetShared;
+use super::{BUFFER_ALIGN_BYTES, Target};
 use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Status, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent, Segment};
@@ -18,15 +17,15 @@ const BLOCKING: Token = Token::MAX;
 
 /// One thread's way to the blocks of a target: a queue and slots, each with a buffer of its own.
 ///
-/// While the process has a filesystem on the device open ([`super::Volume::on`]), a new handle may only
+/// While the process has a filesystem on the device open (`Volume::on`), a new handle may only
 /// read; and while a handle that may write is there, no filesystem is opened.
 ///
 /// ```
 /// use xtent::internals::block::Op;
 /// use xtent::internals::units::Lba;
-/// use xtent::volume::{Target, VolumeOptions};
+/// use xtent::target::{Target, TargetOptions};
 /// # fn main() -> xtent::Result<()> {
-/// let target = Target::open("ram:64M,inline", &VolumeOptions::default())?;
+/// let target = Target::open("ram:64M,inline", &TargetOptions::default())?;
 /// let mut raw = target.raw(2, 4096)?;
 /// raw.slot_mut(0).unwrap().fill(7);
 /// raw.submit(0, Op::Write, Lba(8))?;
@@ -311,14 +310,14 @@ impl Drop for RawIo {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TargetOptions;
     use super::*;
     use crate::mem::HugePages;
-    use crate::volume::VolumeOptions;
 
     fn target() -> Target {
-        let options = VolumeOptions {
+        let options = TargetOptions {
             huge_pages: HugePages::Never,
-            ..VolumeOptions::default()
+            ..TargetOptions::default()
         };
         Target::open("ram:1M,inline,lba=4096", &options).unwrap()
     }

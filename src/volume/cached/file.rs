@@ -179,9 +179,9 @@ impl File {
     /// The device's; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
     ///
     /// ```no_run
-    /// # use xtent::volume::{OpenOptions, Volume, VolumeOptions};
+    /// # use xtent::volume::{OpenOptions, Volume};
     /// # fn main() -> xtent::Result<()> {
-    /// # let volume = Volume::open("image:disk.img", &VolumeOptions::default())?;
+    /// # let volume = Volume::open("image:disk.img")?;
     /// let mut io = volume.io()?;
     /// let file = OpenOptions::new().read(true).buffered(true).open(&volume, &mut io, "/data")?;
     /// let mut at = 0;

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam::sync::{Parker, Unparker};
 
-use super::super::VolumeOptions;
+use super::super::MountOptions;
 use super::super::inodes::{CoreInode, Inodes, locked};
 use super::super::mounted::VolumeShared;
-use super::super::open::TargetShared;
 use super::BufferedIo;
 use crate::cache::{Cache, Pressure};
 use crate::error::Result;
+use crate::target::open::TargetShared;
 use crate::xfs::FileOps;
 
 /// The thread's name.
@@ -67,7 +67,7 @@ struct Shared {
 }
 
 impl Background {
-    pub(in super::super) fn new(options: &VolumeOptions) -> Self {
+    pub(in super::super) fn new(options: &MountOptions) -> Self {
         Self {
             times: Times {
                 expire: options.dirty_expire,

@@ -9,7 +9,7 @@ use super::engine::Engine;
 use super::open::{
     OpenController, Parts, access_of, controller_of, heap_of, memory_of, namespace_of,
 };
-use super::{Target, TargetKind, TargetSpec, VolumeOptions};
+use super::{Target, TargetKind, TargetOptions, TargetSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
 use crate::nvme::{
@@ -22,9 +22,9 @@ use crate::sys::HeldFile;
 ///
 /// ```
 /// use xtent::internals::target::Drive;
-/// use xtent::volume::VolumeOptions;
+/// use xtent::target::TargetOptions;
 /// # fn main() -> xtent::Result<()> {
-/// let drive = Drive::open("ram:64M,inline", &VolumeOptions::default())?;
+/// let drive = Drive::open("ram:64M,inline", &TargetOptions::default())?;
 /// let smart = drive.smart()?;
 /// println!("{}: {} K", drive.info().model, smart.temperature_k);
 /// # assert!(smart.critical_warning.is_empty());
@@ -36,7 +36,7 @@ pub struct Drive {
     controller: Arc<Controller>,
     heap: Heap,
     spec: TargetSpec,
-    options: VolumeOptions,
+    options: TargetOptions,
     words: String,
     held: Option<Arc<HeldFile>>,
 }
@@ -161,7 +161,7 @@ pub struct HugePageCount {
 }
 
 impl HugePageCount {
-    pub(super) fn now() -> Option<Self> {
+    pub(crate) fn now() -> Option<Self> {
         let read = |name: &str| -> Option<u64> {
             let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
             fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -251,12 +251,12 @@ impl Drive {
     /// # Errors
     /// Those of [`Target::open`], but for what is wrong with a namespace; [`ErrorKind::Unsupported`] for
     /// `uring:` and `spdk:` targets, whose controller the kernel or SPDK has.
-    pub fn open(target: &str, options: &VolumeOptions) -> Result<Self> {
+    pub fn open(target: &str, options: &TargetOptions) -> Result<Self> {
         let spec = TargetSpec::parse(target)?;
         Self::open_spec(spec, options).map_err(|error| error.during("open").on_device(target))
     }
 
-    fn open_spec(spec: TargetSpec, options: &VolumeOptions) -> Result<Self> {
+    fn open_spec(spec: TargetSpec, options: &TargetOptions) -> Result<Self> {
         let who = match spec.kind {
             TargetKind::Uring(_) => Some(
                 "the kernel has the controller of this disk: ask nvme-cli, or give the disk to xtent (pci:)",

@@ -3,89 +3,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
+use super::ControllerMode;
 use crate::block::Wait;
 use crate::device::vfio::PciAddress;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mem::HugePages;
 use crate::spdk::TransportId;
-
-/// How the embedded controller runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ControllerMode {
-    /// On a thread of its own, as a device does. It needs a processor of its own: beside a thread that
-    /// polls, on the same processor, both wait for the scheduler.
-    Threaded,
-    /// On the caller's thread, while the caller waits.
-    #[default]
-    Inline,
-}
-
-/// How a volume is opened; the target's own options go before these.
-///
-/// ```
-/// use xtent::volume::VolumeOptions;
-/// let options = VolumeOptions { read_only: true, ..Default::default() };
-/// # assert!(!options.no_recovery);
-/// ```
-#[derive(Debug, Clone)]
-pub struct VolumeOptions {
-    /// Nothing is ever written.
-    pub read_only: bool,
-    /// Open, for reading only, although the log holds changes: an old state of the filesystem, in which files and
-    /// directories may be inconsistent. A warning (`tracing`) says so each time.
-    pub no_recovery: bool,
-    /// Open, for reading only, although the image is in use elsewhere (a loop device, another process);
-    /// what is read may then change or contradict itself.
-    pub allow_in_use: bool,
-    /// Operations in flight per [`crate::volume::Io`].
-    pub queue_depth: u32,
-    /// How an embedded controller runs.
-    pub controller: ControllerMode,
-    /// Whether DMA memory comes from hugepages.
-    pub huge_pages: HugePages,
-    /// The most DMA memory that the volume takes, in bytes.
-    pub memory_limit_bytes: usize,
-    /// The page cache of buffered files, in bytes, all of its own needs included. It is taken when the first such file
-    /// is opened. `None` for an eighth of the free hugepages, but 64 MiB where there are enough.
-    pub cache_bytes: Option<usize>,
-    /// The most of the page cache that may be dirty, in percent, 1 to 90: who would make more of it so waits until some is
-    /// written back. From half of it on, it is written back in the background.
-    pub cache_dirty_percent: u8,
-    /// How old what is written to the page cache may get before it is written back in the background, give or take a
-    /// [`VolumeOptions::writeback_interval`].
-    pub dirty_expire: Duration,
-    /// How often a thread looks, while anything is dirty, whether it is too old or too much. It takes a queue of its own for
-    /// as long as it has something to do. Zero for no such thread: then writers write back where much is dirty, and else
-    /// only syncs do.
-    pub writeback_interval: Duration,
-    /// Time after which a command counts as lost.
-    pub command_timeout: Duration,
-    /// How threads wait for the device. An embedded controller that is not told otherwise runs on a thread of its
-    /// own where they do not poll.
-    pub wait: Wait,
-}
-
-impl Default for VolumeOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            no_recovery: false,
-            allow_in_use: false,
-            queue_depth: 128,
-            controller: ControllerMode::default(),
-            huge_pages: HugePages::default(),
-            memory_limit_bytes: usize::MAX,
-            cache_bytes: None,
-            cache_dirty_percent: 20,
-            dirty_expire: Duration::from_secs(30),
-            writeback_interval: Duration::from_secs(5),
-            command_timeout: Duration::from_secs(30),
-            wait: Wait::Poll,
-        }
-    }
-}
 
 /// What a target opens.
 #[derive(Debug, Clone, PartialEq, Eq)]

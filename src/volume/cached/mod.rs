@@ -9,17 +9,17 @@ use std::time::Duration;
 use crossbeam::utils::Backoff;
 
 use super::core::{IoCore, no_slot};
-use super::engine::{EngineOptions, EngineQueue};
 use super::file::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
 use super::mounted::VolumeShared;
-use super::open::TargetShared;
 use super::{DmaBuf, Io};
 use crate::cache::{Cache, FileCache, Patience, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{Request, What};
 use crate::iomap::{IterFlags, Ops};
+use crate::target::engine::{EngineOptions, EngineQueue};
+use crate::target::open::TargetShared;
 use crate::xfs::{FileMap, FileOps};
 
 pub(super) use background::Background;

@@ -8,7 +8,7 @@ use crate::spdk::TransportId;
 
 /// Attaches the controller, and makes a heap that it can reach.
 #[cfg(feature = "spdk")]
-pub(super) fn open(
+pub(crate) fn open(
     id: &TransportId,
     nsid: Option<u32>,
     config: HeapConfig,
@@ -30,7 +30,7 @@ pub(super) fn open(
 
 /// What stands behind it.
 #[cfg(feature = "spdk")]
-pub(super) fn info(controller: &crate::spdk::ControllerInfo) -> super::TargetInfo {
+pub(crate) fn info(controller: &crate::spdk::ControllerInfo) -> super::TargetInfo {
     super::TargetInfo {
         target: String::new(),
         engine: format!("SPDK's NVMe driver, on the subsystem {}", controller.subnqn),
@@ -57,7 +57,7 @@ pub(super) fn info(controller: &crate::spdk::ControllerInfo) -> super::TargetInf
 
 /// Says how to get what is missing.
 #[cfg(not(feature = "spdk"))]
-pub(super) fn open(
+pub(crate) fn open(
     _: &TransportId,
     _: Option<u32>,
     _: HeapConfig,

@@ -13,7 +13,7 @@ use crate::sys::HeldFile;
 use crate::uring::{Disk, DiskInfo};
 
 /// Opens it so that nobody else changes it meanwhile, with `heap` for its memory.
-pub(super) fn open(
+pub(crate) fn open(
     spec: &TargetSpec,
     path: &Path,
     access: ImageAccess,
@@ -51,7 +51,7 @@ fn open_device(path: &Path, access: ImageAccess) -> Result<File> {
 }
 
 /// What stands behind it.
-pub(super) fn info(disk: &DiskInfo) -> TargetInfo {
+pub(crate) fn info(disk: &DiskInfo) -> TargetInfo {
     let what = if disk.is_device {
         "a block device"
     } else {

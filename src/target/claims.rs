@@ -9,7 +9,7 @@ use crate::sys::FileId;
 
 /// A device or file, however it was named when it was opened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Identity {
+pub(crate) enum Identity {
     /// A file: an image, or the socket of a vfio-user server; with the namespace.
     File(FileId, u32),
     /// A block device, by number.
@@ -22,7 +22,7 @@ pub(super) enum Identity {
 
 /// What a [`Claim`] is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(crate) enum Use {
     /// A filesystem whose files may be written.
     Mount,
     /// A filesystem that is only read.
@@ -56,7 +56,7 @@ fn claims() -> MutexGuard<'static, HashMap<Identity, Counts>> {
 
 /// A use of a device, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     identity: Identity,
     what: Use,
 }
@@ -66,7 +66,7 @@ impl Claim {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when it is used otherwise in this process.
-    pub(super) fn new(identity: &Identity, what: Use) -> Result<Self> {
+    pub(crate) fn new(identity: &Identity, what: Use) -> Result<Self> {
         let mut claims = claims();
         let counts = claims.entry(identity.clone()).or_default();
         let mounted =

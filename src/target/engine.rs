@@ -11,7 +11,7 @@ use crate::uring::{Disk, RingOptions, RingQueue};
 
 /// What a target is driven by.
 #[derive(Debug)]
-pub(super) enum Engine {
+pub(crate) enum Engine {
     /// The crate's own driver on one namespace.
     Nvme {
         controller: Arc<Controller>,
@@ -26,18 +26,18 @@ pub(super) enum Engine {
 
 /// How a queue is made.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct EngineOptions {
-    pub(super) depth: usize,
+pub(crate) struct EngineOptions {
+    pub(crate) depth: usize,
     /// Pieces of memory that a chain may have, where the engine leaves that to us.
-    pub(super) max_segments: usize,
-    pub(super) timeout: Duration,
-    pub(super) read_only: bool,
-    pub(super) wait: Wait,
+    pub(crate) max_segments: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) read_only: bool,
+    pub(crate) wait: Wait,
 }
 
 impl Engine {
     /// A queue for one thread.
-    pub(super) fn queue(&self, options: EngineOptions) -> Result<EngineQueue> {
+    pub(crate) fn queue(&self, options: EngineOptions) -> Result<EngineQueue> {
         match self {
             Self::Nvme { controller, nsid } => {
                 let options = QueueOptions {
@@ -71,7 +71,7 @@ impl Engine {
     }
 
     /// What stands behind it. The caller fills in what it knows better: names, how it was opened, memory.
-    pub(super) fn info(&self) -> Result<TargetInfo> {
+    pub(crate) fn info(&self) -> Result<TargetInfo> {
         match self {
             Self::Uring(disk) => Ok(super::uring::info(disk.info())),
             #[cfg(feature = "spdk")]
@@ -123,7 +123,7 @@ fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&Namespac
 
 /// One thread's queue on an engine.
 #[derive(Debug)]
-pub(super) enum EngineQueue {
+pub(crate) enum EngineQueue {
     /// A queue pair of the crate's own driver.
     Nvme(QueuePair),
     /// A ring of the kernel's.

@@ -28,14 +28,14 @@ const RETRY: Duration = Duration::from_millis(5);
 
 /// How an image is opened.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ImageAccess {
-    pub(super) read_only: bool,
+pub(crate) struct ImageAccess {
+    pub(crate) read_only: bool,
     /// Although it is in use elsewhere; goes with `read_only`.
-    pub(super) in_use: bool,
+    pub(crate) in_use: bool,
 }
 
 /// Opens and locks an image: for itself alone when it may be written, shared with other readers otherwise.
-pub(super) fn open(path: &Path, access: ImageAccess) -> Result<HeldFile> {
+pub(crate) fn open(path: &Path, access: ImageAccess) -> Result<HeldFile> {
     let meta = fs::metadata(path).map_err(|e| Error::system("cannot find the image", e))?;
     check_type(&meta)?;
     let file = open_file(path, access)?;
@@ -256,7 +256,7 @@ mod qemu {
     const ALL: u8 = 5;
 
     /// Takes the locks that keep QEMU out, after a look at its own.
-    pub(super) fn lock(file: &File, access: ImageAccess) -> Result<()> {
+    pub(crate) fn lock(file: &File, access: ImageAccess) -> Result<()> {
         let locked = if access.read_only {
             lock_to_read(file)
         } else {
