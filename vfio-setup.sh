@@ -842,7 +842,7 @@ undo_all() {
     stuck=
     for path in $rules; do
         rm -f "$path"
-        ! have udevadm || udevadm control --reload 2>/dev/null
+        reload_rules
     done
     forget_script
     for entry in $owned; do
@@ -1095,7 +1095,12 @@ make_rule() {
         rm -f "$rule.new"
         return 1
     fi
-    ! have udevadm || udevadm control --reload 2>/dev/null
+    reload_rules
+}
+
+# reload_rules: udev need not run (containers, other boot systems): rules are read when it starts.
+reload_rules() {
+    ! have udevadm || udevadm control --reload 2>/dev/null || true
 }
 
 # forget_script: the last rule takes the copy of the script with it.
@@ -1142,7 +1147,7 @@ unpersist() {
                 say "would remove $persisted"
             else
                 rm -f "$persisted"
-                ! have udevadm || udevadm control --reload 2>/dev/null
+                reload_rules
             fi
             ;;
         esac

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -49,12 +49,16 @@ fn machine() -> Option<Machine> {
     let mut bytes = vec![0; 1 << 20];
     bytes[..4].copy_from_slice(b"XFSB");
     fs::write(&image, bytes).unwrap();
+    // One at a time: several would be told the same free device.
+    static ATTACHING: Mutex<()> = Mutex::new(());
+    let attaching = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
     // Not one that this process has open: the script would find it.
     let losetup = Command::new("losetup")
         .args(["--find", "--show"])
         .arg(&image)
         .output();
     let losetup = losetup.unwrap();
+    drop(attaching);
     if !losetup.status.success() {
         println!(
             "SKIPPED: losetup: {}",
@@ -69,6 +73,8 @@ fn machine() -> Option<Machine> {
     fs::write(root.join("dev/vfio/1"), "").unwrap();
     fs::write(root.join("serial"), "SERIAL-A\n").unwrap();
     program(&root.join("bin"), "modprobe", "exit 0");
+    // As where no udev runs: rules are read when it starts.
+    program(&root.join("bin"), "udevadm", "exit 2");
     node(&root.join("dev/nvme0n1"), &device.0);
     let stop = Arc::new(AtomicBool::new(false));
     let player = Player {
@@ -221,7 +227,21 @@ impl Machine {
 
     /// Runs vfio-setup.sh; all that it says, and its exit status.
     fn run(&self, args: &[&str]) -> (i32, String) {
-        said(&self.command(&script(), args).output().unwrap())
+        self.settled(|| self.command(&script(), args))
+    }
+
+    /// Runs a command; again while it finds the disk open in a losetup: one that was told the same free loop
+    /// device opens it late, and lets go of it.
+    fn settled(&self, command: impl Fn() -> Command) -> (i32, String) {
+        let mut result = said(&command().output().unwrap());
+        for _ in 0..100 {
+            if !(result.1.contains("refused") && result.1.contains("(losetup)")) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            result = said(&command().output().unwrap());
+        }
+        result
     }
 
     fn start(&self, args: &[&str]) -> Child {
@@ -442,8 +462,7 @@ fn a_persisted_rule_takes_its_own_disk_only() {
     assert!(command.contains(&identity), "{command}");
     let words: Vec<_> = command.split(' ').collect();
     let boot = |machine: &Machine| {
-        let output = machine.command(Path::new(words[0]), &words[1..]).output();
-        said(&output.unwrap())
+        machine.settled(|| machine.command(Path::new(words[0]), &words[1..]))
     };
     let (status, text) = machine.run(&["reset"]);
     assert_eq!(status, 0, "{text}");
