@@ -4,7 +4,10 @@
 //! value, and turns it into an [`Error`] where an operation is handed to the caller.
 
 use std::error::Error as StdError;
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// What went wrong, for programs to match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +34,10 @@ pub enum ErrorKind {
     ReadOnly,
     /// A feature of the disk, device or host that is not supported, by name.
     Unsupported,
+    /// There is no XFS filesystem; the message says what there is instead.
+    NotXfs,
+    /// The file ends before all bytes that were asked for.
+    UnexpectedEof,
     /// The log holds changes that must be replayed first.
     NeedsRecovery,
     /// In use: mounted, locked by another process, attached elsewhere.
@@ -56,7 +63,6 @@ pub enum ErrorKind {
 /// An error with its context. One pointer wide, so that `Result`s stay small.
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     kind: ErrorKind,
     detail: String,
@@ -64,6 +70,7 @@ struct Inner {
     path: Option<Vec<u8>>,
     offset_bytes: Option<u64>,
     bytes_done: Option<u64>,
+    status: Option<(u8, u8)>,
     device: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -84,6 +91,7 @@ impl Error {
             path: None,
             offset_bytes: None,
             bytes_done: None,
+            status: None,
             device: None,
             source: None,
         }))
@@ -149,6 +157,13 @@ impl Error {
         self
     }
 
+    /// Adds the status of the command that failed: status code type, status code.
+    #[must_use]
+    pub(crate) fn with_status(mut self, sct: u8, sc: u8) -> Self {
+        self.0.status = Some((sct, sc));
+        self
+    }
+
     /// Adds the cause.
     #[must_use]
     #[doc(hidden)]
@@ -167,14 +182,37 @@ impl Error {
         &self.0.detail
     }
 
-    /// The path, as bytes, where one was involved.
-    pub fn path(&self) -> Option<&[u8]> {
-        self.0.path.as_deref()
+    /// The path that was involved, in the volume or on the host.
+    pub fn path(&self) -> Option<&Path> {
+        let path = self.0.path.as_deref()?;
+        Some(Path::new(OsStr::from_bytes(path)))
     }
 
-    /// The byte offset, where one was involved.
-    pub fn offset_bytes(&self) -> Option<u64> {
+    /// The operation that failed, such as `read` or `open`.
+    pub fn operation(&self) -> Option<&str> {
+        self.0.operation
+    }
+
+    /// The device or target that was involved.
+    pub fn device(&self) -> Option<&str> {
+        self.0.device.as_deref()
+    }
+
+    /// The byte offset in the file or on the device.
+    pub fn offset(&self) -> Option<u64> {
         self.0.offset_bytes
+    }
+
+    /// Status code type and status code of the NVMe command that failed (NVMe base specification,
+    /// section 4.2.3).
+    pub fn status(&self) -> Option<(u8, u8)> {
+        self.0.status
+    }
+
+    /// The errno of the system call that failed.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        let source = self.0.source.as_deref()?;
+        source.downcast_ref::<std::io::Error>()?.raw_os_error()
     }
 
     /// The bytes that a read or a write did before it failed, contiguous from its offset. At least these: what
@@ -223,16 +261,14 @@ fn push_word(text: &mut String, word: &str) {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{:?}: {self}", self.0.kind)
     }
 }
 
 impl StdError for Error {
+    /// What lies below the cause: the cause itself is part of the message, as in [`std::io::Error`].
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.0.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        self.0.source.as_deref()?.source()
     }
 }
 
@@ -246,9 +282,10 @@ impl From<Error> for std::io::Error {
             ErrorKind::InvalidInput | ErrorKind::Misaligned => Io::InvalidInput,
             ErrorKind::ReadOnly => Io::ReadOnlyFilesystem,
             ErrorKind::Unsupported | ErrorKind::NotOverwrite => Io::Unsupported,
+            ErrorKind::UnexpectedEof => Io::UnexpectedEof,
             ErrorKind::Busy => Io::ResourceBusy,
             ErrorKind::PermissionDenied => Io::PermissionDenied,
-            ErrorKind::Corrupt => Io::InvalidData,
+            ErrorKind::Corrupt | ErrorKind::NotXfs => Io::InvalidData,
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::OutOfMemory => Io::OutOfMemory,
             ErrorKind::WouldBlock => Io::WouldBlock,

@@ -127,10 +127,7 @@ fn list(disk: &mut Disk, path: &[u8]) -> Result<usize, Error> {
 fn assert_corrupt<T: std::fmt::Debug>(what: &str, result: Result<T, Error>) {
     let error = result.expect_err(what);
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
-    assert!(
-        error.offset_bytes().is_some(),
-        "{what}: no address in: {error}"
-    );
+    assert!(error.offset().is_some(), "{what}: no address in: {error}");
 }
 
 #[test]

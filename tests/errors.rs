@@ -98,11 +98,11 @@ fn a_read_that_fails_later_than_at_its_first_byte_is_an_error_with_the_bytes_bef
     let (_serving, target) = spoiled(&image, vec![bad_block(OPC_READ, at)]);
     let (_volume, mut io, file) = open(&target, false, false);
     let mut bytes = vec![0; FILE_BYTES];
-    let error = file.read_into(&mut io, &mut bytes, 0).unwrap_err();
+    let error = file.read_at(&mut io, &mut bytes, 0).unwrap_err();
     check(&error, BAD);
     assert!(bytes[..BAD].iter().all(|&byte| byte == 7));
     // Pieces of 256 KiB, the first one from byte 512 on, the second one with the bad block.
-    let error = file.read_into(&mut io, &mut bytes[1000..], 1000);
+    let error = file.read_at(&mut io, &mut bytes[1000..], 1000);
     check(&error.unwrap_err(), (256 << 10) - 488);
     // `std::io`: the bytes before, then the error; never the end of the file.
     let mut read = Vec::new();
@@ -111,7 +111,7 @@ fn a_read_that_fails_later_than_at_its_first_byte_is_an_error_with_the_bytes_bef
     assert_eq!(read.len(), BAD);
     let inner = error.get_ref().unwrap().downcast_ref::<Error>().unwrap();
     check(inner, 0);
-    assert_eq!(inner.offset_bytes(), Some(BAD as u64));
+    assert_eq!(inner.offset(), Some(BAD as u64));
 }
 
 #[test]
@@ -122,11 +122,8 @@ fn a_buffered_read_that_fails_later_is_an_error_with_the_bytes_before() {
     file.advise(&mut io, 0..u64::MAX, Advice::Random).unwrap();
     let mut bytes = vec![0; FILE_BYTES];
     let good = 256 << 10;
-    assert_eq!(
-        file.read_into(&mut io, &mut bytes[..good], 0).unwrap(),
-        good
-    );
-    let error = file.read_into(&mut io, &mut bytes, 0).unwrap_err();
+    assert_eq!(file.read_at(&mut io, &mut bytes[..good], 0).unwrap(), good);
+    let error = file.read_at(&mut io, &mut bytes, 0).unwrap_err();
     // Read by some pages at once: those with the bad block are not there.
     let done = usize::try_from(error.bytes_done().unwrap()).unwrap();
     assert!((good..=BAD).contains(&done), "{error}");
@@ -139,15 +136,15 @@ fn a_write_that_fails_later_is_an_error_with_the_bytes_before() {
     let Some((image, at)) = image() else { return };
     let (_serving, target) = spoiled(&image, vec![bad_block(OPC_WRITE, at)]);
     let (_volume, mut io, file) = open(&target, true, false);
-    let error = file.write_from(&mut io, &vec![8; FILE_BYTES], 0);
+    let error = file.write_at(&mut io, &vec![8; FILE_BYTES], 0);
     check(&error.unwrap_err(), BAD);
     let mut bytes = vec![0; BAD];
-    assert_eq!(file.read_into(&mut io, &mut bytes, 0).unwrap(), BAD);
+    assert_eq!(file.read_at(&mut io, &mut bytes, 0).unwrap(), BAD);
     assert!(bytes.iter().all(|&byte| byte == 8), "they are done");
     // The first piece begins before the first byte of the data.
-    let error = file.write_all_unaligned_at(&mut io, &vec![9; FILE_BYTES - 100], 100);
+    let error = file.write_all_at(&mut io, &vec![9; FILE_BYTES - 100], 100);
     check(&error.unwrap_err(), BAD - 100);
-    let error = file.write_from(&mut io, &[8; 512], BAD as u64);
+    let error = file.write_at(&mut io, &[8; 512], BAD as u64);
     check(&error.unwrap_err(), 0);
 }
 
@@ -157,12 +154,12 @@ fn a_buffered_write_that_fails_later_is_an_error_with_the_bytes_before() {
     let (_serving, target) = spoiled(&image, vec![bad_block(OPC_READ, at)]);
     let (_volume, mut io, file) = open(&target, true, true);
     // The last block is written in part, so it must be read.
-    let error = file.write_from(&mut io, &vec![8; BAD + 100], 0);
+    let error = file.write_at(&mut io, &vec![8; BAD + 100], 0);
     check(&error.unwrap_err(), BAD);
-    let error = file.write_all_unaligned_at(&mut io, &vec![8; BAD + 100], 0);
+    let error = file.write_all_at(&mut io, &vec![8; BAD + 100], 0);
     check(&error.unwrap_err(), BAD);
     let mut bytes = vec![0; BAD];
-    assert_eq!(file.read_into(&mut io, &mut bytes, 0).unwrap(), BAD);
+    assert_eq!(file.read_at(&mut io, &mut bytes, 0).unwrap(), BAD);
     assert!(bytes.iter().all(|&byte| byte == 8), "they are done");
 }
 
@@ -189,7 +186,7 @@ fn close_writes_back_and_the_kernel_reads_it() {
     let Some((image, _)) = image() else { return };
     let (volume, io, file) = {
         let (volume, mut io, file) = open(&target(&image), true, true);
-        file.write_all_unaligned_at(&mut io, b"DIRTY", 0).unwrap();
+        file.write_all_at(&mut io, b"DIRTY", 0).unwrap();
         (volume, io, file)
     };
     drop((io, file));
@@ -204,7 +201,7 @@ fn close_writes_back_and_the_kernel_reads_it() {
 fn close_beside_other_handles_writes_back_and_says_that_it_is_not_the_last() {
     let Some((image, _)) = image() else { return };
     let (volume, mut io, file) = open(&target(&image), true, true);
-    file.write_all_unaligned_at(&mut io, b"DIRTY", 0).unwrap();
+    file.write_all_at(&mut io, b"DIRTY", 0).unwrap();
     let other = volume.clone();
     let error = volume.close().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
@@ -230,8 +227,8 @@ fn close_returns_a_failure_of_writing_back_and_of_the_flush() {
         let (_serving, target) = spoiled(&image, vec![rule]);
         let (volume, mut io, file) = open(&target, true, !direct);
         let written = match direct {
-            true => file.write_from(&mut io, &[8; 512], 0),
-            false => file.write_from(&mut io, b"DIRTY", BAD as u64),
+            true => file.write_at(&mut io, &[8; 512], 0),
+            false => file.write_at(&mut io, b"DIRTY", BAD as u64),
         };
         written.unwrap();
         drop((io, file));

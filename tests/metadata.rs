@@ -146,7 +146,7 @@ fn files_that_a_write_would_have_to_change_more_of_are_refused() {
         for buffered in [false, true] {
             let options = OpenOptions::new().write(true).buffered(buffered);
             let file = options.open(&volume, &mut io, name).unwrap();
-            file.write_all_unaligned_at(&mut io, b"new", 17).unwrap();
+            file.write_all_at(&mut io, b"new", 17).unwrap();
         }
     }
     let (denied, more) = (ErrorKind::PermissionDenied, ErrorKind::NotOverwrite);

@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
 use common::image::Image;
 use common::served::Serving;
 use xtent::ErrorKind;
@@ -124,7 +127,7 @@ fn what_cannot_be_had_and_no_filesystems_are_refused_by_name() {
     let error = Volume::open("uring:/nowhere/nvme0n1").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     let error = Volume::open("ram:64M,inline").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(error.kind(), ErrorKind::NotXfs, "{error}");
     let error = Volume::open("/").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::IsADirectory, "{error}");
 }
@@ -164,7 +167,7 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     let mut io = volume.io().unwrap();
     let options = OpenOptions::new().read(true).write(true).buffered(true);
     let [first, second] = [(); 2].map(|()| options.open(&volume, &mut io, "file").unwrap());
-    assert_eq!(first.write_from(&mut io, &[8; 10_000], 5).unwrap(), 10_000);
+    assert_eq!(first.write_at(&mut io, &[8; 10_000], 5).unwrap(), 10_000);
     let error = first.sync_data(&mut io).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert!(error.to_string().contains("sync file"), "{error}");
@@ -175,7 +178,7 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     // Direct I/O cannot have what is not on the device; the second try of this call is the last fault's.
     let direct = volume.open_file(&mut io, "file").unwrap();
     let mut buf = io.alloc(4096).unwrap();
-    direct.read_at(&mut io, &mut buf, 0).unwrap();
+    direct.read_dma_at(&mut io, &mut buf, 0).unwrap();
     assert_eq!(buf[..10], [7, 7, 7, 7, 7, 8, 8, 8, 8, 8]);
     first.sync_range(&mut io, 0..u64::MAX).unwrap_err();
     first.sync_data(&mut io).unwrap();
@@ -212,4 +215,90 @@ fn the_memory_of_an_engine_is_what_its_buffers_are_made_of() {
     };
     let embedded = Target::open("ram:64M,inline", &options).unwrap();
     assert_eq!(uring.info().memory, embedded.info().memory);
+}
+
+#[test]
+fn calls_of_several_buffers_and_std_io_do_what_one_call_does() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), [7; 20_000]).unwrap();
+    mount.unmount();
+    let volume = Volume::open(&format!("image:{}", image.path().display())).unwrap();
+    let mut io = volume.io().unwrap();
+    for buffered in [false, true] {
+        let options = OpenOptions::new().read(true).write(true);
+        let file = options
+            .buffered(buffered)
+            .open(&volume, &mut io, "file")
+            .unwrap();
+        let blocks = [[1; 512], [2; 512]];
+        let parts = blocks.each_ref().map(|block| IoSlice::new(block));
+        let written = file.write_vectored_at(&mut io, &parts, 4096).unwrap();
+        assert_eq!(written, 1024);
+        let (mut first, mut second) = ([0; 700], [0; 700]);
+        let mut parts = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+        assert_eq!(
+            file.read_vectored_at(&mut io, &mut parts, 4000).unwrap(),
+            1400
+        );
+        let all = [&first[..], &second].concat();
+        assert!(all[..96] == [7; 96] && all[96..608] == blocks[0] && all[608..1120] == blocks[1]);
+        assert_eq!(all[1120..], [7; 280]);
+        // At the end of the file: fewer, and an error where all was asked for.
+        let mut parts = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+        assert_eq!(
+            file.read_vectored_at(&mut io, &mut parts, 19_000).unwrap(),
+            1000
+        );
+        let mut bytes = [0; 1001];
+        let error = file.read_exact_at(&mut io, &mut bytes, 19_000).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+        assert_eq!(
+            (error.bytes_done(), error.offset()),
+            (Some(1000), Some(19_000))
+        );
+        assert_eq!(
+            (error.operation(), error.path()),
+            (Some("read"), Some(Path::new("file")))
+        );
+        assert!(
+            error
+                .device()
+                .is_some_and(|device| device.starts_with("image:"))
+        );
+        file.read_exact_at(&mut io, &mut bytes[..1000], 19_000)
+            .unwrap();
+        let mut writer = file.writer(&mut io).unwrap();
+        writer.seek(SeekFrom::End(-11)).unwrap();
+        write!(writer, "a last line").unwrap();
+        let past = writer.write(b"x").unwrap_err();
+        assert_eq!(past.kind(), std::io::ErrorKind::Unsupported, "{past}");
+        drop(writer);
+        let mut end = String::new();
+        let mut reader = file.reader(&mut io).unwrap();
+        reader.seek(SeekFrom::End(-11)).unwrap();
+        reader.read_to_string(&mut end).unwrap();
+        assert_eq!(end, "a last line");
+    }
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let error = Volume::open("image:/nowhere/disk.img").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(2), "{error:?}");
+    let mut chain = vec![error.to_string()];
+    let mut next = std::error::Error::source(&error);
+    while let Some(error) = next {
+        chain.push(error.to_string());
+        next = error.source();
+    }
+    let text = chain.join(": ");
+    assert_eq!(text.matches("os error 2").count(), 1, "{text}");
+    assert!(
+        format!("{error:?}").starts_with("NotFound: open"),
+        "{error:?}"
+    );
 }

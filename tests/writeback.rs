@@ -141,7 +141,7 @@ fn what_is_old_reaches_the_device_without_a_sync() {
     let Some(image) = image() else { return };
     let (volume, mut io, file) = open(&target(&image), &options(SOON, SOON));
     assert_eq!(
-        file.write_from(&mut io, &[8; 100_000], 4096).unwrap(),
+        file.write_at(&mut io, &[8; 100_000], 4096).unwrap(),
         100_000
     );
     wait_until(&mut io, "written back", |stats| {
@@ -170,7 +170,7 @@ fn much_is_written_back_before_it_is_old_and_nothing_is_done_when_all_is_clean()
     let mut done = 0;
     while done < data.len() {
         let piece = &data[done..data.len().min(done + 50_000)];
-        done += file.write_from(&mut io, piece, done as u64).unwrap();
+        done += file.write_at(&mut io, piece, done as u64).unwrap();
     }
     let few = |stats: &CacheStats| stats.dirty_pages * 10 < stats.pages && stats.background > 0;
     wait_until(&mut io, "below the background share", few);
@@ -181,7 +181,7 @@ fn much_is_written_back_before_it_is_old_and_nothing_is_done_when_all_is_clean()
     // It would look every millisecond, were there anything dirty.
     let millisecond = Duration::from_millis(1);
     let (volume, mut io, file) = open(&target(&image), &options(millisecond, millisecond));
-    file.write_from(&mut io, &[1; 4096], 0).unwrap();
+    file.write_at(&mut io, &[1; 4096], 0).unwrap();
     wait_until(&mut io, "written back", |stats| stats.dirty_pages == 0);
     let status = flusher().expect("the thread is there").join("status");
     let switches = || {
@@ -196,7 +196,7 @@ fn much_is_written_back_before_it_is_old_and_nothing_is_done_when_all_is_clean()
     });
     assert!(sleeps, "it polls although nothing is dirty");
     // And wakes up again.
-    file.write_from(&mut io, &[2; 4096], 0).unwrap();
+    file.write_at(&mut io, &[2; 4096], 0).unwrap();
     wait_until(&mut io, "written back", |stats| stats.dirty_pages == 0);
     drop((file, io, volume));
 }
@@ -208,7 +208,7 @@ fn a_failure_is_told_once_to_each_handle_by_its_next_sync() {
     let (serving, target) = served(&image, |config| config.faults = writes_fail(1));
     let (volume, mut io, first) = open(&target, &options(SOON, SOON));
     let second = handle(&volume, &mut io);
-    first.write_from(&mut io, &[8; 4096], 0).unwrap();
+    first.write_at(&mut io, &[8; 4096], 0).unwrap();
     // It fails, and is tried again.
     let stats = wait_until(&mut io, "written back after all", |stats| {
         stats.write_errors > 0 && stats.dirty_pages == 0 && stats.background > 0
@@ -235,7 +235,7 @@ fn a_device_that_writes_nothing_is_told_to_the_writer_that_wants_more() {
     let (volume, mut io, file) = open(&target, &options(SOON, SOON));
     let mut done = 0;
     let error = loop {
-        match file.write_from(&mut io, &[8; 10_000], done) {
+        match file.write_at(&mut io, &[8; 10_000], done) {
             Ok(wrote) => done += wrote as u64,
             Err(error) => break error,
         }
@@ -243,7 +243,7 @@ fn a_device_that_writes_nothing_is_told_to_the_writer_that_wants_more() {
     };
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     let mut found = vec![0; done as usize];
-    assert_eq!(file.read_into(&mut io, &mut found, 0).unwrap(), found.len());
+    assert_eq!(file.read_at(&mut io, &mut found, 0).unwrap(), found.len());
     assert!(found.iter().all(|&byte| byte == 8));
     drop((file, io, volume));
     serving.end();
@@ -261,9 +261,7 @@ fn closing_with_dirty_pages_loses_nothing() {
         let data = vec![round; 300_000];
         let mut done = 0;
         while done < data.len() {
-            done += file
-                .write_from(&mut io, &data[done..], done as u64)
-                .unwrap();
+            done += file.write_at(&mut io, &data[done..], done as u64).unwrap();
         }
         drop((file, volume, io));
         assert_no_flusher();
@@ -280,7 +278,7 @@ fn without_a_queue_to_spare_writers_write_back_and_others_get_theirs() {
     let (volume, mut io, file) = open(&two, &options(Duration::ZERO, SOON));
     for at in 0..40 {
         let data = vec![at as u8; 100_000];
-        let wrote = file.write_from(&mut io, &data, at * 100_000).unwrap();
+        let wrote = file.write_at(&mut io, &data, at * 100_000).unwrap();
         assert_eq!(wrote, data.len());
     }
     file.sync_data(&mut io).unwrap();
@@ -293,7 +291,7 @@ fn without_a_queue_to_spare_writers_write_back_and_others_get_theirs() {
     let (serving, three) = served(&image, |config| config.max_io_queues = 3);
     let (volume, mut io, file) = open(&three, &options(Duration::ZERO, SOON));
     for round in 0..5_u8 {
-        file.write_from(&mut io, &[round; 4096], 0).unwrap();
+        file.write_at(&mut io, &[round; 4096], 0).unwrap();
         wait_until(&mut io, "written back", |stats| {
             stats.background > u64::from(round)
         });
@@ -311,11 +309,11 @@ fn a_page_that_is_lent_stops_nobody_who_wants_others() {
     // Of three queues the third is the thread's.
     let (serving, target) = served(&image, |config| config.max_io_queues = 3);
     let (volume, mut io, file) = open(&target, &options(Duration::ZERO, SOON));
-    file.write_from(&mut io, &[1; 4096], 0).unwrap();
+    file.write_at(&mut io, &[1; 4096], 0).unwrap();
     let mut lent = file.view_mut(&mut io, 0..10).unwrap().unwrap();
     lent.copy_from_slice(&[3; 10]);
     let before = io.cache_stats().unwrap().background;
-    file.write_from(&mut io, &[2; 4096], 4096).unwrap();
+    file.write_at(&mut io, &[2; 4096], 4096).unwrap();
     wait_until(&mut io, "its neighbour written back", |stats| {
         stats.background > before
     });
@@ -358,10 +356,10 @@ fn who_opens_a_file_at_the_same_time_has_the_same_pages() {
             together.wait();
             let file = buffered.open(&volume, &mut io, file.to_string()).unwrap();
             let at = (thread * 4096) as u64;
-            assert_eq!(file.write_from(&mut io, &[8; 10], at).unwrap(), 10);
+            assert_eq!(file.write_at(&mut io, &[8; 10], at).unwrap(), 10);
             together.wait();
             let mut found = [0; THREADS * 4096];
-            let len = file.read_into(&mut io, &mut found, 0).unwrap();
+            let len = file.read_at(&mut io, &mut found, 0).unwrap();
             assert_eq!(len, found.len());
             let written = found.chunks(4096).all(|page| page[..10] == [8; 10]);
             assert!(written, "thread {thread}: what others wrote is not there");

@@ -69,7 +69,7 @@ pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
     let file = OpenOptions::new().read(true).buffered(true);
     let file = file.open(&volume, &mut io, "/file")?;
     let mut all = vec![0; BLOCK_BYTES * usize::try_from(FILE_BLOCKS).unwrap_or(0)];
-    assert_eq!(file.read_into(&mut io, &mut all, 0)?, all.len());
+    assert_eq!(file.read_at(&mut io, &mut all, 0)?, all.len());
     let mut buf = [0; 64];
     for n in 0..operations {
         let offset = (n as u64 * 7 % FILE_BLOCKS) * BLOCK_BYTES as u64 + 64;
@@ -81,7 +81,7 @@ pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
 
 #[inline(never)]
 fn host_side_read_into(io: &mut Io, file: &File, buf: &mut [u8], offset: u64) -> bool {
-    matches!(file.read_into(io, buf, offset), Ok(64))
+    matches!(file.read_at(io, buf, offset), Ok(64))
 }
 
 fn take_back(bufs: &mut Vec<xtent::volume::DmaBuf>, ended: &mut usize) -> impl FnMut(Done) {

@@ -1,5 +1,7 @@
 //! xtent's page cache under load: calls that return when they are done, into and out of ordinary memory.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use xtent::volume::{File, Io, OpenOptions, Volume};
 use xtent::{Error, ErrorKind, Result};
 
@@ -23,7 +25,7 @@ impl BufferedEngine {
     ) -> Result<Self> {
         let mut io = volume.io()?;
         let options = OpenOptions::new().read(true).write(write).buffered(true);
-        let file = options.open(volume, &mut io, path)?;
+        let file = options.open(volume, &mut io, OsStr::from_bytes(path))?;
         Ok(Self {
             io,
             file,
@@ -48,8 +50,8 @@ impl Engine for BufferedEngine {
         }
         let io = &mut self.io;
         self.ended = Some(match op {
-            Op::Read => self.file.read_into(io, &mut self.buffer, offset_bytes),
-            Op::Write => self.file.write_from(io, &self.buffer, offset_bytes),
+            Op::Read => self.file.read_at(io, &mut self.buffer, offset_bytes),
+            Op::Write => self.file.write_at(io, &self.buffer, offset_bytes),
         });
         Ok(())
     }

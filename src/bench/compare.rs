@@ -322,7 +322,7 @@ fn final_checks(
 fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {
     let mut io = volume.io()?;
     match volume.open_file(&mut io, path) {
-        Ok(file) => Ok(file.len_bytes()),
+        Ok(file) => Ok(file.len()),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::new(
             ErrorKind::NotFound,
             "compare reads one file of the image and overwrites another: name existing ones with \

@@ -505,7 +505,7 @@ mod tests {
         file.as_file().write_at(b"x", 777_777).unwrap();
         let error = kernel_run(file.path(), &workload(Rw::Read, 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-        assert_eq!(error.offset_bytes(), Some(777_777 / 4096 * 4096));
+        assert_eq!(error.offset(), Some(777_777 / 4096 * 4096));
     }
 
     /// An engine that does nothing, and takes a microsecond for it.

@@ -1,5 +1,7 @@
 //! xtent itself under load: many operations in flight on one thread's queue pair.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use xtent::volume::{DmaBuf, File, Io, OpenOptions, SubmitReason, Volume};
 use xtent::{Error, ErrorKind, Result};
 
@@ -33,7 +35,7 @@ impl XtentEngine {
             ));
         }
         let options = OpenOptions::new().read(true).write(write);
-        let file = options.open(volume, &mut io, path)?;
+        let file = options.open(volume, &mut io, OsStr::from_bytes(path))?;
         let buffers = (0..depth)
             .map(|_| io.alloc(block_bytes).map(Some))
             .collect::<Result<_>>()?;

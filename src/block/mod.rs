@@ -102,7 +102,11 @@ impl Status {
             Self::TimedOut | Self::Reset => ErrorKind::Timeout,
             Self::Gone | Self::Unfenced | Self::Changed => ErrorKind::DeviceGone,
         };
-        Some(Error::new(kind, self.to_string()))
+        let error = Error::new(kind, self.to_string());
+        Some(match self {
+            Self::Device { sct, sc } => error.with_status(sct, sc),
+            _ => error,
+        })
     }
 }
 

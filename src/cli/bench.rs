@@ -1,6 +1,8 @@
 //! `xtent bench`.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::Args;
@@ -200,9 +202,9 @@ impl<'a> Place<'a> {
 
     fn len_bytes(&self) -> Result<u64, Failure> {
         match self {
-            Self::File { volume, path } => {
-                Ok(volume.open_file(&mut volume.io()?, path)?.len_bytes())
-            }
+            Self::File { volume, path } => Ok(volume
+                .open_file(&mut volume.io()?, OsStr::from_bytes(path))?
+                .len()),
             Self::Raw(target) => Ok(target.info().capacity_bytes),
         }
     }
@@ -212,7 +214,7 @@ impl<'a> Place<'a> {
         match self {
             Self::File { volume, path } if workload.rw.reads() => {
                 let mut io = volume.io()?;
-                let file = volume.open_file(&mut io, path)?;
+                let file = volume.open_file(&mut io, OsStr::from_bytes(path))?;
                 Unbacked::of(&file, &mut io, workload.size_bytes)
             }
             _ => Ok(Unbacked::default()),

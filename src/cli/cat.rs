@@ -69,7 +69,7 @@ fn one_buffered(
     let file = options.open(volume, io, path)?;
     let mut offset = 0;
     pour(chunk, out, |chunk| {
-        let n = file.read_into(io, chunk, offset)?;
+        let n = file.read_at(io, chunk, offset)?;
         offset += n as u64;
         Ok(n)
     })

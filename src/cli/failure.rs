@@ -92,7 +92,9 @@ pub(super) fn complain(text: &str) {
 fn status_of(error: &Error) -> u8 {
     match error.kind() {
         ErrorKind::InvalidInput | ErrorKind::Misaligned => USAGE,
-        ErrorKind::Unsupported | ErrorKind::NeedsRecovery | ErrorKind::Busy => TARGET,
+        ErrorKind::Unsupported | ErrorKind::NotXfs | ErrorKind::NeedsRecovery | ErrorKind::Busy => {
+            TARGET
+        }
         ErrorKind::Corrupt => CORRUPT,
         ErrorKind::Io | ErrorKind::Timeout | ErrorKind::DeviceGone => DEVICE,
         _ => OPERATION,

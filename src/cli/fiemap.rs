@@ -46,7 +46,7 @@ pub(super) fn run(args: &FiemapArgs) -> Result<(), Failure> {
     if args.json {
         let mut object = serde_json::Map::new();
         put_name(&mut object, "path", args.path.as_encoded_bytes());
-        object.insert("size".into(), file.len_bytes().into());
+        object.insert("size".into(), file.len().into());
         object.insert("block_size".into(), block_bytes.into());
         let list: Vec<_> = extents
             .iter()
@@ -67,11 +67,11 @@ pub(super) fn run(args: &FiemapArgs) -> Result<(), Failure> {
     let name = Names::for_stdout().print(args.path.as_encoded_bytes());
     out.write_all(b"File size of ")?;
     out.write_all(&name)?;
-    let blocks = file.len_bytes().div_ceil(block_bytes);
+    let blocks = file.len().div_ceil(block_bytes);
     writeln!(
         out,
         " is {} ({blocks} blocks of {block_bytes} bytes)",
-        file.len_bytes()
+        file.len()
     )?;
     print(&mut out, &extents, unit)?;
     out.write_all(&name)?;

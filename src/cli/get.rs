@@ -3,6 +3,7 @@
 //! Everything is made relative to directories that are held open, under a temporary name, and renamed when
 //! it is whole: no name on the disk leads outside, and nothing half-written has its final name.
 
+use std::ffi::OsStr;
 use std::fs::File as HostFile;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -66,7 +67,7 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     let volume = args.target.open(&super::reading(), &MountOptions::new())?;
     let mut io = volume.io()?;
     let path = args.path.as_encoded_bytes();
-    let metadata = volume.metadata(&mut io, path)?;
+    let metadata = volume.metadata(&mut io, OsStr::from_bytes(path))?;
     if metadata.is_dir() && !args.recursive {
         let text = format!("{} is a directory: give -r to copy it", path.escape_ascii());
         return Err(Failure::new(OPERATION, text));
@@ -142,7 +143,9 @@ impl Copy<'_> {
             // The root of the volume, into a directory that is there.
             (true, None) => {
                 let dir = HostDir::open(local).map_err(failed)?;
-                let entries = self.volume.read_dir(&mut self.io, path)?;
+                let entries = self
+                    .volume
+                    .read_dir(&mut self.io, OsStr::from_bytes(path))?;
                 return self.fill(Level::new(entries, None), &mut HostPath::new(dir));
             }
             (false, _) => {
@@ -253,7 +256,12 @@ impl Copy<'_> {
         if metadata.is_dir() {
             children.add(entry)?;
         }
-        self.one(Node::Entry(entry), &metadata, host, entry.name())
+        self.one(
+            Node::Entry(entry),
+            &metadata,
+            host,
+            entry.file_name().as_bytes(),
+        )
     }
 
     /// Goes up from a directory that is whole. Its mode comes last, because that may forbid filling
@@ -355,7 +363,7 @@ impl Copy<'_> {
     fn content(&mut self, file: &File, mut to: HostFile, name: &[u8]) -> Result<(), Failure> {
         use std::os::unix::fs::PermissionsExt;
         let failed = |error| local(name, "cannot write the file", error);
-        let len_bytes = file.len_bytes();
+        let len_bytes = file.len();
         to.set_len(len_bytes).map_err(failed)?;
         let mut at = 0;
         while let Some(data) = file.seek_data(&mut self.io, at)? {
@@ -368,7 +376,7 @@ impl Copy<'_> {
             self.piece(file, &mut to, name, data..end)?;
             at = end;
         }
-        let mode = self.kept_mode(&file.metadata(), file.path())?;
+        let mode = self.kept_mode(&file.metadata(), file.path().as_os_str().as_bytes())?;
         to.set_permissions(std::fs::Permissions::from_mode(mode))
             .map_err(failed)
     }
@@ -432,10 +440,10 @@ impl Copy<'_> {
             let chunk = &mut self.chunk[..left.min(CHUNK_BYTES)];
             let n = match &mut source {
                 Source::Ahead(reader) => reader.read(chunk)?,
-                Source::Piecewise(io) => file.read_into(io, chunk, at)?,
+                Source::Piecewise(io) => file.read_at(io, chunk, at)?,
             };
             if n == 0 {
-                let path = file.path().escape_ascii();
+                let path = file.path().as_os_str().as_bytes().escape_ascii();
                 let text = format!("{path}: ended before its length");
                 return Err(Failure::new(OPERATION, text));
             }
@@ -460,7 +468,7 @@ impl Copy<'_> {
 }
 
 fn local(name: &[u8], what: &str, error: std::io::Error) -> Failure {
-    Failure::local(what, Path::new(std::ffi::OsStr::from_bytes(name)), error)
+    Failure::local(what, Path::new(OsStr::from_bytes(name)), error)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `xtent ls`.
 
+use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
 use serde_json::Value;
@@ -104,9 +106,11 @@ impl Listing<'_> {
     fn start(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
         let node = Node::Path(path);
         let metadata = if self.args.long || self.args.directory {
-            self.volume.symlink_metadata(&mut self.io, path)?
+            self.volume
+                .symlink_metadata(&mut self.io, OsStr::from_bytes(path))?
         } else {
-            self.volume.metadata(&mut self.io, path)?
+            self.volume
+                .metadata(&mut self.io, OsStr::from_bytes(path))?
         };
         if !metadata.is_dir() || self.args.directory {
             return self.entry(node, path, Some(metadata), None);
@@ -147,7 +151,7 @@ impl Listing<'_> {
                 Err(error) => break Err(error),
             }
         };
-        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        entries.sort_by(|a, b| a.file_name().cmp(b.file_name()));
         for entry in entries {
             self.child(entry, &mut below)?;
         }
@@ -160,7 +164,7 @@ impl Listing<'_> {
 
     fn child(&mut self, entry: DirEntry, below: &mut Below) -> Result<(), Failure> {
         check_interrupted()?;
-        if !self.args.all && entry.name().starts_with(b".") {
+        if !self.args.all && entry.file_name().as_bytes().starts_with(b".") {
             return Ok(());
         }
         let wanted = self.args.long || self.args.json || entry.file_type().is_none();
@@ -176,7 +180,12 @@ impl Listing<'_> {
             None
         };
         let file_type = metadata.map(|m| m.file_type()).or(entry.file_type());
-        self.entry(Node::Entry(&entry), entry.name(), metadata, file_type)?;
+        self.entry(
+            Node::Entry(&entry),
+            entry.file_name().as_bytes(),
+            metadata,
+            file_type,
+        )?;
         if self.args.recursive && file_type == Some(FileType::Directory) {
             match below.names.add(&entry) {
                 Ok(()) => below.entries.push(entry),

@@ -2,6 +2,7 @@
 
 use std::fs::File as HostFile;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 
 use clap::Args;
@@ -87,14 +88,14 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     let file = options.open(&volume, &mut io, path)?;
     let offset = args.offset.unwrap_or(0);
     check_room(&file, &mut io, &volume, offset, len_bytes)?;
-    let rest = file.len_bytes() - offset - len_bytes;
+    let rest = file.len() - offset - len_bytes;
     if rest > 0 && args.offset.is_none() && !args.partial {
         return Err(refused(
             &file,
             format!(
                 "the local file has {len_bytes} bytes and this one {}: the rest would stay and the two be \
                  mixed; give --partial (or --offset) if that is meant",
-                file.len_bytes()
+                file.len()
             ),
         ));
     }
@@ -126,7 +127,7 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
 fn refused(file: &File, text: String) -> Failure {
     Error::new(ErrorKind::NotOverwrite, text)
         .during("put")
-        .at_path(file.path())
+        .at_path(file.path().as_os_str().as_bytes())
         .into()
 }
 
@@ -140,11 +141,11 @@ fn check_room(
 ) -> Result<(), Failure> {
     let refuse = |text: String| Err(refused(file, text));
     let end = offset.checked_add(len_bytes);
-    let Some(end) = end.filter(|&end| end <= file.len_bytes()) else {
+    let Some(end) = end.filter(|&end| end <= file.len()) else {
         return refuse(format!(
             "{len_bytes} bytes at {offset} do not fit into the file's {} bytes, and xtent cannot extend \
              files yet",
-            file.len_bytes()
+            file.len()
         ));
     };
     let block = u64::from(volume.info().filesystem.block_bytes.max(1));
@@ -223,7 +224,7 @@ fn write(
             while io.outstanding() > 0 {
                 reap(io, &mut buffers, &mut failure, progress);
             }
-            match file.write_all_unaligned_at(io, &buffer[..want], at) {
+            match file.write_all_at(io, &buffer[..want], at) {
                 Ok(()) => progress.add(want as u64),
                 Err(error) => failure = Some(error.into()),
             }

@@ -1,6 +1,7 @@
 //! `xtent stat`.
 
 use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
 
 use clap::Args;
 use serde_json::Value;
@@ -88,7 +89,7 @@ fn look(
         volume.symlink_metadata(io, path)?
     };
     let link = if metadata.is_symlink() {
-        Some(volume.read_link(io, path)?)
+        Some(volume.read_link(io, path)?.into_os_string().into_vec())
     } else {
         None
     };
@@ -105,7 +106,7 @@ fn through_the_cache(args: &StatArgs, path: &VolumePath) -> Result<Option<CacheS
     let mut offset = 0;
     loop {
         check_interrupted()?;
-        match file.read_into(&mut io, &mut piece, offset)? {
+        match file.read_at(&mut io, &mut piece, offset)? {
             0 => return Ok(io.cache_stats()),
             n => offset += n as u64,
         }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use xtent::Result;
 use xtent::volume::{DirEntry, File, Io, OpenOptions, ReadDir, Volume};
@@ -19,29 +21,30 @@ impl<'a> Node<'a> {
     pub(super) fn path(&self) -> Cow<'a, [u8]> {
         match *self {
             Self::Path(path) => path.into(),
-            Self::Entry(entry) => entry.path().into(),
+            Self::Entry(entry) => entry.path().into_os_string().into_vec().into(),
         }
     }
 
     pub(super) fn open(&self, volume: &Volume, io: &mut Io) -> Result<File> {
         match self {
-            Self::Path(path) => volume.open_file(io, path),
+            Self::Path(path) => volume.open_file(io, OsStr::from_bytes(path)),
             Self::Entry(entry) => entry.open(io, OpenOptions::new().read(true)),
         }
     }
 
     pub(super) fn read_dir(&self, volume: &Volume, io: &mut Io) -> Result<ReadDir> {
         match self {
-            Self::Path(path) => volume.read_dir(io, path),
+            Self::Path(path) => volume.read_dir(io, OsStr::from_bytes(path)),
             Self::Entry(entry) => entry.read_dir(io),
         }
     }
 
     pub(super) fn read_link(&self, volume: &Volume, io: &mut Io) -> Result<Vec<u8>> {
-        match self {
-            Self::Path(path) => volume.read_link(io, path),
+        let target = match self {
+            Self::Path(path) => volume.read_link(io, OsStr::from_bytes(path)),
             Self::Entry(entry) => entry.read_link(io),
-        }
+        };
+        target.map(|target| target.into_os_string().into_vec())
     }
 }
 
@@ -61,7 +64,7 @@ impl Children {
         let path = entry.path();
         let text = format!(
             "{}: directory inode {} has a second name in its directory: run xfs_repair",
-            path.escape_ascii(),
+            path.as_os_str().as_bytes().escape_ascii(),
             entry.ino()
         );
         Err(Failure::new(CORRUPT, text))

@@ -58,7 +58,7 @@ impl TargetShared {
     #[cold]
     pub(crate) fn why(&self, error: Error) -> Error {
         let lost = self.held.as_ref().and_then(|held| held.lost());
-        match (lost, error.offset_bytes()) {
+        match (lost, error.offset()) {
             (Some(lost), _) if lost.detail() == error.detail() => error,
             (Some(lost), Some(offset)) => lost.at_offset(offset),
             (Some(lost), None) => lost,

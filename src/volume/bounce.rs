@@ -20,7 +20,7 @@ type Round = [Option<(Kept, usize)>; BOUNCE_COUNT];
 /// Fills `to` from `offset`, up to the end of the file; returns the bytes read.
 pub(super) fn read(file: &File, io: &mut Io, to: &mut [u8], offset: u64) -> Result<usize> {
     io.reclaim_kept();
-    let left = file.len_bytes().saturating_sub(offset);
+    let left = file.len().saturating_sub(offset);
     let total = usize::try_from(left).map_or(to.len(), |left| left.min(to.len()));
     let mut done = 0;
     while done < total {
@@ -120,7 +120,7 @@ pub(super) fn write(
     edges: Edges,
 ) -> Result<()> {
     let block = u64::from(io.block_bytes());
-    let size = file.len_bytes();
+    let size = file.len();
     let len = from.len() as u64;
     if edges == Edges::Aligned && (offset | len) & (block - 1) != 0 {
         return Err(Error::new(

@@ -1,9 +1,12 @@
 //! Directories, entry by entry.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::mounted::VolumeShared;
+use super::path::{name_from, path_from};
 use super::{File, FileType, Io, Metadata, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::dir::{DirCursor, check_parent};
@@ -187,13 +190,17 @@ impl fmt::Debug for DirEntry {
 }
 
 impl DirEntry {
-    /// The name: bytes, at most 255, neither empty nor with a slash or NUL.
-    pub fn name(&self) -> &[u8] {
-        &self.name
+    /// The name: at most 255 bytes, neither empty nor with a slash or NUL.
+    pub fn file_name(&self) -> &OsStr {
+        name_from(&self.name)
     }
 
     /// The directory's path as it was given, a slash, and the name.
-    pub fn path(&self) -> Vec<u8> {
+    pub fn path(&self) -> PathBuf {
+        path_from(self.path_bytes())
+    }
+
+    fn path_bytes(&self) -> Vec<u8> {
         let mut path = self.place.path();
         push_component(&mut path, &self.name);
         path
@@ -216,7 +223,9 @@ impl DirEntry {
 
     #[cold]
     fn explain(&self, error: Error, operation: &'static str) -> Error {
-        self.place.volume.explain(error, operation, &self.path())
+        self.place
+            .volume
+            .explain(error, operation, &self.path_bytes())
     }
 
     /// Metadata of the file itself; a symbolic link is not followed.
@@ -236,7 +245,7 @@ impl DirEntry {
     pub fn open(&self, io: &mut Io, options: OpenOptions) -> Result<File> {
         self.inode(io)
             .and_then(|inode| {
-                options.open_inode(&self.place.volume, io, &inode, || self.path().into())
+                options.open_inode(&self.place.volume, io, &inode, || self.path_bytes().into())
             })
             .map_err(|error| self.explain(error, "open"))
     }
@@ -267,10 +276,10 @@ impl DirEntry {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for other files; when the disk cannot be read.
-    pub fn read_link(&self, io: &mut Io) -> Result<Vec<u8>> {
+    pub fn read_link(&self, io: &mut Io) -> Result<PathBuf> {
         let fs = &self.place.volume.fs;
         self.inode(io)
-            .and_then(|inode| symlink::read_link(fs, &mut io.core, &inode))
+            .and_then(|inode| symlink::read_link(fs, &mut io.core, &inode).map(path_from))
             .map_err(|error| self.explain(error, "read link"))
     }
 }

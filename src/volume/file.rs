@@ -1,15 +1,17 @@
 //! Files: blocking reads and overwrites, durability, and where their data lies.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::core::no_slot;
 use super::inodes::CoreInode;
 use super::mounted::VolumeShared;
-use super::{
-    DmaBuf, FiemapExtent, FileReader, Io, Metadata, PathBytes, Volume, bounce, cached, walk,
-};
+use super::path::bytes_of;
+use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, Volume, bounce, cached, walk};
 use crate::cache::ErrorCursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, EndedKind, Rejected, Source, What};
@@ -76,8 +78,8 @@ impl OpenOptions {
     /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the volume may only be
     /// read; [`ErrorKind::PermissionDenied`] for an immutable or append-only file; [`ErrorKind::NotOverwrite`] for
     /// one with set-user-ID, set-group-ID or file capabilities, which a write would have to take away.
-    pub fn open(self, volume: &Volume, io: &mut Io, path: impl PathBytes) -> Result<File> {
-        let path = path.path_bytes();
+    pub fn open(self, volume: &Volume, io: &mut Io, path: impl AsRef<Path>) -> Result<File> {
+        let path = bytes_of(path.as_ref());
         let shared = &volume.shared;
         let inode = walk::resolve(volume, io, path, true, "open")?;
         self.open_inode(shared, io, &inode, || path.into())
@@ -239,13 +241,14 @@ impl File {
     }
 
     /// Length in bytes.
-    pub fn len_bytes(&self) -> u64 {
+    #[expect(clippy::len_without_is_empty, reason = "as std::fs::Metadata")]
+    pub fn len(&self) -> u64 {
         self.shared.inode.map.size_bytes()
     }
 
     /// The path it was opened by.
-    pub fn path(&self) -> &[u8] {
-        &self.shared.path
+    pub fn path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.shared.path))
     }
 
     /// Reads into `buf` from a byte offset; returns the bytes that belong to the file, fewer only at its
@@ -263,17 +266,17 @@ impl File {
     /// # let mut io = volume.io()?;
     /// let file = volume.open_file(&mut io, "/data")?;
     /// let mut buf = io.alloc(4096)?;
-    /// let n = file.read_at(&mut io, &mut buf, 8192)?;
+    /// let n = file.read_dma_at(&mut io, &mut buf, 8192)?;
     /// # Ok(())
     /// # }
     /// ```
     #[inline]
-    pub fn read_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
+    pub fn read_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_read(self) {
             return Err(self.shared.explain(error, "read", offset));
         }
         if self.shared.options.buffered {
-            return self.read_into(io, buf, offset);
+            return self.read_at(io, buf, offset);
         }
         self.run(io, What::Read, buf, offset)
     }
@@ -283,14 +286,14 @@ impl File {
     /// # Errors
     /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NotOverwrite`],
     /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which at least
-    /// [`Error::bytes_done`] and at most all of it has been written. `buf` is given back as by [`File::read_at`].
+    /// [`Error::bytes_done`] and at most all of it has been written. `buf` is given back as by [`File::read_dma_at`].
     #[inline]
-    pub fn write_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
+    pub fn write_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_write(self) {
             return Err(self.shared.explain(error, "write", offset));
         }
         if self.shared.options.buffered {
-            return self.write_from(io, buf, offset);
+            return self.write_at(io, buf, offset);
         }
         self.run(io, self.plain_write(), buf, offset)
     }
@@ -356,7 +359,7 @@ impl File {
     /// # Errors
     /// The device's, with the bytes that were read before ([`Error::bytes_done`]), which are in `buf`.
     #[inline]
-    pub fn read_into(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
+    pub fn read_at(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
         io.check_read(self)
             .and_then(|()| {
                 if self.shared.options.buffered {
@@ -369,13 +372,13 @@ impl File {
     }
 
     /// Overwrites with ordinary memory: through the page cache, with any offset and length, or through this thread's
-    /// bounce buffers, under the rules of [`File::write_at`]. Returns the bytes written: all of them, but where a buffered
+    /// bounce buffers, under the rules of [`File::write_dma_at`]. Returns the bytes written: all of them, but where a buffered
     /// write came to what it cannot overwrite later than at its first byte.
     ///
     /// # Errors
-    /// As [`File::write_at`].
+    /// As [`File::write_dma_at`].
     #[inline]
-    pub fn write_from(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
+    pub fn write_at(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<usize> {
         io.check_write(self)
             .and_then(|()| {
                 if self.shared.options.buffered {
@@ -391,8 +394,8 @@ impl File {
     /// part are read first and written back whole: no other writer may touch those blocks meanwhile, through any handle.
     ///
     /// # Errors
-    /// As [`File::write_at`], but for alignment.
-    pub fn write_all_unaligned_at(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<()> {
+    /// As [`File::write_dma_at`], but for alignment.
+    pub fn write_all_at(&self, io: &mut Io, buf: &[u8], offset: u64) -> Result<()> {
         io.check_write(self)
             .and_then(|()| {
                 if self.shared.options.buffered {

@@ -74,6 +74,7 @@ impl FileType {
     }
 
     /// The letter that `ls -l` begins a line with.
+    #[doc(hidden)]
     pub fn letter(self) -> char {
         match self {
             Self::Regular => '-',

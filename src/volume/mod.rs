@@ -12,7 +12,7 @@
 //!     let volume = Volume::open("image:disk.img")?;
 //!     let mut io = volume.io()?;
 //!     let file = volume.open_file(&mut io, "/etc/hosts")?;
-//!     let mut buf = io.alloc(4096)?;
+//!     let mut buf = [0; 4096];
 //!     let n = file.read_at(&mut io, &mut buf, 0)?;
 //!     println!("{}", String::from_utf8_lossy(&buf[..n]));
 //!     Ok(())
@@ -23,7 +23,7 @@
 //! all handles of the volume share. What is written to the cache is on the device after [`File::sync_data`],
 //! [`Volume::sync`], or when the last handle of the volume is gone.
 //!
-//! Paths are bytes, as XFS has them: a function that takes a path takes anything that is [`PathBytes`].
+//! Paths are bytes, as XFS has them: not all of them are UTF-8.
 //! Every error names the operation, the path, the offset and the target.
 #![forbid(unsafe_code)]
 
@@ -41,6 +41,7 @@ mod options;
 mod path;
 mod reader;
 mod walk;
+mod whole;
 
 pub use crate::cache::{CacheStats, View, ViewMut};
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
@@ -53,5 +54,5 @@ pub use io::{Done, Io, SubmitError, SubmitReason};
 pub use metadata::{FileType, Metadata, Timestamp};
 pub use mounted::Volume;
 pub use options::MountOptions;
-pub use path::PathBytes;
 pub use reader::FileReader;
+pub use whole::FileWriter;

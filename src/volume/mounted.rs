@@ -1,14 +1,16 @@
 //! A filesystem on a target, and all that is shared of it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::cached::Background;
 use super::core::IoCore;
 use super::inodes::Inodes;
+use super::path::{bytes_of, path_from};
 use super::{
-    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, PathBytes, ReadDir,
-    VolumeInfo, cached, walk,
+    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, VolumeInfo,
+    cached, walk,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::target::claims::{Claim, Use};
@@ -177,7 +179,7 @@ impl Volume {
     /// # fn main() -> xtent::Result<()> {
     /// let target = Target::open("ram:64M", &TargetOptions::new())?;
     /// let error = Volume::on(target, &MountOptions::new()).unwrap_err();
-    /// assert_eq!(error.kind(), xtent::ErrorKind::Unsupported); // fresh memory is no XFS
+    /// assert_eq!(error.kind(), xtent::ErrorKind::NotXfs); // memory is zeroed
     /// # Ok(())
     /// # }
     /// ```
@@ -229,7 +231,7 @@ impl Volume {
     /// let volume = Volume::open("image:disk.img")?;
     /// let mut io = volume.io()?;
     /// let file = OpenOptions::new().write(true).buffered(true).open(&volume, &mut io, "/data")?;
-    /// file.write_all_unaligned_at(&mut io, b"text", 100)?;
+    /// file.write_all_at(&mut io, b"text", 100)?;
     /// drop((file, io));
     /// volume.close()?;
     /// # Ok(())
@@ -320,8 +322,8 @@ impl Volume {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
-        let inode = walk::resolve(self, io, path.path_bytes(), true, "stat")?;
+    pub fn metadata(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<Metadata> {
+        let inode = walk::resolve(self, io, bytes_of(path.as_ref()), true, "stat")?;
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
@@ -329,8 +331,8 @@ impl Volume {
     ///
     /// # Errors
     /// When the path leads nowhere or the disk cannot be read.
-    pub fn symlink_metadata(&self, io: &mut Io, path: impl PathBytes) -> Result<Metadata> {
-        let inode = walk::resolve(self, io, path.path_bytes(), false, "stat")?;
+    pub fn symlink_metadata(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<Metadata> {
+        let inode = walk::resolve(self, io, bytes_of(path.as_ref()), false, "stat")?;
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
@@ -357,13 +359,13 @@ impl Volume {
     /// let mut dir = volume.read_dir(&mut io, "/etc")?;
     /// while let Some(entry) = dir.next_entry(&mut io)? {
     ///     let len = entry.metadata(&mut io)?.len_bytes;
-    ///     println!("{:>10} {}", len, entry.name().escape_ascii());
+    ///     println!("{:>10} {}", len, entry.file_name().display());
     /// }
     /// # Ok(())
     /// # }
     /// ```
-    pub fn read_dir(&self, io: &mut Io, path: impl PathBytes) -> Result<ReadDir> {
-        let path = path.path_bytes();
+    pub fn read_dir(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<ReadDir> {
+        let path = bytes_of(path.as_ref());
         let inode = walk::resolve(self, io, path, true, "read directory")?;
         ReadDir::new(&self.shared, inode, path)
     }
@@ -372,10 +374,11 @@ impl Volume {
     ///
     /// # Errors
     /// When the path leads to no symbolic link or the disk cannot be read.
-    pub fn read_link(&self, io: &mut Io, path: impl PathBytes) -> Result<Vec<u8>> {
-        let path = path.path_bytes();
+    pub fn read_link(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = bytes_of(path.as_ref());
         let inode = walk::resolve(self, io, path, false, "read link")?;
         crate::xfs::symlink::read_link(&self.shared.fs, &mut io.core, &inode)
+            .map(path_from)
             .map_err(|error| self.shared.explain(error, "read link", path))
     }
 
@@ -383,7 +386,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`OpenOptions::open`].
-    pub fn open_file(&self, io: &mut Io, path: impl PathBytes) -> Result<File> {
+    pub fn open_file(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<File> {
         OpenOptions::new().read(true).open(self, io, path)
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use super::bounce::done_of;
 use super::core::{BOUNCE_BYTES, BOUNCE_COUNT};
+use super::whole::target_of;
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Kept, What};
@@ -48,7 +49,7 @@ impl<'io> FileReader<'io> {
     /// The bytes at the position that are here; empty at the end of the file. Waits for the device.
     fn available(&mut self) -> Result<&[u8]> {
         let position = self.position;
-        if position >= self.file.len_bytes() {
+        if position >= self.file.len() {
             return Ok(&[]);
         }
         if self.in_front().is_none() {
@@ -114,7 +115,7 @@ impl<'io> FileReader<'io> {
 
     fn fill_ahead(&mut self) -> Result<()> {
         // One buffer of the pool is the front piece's.
-        while self.ahead.len() < BOUNCE_COUNT - 1 && self.next < self.file.len_bytes() {
+        while self.ahead.len() < BOUNCE_COUNT - 1 && self.next < self.file.len() {
             let buf = self.io.core.bounce()?;
             let met = self
                 .io
@@ -184,17 +185,7 @@ impl Read for FileReader<'_> {
 
 impl Seek for FileReader<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(offset) => Some(offset),
-            SeekFrom::End(delta) => self.file.len_bytes().checked_add_signed(delta),
-            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
-        };
-        self.position = target.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "seek before the start or past the end of 64 bits",
-            )
-        })?;
+        self.position = target_of(to, self.position, self.file.len())?;
         Ok(self.position)
     }
 }

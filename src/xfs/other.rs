@@ -130,7 +130,7 @@ pub(super) fn no_xfs(io: &mut impl MetaIo) -> Error {
         Ok(text) => text,
         Err(error) => return error,
     };
-    Error::new(ErrorKind::Unsupported, detail)
+    Error::new(ErrorKind::NotXfs, detail)
 }
 
 fn look(io: &mut impl MetaIo) -> Result<String, Error> {

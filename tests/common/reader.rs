@@ -1,6 +1,8 @@
 //! xtent's side: the same tree, read through a volume, every path resolved from the root by name.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use xtent::target::TargetOptions;
@@ -18,7 +20,9 @@ pub fn xtent_tree(target: &str) -> Tree {
     let mut contents: HashMap<u64, Rc<Content>> = HashMap::new();
     let mut stack = vec![b"/".to_vec()];
     while let Some(path) = stack.pop() {
-        let metadata = volume.symlink_metadata(&mut io, &path).expect("metadata");
+        let metadata = volume
+            .symlink_metadata(&mut io, OsStr::from_bytes(&path))
+            .expect("metadata");
         let content = contents
             .entry(metadata.ino)
             .or_insert_with(|| Rc::new(content(&volume, &mut io, &path, &metadata)))
@@ -43,7 +47,7 @@ fn no_name_but_those(volume: &Volume, io: &mut Io, dir: &[u8]) {
     ] {
         let path = oracle::join(dir, name);
         let error = volume
-            .symlink_metadata(io, &path)
+            .symlink_metadata(io, OsStr::from_bytes(&path))
             .expect_err("no such name");
         assert_eq!(error.kind(), xtent::ErrorKind::NotFound, "{error}");
     }
@@ -69,15 +73,22 @@ fn stat(metadata: &Metadata) -> Stat {
 
 fn content(volume: &Volume, io: &mut Io, path: &[u8], metadata: &Metadata) -> Content {
     if metadata.is_dir() {
-        let mut dir = volume.read_dir(io, path).expect("a directory");
+        let mut dir = volume
+            .read_dir(io, OsStr::from_bytes(path))
+            .expect("a directory");
         let entries = dir.entries(io).map(|entry| {
             let entry = entry.expect("a directory entry");
             let letter = entry.file_type().map_or('?', |kind| kind.letter());
-            (entry.name().to_vec(), entry.ino(), letter)
+            (entry.file_name().as_bytes().to_vec(), entry.ino(), letter)
         });
         Content::Directory(entries.collect())
     } else if metadata.is_symlink() {
-        Content::Symlink(volume.read_link(io, path).expect("a link"))
+        {
+            let target = volume
+                .read_link(io, OsStr::from_bytes(path))
+                .expect("a link");
+            Content::Symlink(target.into_os_string().into_vec())
+        }
     } else if metadata.is_file() {
         file_content(volume, io, path)
     } else {
@@ -86,7 +97,9 @@ fn content(volume: &Volume, io: &mut Io, path: &[u8], metadata: &Metadata) -> Co
 }
 
 fn file_content(volume: &Volume, io: &mut Io, path: &[u8]) -> Content {
-    let file = volume.open_file(io, path).expect("a file");
+    let file = volume
+        .open_file(io, OsStr::from_bytes(path))
+        .expect("a file");
     let mut data = Vec::new();
     let mut at = 0;
     while let Some(start) = file.seek_data(io, at).expect("SEEK_DATA") {
@@ -109,16 +122,16 @@ fn file_content(volume: &Volume, io: &mut Io, path: &[u8]) -> Content {
         flags: extent.flags.bits(),
     });
     let fiemap = fiemap.collect();
-    let size = file.len_bytes();
+    let size = file.len();
     let mut buf = io.alloc(oracle::CHUNK_BYTES as usize).expect("memory");
     let digest = oracle::digest(size, &data, |offset, chunk| {
         // Directly into memory for DMA, or through the bounce buffer: in turn.
         let read = if (offset / oracle::CHUNK_BYTES).is_multiple_of(2) {
-            let read = file.read_at(io, &mut buf, offset);
+            let read = file.read_dma_at(io, &mut buf, offset);
             chunk.copy_from_slice(&buf[..chunk.len()]);
             read
         } else {
-            file.read_into(io, chunk, offset)
+            file.read_at(io, chunk, offset)
         };
         let name = path.escape_ascii();
         let read = read.unwrap_or_else(|error| panic!("{name}: {error}"));

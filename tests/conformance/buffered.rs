@@ -47,8 +47,8 @@ fn both(volume: &Volume, io: &mut Io, path: &str) -> (File, File) {
 
 /// All of a file through the cache.
 fn all(file: &File, io: &mut Io) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.len_bytes()).unwrap()];
-    assert_eq!(file.read_into(io, &mut bytes, 0).unwrap(), bytes.len());
+    let mut bytes = vec![0; usize::try_from(file.len()).unwrap()];
+    assert_eq!(file.read_at(io, &mut bytes, 0).unwrap(), bytes.len());
     bytes
 }
 
@@ -109,7 +109,7 @@ fn reads_are_the_kernels_bytes(stand: &Stand) -> Outcome {
     }
     // DMA memory will do, too.
     let mut buf = io.alloc(1000).unwrap();
-    assert_eq!(files[0].read_at(&mut io, &mut buf, 77).unwrap(), 1000);
+    assert_eq!(files[0].read_dma_at(&mut io, &mut buf, 77).unwrap(), 1000);
     assert!(buf[..] == kernel[0][77..1077]);
     let stats = io.cache_stats().unwrap();
     assert!(stats.hits > 0 && stats.misses > 0 && stats.ahead_used > 0);
@@ -140,7 +140,7 @@ fn what_is_no_overwrite_stops_a_write(stand: &Stand) -> Outcome {
         (&sparse, u64::MAX - 5, "beyond the end"),
         (&shared, 100, "shared"),
     ] {
-        let error = file.write_from(&mut io, &data, offset).unwrap_err();
+        let error = file.write_at(&mut io, &data, offset).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
         assert!(error.to_string().contains(why), "{error}");
         let error = file.view_mut(&mut io, offset..offset.saturating_add(10));
@@ -150,17 +150,15 @@ fn what_is_no_overwrite_stops_a_write(stand: &Stand) -> Outcome {
         }
     }
     // The part before is written, with what was there: in the file it is sevens.
-    let n = sparse.write_from(&mut io, &data, MIB + 8000).unwrap();
+    let n = sparse.write_at(&mut io, &data, MIB + 8000).unwrap();
     assert_eq!(n, 192);
-    let end = odd.len_bytes();
+    let end = odd.len();
     let last = all(&odd, &mut io)[usize::try_from(end).unwrap() - 50..].to_vec();
     let more = [&last[..], &data].concat();
-    assert_eq!(odd.write_from(&mut io, &more, end - 50).unwrap(), 50);
-    let error = odd
-        .write_all_unaligned_at(&mut io, &more, end - 50)
-        .unwrap_err();
+    assert_eq!(odd.write_at(&mut io, &more, end - 50).unwrap(), 50);
+    let error = odd.write_all_at(&mut io, &more, end - 50).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
-    assert_eq!(odd.write_from(&mut io, &[], 1 << 40).unwrap(), 0);
+    assert_eq!(odd.write_at(&mut io, &[], 1 << 40).unwrap(), 0);
     volume.sync(&mut io).unwrap();
     assert_eq!(all(&odd, &mut io).len() as u64, end);
     drop((sparse, shared, odd, io, volume));
@@ -172,7 +170,7 @@ fn views_lend_what_is_cached(stand: &Stand) -> Outcome {
     let mut disk = filled(stand)?;
     let (volume, mut io) = open(&mut disk, "");
     let (file, direct) = both(&volume, &mut io, "odd");
-    let mut model = random_bytes(1, usize::try_from(file.len_bytes()).unwrap());
+    let mut model = random_bytes(1, usize::try_from(file.len()).unwrap());
     let old = file.view(&mut io, 5000..6000).unwrap().unwrap();
     assert!(old[..] == model[5000..6000]);
     // In place, in a page that somebody has a view of.
@@ -202,15 +200,15 @@ fn views_lend_what_is_cached(stand: &Stand) -> Outcome {
     }
     // Direct I/O sees it, and the cache what direct I/O wrote.
     let mut buf = io.alloc(8192).unwrap();
-    direct.read_at(&mut io, &mut buf, 4096).unwrap();
+    direct.read_dma_at(&mut io, &mut buf, 4096).unwrap();
     assert!(buf[..] == model[4096..12_288]);
     buf.fill(0xcc);
     model[4096..12_288].fill(0xcc);
-    direct.write_at(&mut io, &mut buf, 4096).unwrap();
+    direct.write_dma_at(&mut io, &mut buf, 4096).unwrap();
     let view = file.view(&mut io, 8000..u64::MAX).unwrap().unwrap();
     assert!(view[..] == [0xcc; 192]);
     drop(view);
-    let end = file.len_bytes();
+    let end = file.len();
     let tail = file.view(&mut io, end - 3..u64::MAX).unwrap().unwrap();
     assert_eq!(tail.len(), 3);
     drop(tail);
@@ -229,7 +227,7 @@ fn what_was_written_stays_when_handles_go(stand: &Stand) -> Outcome {
     let (file, direct) = both(&volume, &mut io, "odd");
     let mut model = all(&file, &mut io);
     let write = |io: &mut Io, file: &File, model: &mut Vec<u8>, at: usize, byte: u8| {
-        assert_eq!(file.write_from(io, &[byte; 100], at as u64).unwrap(), 100);
+        assert_eq!(file.write_at(io, &[byte; 100], at as u64).unwrap(), 100);
         model[at..at + 100].fill(byte);
     };
     write(&mut io, &file, &mut model, 4000, 1);
@@ -349,7 +347,7 @@ impl Worker {
         let bytes = &mut model[start..start + len];
         let mut buf = io.alloc(len).unwrap();
         if self.rng.random_range(0..2) == 0 {
-            assert_eq!(file.read_at(io, &mut buf, offset).unwrap(), len);
+            assert_eq!(file.read_dma_at(io, &mut buf, offset).unwrap(), len);
             let same = buf[..] == *bytes;
             assert!(same, "seed {}: {} at {offset}", self.seed, FILES[at]);
             return;
@@ -357,7 +355,7 @@ impl Worker {
         self.rng.fill(&mut buf[..]);
         bytes.copy_from_slice(&buf);
         if self.rng.random_range(0..2) == 0 {
-            assert_eq!(file.write_at(io, &mut buf, offset).unwrap(), len);
+            assert_eq!(file.write_dma_at(io, &mut buf, offset).unwrap(), len);
             return;
         }
         io.submit_write(&file, offset, buf, 0).unwrap();
@@ -377,12 +375,12 @@ fn stripes(file: &File, io: &mut Io, model: &mut [u8], thread: usize, rng: &mut 
         let at = stripe + rng.random_range(0..=STRIPE - len);
         if rng.random_range(0..3) == 0 {
             let mut buf = vec![0; len];
-            assert_eq!(file.read_into(io, &mut buf, at as u64).unwrap(), len);
+            assert_eq!(file.read_at(io, &mut buf, at as u64).unwrap(), len);
             assert!(buf == model[at..at + len], "stripes at {at}");
         } else {
             let bytes = &mut model[at..at + len];
             rng.fill(&mut bytes[..]);
-            assert_eq!(file.write_from(io, bytes, at as u64).unwrap(), len);
+            assert_eq!(file.write_at(io, bytes, at as u64).unwrap(), len);
         }
     }
 }

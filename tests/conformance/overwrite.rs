@@ -104,9 +104,9 @@ impl Worker {
             let handle = handles[file].clone();
             if self.rng.random_range(0..5) == 0 {
                 let done = if read {
-                    handle.read_at(io, &mut buf, offset)
+                    handle.read_dma_at(io, &mut buf, offset)
                 } else {
-                    handle.write_at(io, &mut buf, offset)
+                    handle.write_dma_at(io, &mut buf, offset)
                 };
                 assert_eq!(done.unwrap(), len, "seed {}", self.seed);
                 self.check(file, start, &buf);

@@ -166,7 +166,7 @@ fn check(
         for place in Model::places() {
             let mut bytes = [0xee; SECTOR];
             let offset = place.offset(model.thread);
-            match seat.direct[place.file].read_into(&mut seat.io, &mut bytes, offset) {
+            match seat.direct[place.file].read_at(&mut seat.io, &mut bytes, offset) {
                 Ok(_) => model.check(place, &bytes, "on the device"),
                 Err(error) => {
                     assert!(seat.disk.is_flaky, "{error}");

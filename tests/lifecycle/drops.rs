@@ -25,7 +25,7 @@ fn a_dropped_io_leaves_no_stale_page() {
         other.submit_write(&file, 4096, buf, 1).unwrap();
         // After the write began: into the cache, with what was there before.
         let mut found = [0; 16384];
-        cached.read_into(&mut io, &mut found, 0).unwrap();
+        cached.read_at(&mut io, &mut found, 0).unwrap();
         if polled {
             // The write ends, and is never handed over.
             for _ in 0..1000 {
@@ -34,7 +34,7 @@ fn a_dropped_io_leaves_no_stale_page() {
             }
         }
         drop(other);
-        cached.read_into(&mut io, &mut found, 0).unwrap();
+        cached.read_at(&mut io, &mut found, 0).unwrap();
         assert!(found[..4096] == [0; 4096] && found[12288..] == [0; 4096]);
         assert!(found[4096..12288] == [7; 8192], "stale (polled: {polled})");
     }
@@ -85,7 +85,7 @@ fn a_device_that_hangs_does_not_hang_drop() {
     }
     drop(io);
     let mut io = volume.io().unwrap();
-    assert!(file.read_into(&mut io, &mut [1; 4096], 0).is_ok());
+    assert!(file.read_at(&mut io, &mut [1; 4096], 0).is_ok());
 }
 
 /// As deep as the rings are: entries that are not given back would stop the device.
@@ -129,7 +129,7 @@ fn a_callback_that_panics_loses_no_operation_and_no_depth() {
         assert!(!left.contains(&true), "round {round}: {left:?}");
     }
     let mut buf = io.alloc(4096).unwrap();
-    file.read_at(&mut io, &mut buf, 0).unwrap();
+    file.read_dma_at(&mut io, &mut buf, 0).unwrap();
     drop((io, file, volume));
 }
 
@@ -142,7 +142,7 @@ fn leaked_readers_do_not_use_up_the_slots() {
     let (volume, mut io) = plain();
     let file = direct(&volume, &mut io, "first").unwrap();
     let bytes = vec![3; 200_000];
-    file.write_all_unaligned_at(&mut io, &bytes, 1000).unwrap();
+    file.write_all_at(&mut io, &bytes, 1000).unwrap();
     for _ in 0..5 {
         let mut reader = file.reader(&mut io).unwrap();
         let mut first = [9; 1000];
@@ -150,7 +150,7 @@ fn leaked_readers_do_not_use_up_the_slots() {
         std::mem::forget(reader);
         assert_eq!(io.outstanding(), 0);
         let mut found = vec![0; 200_000];
-        file.read_into(&mut io, &mut found, 1000).unwrap();
+        file.read_at(&mut io, &mut found, 1000).unwrap();
         assert!(found == bytes);
     }
 }
@@ -199,11 +199,11 @@ fn refused_by_files(
     ] {
         let (mut bytes, flags) = ([0; 4096], RwFlags::DONTCACHE);
         let mut buf = io.alloc(4096).unwrap();
-        refused("read_at", file.read_at(io, &mut buf, 0).map(drop));
-        refused("write_at", file.write_at(io, &mut buf, 0).map(drop));
-        refused("read_into", file.read_into(io, &mut bytes, 0).map(drop));
-        refused("write_from", file.write_from(io, &bytes, 0).map(drop));
-        refused("unaligned", file.write_all_unaligned_at(io, &bytes, 0));
+        refused("read_at", file.read_dma_at(io, &mut buf, 0).map(drop));
+        refused("write_at", file.write_dma_at(io, &mut buf, 0).map(drop));
+        refused("read_at", file.read_at(io, &mut bytes, 0).map(drop));
+        refused("write_at", file.write_at(io, &bytes, 0).map(drop));
+        refused("unaligned", file.write_all_at(io, &bytes, 0));
         refused(
             "read_with",
             file.read_with(io, &mut bytes, 0, flags).map(drop),
@@ -230,7 +230,7 @@ fn refused_by_files(
         refused("submit_sync", io.submit_sync(&file, 0).map_err(Into::into));
         // Memory of another volume's heap, with the right handle.
         let mut foreign = io.alloc(4096).unwrap();
-        if let Err(error) = file.read_at(&mut own, &mut foreign, 0) {
+        if let Err(error) = file.read_dma_at(&mut own, &mut foreign, 0) {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         }
         let error = own.submit_read(&file, 0, foreign, 0).unwrap_err();

@@ -178,7 +178,7 @@ impl<'a> Worker<'a> {
         };
         let mut bytes = vec![0xee; place.len()];
         let offset = place.offset(self.thread);
-        let n = seat.cached[place.file].read_into(&mut seat.io, &mut bytes, offset)?;
+        let n = seat.cached[place.file].read_at(&mut seat.io, &mut bytes, offset)?;
         self.models[seat.number].check(place, &bytes[..n], "read");
         Ok(())
     }
@@ -190,7 +190,7 @@ impl<'a> Worker<'a> {
         let model = &mut self.models[seat.number];
         let (tag, bytes) = model.fresh(place);
         let offset = place.offset(self.thread);
-        let result = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset);
+        let result = seat.cached[place.file].write_at(&mut seat.io, &bytes, offset);
         model.wrote(place, tag, result)?;
         Ok(())
     }
@@ -202,12 +202,12 @@ impl<'a> Worker<'a> {
         let (file, offset) = (&seat.direct[place.file], place.offset(self.thread));
         if self.rng.random() {
             let mut bytes = vec![0xee; place.len()];
-            let n = file.read_into(&mut seat.io, &mut bytes, offset)?;
+            let n = file.read_at(&mut seat.io, &mut bytes, offset)?;
             self.models[seat.number].check(place, &bytes[..n], "direct read by copy");
             return Ok(());
         }
         let mut buf = seat.io.alloc(place.len())?;
-        let n = file.read_at(&mut seat.io, &mut buf, offset)?;
+        let n = file.read_dma_at(&mut seat.io, &mut buf, offset)?;
         self.models[seat.number].check(place, &buf[..n], "direct read");
         Ok(())
     }
@@ -220,11 +220,11 @@ impl<'a> Worker<'a> {
         let (tag, bytes) = model.fresh(place);
         let (file, offset) = (&seat.direct[place.file], place.offset(self.thread));
         let result = if self.rng.random() {
-            file.write_from(&mut seat.io, &bytes, offset)
+            file.write_at(&mut seat.io, &bytes, offset)
         } else {
             let mut buf = seat.io.alloc(place.len())?;
             buf.copy_from_slice(&bytes);
-            file.write_at(&mut seat.io, &mut buf, offset)
+            file.write_dma_at(&mut seat.io, &mut buf, offset)
         };
         match result {
             Ok(n) if n == place.len() => model.on_device(place, tag),
@@ -329,7 +329,7 @@ impl<'a> Worker<'a> {
         let before = view.to_vec();
         let (tag, bytes) = model.fresh(place);
         let offset = place.offset(self.thread);
-        let result = seat.cached[place.file].write_from(&mut seat.io, &bytes, offset);
+        let result = seat.cached[place.file].write_at(&mut seat.io, &bytes, offset);
         model.wrote(place, tag, result)?;
         assert!(view[..] == before, "a view changed");
         if leaks {
@@ -376,7 +376,7 @@ impl<'a> Worker<'a> {
                     let model = &mut self.models[seat.number];
                     let (tag, bytes) = model.fresh(beside);
                     let offset = beside.offset(self.thread);
-                    let written = file.write_from(&mut seat.io, &bytes, offset);
+                    let written = file.write_at(&mut seat.io, &bytes, offset);
                     model.wrote(beside, tag, written)
                 }
             });
@@ -460,7 +460,7 @@ impl<'a> Worker<'a> {
                 entry.metadata(&mut other.io).err(),
                 dir.next_entry(&mut other.io).err(),
                 seat.cached[0].sync_data(&mut other.io).err(),
-                seat.direct[0].read_into(&mut other.io, &mut [0], 0).err(),
+                seat.direct[0].read_at(&mut other.io, &mut [0], 0).err(),
             ];
             for error in errors {
                 let kind = error.expect("of another volume").kind();
@@ -484,7 +484,7 @@ impl<'a> Worker<'a> {
         }
         let model = &mut self.models[seat.number];
         let (tag, bytes) = model.fresh(place);
-        let result = seat.cached[SHARED].write_from(&mut seat.io, &bytes, range.start);
+        let result = seat.cached[SHARED].write_at(&mut seat.io, &bytes, range.start);
         model.wrote(place, tag, result)?;
         seat.cached[SHARED].sync_data(&mut seat.io)?;
         model.synced(SHARED);

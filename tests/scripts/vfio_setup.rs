@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -461,9 +461,8 @@ fn a_persisted_rule_takes_its_own_disk_only() {
     let identity = format!("--identity {BDF}=SERIAL-A,Model=20A=201=22=24=25 ");
     assert!(command.contains(&identity), "{command}");
     let words: Vec<_> = command.split(' ').collect();
-    let boot = |machine: &Machine| {
-        machine.settled(|| machine.command(Path::new(words[0]), &words[1..]))
-    };
+    let boot =
+        |machine: &Machine| machine.settled(|| machine.command(Path::new(words[0]), &words[1..]));
     let (status, text) = machine.run(&["reset"]);
     assert_eq!(status, 0, "{text}");
     assert_eq!(boot(&machine).0, 0);

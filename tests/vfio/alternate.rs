@@ -126,7 +126,7 @@ impl Model {
             .collect();
         for (n, file) in files.iter().enumerate() {
             let mut found = vec![0; self.files[n].1.len()];
-            assert_eq!(file.read_into(&mut io, &mut found, 0).unwrap(), found.len());
+            assert_eq!(file.read_at(&mut io, &mut found, 0).unwrap(), found.len());
             self.check("xtent", round, n, &found);
         }
         for _ in 0..OUR_WRITES {
@@ -135,7 +135,7 @@ impl Model {
             self.rng.fill(&mut buf[..]);
             self.files[n].1[at..at + len].copy_from_slice(&buf);
             assert_eq!(
-                files[n].write_at(&mut io, &mut buf, at as u64).unwrap(),
+                files[n].write_dma_at(&mut io, &mut buf, at as u64).unwrap(),
                 len
             );
         }

@@ -400,7 +400,7 @@ fn mixed(volume: &Volume, io: &mut Io, zone: &mut Zone, from: u64, seed: u64) {
     // What lies behind the zone was never written: a read goes on into it.
     let mut buf = io.alloc(64 << 10).unwrap();
     let offset = from + (ZONE.end - ZONE.start) - 4096;
-    assert_eq!(file.read_at(io, &mut buf, offset).unwrap(), 64 << 10);
+    assert_eq!(file.read_dma_at(io, &mut buf, offset).unwrap(), 64 << 10);
     zone.check(zone.blocks.len() - 4096 / block_bytes, &buf[..4096], seed);
     assert!(buf[4096..].iter().all(|&byte| byte == 0));
 }

@@ -52,7 +52,7 @@ fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
         .unwrap();
     const BLOCK: usize = 4096;
     let mut model = io.alloc(1 << 20).unwrap();
-    assert_eq!(file.read_at(&mut io, &mut model, 0).unwrap(), 1 << 20);
+    assert_eq!(file.read_dma_at(&mut io, &mut model, 0).unwrap(), 1 << 20);
     for _ in 0..operations {
         let blocks = rng.random_range(1..=32);
         let at = rng.random_range(0..=256 - blocks) * BLOCK;
@@ -62,11 +62,11 @@ fn read_and_overwrite(address: &str, seed: u64, operations: usize) {
             rng.fill(&mut buf[..]);
             model[range].copy_from_slice(&buf);
             assert_eq!(
-                file.write_at(&mut io, &mut buf, at as u64).unwrap(),
+                file.write_dma_at(&mut io, &mut buf, at as u64).unwrap(),
                 blocks * BLOCK
             );
         } else {
-            file.read_at(&mut io, &mut buf, at as u64).unwrap();
+            file.read_dma_at(&mut io, &mut buf, at as u64).unwrap();
             assert!(
                 buf[..] == model[range],
                 "{address} seed {seed}: byte {at} differs"

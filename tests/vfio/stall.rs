@@ -125,11 +125,11 @@ fn a_file_operation_ends_with_an_error_that_says_so() {
     let mut io = volume.io().unwrap();
     let file = volume.open_file(&mut io, "/data").unwrap();
     let mut buf = io.alloc(65_536).unwrap();
-    assert_eq!(file.read_at(&mut io, &mut buf, 0).unwrap(), 65_536);
+    assert_eq!(file.read_dma_at(&mut io, &mut buf, 0).unwrap(), 65_536);
     let before = buf.to_vec();
     throttle(drive, 1);
     let error = loop {
-        if let Err(error) = file.read_at(&mut io, &mut buf, 65_536) {
+        if let Err(error) = file.read_dma_at(&mut io, &mut buf, 65_536) {
             break error;
         }
     };
@@ -138,7 +138,7 @@ fn a_file_operation_ends_with_an_error_that_says_so() {
         assert!(error.to_string().contains(word), "{error}");
     }
     throttle(drive, 0);
-    let read = (0..10).find_map(|_| file.read_at(&mut io, &mut buf, 0).ok());
+    let read = (0..10).find_map(|_| file.read_dma_at(&mut io, &mut buf, 0).ok());
     assert_eq!(read, Some(65_536));
     assert!(buf[..] == before);
 }

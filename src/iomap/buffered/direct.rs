@@ -100,14 +100,14 @@ mod tests {
         let mut heard = file.error_cursor();
         let error = drop_clean(&file, 0..8192).unwrap_err();
         assert_eq!(
-            (error.kind(), error.offset_bytes()),
+            (error.kind(), error.offset()),
             (ErrorKind::Timeout, Some(4096))
         );
         file.check_errors(&mut heard).unwrap();
         drop_stale(&file, 0..8192);
         let error = file.check_errors(&mut heard).unwrap_err();
         assert_eq!(
-            (error.kind(), error.offset_bytes()),
+            (error.kind(), error.offset()),
             (ErrorKind::Timeout, Some(4096))
         );
         taken.into_iter().for_each(|page| file.written(page, true));

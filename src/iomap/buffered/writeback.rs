@@ -170,7 +170,7 @@ impl<Q: Queue> Buffered<Q> {
                 let range = start + run.start as u64..end;
                 let gathered = self.gather_run(file, ops, (index, page), range, size, &mut ioends);
                 if let Err(error) = gathered {
-                    file.note_error(&error, error.offset_bytes().unwrap_or(start));
+                    file.note_error(&error, error.offset().unwrap_or(start));
                     first_error.get_or_insert(error);
                     failed[index] = true;
                 }

@@ -260,7 +260,7 @@ fn reads_of_any_layout_equal_the_model_and_stop_at_the_first_failure() {
                     assert!(good < want, "seed {seed}");
                     assert_eq!(error.kind(), ErrorKind::Io, "seed {seed}");
                     assert_eq!(error.bytes_done(), Some(good), "seed {seed}");
-                    assert_eq!(error.offset_bytes(), Some(offset + good), "seed {seed}");
+                    assert_eq!(error.offset(), Some(offset + good), "seed {seed}");
                 }
             }
             let at = usize::try_from(offset.min(file.size)).unwrap();
@@ -330,7 +330,7 @@ fn a_write_that_is_not_all_overwrite_writes_nothing() {
         let buf = bench.buf(8192);
         let rejected = bench.run(&file, PLAIN, 0, buf).unwrap_err();
         let error = rejected.error.unwrap();
-        assert_eq!((error.kind(), error.offset_bytes()), (expected, Some(4096)));
+        assert_eq!((error.kind(), error.offset()), (expected, Some(4096)));
         assert_eq!(rejected.buf.len(), 8192);
         assert!(bench.queue.log.is_empty());
         assert_eq!(bench.direct.outstanding(), 0);

@@ -54,10 +54,10 @@ bitflags! {
 }
 
 impl File {
-    /// As [`File::read_into`], in a way of its own.
+    /// As [`File::read_at`], in a way of its own.
     ///
     /// # Errors
-    /// As [`File::read_into`].
+    /// As [`File::read_at`].
     pub fn read_with(
         &self,
         io: &mut Io,
@@ -66,17 +66,17 @@ impl File {
         flags: RwFlags,
     ) -> Result<usize> {
         if !self.shared.options.buffered || !flags.contains(RwFlags::DONTCACHE) {
-            return self.read_into(io, buf, offset);
+            return self.read_at(io, buf, offset);
         }
         io.check_read(self)
             .and_then(|()| self.stream_in(io, buf, offset))
             .map_err(|error| self.shared.explain(error, "read", offset))
     }
 
-    /// As [`File::write_from`], in a way of its own.
+    /// As [`File::write_at`], in a way of its own.
     ///
     /// # Errors
-    /// As [`File::write_from`].
+    /// As [`File::write_at`].
     pub fn write_with(
         &self,
         io: &mut Io,
@@ -85,7 +85,7 @@ impl File {
         flags: RwFlags,
     ) -> Result<usize> {
         if !self.shared.options.buffered || !flags.contains(RwFlags::DONTCACHE) {
-            return self.write_from(io, buf, offset);
+            return self.write_at(io, buf, offset);
         }
         io.check_write(self)
             .and_then(|()| self.stream_out(io, buf, offset))
@@ -244,7 +244,7 @@ impl File {
     /// and fails with [`ErrorKind::Busy`] after 2 s. A view that is leaked (`mem::forget`) writes nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::NotOverwrite`] as for [`File::write_from`]; otherwise as [`File::view`].
+    /// [`ErrorKind::NotOverwrite`] as for [`File::write_at`]; otherwise as [`File::view`].
     pub fn view_mut(&self, io: &mut Io, range: Range<u64>) -> Result<Option<ViewMut<'_>>> {
         let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         io.check_write(self)
