@@ -31,16 +31,16 @@ const CASES: &[(&str, f64, Case)] = &[
     ("raw_read_4k_qd1", RAW, |n| raw(Op::Read, 1, n)),
     ("raw_read_4k_qd32", RAW, |n| raw(Op::Read, 32, n)),
     ("raw_write_4k_qd32", RAW, |n| raw(Op::Write, 32, n)),
-    ("file_read_4k_qd1", FILE, |n| {
+    ("file_read_4k_qd1", FILE_READ_1, |n| {
         file::file(file::Way::Read, 1, n)
     }),
-    ("file_read_4k_qd32", FILE, |n| {
+    ("file_read_4k_qd32", FILE_READ_32, |n| {
         file::file(file::Way::Read, 32, n)
     }),
-    ("file_write_4k_qd1", FILE_WRITE, |n| {
+    ("file_write_4k_qd1", FILE_WRITE_1, |n| {
         file::file(file::Way::Write, 1, n)
     }),
-    ("file_write_4k_qd32", FILE_WRITE, |n| {
+    ("file_write_4k_qd32", FILE_WRITE_32, |n| {
         file::file(file::Way::Write, 32, n)
     }),
     ("file_buffered_read_64", FILE_BUFFERED, file::buffered),
@@ -62,11 +62,17 @@ const SLACK: f64 = 1.1;
 /// The most an operation on the raw queue may cost, in instructions.
 const RAW: f64 = 200.0;
 
-/// As [`RAW`], through a file, the lookup of its mapping included.
-const FILE: f64 = 600.0;
+/// As [`RAW`], through a file, the lookup of its mapping included. At a depth of 1 there are two polls.
+const FILE_READ_1: f64 = 455.0;
 
-/// As [`FILE`], for an overwrite, which looks at the size and at the state of the extent too.
-const FILE_WRITE: f64 = 620.0;
+/// As [`FILE_READ_1`], at a depth of 32.
+const FILE_READ_32: f64 = 385.0;
+
+/// As [`FILE_READ_1`], for an overwrite, which looks for cached pages when it has ended, too.
+const FILE_WRITE_1: f64 = 495.0;
+
+/// As [`FILE_WRITE_1`], at a depth of 32.
+const FILE_WRITE_32: f64 = 420.0;
 
 /// As [`CACHE_READ`], by a file of a volume.
 const FILE_BUFFERED: f64 = 220.0;

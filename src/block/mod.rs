@@ -59,6 +59,24 @@ pub struct Chain<'a> {
     pub token: Token,
 }
 
+/// A read or write as a chain of one piece of memory. By value, so that a queue that takes it at once need not find it
+/// in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct One {
+    /// A read or a write.
+    pub op: Op,
+    /// How.
+    pub flags: ChainFlags,
+    /// First block.
+    pub lba: Lba,
+    /// Number of blocks, at least 1.
+    pub blocks: u64,
+    /// The memory: exactly `blocks` long.
+    pub segment: Segment,
+    /// Comes back in the [`Completion`].
+    pub token: Token,
+}
+
 /// How a chain ended. Small and `Copy`, for the hot path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -223,6 +241,21 @@ pub trait Queue {
     /// # Errors
     /// [`Refused`]; nothing was started then.
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused>;
+
+    /// Takes a chain of one piece of memory if nothing is in the way: the hot path of [`Queue::submit`]. `false` says
+    /// nothing; nothing was started then, and `submit` is asked.
+    #[inline]
+    fn try_one(&mut self, one: One) -> bool {
+        let chain = Chain {
+            op: one.op,
+            flags: one.flags,
+            lba: one.lba,
+            blocks: one.blocks,
+            segments: &[one.segment],
+            token: one.token,
+        };
+        self.submit(&chain).is_ok()
+    }
 
     /// Rings the doorbell once for all that was submitted since, then hands each chain that has ended to
     /// `done`, at most `budget` of them, and returns how many. Every chain that was taken is handed over

@@ -123,7 +123,7 @@ pub trait Ops {
     /// The device byte address of `pos`, when one plain written mapping covers all of `len` bytes and nothing
     /// about the operation needs [`Ops::end`]: the usual case, for which neither `begin` nor `end` is called
     /// then. `None` says nothing: `begin` is asked. With [`IterFlags::OVERWRITE_ONLY`] only for what may be
-    /// overwritten.
+    /// overwritten; the caller has seen that the range ends before the file.
     #[inline]
     fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
         let _ = (pos, len, flags);

@@ -117,6 +117,12 @@ impl DmaBuf {
         self.0.as_ref().map_or(Iova(0), |cut| cut.iova)
     }
 
+    /// The device address of the first byte, and the length in bytes; `None` for an empty buffer.
+    #[inline]
+    pub(crate) fn place(&self) -> Option<(Iova, usize)> {
+        self.0.as_ref().map(|cut| (cut.iova, cut.len_bytes))
+    }
+
     /// The first byte in host memory; dangling for an empty buffer.
     pub(super) fn base(&self) -> NonNull<u8> {
         self.0.as_ref().map_or(NonNull::dangling(), |cut| cut.base)
@@ -183,6 +189,18 @@ impl fmt::Debug for DmaBuf {
 pub struct Lent(std::mem::ManuallyDrop<DmaBuf>);
 
 impl Lent {
+    /// No memory.
+    #[inline]
+    pub(crate) fn none() -> Self {
+        DmaBuf::default().lend()
+    }
+
+    /// Takes it, and leaves no memory in its place.
+    #[inline]
+    pub(crate) fn replace_by_none(&mut self) -> Self {
+        std::mem::replace(self, Self::none())
+    }
+
     /// Length in bytes.
     #[inline]
     pub fn len_bytes(&self) -> usize {

@@ -23,7 +23,7 @@ use super::split::{
     piece_bytes,
 };
 use super::wait::Sleeper;
-use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token};
+use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token};
 use crate::mem::{Segment, SharedWords};
 use crate::units::Iova;
 
@@ -79,43 +79,60 @@ impl Queue for QueuePair {
         &self.limits
     }
 
-    // Not left to the compiler: a call of it costs a tenth of its instructions more.
     #[inline(always)]
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
-        // Nothing here calls anything but the slow way: the compiler then saves no registers.
-        let nlb = chain.blocks.wrapping_sub(1);
+        if let &[segment] = chain.segments
+            && self.try_one(One {
+                op: chain.op,
+                flags: chain.flags,
+                lba: chain.lba,
+                blocks: chain.blocks,
+                segment,
+                token: chain.token,
+            })
+        {
+            return Ok(());
+        }
+        self.submit_slowly(chain)
+    }
+
+    // Not left to the compiler: a call of it costs a tenth of its instructions more.
+    #[inline(always)]
+    fn try_one(&mut self, one: One) -> bool {
+        // Nothing here calls anything: the compiler then saves no registers.
+        let nlb = one.blocks.wrapping_sub(1);
+        let segment = one.segment;
         // With a countdown of 0 something may wait; otherwise every outstanding chain has a tracker at least.
         if self.countdown != 0
-            && let [segment] = chain.segments
             // Not zero either.
             && nlb < u64::from(self.geometry.max_blocks)
-            && let Some(end) = chain.lba.0.checked_add(chain.blocks)
-            && end <= self.limits.capacity_blocks
-            && u64::from(segment.len_bytes()) == chain.blocks << self.geometry.block_shift
+            && let Some(room) = self.limits.capacity_blocks.checked_sub(one.lba.0)
+            && nlb < room
+            && u64::from(segment.len_bytes()) == one.blocks << self.geometry.block_shift
             && is_plain(segment.iova())
-            && self.geometry.surely_holds(chain.lba.0, nlb)
+            && self.geometry.surely_holds(one.lba.0, nlb)
             && let Some(prp) = prp::short(segment.iova(), segment.len_bytes())
             && let Some(tracker) = self.trackers.get_mut(usize::from(self.free_tracker))
         {
-            let (opcode, control) = match chain.op {
+            let (opcode, control) = match one.op {
                 Op::Read => (OPC_READ, 0),
-                Op::Write if !self.limits.read_only => (OPC_WRITE, fua(chain)),
-                _ => return self.submit_slowly(chain),
+                Op::Write if !self.limits.read_only => (OPC_WRITE, fua(one.flags)),
+                _ => return false,
             };
             let word0 = u64::from(opcode) | u64::from(tracker.cid) << 16 | self.nsid_word;
             let cdw12 = nlb | u64::from(control);
             self.free_tracker = tracker.next_free;
             tracker.start(
                 SINGLE,
-                [word0, prp.first, prp.second, chain.lba.0, cdw12],
-                chain.token,
+                [word0, prp.first, prp.second, one.lba.0, cdw12],
+                one.token,
             );
             self.outstanding += 1;
             self.sq
-                .push(&[word0, 0, 0, prp.first, prp.second, chain.lba.0, cdw12, 0]);
-            return Ok(());
+                .push(&[word0, 0, 0, prp.first, prp.second, one.lba.0, cdw12, 0]);
+            return true;
         }
-        self.submit_slowly(chain)
+        false
     }
 
     #[inline]
@@ -238,7 +255,7 @@ impl QueuePair {
         if !matches!(chain.op, Op::Read | Op::Write) && !chain.segments.is_empty() {
             return invalid("only reads and writes have memory");
         }
-        if fua(chain) != 0 && !matches!(chain.op, Op::Write | Op::WriteZeroes) {
+        if fua(chain.flags) != 0 && !matches!(chain.op, Op::Write | Op::WriteZeroes) {
             return invalid("FUA is for writes and write zeroes");
         }
         let opcode = match chain.op {
@@ -255,7 +272,7 @@ impl QueuePair {
             return invalid("a chain has at least one block");
         }
         match chain.lba.0.checked_add(chain.blocks) {
-            Some(end) if end <= limits.capacity_blocks => Ok((opcode, fua(chain))),
+            Some(end) if end <= limits.capacity_blocks => Ok((opcode, fua(chain.flags))),
             _ => invalid("the range is not on the device"),
         }
     }
@@ -430,21 +447,23 @@ impl QueuePair {
             && pair.outstanding != 0
             && let Some(entry) = pair.cq.peek()
         {
-            if let Some(token) = pair.take_plain(entry) {
-                count += 1;
-                let status = Status::Success;
-                done(Completion { token, status });
-                continue;
-            }
-            match pair.take_other(entry) {
-                Ok(None) => {}
-                Ok(Some(completion)) => {
-                    count += 1;
-                    pair.outstanding -= 1;
-                    done(completion);
-                }
-                Err(Confused) => break,
-            }
+            let completion = match pair.take_plain(entry) {
+                Some(token) => Completion {
+                    token,
+                    status: Status::Success,
+                },
+                None => match pair.take_other(entry) {
+                    Ok(None) => continue,
+                    Ok(Some(completion)) => {
+                        pair.outstanding -= 1;
+                        completion
+                    }
+                    Err(Confused) => break,
+                },
+            };
+            count += 1;
+            // In one place, so that it can be inlined.
+            done(completion);
         }
         count
     }
@@ -552,8 +571,8 @@ pub(super) fn next_cid(cid: u16, mask: u16) -> u16 {
 
 /// FUA, in its place in CDW12.
 #[inline]
-fn fua(chain: &Chain<'_>) -> u32 {
-    if chain.flags.contains(ChainFlags::FUA) {
+fn fua(flags: ChainFlags) -> u32 {
+    if flags.contains(ChainFlags::FUA) {
         CDW12_FUA
     } else {
         0

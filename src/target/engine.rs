@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::TargetInfo;
-use crate::block::{Chain, Completion, Limits, Queue, Refused, Wait};
+use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Token, Wait};
 use crate::error::{Error, ErrorKind, Result};
+use crate::mem::Segment;
 use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
+use crate::units::Lba;
 use crate::uring::{Disk, RingOptions, RingQueue};
 
 /// What a target is driven by.
@@ -155,6 +157,22 @@ impl Queue for EngineQueue {
         }
     }
 
+    #[inline(always)]
+    fn try_one(&mut self, one: One) -> bool {
+        match self {
+            Self::Nvme(queue) => queue.try_one(one),
+            // Piece by piece, for registers: a structure would be in memory for the other engine as well.
+            _ => self.try_elsewhere(
+                one.op,
+                one.flags,
+                one.lba,
+                one.blocks,
+                one.segment,
+                one.token,
+            ),
+        }
+    }
+
     #[inline]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         match self {
@@ -182,6 +200,35 @@ impl Queue for EngineQueue {
             Self::Uring(queue) => queue.relax(),
             #[cfg(feature = "spdk")]
             Self::Spdk(queue) => queue.relax(),
+        }
+    }
+}
+
+impl EngineQueue {
+    /// [`Queue::try_one`] of the engines whose system calls or library calls outweigh a call.
+    #[inline(never)]
+    fn try_elsewhere(
+        &mut self,
+        op: Op,
+        flags: ChainFlags,
+        lba: Lba,
+        blocks: u64,
+        segment: Segment,
+        token: Token,
+    ) -> bool {
+        let one = One {
+            op,
+            flags,
+            lba,
+            blocks,
+            segment,
+            token,
+        };
+        match self {
+            Self::Nvme(queue) => queue.try_one(one),
+            Self::Uring(queue) => queue.try_one(one),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.try_one(one),
         }
     }
 }

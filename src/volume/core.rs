@@ -7,7 +7,7 @@ use super::file::FileShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
-use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Rejected, Request, What};
+use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Of, Rejected, Request, What};
 use crate::mem::{DmaBuf, Heap};
 use crate::target::BUFFER_ALIGN_BYTES;
 use crate::target::engine::{EngineOptions, EngineQueue};
@@ -86,10 +86,7 @@ impl IoCore {
 
     /// Runs one operation to its end; other operations go on meanwhile.
     #[inline]
-    pub(super) fn run(
-        &mut self,
-        request: Request<Arc<FileShared>>,
-    ) -> Result<Ended<Arc<FileShared>>, Rejected> {
+    pub(super) fn run(&mut self, request: Request<'_, Arc<FileShared>>) -> Result<Ended, Rejected> {
         let kept = self.submit_kept(request)?;
         self.wait(kept).map_err(|error| Rejected {
             // The device may still have it: it is not given back.
@@ -102,7 +99,7 @@ impl IoCore {
     #[inline]
     pub(super) fn submit_kept(
         &mut self,
-        request: Request<Arc<FileShared>>,
+        request: Request<'_, Arc<FileShared>>,
     ) -> Result<Kept, Rejected> {
         self.direct
             .submit_kept(&mut self.queue, request)
@@ -114,12 +111,12 @@ impl IoCore {
 
     /// Waits for a kept operation. The engine's deadlines see to it that it ends.
     #[inline]
-    pub(super) fn wait(&mut self, kept: Kept) -> Result<Ended<Arc<FileShared>>> {
+    pub(super) fn wait(&mut self, kept: Kept) -> Result<Ended> {
         let mut idle = 0_u32;
         loop {
             let progress = self.direct.progress(&mut self.queue);
-            if let Some(ended) = self.direct.take(kept) {
-                after_direct(&ended);
+            let ended = self.direct.take(kept, after_any);
+            if let Some(ended) = ended {
                 return Ok(ended);
             }
             if progress == 0 {
@@ -167,14 +164,19 @@ impl IoCore {
 }
 
 /// After a direct write what was read into the page cache meanwhile goes, whether it went well or not.
-#[inline]
-pub(super) fn after_direct(ended: &Ended<Arc<FileShared>>) {
-    if ended.kind == EndedKind::Write
-        && let Some(file) = &ended.source
+#[inline(always)]
+pub(super) fn after_direct(kind: EndedKind, offset: u64, len: usize, of: &Of<'_, Arc<FileShared>>) {
+    if kind == EndedKind::Write
+        && let Some(file) = of.source()
         && file.inode.pages().is_some()
     {
-        drop_overwritten(file, ended.offset, ended.buf.len());
+        drop_overwritten(file, offset, len);
     }
+}
+
+/// [`after_direct`] of an operation that is not polled.
+fn after_any(ended: &Ended, of: &Of<'_, Arc<FileShared>>) {
+    after_direct(ended.kind, ended.offset, ended.buf.len(), of);
 }
 
 #[cold]
@@ -242,8 +244,8 @@ impl IoCore {
     pub(super) fn reclaim_kept(&mut self) {
         self.poll_while(|core| core.direct.has_unfinished_kept());
         let spare = &mut self.spare;
-        self.direct.take_all_kept(|ended| {
-            after_direct(&ended);
+        self.direct.take_all_kept(|ended, of| {
+            after_any(&ended, &of);
             if ended.buf.len() == BOUNCE_BYTES && spare.len() < BOUNCE_COUNT {
                 spare.push(ended.buf);
             }
@@ -260,6 +262,6 @@ impl Drop for IoCore {
             return;
         }
         self.poll_while(|core| core.queue.outstanding() > 0 || core.direct.is_waiting());
-        self.direct.take_all(|ended| after_direct(&ended));
+        self.direct.take_all(|ended, of| after_any(&ended, &of));
     }
 }

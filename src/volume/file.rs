@@ -146,11 +146,11 @@ impl OpenOptions {
                 heard: Mutex::new(heard.unwrap_or_default()),
                 inode,
                 options,
-                volume: Arc::clone(volume),
                 path: path(),
                 id: NEXT_ID.fetch_add(1, Relaxed),
                 advice: AtomicU8::new(0),
             }),
+            volume: Arc::clone(volume),
         })
     }
 }
@@ -173,15 +173,16 @@ impl OpenOptions {
 #[derive(Debug, Clone)]
 pub struct File {
     pub(super) shared: Arc<FileShared>,
+    pub(super) volume: Arc<VolumeShared>,
 }
 
-/// What all handles of an open file share, and what each operation in flight keeps.
+/// What all clones of an open file share. An [`Io`] keeps that of the files that it was last used with, also when those
+/// are closed; so it has no reference to the volume.
 pub(super) struct FileShared {
     /// What all handles of the file share.
     pub(super) inode: Arc<CoreInode>,
     pub(super) options: OpenOptions,
-    pub(super) volume: Arc<VolumeShared>,
-    path: Box<[u8]>,
+    pub(super) path: Box<[u8]>,
     /// Which handle it is, of all that there ever were.
     pub(super) id: u64,
     /// What was said of the reads to come, for the whole file.
@@ -214,14 +215,10 @@ impl Source for Arc<FileShared> {
     fn size_bytes(&self) -> u64 {
         self.inode.map.size_bytes()
     }
-}
 
-impl FileShared {
-    /// An error with all that is known of the operation.
-    #[cold]
-    pub(super) fn explain(&self, error: Error, operation: &'static str, offset: u64) -> Error {
-        self.volume
-            .explain(error.at_offset(offset), operation, &self.path)
+    #[inline]
+    fn key(&self) -> usize {
+        Arc::as_ptr(self).addr()
     }
 }
 
@@ -235,6 +232,13 @@ pub(super) fn operation_name(kind: EndedKind) -> &'static str {
 }
 
 impl File {
+    /// An error with all that is known of the operation.
+    #[cold]
+    pub(super) fn explain(&self, error: Error, operation: &'static str, offset: u64) -> Error {
+        self.volume
+            .explain(error.at_offset(offset), operation, &self.shared.path)
+    }
+
     /// What was known of the file when it was opened.
     pub fn metadata(&self) -> Metadata {
         self.shared.inode.metadata
@@ -273,7 +277,7 @@ impl File {
     #[inline]
     pub fn read_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_read(self) {
-            return Err(self.shared.explain(error, "read", offset));
+            return Err(self.explain(error, "read", offset));
         }
         if self.shared.options.buffered {
             return self.read_at(io, buf, offset);
@@ -290,7 +294,7 @@ impl File {
     #[inline]
     pub fn write_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_write(self) {
-            return Err(self.shared.explain(error, "write", offset));
+            return Err(self.explain(error, "write", offset));
         }
         if self.shared.options.buffered {
             return self.write_at(io, buf, offset);
@@ -310,12 +314,10 @@ impl File {
     #[inline]
     fn run(&self, io: &mut Io, what: What, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_memory(buf) {
-            return Err(self.shared.explain(error, "use memory for I/O", offset));
+            return Err(self.explain(error, "use memory for I/O", offset));
         }
         if let Err(error) = io.before_direct(self, what, offset, buf.len()) {
-            return Err(self
-                .shared
-                .explain(error, "write cached pages back", offset));
+            return Err(self.explain(error, "write cached pages back", offset));
         }
         let request = io.request(self, what, offset, std::mem::take(buf), 0);
         match io.core.run(request) {
@@ -325,13 +327,11 @@ impl File {
     }
 
     #[inline]
-    fn finish(&self, ended: Ended<Arc<FileShared>>, buf: &mut DmaBuf) -> Result<usize> {
+    fn finish(&self, ended: Ended, buf: &mut DmaBuf) -> Result<usize> {
         *buf = ended.buf;
         match ended.result {
             Ok(n) => Ok(n),
-            Err(error) => Err(self
-                .shared
-                .explain(error, operation_name(ended.kind), ended.offset)),
+            Err(error) => Err(self.explain(error, operation_name(ended.kind), ended.offset)),
         }
     }
 
@@ -350,7 +350,7 @@ impl File {
             What::Flush => "sync",
         };
         let error = rejected.error.unwrap_or_else(no_slot);
-        Err(self.shared.explain(error, operation, offset))
+        Err(self.explain(error, operation, offset))
     }
 
     /// Reads into ordinary memory, at any offset and length, through the page cache or this thread's bounce buffers;
@@ -368,7 +368,7 @@ impl File {
                     bounce::read(self, io, buf, offset)
                 }
             })
-            .map_err(|error| self.shared.explain(error, "read", offset))
+            .map_err(|error| self.explain(error, "read", offset))
     }
 
     /// Overwrites with ordinary memory: through the page cache, with any offset and length, or through this thread's
@@ -387,7 +387,7 @@ impl File {
                 bounce::write(self, io, buf, offset, bounce::Edges::Aligned)?;
                 Ok(buf.len())
             })
-            .map_err(|error| self.shared.explain(error, "write", offset))
+            .map_err(|error| self.explain(error, "write", offset))
     }
 
     /// Overwrites all of `buf` at any offset within the file. Without the page cache, blocks that are covered in
@@ -404,7 +404,7 @@ impl File {
                     bounce::write(self, io, buf, offset, bounce::Edges::ReadFirst)
                 }
             })
-            .map_err(|error| self.shared.explain(error, "write", offset))
+            .map_err(|error| self.explain(error, "write", offset))
     }
 
     /// Makes every write that was completed before durable, those of the file into the page cache included, by
@@ -414,19 +414,18 @@ impl File {
     /// The device's. The last failure of writing the file back that this handle (with its clones) was not told of yet,
     /// however that came about; what failed is still in the cache and is tried again by the next sync.
     pub fn sync_data(&self, io: &mut Io) -> Result<()> {
-        io.check_volume(&self.shared.volume)
-            .map_err(|error| self.shared.explain(error, "sync", 0))?;
+        io.check_volume(&self.volume)
+            .map_err(|error| self.explain(error, "sync", 0))?;
         if self.shared.inode.pages().is_some() {
-            cached::sync(&self.shared, io)
-                .map_err(|error| self.shared.explain(error, "sync", 0))?;
+            cached::sync(&self.shared, io).map_err(|error| self.explain(error, "sync", 0))?;
         } else {
             let mut none = DmaBuf::default();
             self.run(io, What::Flush, &mut none, 0)?;
         }
-        let target = &self.shared.volume.target;
+        let target = &self.volume.target;
         target
             .look_again()
-            .map_err(|error| self.shared.explain(error, "sync", 0))
+            .map_err(|error| self.explain(error, "sync", 0))
     }
 
     /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change today).
@@ -444,7 +443,7 @@ impl File {
     /// When the file's extents cannot be read.
     pub fn seek_hole(&self, io: &mut Io, offset: u64) -> Result<Option<u64>> {
         self.reported(io, |ops, size, _| iomap::seek_hole(ops, offset, size))
-            .map_err(|error| self.shared.explain(error, "seek hole", offset))
+            .map_err(|error| self.explain(error, "seek hole", offset))
     }
 
     /// The first byte at or after `offset` that has data; `None` when there is none (`ENXIO`). Preallocated
@@ -454,7 +453,7 @@ impl File {
     /// When the file's extents cannot be read.
     pub fn seek_data(&self, io: &mut Io, offset: u64) -> Result<Option<u64>> {
         self.reported(io, |ops, size, _| iomap::seek_data(ops, offset, size))
-            .map_err(|error| self.shared.explain(error, "seek data", offset))
+            .map_err(|error| self.explain(error, "seek data", offset))
     }
 
     /// The extents that touch `length_bytes` from `offset`, also beyond the end of the file, as the FIEMAP
@@ -482,7 +481,7 @@ impl File {
                 extents.push(extent);
             })
         })
-        .map_err(|error| self.shared.explain(error, "fiemap", offset))?;
+        .map_err(|error| self.explain(error, "fiemap", offset))?;
         Ok(extents)
     }
 
@@ -493,15 +492,14 @@ impl File {
         ask: impl FnOnce(&mut FileOps<'_>, u64, u32) -> Result<T>,
     ) -> Result<T> {
         let shared = &self.shared;
-        io.check_volume(&shared.volume)?;
-        shared
-            .volume
+        io.check_volume(&self.volume)?;
+        self.volume
             .fs
             .learn_sharing(&mut io.core, &shared.inode.map)?;
         ask(
             &mut FileOps::new(&shared.inode.map),
             shared.inode.map.size_bytes(),
-            shared.volume.block_bytes(),
+            self.volume.block_bytes(),
         )
     }
 
@@ -522,7 +520,7 @@ impl File {
     /// ```
     pub fn reader<'io>(&self, io: &'io mut Io) -> Result<FileReader<'io>> {
         io.check_read(self)
-            .map_err(|error| self.shared.explain(error, "read", 0))?;
+            .map_err(|error| self.explain(error, "read", 0))?;
         Ok(FileReader::new(self.clone(), io))
     }
 }

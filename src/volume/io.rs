@@ -10,7 +10,7 @@ use super::mounted::VolumeShared;
 use super::{CacheStats, DmaBuf, File, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Ended, Rejected, Request, What};
+use crate::iomap::direct::{Ended, Hear, Of, Rejected, Request, What};
 
 /// One thread's handle to a volume. Not shared: every thread takes its own from
 /// [`super::Volume::io`]. It may move to another thread.
@@ -43,8 +43,6 @@ pub struct Io {
     pub(super) core: IoCore,
     /// Most operations of the caller's in flight.
     depth: usize,
-    /// Those submitted and not handed over.
-    in_flight: usize,
     /// Goes last: the last one to go writes back, and wants a queue for that.
     volume: Arc<VolumeShared>,
 }
@@ -111,7 +109,6 @@ impl Io {
         let core = volume.background.yield_to(|| IoCore::new(&volume.target))?;
         Ok(Self {
             depth: volume.target.queue_depth,
-            in_flight: 0,
             volume: Arc::clone(volume),
             buffered: None,
             core,
@@ -132,7 +129,7 @@ impl Io {
 
     #[inline]
     pub(super) fn check_read(&self, file: &File) -> Result<()> {
-        self.check_volume(&file.shared.volume)?;
+        self.check_volume(&file.volume)?;
         if file.shared.options.read {
             return Ok(());
         }
@@ -141,7 +138,7 @@ impl Io {
 
     #[inline]
     pub(super) fn check_write(&self, file: &File) -> Result<()> {
-        self.check_volume(&file.shared.volume)?;
+        self.check_volume(&file.volume)?;
         if file.shared.options.write {
             return Ok(());
         }
@@ -151,7 +148,7 @@ impl Io {
     /// For the start of a call with several operations in flight: ends those of a reader that was leaked.
     #[inline]
     pub(super) fn reclaim_kept(&mut self) {
-        if self.core.direct.outstanding() > self.in_flight {
+        if self.core.direct.to_take() != 0 {
             self.core.reclaim_kept();
         }
     }
@@ -212,17 +209,17 @@ impl Io {
 
     #[inline]
     #[expect(clippy::unused_self, reason = "reads as the maker of a request")]
-    pub(super) fn request(
+    pub(super) fn request<'a>(
         &self,
-        file: &File,
+        file: &'a File,
         what: What,
         offset: u64,
         buf: DmaBuf,
         user_data: u64,
-    ) -> Request<Arc<FileShared>> {
+    ) -> Request<'a, Arc<FileShared>> {
         Request {
             what,
-            source: Some(Arc::clone(&file.shared)),
+            source: Some(&file.shared),
             offset,
             buf,
             user_data,
@@ -292,7 +289,7 @@ impl Io {
     pub fn submit_sync(&mut self, file: &File, user_data: u64) -> Result<(), SubmitError> {
         let none = DmaBuf::default();
         let checked = self
-            .check_volume(&file.shared.volume)
+            .check_volume(&file.volume)
             .and_then(|()| self.before_direct(file, What::Flush, 0, 0));
         if let Err(error) = checked {
             return Err(refused(file, none, error, "sync", 0));
@@ -309,7 +306,7 @@ impl Io {
         buf: DmaBuf,
         user_data: u64,
     ) -> Result<(), SubmitError> {
-        if self.in_flight >= self.depth {
+        if self.outstanding() >= self.depth {
             return Err(full(buf));
         }
         if let Err(error) = self.check_memory(&buf) {
@@ -322,10 +319,7 @@ impl Io {
         }
         let request = self.request(file, what, offset, buf, user_data);
         match self.core.direct.submit(&mut self.core.queue, request) {
-            Ok(()) => {
-                self.in_flight += 1;
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(rejected) => Err(rejected_as(file, rejected, what, offset)),
         }
     }
@@ -334,21 +328,16 @@ impl Io {
     /// `budget` of them; returns how many. Never waits. If `done` panics, the operation that it was called with
     /// counts as handed over, and the handle stays usable.
     #[inline]
-    pub fn poll(&mut self, budget: usize, mut done: impl FnMut(Done)) -> usize {
-        let counted = Recount(self);
-        let core = &mut counted.0.core;
-        let count = core
-            .direct
-            .poll(&mut core.queue, budget, |ended| done(done_of(ended)));
-        counted.0.in_flight -= count;
-        std::mem::forget(counted);
-        count
+    pub fn poll(&mut self, budget: usize, done: impl FnMut(Done)) -> usize {
+        let volume = &*self.volume;
+        let IoCore { direct, queue, .. } = &mut self.core;
+        direct.poll(queue, budget, &mut Callback { done, volume })
     }
 
     /// Operations submitted and not yet handed over.
     #[inline]
     pub fn outstanding(&self) -> usize {
-        self.in_flight
+        self.core.direct.to_hand_over()
     }
 
     /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was
@@ -360,30 +349,29 @@ impl Io {
     }
 }
 
-/// Dropped only when the callback of a poll panics: counts what is left in flight.
-struct Recount<'a>(&'a mut Io);
-
-impl Drop for Recount<'_> {
-    #[cold]
-    fn drop(&mut self) {
-        self.0.in_flight = self.0.core.direct.to_hand_over();
-    }
+/// Of [`Io::poll`].
+struct Callback<'a, F> {
+    done: F,
+    volume: &'a VolumeShared,
 }
 
-#[inline]
-fn done_of(ended: Ended<Arc<FileShared>>) -> Done {
-    after_direct(&ended);
-    let result = match ended.result {
-        Ok(n) => Ok(n),
-        Err(error) => Err(match &ended.source {
-            Some(file) => file.explain(error, operation_name(ended.kind), ended.offset),
-            None => error,
-        }),
-    };
-    Done {
-        user_data: ended.user_data,
-        buf: ended.buf,
-        result,
+impl<F: FnMut(Done)> Hear<Arc<FileShared>> for Callback<'_, F> {
+    #[inline(always)]
+    fn hear(&mut self, ended: Ended, of: Of<'_, Arc<FileShared>>) {
+        after_direct(ended.kind, ended.offset, ended.buf.len(), &of);
+        let result = match ended.result {
+            Ok(n) => Ok(n),
+            Err(error) => {
+                let path = of.source().map_or(&[][..], |file| &file.path);
+                let error = error.at_offset(ended.offset);
+                Err(self.volume.explain(error, operation_name(ended.kind), path))
+            }
+        };
+        (self.done)(Done {
+            user_data: ended.user_data,
+            buf: ended.buf,
+            result,
+        });
     }
 }
 
@@ -405,7 +393,7 @@ fn refused(
 ) -> SubmitError {
     SubmitError {
         buf,
-        reason: SubmitReason::Error(file.shared.explain(error, operation, offset)),
+        reason: SubmitReason::Error(file.explain(error, operation, offset)),
     }
 }
 

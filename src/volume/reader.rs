@@ -165,7 +165,7 @@ impl BufRead for FileReader<'_> {
         let position = self.position;
         let file = self.file.clone();
         self.available()
-            .map_err(|error| file.shared.explain(error, "read", position).into())
+            .map_err(|error| file.explain(error, "read", position).into())
     }
 
     fn consume(&mut self, amount: usize) {

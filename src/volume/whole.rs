@@ -29,9 +29,7 @@ impl File {
             match self.read_at(io, &mut buf[done..], at) {
                 Ok(0) => {
                     let error = Error::new(ErrorKind::UnexpectedEof, "the file ends before");
-                    return Err(self
-                        .shared
-                        .explain(error.with_bytes_done(done), "read", offset));
+                    return Err(self.explain(error.with_bytes_done(done), "read", offset));
                 }
                 Ok(n) => done += n,
                 Err(error) => return Err(error.after_bytes(done)),
@@ -111,7 +109,7 @@ impl File {
     /// ```
     pub fn writer<'io>(&self, io: &'io mut Io) -> Result<FileWriter<'io>> {
         io.check_write(self)
-            .map_err(|error| self.shared.explain(error, "write", 0))?;
+            .map_err(|error| self.explain(error, "write", 0))?;
         Ok(FileWriter {
             file: self.clone(),
             io,

@@ -230,9 +230,6 @@ impl Ops for FileOps<'_> {
     #[inline]
     fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
         let runs = if flags.contains(IterFlags::WRITE) {
-            if pos.checked_add(len)? > self.map.size_bytes {
-                return None;
-            }
             self.map.cut_runs().ok()?
         } else {
             &self.map.runs

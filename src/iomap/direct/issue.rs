@@ -43,19 +43,20 @@ pub(super) fn token(index: u16, block: u64) -> Token {
 /// looked at as a whole before anything of it is submitted; inside one mapping that is the same look.
 #[inline(never)]
 pub(super) fn file<S: Source, Q: Queue>(
-    slot: &mut Slot<S>,
+    slot: &mut Slot,
+    source: Option<&S>,
     queue: &mut Q,
-    index: u16,
-    shift: u32,
+    (index, shift): (u16, u32),
     first: bool,
 ) -> Result<Issued> {
     // A failure met earlier keeps what is left from being tried.
     if slot.failed_at != u64::MAX || slot.pos >= slot.end {
         return Ok(Issued::All);
     }
-    let (Some(source), Some(lent)) = (slot.source.as_ref(), slot.lent.as_mut()) else {
-        return Err(internal("the operation has no file or no memory"));
+    let Some(source) = source else {
+        return Err(internal("the operation has no file"));
     };
+    let lent = &mut slot.lent;
     let write = slot.kind == SlotKind::Write;
     let (op, iter_flags) = if write {
         (Op::Write, WRITE_FLAGS)
@@ -244,8 +245,8 @@ fn split_block(addr: u64, len: u64) -> Error {
 }
 
 /// A read of the device itself.
-pub(super) fn device<S, Q: Queue>(
-    slot: &mut Slot<S>,
+pub(super) fn device<Q: Queue>(
+    slot: &mut Slot,
     queue: &mut Q,
     index: u16,
     shift: u32,
@@ -253,10 +254,7 @@ pub(super) fn device<S, Q: Queue>(
     while slot.failed_at == u64::MAX && slot.pos < slot.end {
         let len = (slot.end - slot.pos).min(MAX_CHAIN_BYTES);
         let from = slot.pos - slot.start;
-        let Some(lent) = &slot.lent else {
-            return Err(internal("the operation has no memory"));
-        };
-        let segment = segment_of(lent, from, len)?;
+        let segment = segment_of(&slot.lent, from, len)?;
         let (lba, blocks) = (Lba(slot.pos >> shift), len >> shift);
         let token = token(index, from >> shift);
         let none = ChainFlags::empty();
@@ -270,7 +268,7 @@ pub(super) fn device<S, Q: Queue>(
 }
 
 /// A flush. One that follows a durable write is sent only where there is a write cache, now that the write has ended.
-pub(super) fn flush<S, Q: Queue>(slot: &mut Slot<S>, queue: &mut Q, index: u16) -> Result<Issued> {
+pub(super) fn flush<Q: Queue>(slot: &mut Slot, queue: &mut Q, index: u16) -> Result<Issued> {
     if slot.flush_after && !queue.limits().volatile_write_cache {
         return Ok(Issued::All);
     }

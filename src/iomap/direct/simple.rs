@@ -2,9 +2,9 @@
 
 use super::super::{IterFlags, Ops};
 use super::slot::Kind as SlotKind;
-use super::{Direct, MAX_CHAIN_BYTES, Request, Source, What, issue};
+use super::{MAX_CHAIN_BYTES, Source, What, issue};
 use crate::block::{ChainFlags, Op, Queue};
-use crate::units::Lba;
+use crate::units::{Iova, Lba};
 
 /// An operation that one chain does.
 pub(super) struct Simple {
@@ -14,38 +14,51 @@ pub(super) struct Simple {
     /// A durable write that is sent without FUA.
     pub(super) without_fua: bool,
     pub(super) lba: Lba,
+    pub(super) blocks: u64,
     pub(super) len_bytes: u32,
     /// Bytes to report when all goes well.
     pub(super) report: u64,
 }
 
-impl<S: Source> Direct<S> {
-    /// The one chain that does all of a request, when one plain mapping has all of it; `None` leaves it to
-    /// [`Direct::start_in_full`], and with it whatever is wrong.
-    #[inline]
-    pub(super) fn simple<Q: Queue>(&self, queue: &Q, request: &Request<S>) -> Option<Simple> {
-        let source = request.source.as_ref()?;
-        let offset = request.offset;
-        let len = request.buf.len() as u64;
+/// What a queue asks of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) block_mask: u64,
+    pub(super) block_shift: u32,
+    pub(super) dma_mask: u64,
+}
+
+impl Grid {
+    /// The one chain that does all of a request for `len` bytes at `iova`, when one plain mapping has all of it; `None`
+    /// leaves it to [`super::Direct::start_in_full`], and with it whatever is wrong.
+    #[inline(always)]
+    pub(super) fn simple<S: Source, Q: Queue>(
+        self,
+        queue: &Q,
+        source: &S,
+        what: What,
+        offset: u64,
+        (iova, len): (Iova, usize),
+    ) -> Option<Simple> {
+        let len = len as u64;
         let size = source.size_bytes();
-        let (kind, op, iter_flags, dsync, all) = match request.what {
+        let (kind, op, iter_flags, dsync, report) = match what {
             What::Read => {
-                let all = len.min(size.saturating_sub(offset));
-                (SlotKind::Read, Op::Read, IterFlags::DIRECT, false, all)
+                // Also without a byte before the end of the file.
+                let report = len.min(size.checked_sub(offset)?);
+                (SlotKind::Read, Op::Read, IterFlags::DIRECT, false, report)
             }
             What::Write {
                 dsync,
                 through_last_block: false,
-            } if offset.checked_add(len)? <= size => {
+            } if len <= size.checked_sub(offset)? => {
                 (SlotKind::Write, Op::Write, issue::WRITE_FLAGS, dsync, len)
             }
             _ => return None,
         };
-        let report = all;
-        let all = (all + self.block_mask) & !self.block_mask;
-        let misaligned =
-            ((offset | len) & self.block_mask) | (request.buf.iova().0 & self.dma_mask) != 0;
-        if misaligned || all == 0 || all > MAX_CHAIN_BYTES || !self.waiting.is_empty() {
+        let all = (report + self.block_mask) & !self.block_mask;
+        let misaligned = ((offset | len) & self.block_mask) | (iova.0 & self.dma_mask) != 0;
+        if misaligned || all.wrapping_sub(1) >= MAX_CHAIN_BYTES {
             return None;
         }
         let addr = source.ops().whole(offset, all, iter_flags)?;
@@ -63,6 +76,7 @@ impl<S: Source> Direct<S> {
             flags,
             without_fua: dsync && flags.is_empty(),
             lba: Lba(addr >> self.block_shift),
+            blocks: all >> self.block_shift,
             len_bytes: u32::try_from(all).ok()?,
             report,
         })

@@ -1,13 +1,17 @@
 //! The state of one direct operation, and what goes in and out.
 
 use super::super::Ops;
+use super::sources::{NO_SOURCE, Sources};
 use super::{FLUSH_BLOCK, SLOT_BITS, internal};
 use crate::block::{Completion, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent};
 
 /// What an operation keeps of its file.
-pub trait Source {
+///
+/// [`Direct`](super::Direct) keeps one clone for all operations on the same file, so that an operation counts no
+/// reference that other threads count too.
+pub trait Source: Clone {
     /// Answers for the file's mappings, for one call.
     type Ops<'a>: Ops
     where
@@ -18,6 +22,9 @@ pub trait Source {
 
     /// The file's length in bytes.
     fn size_bytes(&self) -> u64;
+
+    /// Equal for clones of one source; different for sources that exist at the same time and are not. Never 0.
+    fn key(&self) -> usize;
 }
 
 /// What an operation does.
@@ -39,13 +46,13 @@ pub enum What {
     DeviceRead,
 }
 
-/// An operation to be.
+/// A direct I/O request.
 #[derive(Debug)]
-pub struct Request<S> {
+pub struct Request<'a, S> {
     /// What to do.
     pub what: What,
     /// The file; a flush or a device read goes without.
-    pub source: Option<S>,
+    pub source: Option<&'a S>,
     /// First byte.
     pub offset: u64,
     /// Memory; its length is the operation's.
@@ -80,7 +87,7 @@ impl Rejected {
 
 /// An operation that has ended.
 #[derive(Debug)]
-pub struct Ended<S> {
+pub struct Ended {
     /// What it was submitted with.
     pub user_data: u64,
     /// Its memory; empty when the device could not be kept from it ([`Status::Unfenced`]).
@@ -92,8 +99,27 @@ pub struct Ended<S> {
     pub kind: Kind,
     /// Its first byte.
     pub offset: u64,
-    /// Its file.
-    pub source: Option<S>,
+}
+
+/// Takes operations that have ended. A trait and not a closure, so that it can ask to be inlined.
+pub trait Hear<S> {
+    /// An operation has ended.
+    fn hear(&mut self, ended: Ended, of: Of<'_, S>);
+}
+
+/// The file of an operation that has ended; looked up where it is needed.
+#[derive(Debug)]
+pub struct Of<'a, S> {
+    pub(super) sources: &'a Sources<S>,
+    pub(super) number: u32,
+}
+
+impl<'a, S: Source> Of<'a, S> {
+    /// The file; none of an operation without one.
+    #[inline(always)]
+    pub fn source(&self) -> Option<&'a S> {
+        self.sources.get(self.number)
+    }
 }
 
 /// What kind of operation a slot has.
@@ -115,6 +141,9 @@ pub enum Kind {
 pub(super) enum Stage {
     #[default]
     Free,
+    /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll`] hands over. Only the
+    /// first part of the slot holds for it, until [`Slot::unfold`].
+    Simple,
     /// More is to be submitted.
     Running,
     /// Everything is submitted.
@@ -123,12 +152,13 @@ pub(super) enum Stage {
     Ended,
 }
 
-/// One operation. A slot is free, or has what it needs.
+/// One operation. A slot is free, or has what it needs. What [`Stage::Simple`] needs is in the first cache line.
 #[derive(Debug)]
-pub(super) struct Slot<S> {
+#[repr(C, align(64))]
+pub(super) struct Slot {
     pub(super) stage: Stage,
     pub(super) kind: Kind,
-    /// Stays until it is taken, instead of being handed over by poll.
+    /// Stays until it is taken, instead of being handed over by poll. Not so for a free slot.
     pub(super) kept: bool,
     /// A write that is durable when it ends.
     pub(super) dsync: bool,
@@ -137,26 +167,32 @@ pub(super) struct Slot<S> {
     pub(super) without_fua: bool,
     /// A write that is in its flush.
     pub(super) flush_after: bool,
-    /// Chains submitted and not ended.
+    /// The next one in the list of free slots.
+    pub(super) next_free: u16,
+    /// Chains submitted and not ended; 0 for a free slot.
     pub(super) in_flight: u32,
+    /// The file's number in [`super::sources::Sources`].
+    pub(super) source: u32,
     /// First byte.
     pub(super) start: u64,
+    /// Bytes to report when all goes well.
+    pub(super) report: u64,
+    pub(super) user_data: u64,
+    /// Empty for a free slot.
+    pub(super) lent: Lent,
     /// Next byte to submit.
     pub(super) pos: u64,
     /// First byte not to submit.
     pub(super) end: u64,
-    /// Bytes to report when all goes well.
-    pub(super) report: u64,
     /// Bytes before the first failure; `u64::MAX` without one.
     pub(super) failed_at: u64,
-    pub(super) user_data: u64,
-    pub(super) lent: Option<Lent>,
-    pub(super) source: Option<S>,
     pub(super) error: Option<Error>,
 }
+const _: () = assert!(std::mem::offset_of!(Slot, pos) <= 64);
 
-impl<S> Default for Slot<S> {
-    fn default() -> Self {
+impl Slot {
+    /// A slot that is free.
+    pub(super) fn free(next_free: u16) -> Self {
         Self {
             stage: Stage::Free,
             kind: Kind::Read,
@@ -164,21 +200,33 @@ impl<S> Default for Slot<S> {
             dsync: false,
             without_fua: false,
             flush_after: false,
+            next_free,
             in_flight: 0,
+            source: NO_SOURCE,
             start: 0,
+            report: 0,
+            user_data: 0,
+            lent: Lent::none(),
             pos: 0,
             end: 0,
-            report: 0,
             failed_at: u64::MAX,
-            user_data: 0,
-            lent: None,
-            source: None,
             error: None,
         }
     }
-}
 
-impl<S> Slot<S> {
+    /// Fills in what [`Stage::Simple`] leaves out, for an operation whose one chain has `len` bytes.
+    pub(super) fn unfold(&mut self, len: u64) {
+        self.stage = Stage::Submitted;
+        self.kept = false;
+        self.dsync = false;
+        self.without_fua = false;
+        self.flush_after = false;
+        self.in_flight = 1;
+        self.end = self.start.saturating_add(len);
+        self.pos = self.end;
+        self.failed_at = u64::MAX;
+    }
+
     /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to set.
     #[inline]
     pub(super) fn begin(&mut self, kept: bool, offset: u64, user_data: u64) {
@@ -223,7 +271,7 @@ impl<S> Slot<S> {
         };
         if completion.status == Status::Unfenced {
             // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be reported.
-            self.lent = None;
+            self.lent = Lent::none();
             return self.fail(0, error);
         }
         self.fail(at, error);
@@ -244,21 +292,27 @@ impl<S> Slot<S> {
         let range = usize::try_from(self.report)
             .ok()
             .zip(usize::try_from(self.end - self.start).ok());
-        if let (Some((from, to)), Some(lent)) = (range, &mut self.lent) {
-            lent.zero(from..to);
+        if let Some((from, to)) = range {
+            self.lent.zero(from..to);
         }
     }
 
     /// Started, and not ended.
     pub(super) fn is_unfinished(&self) -> bool {
-        matches!(self.stage, Stage::Running | Stage::Submitted)
+        matches!(
+            self.stage,
+            Stage::Simple | Stage::Running | Stage::Submitted
+        )
     }
 
     /// The operation will not end: its memory is leaked where chains of it are in flight.
     #[cold]
     pub(super) fn give_up(&mut self) {
+        if self.stage == Stage::Simple {
+            self.unfold(self.report);
+        }
         if self.in_flight > 0 {
-            self.lent = None;
+            self.lent = Lent::none();
         }
         let why = "the operation had not ended when its queue was closed";
         self.fail(0, Error::new(ErrorKind::DeviceGone, why));
@@ -268,15 +322,15 @@ impl<S> Slot<S> {
     #[cold]
     pub(super) fn reject(&mut self, error: Error) -> Rejected {
         self.stage = Stage::Free;
-        self.source = None;
-        let buf = self.lent.take().map(Lent::take_back).unwrap_or_default();
-        Rejected::error(error, buf)
+        self.kept = false;
+        Rejected::error(error, self.lent.replace_by_none().take_back())
     }
 
     /// Every chain has ended: the memory goes back, with the result.
-    #[inline]
-    pub(super) fn finish(&mut self) -> Ended<S> {
+    pub(super) fn finish(&mut self) -> Ended {
         self.stage = Stage::Free;
+        self.kept = false;
+        self.in_flight = 0;
         let result = if self.failed_at == u64::MAX {
             Ok(usize::try_from(self.report).unwrap_or(usize::MAX))
         } else {
@@ -284,7 +338,7 @@ impl<S> Slot<S> {
         };
         Ended {
             user_data: self.user_data,
-            buf: self.lent.take().map(Lent::take_back).unwrap_or_default(),
+            buf: self.lent.replace_by_none().take_back(),
             result,
             kind: if self.flush_after {
                 Kind::Write
@@ -292,7 +346,19 @@ impl<S> Slot<S> {
                 self.kind
             },
             offset: self.start,
-            source: self.source.take(),
+        }
+    }
+
+    /// As [`Slot::finish`], for [`Stage::Simple`] whose chain ended well.
+    #[inline(always)]
+    pub(super) fn finish_simple(&mut self) -> Ended {
+        self.stage = Stage::Free;
+        Ended {
+            user_data: self.user_data,
+            buf: self.lent.replace_by_none().take_back(),
+            result: Ok(usize::try_from(self.report).unwrap_or(usize::MAX)),
+            kind: self.kind,
+            offset: self.start,
         }
     }
 

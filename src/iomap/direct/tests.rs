@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 
 use super::super::testing::Layout;
 use super::super::{Kind, MapFlags};
-use super::{Direct, Ended, Rejected, Request, Source, What};
+use super::{Direct, Ended, Hear, Of, Rejected, Request, Source, What};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
 use crate::error::ErrorKind;
 use crate::mem::{DmaBuf, DmaSpace, Heap, HeapConfig, HugePages};
@@ -35,6 +35,10 @@ impl Source for Arc<TestFile> {
 
     fn size_bytes(&self) -> u64 {
         self.size
+    }
+
+    fn key(&self) -> usize {
+        Arc::as_ptr(self).addr()
     }
 }
 
@@ -176,16 +180,19 @@ impl Bench {
     fn run(&mut self, file: &Arc<TestFile>, what: What, offset: u64, buf: DmaBuf) -> Outcome {
         let request = Request {
             what,
-            source: Some(Arc::clone(file)),
+            source: Some(file),
             offset,
             buf,
             user_data: 7,
         };
         let kept = self.direct.submit_kept(&mut self.queue, request)?;
         for _ in 0..100_000 {
-            self.direct
-                .poll(&mut self.queue, 1, |_| panic!("nothing else is in flight"));
-            if let Some(ended) = self.direct.take(kept) {
+            self.direct.poll(
+                &mut self.queue,
+                1,
+                &mut Heard(|_, _| panic!("nothing else is in flight")),
+            );
+            if let Some(ended) = self.direct.take(kept, |_, _| ()) {
                 return Ok(ended);
             }
         }
@@ -193,7 +200,16 @@ impl Bench {
     }
 }
 
-type Outcome = Result<Ended<Arc<TestFile>>, Rejected>;
+/// A closure that hears.
+struct Heard<F>(F);
+
+impl<F: FnMut(Ended, Option<Arc<TestFile>>)> Hear<Arc<TestFile>> for Heard<F> {
+    fn hear(&mut self, ended: Ended, of: Of<'_, Arc<TestFile>>) {
+        (self.0)(ended, of.source().cloned());
+    }
+}
+
+type Outcome = Result<Ended, Rejected>;
 
 fn file(extents: &[(Kind, u64)], size: u64) -> Arc<TestFile> {
     Arc::new(TestFile {
@@ -434,7 +450,7 @@ fn many_operations_share_the_queue_and_each_ends_once() {
                 let blocks = rng.random_range(1..40);
                 let request = Request {
                     what: [What::Read, DURABLE, What::Flush][rng.random_range(0..3)],
-                    source: Some(Arc::clone(&file)),
+                    source: Some(&file),
                     offset: 0,
                     buf: bench.buf(blocks * BLOCK),
                     user_data: next,
@@ -451,10 +467,15 @@ fn many_operations_share_the_queue_and_each_ends_once() {
                 }
                 next += 1;
             }
-            bench.direct.poll(&mut bench.queue, 3, |ended| {
-                assert!(ended.result.is_ok(), "seed {seed}");
-                assert!(waiting.remove(&ended.user_data), "seed {seed}");
-            });
+            bench.direct.poll(
+                &mut bench.queue,
+                3,
+                &mut Heard(|ended: Ended, of: Option<_>| {
+                    assert!(of.is_none_or(|of| Arc::ptr_eq(&of, &file)), "seed {seed}");
+                    assert!(ended.result.is_ok(), "seed {seed}");
+                    assert!(waiting.remove(&ended.user_data), "seed {seed}");
+                }),
+            );
             assert_eq!(bench.direct.outstanding(), waiting.len(), "seed {seed}");
         }
     }

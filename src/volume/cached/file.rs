@@ -70,7 +70,7 @@ impl File {
         }
         io.check_read(self)
             .and_then(|()| self.stream_in(io, buf, offset))
-            .map_err(|error| self.shared.explain(error, "read", offset))
+            .map_err(|error| self.explain(error, "read", offset))
     }
 
     /// As [`File::write_at`], in a way of its own.
@@ -89,7 +89,7 @@ impl File {
         }
         io.check_write(self)
             .and_then(|()| self.stream_out(io, buf, offset))
-            .map_err(|error| self.shared.explain(error, "write", offset))
+            .map_err(|error| self.explain(error, "write", offset))
     }
 
     fn stream_in(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -126,14 +126,14 @@ impl File {
     pub fn sync_range(&self, io: &mut Io, range: Range<u64>) -> Result<()> {
         let shared = &*self.shared;
         let run = |io: &mut Io| {
-            io.check_volume(&shared.volume)?;
+            io.check_volume(&self.volume)?;
             let pages = shared.pages()?;
             // Its failures are in the file's log, too.
             let inner = &mut io.buffered()?.inner;
             let result = inner.write_back(pages, &mut shared.ops(), range.clone());
             pages.check_errors(&mut locked(&shared.heard)).and(result)
         };
-        run(io).map_err(|error| shared.explain(error, "sync", range.start))
+        run(io).map_err(|error| self.explain(error, "sync", range.start))
     }
 
     /// Says what I/O is to come. A hint: nothing depends on it but time. Without effect on direct I/O.
@@ -143,7 +143,7 @@ impl File {
     pub fn advise(&self, io: &mut Io, range: Range<u64>, advice: Advice) -> Result<()> {
         let shared = &*self.shared;
         let run = |io: &mut Io| {
-            io.check_volume(&shared.volume)?;
+            io.check_volume(&self.volume)?;
             if !shared.options.buffered {
                 return Ok(());
             }
@@ -168,7 +168,7 @@ impl File {
             }
             Ok(())
         };
-        run(io).map_err(|error| shared.explain(error, "advise", range.start))
+        run(io).map_err(|error| self.explain(error, "advise", range.start))
     }
 
     /// Lends bytes of the cache itself, from the start of the range on and to the end of the range, of the page (4 KiB) or
@@ -196,7 +196,7 @@ impl File {
     pub fn view(&self, io: &mut Io, range: Range<u64>) -> Result<Option<View<'_>>> {
         let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         if let Err(error) = io.check_read(self) {
-            return Err(self.shared.explain(error, "view", range.start));
+            return Err(self.explain(error, "view", range.start));
         }
         if let Some(pages) = self.shared.inode.pages()
             && let Ok(buffered) = io.buffered()
@@ -205,7 +205,7 @@ impl File {
             return Ok(Some(view));
         }
         self.view_missing(io, range.start, len)
-            .map_err(|error| self.shared.explain(error, "view", range.start))
+            .map_err(|error| self.explain(error, "view", range.start))
     }
 
     #[cold]
@@ -249,7 +249,7 @@ impl File {
         let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         io.check_write(self)
             .and_then(|()| self.lend_mut(io, range.start, len))
-            .map_err(|error| self.shared.explain(error, "view to write", range.start))
+            .map_err(|error| self.explain(error, "view to write", range.start))
     }
 
     fn lend_mut(&self, io: &mut Io, pos: u64, len: usize) -> Result<Option<ViewMut<'_>>> {

@@ -47,22 +47,28 @@ fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
             let file = file(&[(Kind::Mapped, 4096), (Kind::Hole, 4096)][..extents], 4096);
             let request = Request {
                 what: DURABLE,
-                source: Some(Arc::clone(&file)),
+                source: Some(&file),
                 offset: 0,
                 buf: bench.buf(4096),
                 user_data: 0,
             };
             bench.direct.submit(&mut bench.queue, request).unwrap();
             while bench.queue.log.is_empty() {
-                bench.direct.poll(&mut bench.queue, 0, |_| unreachable!());
+                bench
+                    .direct
+                    .poll(&mut bench.queue, 0, &mut Heard(|_, _| unreachable!()));
             }
             bench.queue.limits.volatile_write_cache = after;
             let mut ended = 0;
             for _ in 0..1000 {
-                bench.direct.poll(&mut bench.queue, 1, |end| {
-                    assert_eq!(end.result.unwrap(), 4096);
-                    ended += 1;
-                });
+                bench.direct.poll(
+                    &mut bench.queue,
+                    1,
+                    &mut Heard(|end: Ended, _: Option<_>| {
+                        assert_eq!(end.result.unwrap(), 4096);
+                        ended += 1;
+                    }),
+                );
             }
             assert_eq!((ended, bench.direct.outstanding()), (1, 0));
             assert_eq!(bench.queue.log, expected, "{before} {after} {takes_fua}");

@@ -1,0 +1,165 @@
+//! The end of operations: chains that end, and who hears of the operations that end with them.
+
+use super::slot::{Ended, Hear, Kind as SlotKind, Of, Slot, Source, Stage};
+use super::{Direct, Kept, SLOT_BITS};
+use crate::block::{Completion, Token};
+
+impl<S: Source> Direct<S> {
+    /// A chain has ended. The operation, when it has ended with it and is to be handed over, and its file.
+    #[inline(always)]
+    pub(super) fn ended_by(&mut self, completion: Completion) -> Option<(Ended, u32)> {
+        let index = index_of(completion.token);
+        let slot = self.slots.get_mut(usize::from(index))?;
+        if slot.stage != Stage::Simple || !completion.status.is_success() {
+            let index = self.completed(completion)?;
+            return Some(self.hand_over(index));
+        }
+        let ended = slot.finish_simple();
+        let source = slot.source;
+        slot.next_free = self.free;
+        self.free = index;
+        self.polled -= 1;
+        self.sources.remove_user(source);
+        Some((ended, source))
+    }
+
+    /// A chain has ended. The operation, when it has ended with it and is to be handed over.
+    #[inline(never)]
+    pub(super) fn completed(&mut self, completion: Completion) -> Option<u16> {
+        let index = index_of(completion.token);
+        let slot = self.slots.get_mut(usize::from(index))?;
+        if slot.stage == Stage::Simple {
+            slot.unfold(slot.report);
+        }
+        // An engine hands each chain over once; one that does not must not end another operation.
+        if slot.in_flight == 0 {
+            return None;
+        }
+        slot.in_flight -= 1;
+        if !completion.status.is_success() {
+            slot.fail_chain(completion, self.grid.block_shift);
+        }
+        if slot.in_flight > 0 || slot.stage != Stage::Submitted {
+            return None;
+        }
+        self.settle(index)
+    }
+
+    /// All chains of an operation have ended: it is over, unless a flush is still due. Its number when it is
+    /// to be handed over.
+    fn settle(&mut self, index: u16) -> Option<u16> {
+        let slot = &mut self.slots[usize::from(index)];
+        if slot.without_fua && slot.needs_flush() {
+            self.waiting.push_back(index);
+            return None;
+        }
+        slot.stage = Stage::Ended;
+        if slot.kind == SlotKind::Read && slot.end - slot.start > slot.report {
+            slot.zero_tail();
+        }
+        (!slot.kept).then_some(index)
+    }
+
+    /// As [`Direct::settle`], while nobody polls.
+    #[cold]
+    pub(super) fn settle_early(&mut self, index: u16) {
+        if let Some(index) = self.settle(index) {
+            self.ended.push_back(index);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn of(&self, number: u32) -> Of<'_, S> {
+        Of {
+            sources: &self.sources,
+            number,
+        }
+    }
+
+    /// The operation, when it has ended. `look` sees it with its file.
+    #[inline]
+    pub fn take(&mut self, kept: Kept, look: impl FnOnce(&Ended, &Of<'_, S>)) -> Option<Ended> {
+        let slot = self.slots.get(usize::from(kept.0))?;
+        if slot.stage != Stage::Ended || !slot.kept {
+            return None;
+        }
+        let (ended, source) = self.hand_over(kept.0);
+        look(&ended, &self.of(source));
+        Some(ended)
+    }
+
+    /// Whether a kept operation has not ended yet.
+    #[cold]
+    pub fn has_unfinished_kept(&self) -> bool {
+        let unfinished = |slot: &Slot| slot.kept && slot.is_unfinished();
+        self.slots.iter().any(unfinished)
+    }
+
+    /// Hands over every kept operation that has ended and was never taken: its owner was leaked.
+    #[cold]
+    pub fn take_all_kept(&mut self, mut done: impl FnMut(Ended, Of<'_, S>)) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if slot.kept && slot.stage == Stage::Ended {
+                let (ended, source) = self.hand_over(u16::try_from(index).unwrap_or(u16::MAX));
+                done(ended, self.of(source));
+            }
+        }
+    }
+
+    /// Hands over every operation, when the owner of the queue goes away: those that have ended, kept ones
+    /// included, and those that will not end any more. The memory of the latter is leaked where the device may
+    /// still have it.
+    #[cold]
+    pub fn take_all(&mut self, mut done: impl FnMut(Ended, Of<'_, S>)) {
+        self.ended.clear();
+        self.waiting.clear();
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if slot.stage == Stage::Free {
+                continue;
+            }
+            if slot.is_unfinished() {
+                slot.give_up();
+            }
+            let (ended, source) = self.hand_over(u16::try_from(index).unwrap_or(u16::MAX));
+            done(ended, self.of(source));
+        }
+    }
+
+    /// Hands over what has ended without a poll.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn drain(&mut self, budget: usize, hear: &mut impl Hear<S>) -> usize {
+        let mut count = 0;
+        while count < budget
+            && let Some(index) = self.ended.pop_front()
+        {
+            count += 1;
+            let (ended, source) = self.hand_over(index);
+            hear.hear(ended, self.of(source));
+        }
+        count
+    }
+
+    /// Gives up an operation's slot; what it was, and its file.
+    fn hand_over(&mut self, index: u16) -> (Ended, u32) {
+        let slot = &mut self.slots[usize::from(index)];
+        if slot.kept {
+            self.kept -= 1;
+        } else {
+            self.polled -= 1;
+        }
+        let source = slot.source;
+        self.sources.remove_user(source);
+        slot.next_free = self.free;
+        self.free = index;
+        (slot.finish(), source)
+    }
+}
+
+/// The slot that a chain's token names.
+#[inline(always)]
+fn index_of(token: Token) -> u16 {
+    (token & ((1 << SLOT_BITS) - 1)) as u16
+}
