@@ -106,6 +106,9 @@ step "format and lints"
 cargo fmt --all --check
 cargo clippy --all-targets --locked -- -D warnings
 
+step "the library without the command"
+cargo check --locked --quiet --lib --no-default-features
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet
 

@@ -198,7 +198,7 @@ test_engine() {
         return
     fi
     step "bindings, and lints with the feature"
-    run_tests cargo test --locked -p spdk-sys --features installed
+    run_tests cargo test --locked -p xtent-spdk-sys --features installed
     cargo clippy --all-targets --locked --quiet --features spdk -- -D warnings
     test_dependent
     step "SPDK's driver as an engine, on SPDK's target"

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, PoisonError};
 
-use crossbeam::utils::CachePadded;
+use crossbeam_utils::CachePadded;
 
 use crate::mem::pages::sync::atomic::AtomicU32;
 use crate::mem::pages::sync::{ArrayQueue, Mutex, MutexGuard, RwLock};

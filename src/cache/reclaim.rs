@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam_queue::ArrayQueue;
 
 use super::ghosts::Ghosts;
 use crate::mem::pages::sync::atomic::{AtomicBool, AtomicU32};

@@ -2,14 +2,13 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crossbeam::utils::CachePadded;
-use serde::Serialize;
-
 use super::Cache;
 use crate::mem::pages::sync::atomic::AtomicU64;
+use crossbeam_utils::CachePadded;
 
 /// How a cache fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CacheStats {
     /// The most memory that it may use.
     pub limit_bytes: usize,

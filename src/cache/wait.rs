@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam::utils::Backoff;
+use crossbeam_utils::Backoff;
 
 /// How long a page that another thread writes to is waited for. It is locked for the time of a copy, so only a thread
 /// that does not get to run takes long.

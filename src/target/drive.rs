@@ -3,8 +3,6 @@
 use std::fs;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::engine::Engine;
 use super::open::{
     OpenController, Parts, access_of, controller_of, heap_of, memory_of, namespace_of,
@@ -42,7 +40,8 @@ pub struct Drive {
 }
 
 /// Writes that are all or nothing, in blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct AtomicSummary {
     /// Against other commands.
     pub normal_blocks: u32,
@@ -72,7 +71,8 @@ impl From<AtomicLimits> for AtomicSummary {
 }
 
 /// A format that a namespace can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FormatSummary {
     /// Bytes of a block; 0 for one that is not available.
     pub lba_bytes: u32,
@@ -83,7 +83,8 @@ pub struct FormatSummary {
 }
 
 /// A namespace of a drive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct NamespaceSummary {
     /// Its id.
     pub nsid: u32,
@@ -152,7 +153,8 @@ impl NamespaceSummary {
 }
 
 /// Hugepages of 2 MiB on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HugePageCount {
     /// Reserved.
     pub total: u64,
@@ -174,7 +176,8 @@ impl HugePageCount {
 }
 
 /// A controller and its namespaces.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct DriveInfo {
     /// The target as it was opened.
     pub target: String,

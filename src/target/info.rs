@@ -1,9 +1,8 @@
 //! The properties of an opened target.
 
-use serde::Serialize;
-
 /// The controller and namespace behind a target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TargetInfo {
     /// The target as it was opened.
     pub target: String,

@@ -1,12 +1,11 @@
 //! The properties of an opened volume.
 
-use serde::Serialize;
-
 use crate::target::TargetInfo;
 use crate::xfs::Fs;
 
 /// The filesystem on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FilesystemInfo {
     /// Always `xfs` today.
     pub kind: String,
@@ -71,7 +70,8 @@ impl FilesystemInfo {
 }
 
 /// All of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct VolumeInfo {
     /// The controller and namespace.
     pub target: TargetInfo,

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::cache::{BlockKind, Cache, Key};
 use super::extents::{Extent, ExtentMap, Found};
 use super::geometry::{FsBlock, Geometry, Ino};
@@ -44,7 +42,8 @@ pub struct Fs {
 }
 
 /// What there is to tell about a filesystem.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FsInfo {
     /// Sizes and places.
     pub geometry: Geometry,

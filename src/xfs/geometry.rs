@@ -6,15 +6,15 @@
 
 use std::fmt;
 
-use serde::Serialize;
-
 /// A block of the filesystem, as metadata numbers it: the allocation group's number above, the block inside
 /// the group in the low bits. Not linear on the device: see [`Geometry::block_addr`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FsBlock(pub u64);
 
 /// An inode number: group, block inside it, inode inside that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Ino(pub u64);
 
 impl fmt::Display for FsBlock {
@@ -30,7 +30,8 @@ impl fmt::Display for Ino {
 }
 
 /// Sizes and places, of a superblock that passed its checks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Geometry {
     /// Bytes of a block: 1 KiB to 64 KiB.
     pub block_bytes: u32,
@@ -63,7 +64,7 @@ pub struct Geometry {
     /// Bytes of the log's sectors.
     pub log_sector_bytes: u32,
     /// Whether the log does not count, as the mount option `norecovery` says: not even where it lies was checked.
-    #[serde(skip)]
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) log_ignored: bool,
     /// Stripe unit of the log in bytes; 0 without.
     pub log_stripe_bytes: u32,

@@ -3,7 +3,6 @@
 //! Only the primary one counts, as for the kernel; the copies are for repair.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use serde::Serialize;
 use zerocopy::FromBytes;
 
 use super::format::superblock::{self as layout, SuperblockLayout};
@@ -20,7 +19,8 @@ use check::{check_features, check_geometry, check_log2, internal_inodes, read_on
 const FIRST_READ_BYTES: usize = 4096;
 
 /// Feature words of the superblock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Features {
     /// Compatible.
     pub compat: u32,

@@ -6,7 +6,7 @@
 
 use std::mem::offset_of;
 
-use serde_json::Value;
+use tinyjson::JsonValue;
 use zerocopy::byteorder::native_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -282,6 +282,8 @@ impl Default for Capabilities {
 
 /// The longest text of capabilities that is looked at.
 const CAPABILITIES_BYTES: usize = 4096;
+/// Most brackets and braces in them.
+const CAPABILITIES_BRACKETS: usize = 64;
 
 impl Capabilities {
     /// Reads the text behind [`Version`], which may be missing. Capabilities that are not known here are
@@ -300,14 +302,18 @@ impl Capabilities {
         if text.len() > CAPABILITIES_BYTES {
             return Err("the capabilities are longer than 4096 bytes");
         }
-        let json: Value =
-            serde_json::from_slice(text).map_err(|_| "the capabilities are not JSON")?;
-        let Value::Object(top) = json else {
+        // The parser recurses.
+        if text.iter().filter(|byte| b"[{".contains(byte)).count() > CAPABILITIES_BRACKETS {
+            return Err("the capabilities have too many parts");
+        }
+        let text = std::str::from_utf8(text).map_err(|_| "the capabilities are not UTF-8")?;
+        let json: JsonValue = text.parse().map_err(|_| "the capabilities are not JSON")?;
+        let JsonValue::Object(top) = json else {
             return Err("the capabilities are not a JSON object");
         };
         let capabilities = match top.get("capabilities") {
             None => return Ok(found),
-            Some(Value::Object(capabilities)) => capabilities,
+            Some(JsonValue::Object(capabilities)) => capabilities,
             Some(_) => return Err("`capabilities` is not a JSON object"),
         };
         for (name, value, least) in [
@@ -317,7 +323,8 @@ impl Capabilities {
         ] {
             if let Some(said) = capabilities.get(name) {
                 *value = said
-                    .as_u64()
+                    .get::<f64>()
+                    .and_then(|&number| whole(number))
                     .filter(|n| (least..=1 << 40).contains(n))
                     .ok_or("a capability is not a number, or makes no sense")?;
             }
@@ -327,15 +334,24 @@ impl Capabilities {
 
     /// The text to send, with its zero byte.
     pub(super) fn text(&self) -> Vec<u8> {
-        let json = serde_json::json!({ "capabilities": {
-            "max_msg_fds": self.max_msg_fds,
-            "max_data_xfer_size": self.max_data_xfer_size,
-            "max_dma_maps": self.max_dma_maps,
-        }});
-        let mut text = json.to_string().into_bytes();
-        text.push(0);
-        text
+        let text = format!(
+            "{{\"capabilities\":{{\"max_msg_fds\":{},\"max_data_xfer_size\":{},\"max_dma_maps\":{}}}}}\0",
+            self.max_msg_fds, self.max_data_xfer_size, self.max_dma_maps
+        );
+        text.into_bytes()
     }
+}
+
+/// A JSON number that is an integer from 0 to 2^53.
+fn whole(number: f64) -> Option<u64> {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let is_whole = number.fract() == 0.0 && (0.0..=EXACT).contains(&number);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is an integer in the range, as was just asked"
+    )]
+    is_whole.then_some(number as u64)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! checker.
 
 #[cfg(not(loom))]
-pub(crate) use crossbeam::queue::ArrayQueue;
+pub(crate) use crossbeam_queue::ArrayQueue;
 #[cfg(loom)]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic};
 #[cfg(loom)]

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::sync::{Parker, Unparker};
+use crossbeam_utils::sync::{Parker, Unparker};
 
 use super::super::MountOptions;
 use super::super::inodes::{CoreInode, Inodes, locked};

@@ -6,7 +6,7 @@ mod file;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crossbeam::utils::Backoff;
+use crossbeam_utils::Backoff;
 
 use super::core::{IoCore, no_slot};
 use super::file::FileShared;
