@@ -3,6 +3,7 @@
 //! Layer 0, an unsafe island: nothing here knows of devices or files of a volume.
 #![expect(unsafe_code, reason = "system calls are made here and nowhere else")]
 
+mod affinity;
 mod aio;
 mod bytelock;
 mod direct_file;
@@ -32,6 +33,7 @@ mod unix;
 mod uring;
 mod zeroed;
 
+pub use affinity::pin_thread;
 pub use bytelock::{are_bytes_locked, lock_bytes};
 pub use direct_file::{DirectAlign, set_blocking, set_direct};
 pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
