@@ -22,7 +22,7 @@ for argument in "$@"; do
 done
 
 need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gcc \
-    shellcheck:shellcheck:ShellCheck
+    shellcheck:shellcheck:ShellCheck chromium:chromium fio:fio script:bsdutils:util-linux
 need_cargo
 
 work=$(mktemp -d)

@@ -14,12 +14,12 @@ use xtent::target::TargetOptions;
 use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
+use super::check_interrupted;
 use super::handover::{self, Handover};
 use super::image::{self, READ_FILE, WRITE_FILE};
 use super::medium::{self, CacheSpec};
 use super::nvme_sysfs::{Controller, Namespace, Places};
 use super::pattern;
-use super::runner::check_interrupted;
 use super::workload::mix;
 
 /// mkfs.xfs makes nothing smaller.

@@ -1,4 +1,4 @@
-//! Engines beside each other on one target: the same operations on its blocks, turn and turn about, no
+//! Engines beside each other on one target: the same operations on its blocks, in alternating rounds, no
 //! filesystem.
 
 use std::fmt::Write as _;
@@ -8,18 +8,18 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use xtent::internals::spdk::{Transport, TransportId};
+use xtent::internals::sys::interrupted;
 use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::target::{Target, TargetInfo, TargetOptions};
 use xtent::{Error, ErrorKind, Result};
 
-use super::compare::Rounds;
 use super::environment::Environment;
 use super::hist::{count_text, time_text};
-use super::progress::Progress;
+use super::progress::{Progress, RunProgress};
 use super::raw_engine::RawEngine;
-use super::report::times;
-use super::runner::{self, check_interrupted};
-use super::workload::{Rw, Workload, mix};
+use super::rounds::{Ratio, Rounds};
+use super::runner;
+use super::workload::{Measure, Rw, Workload, mix};
 
 /// What can drive a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -140,6 +140,19 @@ struct Row {
     sides: Vec<Rounds>,
 }
 
+impl Row {
+    /// The IOPS of a side by those of the first one.
+    fn ratio(&self, at: usize) -> Option<Ratio> {
+        let (first, side) = (self.sides.first()?, self.sides.get(at)?);
+        let better = |a: f64, b: f64| (a > 0.0 && b > 0.0).then(|| b / a);
+        let rounds = first.iops().0.into_iter().zip(side.iops().0);
+        Some(Ratio {
+            all: better(first.all_iops(), side.all_iops())?,
+            rounds: rounds.filter_map(|(a, b)| better(a, b)).collect(),
+        })
+    }
+}
+
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct EnginesComparison {
@@ -148,6 +161,8 @@ pub(crate) struct EnginesComparison {
     sides: Vec<Side>,
     /// Engines that had no turn, and why.
     pub(crate) left_out: Vec<(EngineName, String)>,
+    /// The user ended it: some runs are missing, or cut short.
+    pub(crate) interrupted: bool,
     rows: Vec<Row>,
 }
 
@@ -200,6 +215,8 @@ fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
             seed: mix(plan.seed ^ mix(index as u64)),
             buffered: false,
             fsync: 0,
+            offset_bytes: 0,
+            measure: Measure::default(),
         })
         .collect()
 }
@@ -252,6 +269,9 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
         .collect();
     for round in 0..plan.rounds {
         for (at, side) in sides.iter().enumerate() {
+            if interrupted().is_some() {
+                break;
+            }
             turn(&plan, round, at, side, &mut rows, progress)?;
         }
     }
@@ -260,6 +280,7 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
         environment,
         sides,
         left_out,
+        interrupted: interrupted().is_some(),
         rows,
     })
 }
@@ -275,50 +296,59 @@ fn turn(
 ) -> Result<()> {
     let target = open(plan, &side.target)?;
     for row in rows {
+        if interrupted().is_some() {
+            break;
+        }
         let name = side.engine.name();
-        progress.message(format!("round {} {name}: {}", round + 1, row.workload.name));
+        let what = format!("round {}, {name}: {}", round + 1, row.workload.name);
+        let each = plan.runtime + plan.ramp_time;
+        let run = RunProgress::new(progress, what, row.workload.block_bytes, each);
         let mut workload = row.workload.clone();
         // Other offsets each round, the same for every engine.
         workload.seed = mix(workload.seed ^ round as u64);
         let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
-        let outcome = runner::run(&workload, &|_| {}, |_| {
+        let outcome = runner::run(&workload, &|ios| run.tick(ios), |_| {
             RawEngine::new(&target, depth, block_bytes)
         })
         .map_err(|error| error.on_device(side.target.as_str()))?;
         row.sides[at].outcomes.push(outcome);
         row.sides[at].engine.clone_from(&side.info.engine);
         progress.add(1);
-        check_interrupted()?;
     }
     Ok(())
 }
 
 impl EnginesComparison {
-    /// The table for a terminal: medians, and the least and most of all rounds.
+    /// The table for a terminal: all rounds together, and the least and most of them.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
+        if self.interrupted {
+            text.push_str("INTERRUPTED: results so far\n");
+        }
+        let mut stable = true;
         for row in &self.rows {
             let _ = writeln!(text, "{}", row.workload.name);
-            let base = row
-                .sides
-                .first()
-                .map_or(0.0, |rounds| rounds.iops().median());
-            for (side, rounds) in self.sides.iter().zip(&row.sides) {
-                let iops = rounds.iops();
-                let (least, most) = iops.spread();
+            for (at, (side, rounds)) in self.sides.iter().zip(&row.sides).enumerate() {
+                if rounds.outcomes.is_empty() {
+                    continue;
+                }
+                let (least, most) = rounds.iops().spread();
+                let ratio = row.ratio(at);
+                stable &= ratio.as_ref().is_none_or(Ratio::is_stable);
                 let _ = writeln!(
                     text,
-                    "  {:<8}{:>9} IOPS ({} .. {}){:>10} p50{:>10} p99{:>9}",
+                    "  {:<8}{:>9} IOPS ({} .. {}){:>10} p50{:>10} p99{:>13}{}",
                     side.engine.name(),
-                    count_text(iops.median()),
+                    count_text(rounds.all_iops()),
                     count_text(least),
                     count_text(most),
-                    time_text(rounds.percentile_ns(50.0).median()),
-                    time_text(rounds.percentile_ns(99.0).median()),
-                    if base > 0.0 {
-                        times(iops.median() / base)
+                    time_text(rounds.all_percentile_ns(50.0)),
+                    time_text(rounds.all_percentile_ns(99.0)),
+                    ratio.map_or("-".into(), |ratio| ratio.to_string()),
+                    if rounds.interrupted() {
+                        " (interrupted)"
                     } else {
-                        "-".into()
+                        ""
                     },
                 );
             }
@@ -337,10 +367,15 @@ impl EnginesComparison {
         }
         let _ = writeln!(
             text,
-            "Medians of {} rounds, with the least and the most. Ratios: IOPS beside those of {}.",
+            "All of {} rounds together, with the least and the most. Ratios: IOPS by those of {}.",
             self.plan.rounds,
             self.sides.first().map_or("none", |side| side.engine.name())
         );
+        if !stable {
+            text.push_str(
+                "A range is that of the rounds, which differ widely: no stable difference shown.\n",
+            );
+        }
         text
     }
 
@@ -354,6 +389,7 @@ impl EnginesComparison {
                 json!({
                     "engine": side.engine.name(),
                     "target": side.target,
+                    "hugepages": side.info.memory == "hugepages",
                     "info": side.info,
                 })
             })
@@ -366,6 +402,7 @@ impl EnginesComparison {
         json!({
             "xtent version": self.environment.xtent,
             "environment": self.environment,
+            "interrupted": self.interrupted,
             "target": self.plan.target,
             "rounds": self.plan.rounds,
             "runtime": self.plan.runtime.as_secs_f64(),
@@ -379,9 +416,11 @@ impl EnginesComparison {
 
     fn row_json(&self, row: &Row) -> Value {
         let mut engines = serde_json::Map::new();
-        for (side, rounds) in self.sides.iter().zip(&row.sides) {
+        for (at, (side, rounds)) in self.sides.iter().zip(&row.sides).enumerate() {
             let (least, most) = rounds.iops().spread();
             let value = json!({
+                "all": rounds.all_json(),
+                "iops_ratio": row.ratio(at).map(|ratio| ratio.json()),
                 "median": {
                     "iops": rounds.iops().median(),
                     "p50_ns": rounds.percentile_ns(50.0).median(),

@@ -15,6 +15,9 @@ pub(crate) struct Environment {
     pub(crate) load_average: f64,
     pub(crate) governor: Option<String>,
     pub(crate) kernel: String,
+    pub(crate) host: String,
+    /// As it was given, each word on its own.
+    pub(crate) command_line: Vec<String>,
     pub(crate) memory_bytes: u64,
     pub(crate) hugepages_2m_total: u64,
     pub(crate) hugepages_2m_free: u64,
@@ -63,6 +66,10 @@ impl Environment {
                 .unwrap_or(0.0),
             governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
+            host: read("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".into()),
+            command_line: std::env::args_os()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
             memory_bytes: kib * 1024,
             hugepages_2m_total: number(&format!("{huge}/nr_hugepages")),
             hugepages_2m_free: number(&format!("{huge}/free_hugepages")),
@@ -72,21 +79,45 @@ impl Environment {
         }
     }
 
-    /// Why the figures should not be believed, if there is a reason at hand.
+    /// A warning, where the build makes the figures worthless. Load by other programs is measured during a
+    /// run (see [`super::usage::Cpus::warning`]): the load average has past runs in it.
     pub(crate) fn warning(&self) -> Option<String> {
-        if self.profile != "release" {
-            return Some(format!(
+        (self.profile != "release").then(|| {
+            format!(
                 "this is a {} build: figures mean nothing (build with --release)",
                 self.profile
-            ));
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a number of CPUs")]
-        let busy = self.load_average > self.cpus as f64 * 0.75;
-        busy.then(|| {
-            format!(
-                "others keep this machine busy (load {:.1} on {} CPUs): do not trust the figures",
-                self.load_average, self.cpus
             )
         })
+    }
+
+    /// The command line for a shell.
+    pub(crate) fn command_text(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
+        let words = self.command_line.iter().map(|word| {
+            if !word.is_empty() && word.chars().all(plain) {
+                word.clone()
+            } else {
+                format!("'{}'", word.replace('\'', r"'\''"))
+            }
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_can_be_given_to_a_shell() {
+        let mut environment = Environment::gather();
+        environment.command_line = ["xtent", "bench", "spdk:a b", "it's"]
+            .map(String::from)
+            .into();
+        assert_eq!(
+            environment.command_text(),
+            r"xtent bench 'spdk:a b' 'it'\''s'"
+        );
+        assert!(!environment.host.is_empty());
     }
 }

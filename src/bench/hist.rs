@@ -1,9 +1,6 @@
 //! Latencies and counts of one direction, and the figures drawn from them.
 
-use std::time::Duration;
-
-use hdrhistogram::Histogram;
-use serde_json::{Value, json};
+use super::latency::Samples;
 
 /// fio's list.
 pub(crate) const PERCENTILES: [f64; 17] = [
@@ -11,132 +8,86 @@ pub(crate) const PERCENTILES: [f64; 17] = [
     99.99,
 ];
 
-/// The longest latency told apart; longer ones count as this.
-const LONGEST_NS: u64 = 600_000_000_000;
+/// Which latencies of a direction have percentiles. `clat` always has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Percentiles {
+    pub(crate) slat: bool,
+    pub(crate) lat: bool,
+}
 
-/// What one direction (reads, writes) of a workload came to.
+/// The operations of one direction (reads, writes) of a workload.
 #[derive(Debug, Clone)]
 pub(crate) struct Direction {
-    latency_ns: Histogram<u64>,
+    /// From just before an operation is handed to the engine until the engine has it. Empty where both are
+    /// one call.
+    pub(crate) slat: Samples,
+    /// From then until it is reaped; where both are one call, all of it.
+    pub(crate) clat: Samples,
+    /// Both together. Empty where `slat` is.
+    lat: Samples,
     pub(crate) bytes: u64,
-    /// Exact, where the histogram has three digits.
-    min_ns: u64,
-    max_ns: u64,
-    sum_ns: u128,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        let latency_ns = Histogram::new_with_bounds(1, LONGEST_NS, 3)
-            .unwrap_or_else(|_| unreachable!("the bounds are constants in range"));
-        Self {
-            latency_ns,
-            bytes: 0,
-            min_ns: u64::MAX,
-            max_ns: 0,
-            sum_ns: 0,
-        }
+        Self::new(Percentiles::default())
     }
 }
 
 impl Direction {
+    pub(crate) fn new(percentiles: Percentiles) -> Self {
+        Self {
+            slat: Samples::new(percentiles.slat),
+            clat: Samples::new(true),
+            lat: Samples::new(percentiles.lat),
+            bytes: 0,
+        }
+    }
+
     #[cfg(test)]
-    pub(crate) fn record(&mut self, latency: Duration, bytes: usize) {
+    pub(crate) fn record(&mut self, latency: std::time::Duration, bytes: usize) {
         self.record_ns(u64::try_from(latency.as_nanos()).unwrap(), bytes);
     }
 
+    /// An operation whose submission and completion were not told apart.
     #[inline]
     pub(crate) fn record_ns(&mut self, latency_ns: u64, bytes: usize) {
-        self.latency_ns.saturating_record(latency_ns.max(1));
+        self.clat.record(latency_ns);
         self.bytes += bytes as u64;
-        self.min_ns = self.min_ns.min(latency_ns);
-        self.max_ns = self.max_ns.max(latency_ns);
-        self.sum_ns += u128::from(latency_ns);
+    }
+
+    /// An operation, by its two parts.
+    #[inline]
+    pub(crate) fn record_parts(&mut self, submission_ns: u64, completion_ns: u64, bytes: usize) {
+        self.slat.record(submission_ns);
+        self.lat.record(submission_ns + completion_ns);
+        self.record_ns(completion_ns, bytes);
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
-        // Same bounds: this cannot fail.
-        let _ = self.latency_ns.add(&other.latency_ns);
+        self.slat.add(&other.slat);
+        self.clat.add(&other.clat);
+        self.lat.add(&other.lat);
         self.bytes += other.bytes;
-        self.min_ns = self.min_ns.min(other.min_ns);
-        self.max_ns = self.max_ns.max(other.max_ns);
-        self.sum_ns += other.sum_ns;
+    }
+
+    /// Submission and completion together.
+    pub(crate) fn lat(&self) -> &Samples {
+        if self.lat.count() == 0 {
+            &self.clat
+        } else {
+            &self.lat
+        }
     }
 
     /// Operations.
     pub(crate) fn ios(&self) -> u64 {
-        self.latency_ns.len()
+        self.clat.count()
     }
 
-    /// The latency that this percentage of operations did not exceed, in nanoseconds.
+    /// The completion latency that this percentage of operations did not exceed, in nanoseconds.
     pub(crate) fn percentile_ns(&self, percent: f64) -> u64 {
-        let found = self.latency_ns.value_at_percentile(percent);
-        found.clamp(self.min_ns(), self.max_ns.max(self.min_ns()))
-    }
-
-    /// `(latency in ns, share of operations that took no longer)`, for a curve: at most about 400 points.
-    pub(crate) fn cdf(&self) -> Vec<(f64, f64)> {
-        let mut points = Vec::new();
-        let mut last = 0.0;
-        for step in self.latency_ns.iter_recorded() {
-            let share = step.quantile();
-            let far_tail = share >= 0.99 && (1.0 - share) < (1.0 - last) * 0.95;
-            if points.is_empty() || share - last >= 0.003 || far_tail || share >= 1.0 {
-                #[expect(clippy::cast_precision_loss, reason = "a point on a chart")]
-                points.push((step.value_iterated_to() as f64, share));
-                last = share;
-            }
-        }
-        points
-    }
-
-    /// The figures with fio's names.
-    pub(crate) fn json(&self, elapsed: Duration) -> Value {
-        let seconds = elapsed.as_secs_f64().max(1e-9);
-        let empty = self.latency_ns.is_empty();
-        let percentiles: serde_json::Map<String, Value> = PERCENTILES
-            .iter()
-            .filter(|_| !empty)
-            .map(|&p| (format!("{p:.6}"), json!(self.percentile_ns(p))))
-            .collect();
-        json!({
-            "io_bytes": self.bytes,
-            "total_ios": self.ios(),
-            "runtime": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            "bw_bytes": whole(rate(self.bytes, seconds)),
-            "bw": whole(rate(self.bytes, seconds) / 1024.0),
-            "iops": rate(self.ios(), seconds),
-            "clat_ns": {
-                "min": self.min_ns(),
-                "max": self.max_ns,
-                "mean": self.mean_ns(),
-                "stddev": self.stdev_ns(),
-                "N": self.ios(),
-                "percentile": percentiles,
-            },
-        })
-    }
-
-    pub(crate) fn min_ns(&self) -> u64 {
-        if self.ios() == 0 { 0 } else { self.min_ns }
-    }
-
-    pub(crate) fn max_ns(&self) -> u64 {
-        self.max_ns
-    }
-
-    pub(crate) fn mean_ns(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        let (sum, count) = (self.sum_ns as f64, self.ios().max(1) as f64);
-        sum / count
-    }
-
-    /// Of one sample, none.
-    pub(crate) fn stdev_ns(&self) -> f64 {
-        match self.ios() {
-            0 | 1 => 0.0,
-            _ => self.latency_ns.stdev(),
-        }
+        self.clat.percentile_ns(percent)
     }
 }
 
@@ -146,7 +97,7 @@ impl Direction {
     clippy::cast_sign_loss,
     reason = "rounded, not negative, and far below 2^64"
 )]
-fn whole(rate: f64) -> u64 {
+pub(crate) fn whole(rate: f64) -> u64 {
     rate.round() as u64
 }
 
@@ -202,39 +153,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_and_curve_are_those_of_the_data() {
+    fn latency_is_the_sum_of_its_parts() {
         let mut direction = Direction::default();
-        for us in 1..=1000 {
-            direction.record(Duration::from_micros(us), 4096);
-        }
-        let p50 = direction.percentile_ns(50.0);
-        assert!((499_000..=501_000).contains(&p50), "{p50}");
-        let p99 = direction.percentile_ns(99.0);
-        assert!((989_000..=991_000).contains(&p99), "{p99}");
-        let cdf = direction.cdf();
-        assert!(cdf.len() > 100 && cdf.len() < 500, "{} points", cdf.len());
-        assert!(cdf.windows(2).all(|w| w[0].0 <= w[1].0 && w[0].1 <= w[1].1));
-        assert!((cdf.last().unwrap().1 - 1.0).abs() < 1e-9);
-        let json = direction.json(Duration::from_secs(2));
-        assert_eq!(json["total_ios"], 1000);
-        assert_eq!(json["iops"], 500.0);
-        assert_eq!(json["bw_bytes"], 2_048_000);
-        assert_eq!(json["clat_ns"]["N"], 1000);
-    }
-
-    #[test]
-    fn one_sample_is_all_figures_at_once() {
-        let mut direction = Direction::default();
-        direction.record_ns(53_632_123, 4096);
-        let json = direction.json(Duration::from_millis(54));
-        let clat = &json["clat_ns"];
+        direction.record_parts(10, 90, 4096);
+        direction.record_parts(30, 70, 4096);
+        assert_eq!((direction.ios(), direction.bytes), (2, 8192));
+        assert_eq!((direction.slat.max_ns(), direction.clat.max_ns()), (30, 90));
         assert_eq!(
-            (clat["min"].as_u64(), clat["max"].as_u64()),
-            (Some(53_632_123), Some(53_632_123))
+            (direction.lat().min_ns(), direction.lat().max_ns()),
+            (100, 100)
         );
-        assert_eq!(clat["mean"], 53_632_123.0);
-        assert_eq!(clat["percentile"]["50.000000"], 53_632_123);
-        assert!(json["bw"].is_u64() && json["bw_bytes"].is_u64());
+        // In one call.
+        let mut direction = Direction::default();
+        direction.record_ns(50, 512);
+        assert_eq!((direction.slat.count(), direction.lat().max_ns()), (0, 50));
     }
 
     #[test]

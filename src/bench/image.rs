@@ -101,7 +101,7 @@ pub(crate) fn warm(image: &Path, memory_bytes: u64) -> Result<(u64, bool)> {
     let fits = len_bytes < memory_bytes / 2;
     let mut chunk = vec![0; 1 << 20];
     while fits && file.read(&mut chunk).map_err(failed)? > 0 {
-        super::runner::check_interrupted()?;
+        super::check_interrupted()?;
     }
     Ok((len_bytes, fits))
 }

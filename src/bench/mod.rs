@@ -6,30 +6,43 @@
 
 pub(crate) mod budget;
 pub(crate) mod buffered_engine;
+pub(crate) mod calendar;
 pub(crate) mod cgroup;
 pub(crate) mod chart;
 pub(crate) mod compare;
+mod compare_checks;
+pub(crate) mod compare_run;
 pub(crate) mod disk;
 pub(crate) mod engines;
 pub(crate) mod environment;
+mod figures;
+pub(crate) mod fio_json;
 pub(crate) mod handover;
 pub(crate) mod hist;
+pub(crate) mod hist_log;
 pub(crate) mod image;
+mod job;
 pub(crate) mod kernel;
+pub(crate) mod latency;
 pub(crate) mod medium;
 pub(crate) mod nvme_sysfs;
+pub(crate) mod outcome;
 pub(crate) mod page;
 pub(crate) mod pattern;
+pub(crate) mod plat;
 pub(crate) mod progress;
 pub(crate) mod raw_engine;
 pub(crate) mod report;
+pub(crate) mod rounds;
 pub(crate) mod runner;
 pub(crate) mod terminal;
+pub(crate) mod timeline;
+pub(crate) mod usage;
 pub(crate) mod workload;
 pub(crate) mod xtent_engine;
 
-use xtent::Result;
-use xtent::internals::sys::{ProcessLimit, limit_error};
+use xtent::internals::sys::{ProcessLimit, interrupted, limit_error};
+use xtent::{Error, ErrorKind, Result};
 
 /// What an operation of a workload does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -50,6 +63,14 @@ pub(crate) fn zeroed<T: Default + Clone>(count: usize) -> Result<Vec<T>> {
     })?;
     memory.resize(count, T::default());
     Ok(memory)
+}
+
+/// The error when the user interrupted.
+pub(crate) fn check_interrupted() -> Result<()> {
+    match interrupted() {
+        Some(_) => Err(Error::new(ErrorKind::System, "interrupted")),
+        None => Ok(()),
+    }
 }
 
 /// One thread's way to do I/O on the file under load, in slots: each has a buffer of one block.

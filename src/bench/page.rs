@@ -2,44 +2,90 @@
 
 use std::fmt::Write as _;
 
+use plotters::style::RGBColor;
 use xtent::Result;
 
-use super::chart::{Curve, KERNEL_COLOR, XTENT_COLOR, cdf_svg};
-use super::compare::{Comparison, Rounds, Side};
-use super::hist::bytes_text;
+use super::calendar::minute_text;
+use super::chart::{KERNEL_COLOR, Line, XTENT_COLOR, iops_svg, percentile_svg};
+use super::compare::{Comparison, Side};
+use super::figures::{Figure, IOPS, P50, P99, P99_9, advantage};
+use super::hist::{bytes_text, three_digits};
 use super::medium::MediumSpec;
-use super::report::{FIGURES, Figure, advantage, behind, meaning, times};
+use super::outcome::Outcome;
+use super::report::{behind, meaning};
+use super::rounds::{Figures, Ratio, Rounds, Row};
 
 /// The page.
 pub(crate) fn html(comparison: &Comparison) -> Result<String> {
-    let mut page = String::from(HEAD);
+    let mut page = format!(
+        "{HEAD}{}</style></head><body><main>\n",
+        include_str!("report.css")
+    );
     page.push_str(&summary_html(comparison));
     page.push_str(&table_html(comparison));
-    page.push_str("<h2>Latency</h2><p class=\"note\">The share of operations that took no longer than the \
-                   time below, on a logarithmic scale: further left is faster. Dots mark the medians. Reads \
-                   and writes of a mix are taken together, and so are all rounds.</p><div class=\"charts\">");
-    for row in &comparison.rows {
-        let mut curves = Vec::new();
-        for (rounds, color) in [(&row.kernel, KERNEL_COLOR), (&row.xtent, XTENT_COLOR)] {
-            if !rounds.outcomes.is_empty() {
-                let points = rounds.together().cdf();
-                curves.push(Curve { color, points });
-            }
-        }
-        let name = escape(&row.workload.name);
-        let svg = cdf_svg(&curves)?;
-        let legend = legend_html(comparison.has_kernel());
-        let _ = write!(
-            page,
-            "<figure><figcaption>{name}{legend}</figcaption>{svg}</figure>"
-        );
-    }
-    page.push_str("</div>");
+    page.push_str(&charts_html(comparison)?);
     page.push_str(&behind_html(comparison));
     page.push_str(&checks_html(comparison));
     page.push_str(&conditions_html(comparison));
     page.push_str("</main></body></html>\n");
     Ok(page)
+}
+
+fn sides(row: &Row) -> [(&'static str, RGBColor, &Rounds); 2] {
+    [
+        ("kernel", KERNEL_COLOR, &row.kernel),
+        ("xtent", XTENT_COLOR, &row.xtent),
+    ]
+}
+
+fn charts_html(comparison: &Comparison) -> Result<String> {
+    let mut text = String::from(
+        "<h2>Latency and operations over time</h2><p class=\"note\">Left: the latency that a share of the \
+         operations did not exceed. The axis is 1 − 1/x: each step to the right is a tenth of the operations \
+         before. Reads and writes of a mix are taken together, and so are all rounds. Right: operations per \
+         second within each round, one line a round.</p>",
+    );
+    for row in &comparison.rows {
+        let (mut latency, mut iops) = (Vec::new(), Vec::new());
+        for (_, color, rounds) in sides(row) {
+            if rounds.outcomes.is_empty() {
+                continue;
+            }
+            latency.push(Line {
+                color,
+                points: rounds.together().clat.curve(),
+            });
+            iops.extend(rounds.outcomes.iter().map(|outcome| Line {
+                color,
+                points: over_time(outcome),
+            }));
+        }
+        let name = escape(&row.workload.name);
+        let legend = legend_html(comparison.has_kernel());
+        let _ = write!(
+            text,
+            "<div class=\"charts\"><figure><figcaption>{name}: latency{legend}</figcaption>{}</figure>\
+             <figure><figcaption>{name}: IOPS{legend}</figcaption>{}</figure></div>",
+            percentile_svg(&latency)?,
+            iops_svg(&iops)?
+        );
+    }
+    Ok(text)
+}
+
+/// `(middle of an interval in s, operations per second)`.
+fn over_time(outcome: &Outcome) -> Vec<(f64, f64)> {
+    let timeline = &outcome.timeline;
+    let interval = timeline.interval.as_secs_f64();
+    let rates = timeline.rates(|interval| interval.read_ios + interval.write_ios);
+    let mut at = -interval / 2.0;
+    rates
+        .into_iter()
+        .map(|rate| {
+            at += interval;
+            (at, rate)
+        })
+        .collect()
 }
 
 fn legend_html(both: bool) -> &'static str {
@@ -55,45 +101,35 @@ fn summary_html(comparison: &Comparison) -> String {
         MediumSpec::Image(_) => "of the same XFS image",
         MediumSpec::Disk(_) => "of the XFS on the same disk",
     };
+    let env = &comparison.environment;
+    let date = minute_text(i64::try_from(env.timestamp).unwrap_or(i64::MAX));
     let mut text = format!(
-        "<h1>xtent <span>beside the kernel's xfs</span></h1>\
-         <p class=\"lead\">The same files {on}, read and overwritten by the same operations at the same \
-         offsets, turn and turn about.",
+        "<h1>Kernel XFS and xtent</h1><p class=\"lead\">The same files {on}, read and overwritten by the same \
+         operations at the same offsets, in alternating rounds. {date}, host {}.</p>",
+        escape(&env.host)
     );
+    if comparison.interrupted {
+        text.push_str(
+            "<p class=\"warn\">INTERRUPTED: these are the results so far. Rounds are missing or cut short, and \
+             not all contents were checked.</p>",
+        );
+    }
     if comparison.has_kernel() {
-        text.push_str("</p><div class=\"cards\">");
+        text.push_str("<div class=\"cards\">");
         for row in comparison.rows.iter().take(4) {
-            let figure = if row.workload.iodepth == 1 {
-                &FIGURES[0]
-            } else {
-                &FIGURES[2]
-            };
-            let Some(ratio) = advantage(figure, row) else {
-                continue;
-            };
-            let (class, times_text, what) = match (ratio >= 1.0, figure.more_is_better) {
-                (true, true) => ("", times(ratio), "more operations per second"),
-                (true, false) => ("", times(ratio), "shorter median latency"),
-                (false, true) => ("worse", times(1.0 / ratio), "fewer operations per second"),
-                (false, false) => ("worse", times(1.0 / ratio), "longer median latency"),
-            };
-            let _ = write!(
-                text,
-                "<div><b class=\"{class}\">{}</b><span>{what}</span><small>{}</small></div>",
-                times_text.replace('x', "×"),
-                escape(&row.workload.name)
-            );
+            text.push_str(&card_html(row));
         }
         text.push_str("</div>");
     } else if let Some(reason) = &comparison.plan.leave_kernel_out {
         let _ = write!(
             text,
-            "</p><p class=\"warn\">The kernel's side was left out: {}</p>",
+            "<p class=\"warn\">The kernel's side was left out: {}</p>",
             escape(reason)
         );
     }
-    if let Some(warning) = comparison.environment.warning() {
-        let _ = write!(text, "<p class=\"warn\">Mind: {}.</p>", escape(&warning));
+    let warnings = [env.warning(), comparison.load().warning(env.cpus)];
+    for warning in warnings.iter().flatten() {
+        let _ = write!(text, "<p class=\"warn\">Warning: {}.</p>", escape(warning));
     }
     if !comparison.good() {
         text.push_str("<p class=\"warn\">A check of the contents FAILED: see below.</p>");
@@ -106,77 +142,209 @@ fn summary_html(comparison: &Comparison) -> String {
     text
 }
 
+/// The headline of a workload, from the same distributions as its chart.
+fn card_html(row: &Row) -> String {
+    let figure = if row.workload.iodepth == 1 { P50 } else { IOPS };
+    let Some(ratio) = advantage(&figure, row) else {
+        return String::new();
+    };
+    let (number, what) = if !ratio.is_stable() {
+        let range = format!(
+            "{} to {}×",
+            three_digits(ratio.lowest()),
+            three_digits(ratio.highest())
+        );
+        let of = if figure.more_is_better {
+            "IOPS"
+        } else {
+            "median latency"
+        };
+        (
+            range,
+            format!("{of}, xtent against the kernel: no stable difference shown"),
+        )
+    } else {
+        let (times, ahead) = if ratio.all >= 1.0 {
+            (ratio.all, "xtent")
+        } else {
+            (1.0 / ratio.all, "the kernel")
+        };
+        let what = if figure.more_is_better {
+            "more operations per second with"
+        } else {
+            "shorter median latency with"
+        };
+        (
+            format!("{}×", three_digits(times)),
+            format!("{what} {ahead}"),
+        )
+    };
+    format!(
+        "<div><b>{number}</b><span>{what}</span><small>{}</small></div>",
+        escape(&row.workload.name)
+    )
+}
+
+/// A column of the table: its head, and the figure of a side.
+struct Column {
+    head: &'static str,
+    unit: &'static str,
+    figure: Figure,
+    /// The percentile, which needs enough operations.
+    percent: Option<f64>,
+    has_ratio: bool,
+}
+
+fn columns() -> [Column; 8] {
+    let latency = |head, figure, percent| Column {
+        head,
+        unit: "µs",
+        figure: Figure {
+            text: |ns| three_digits(ns / 1e3),
+            ..figure
+        },
+        percent: Some(percent),
+        has_ratio: true,
+    };
+    let rate = |head, unit, figure, has_ratio| Column {
+        head,
+        unit,
+        figure,
+        percent: None,
+        has_ratio,
+    };
+    let cpus = |of: fn(&Rounds) -> Figures, all: fn(&Rounds) -> f64| Figure {
+        name: "CPUs",
+        of,
+        all,
+        text: |cpus| format!("{cpus:.2}"),
+        more_is_better: false,
+    };
+    let tail = Figure {
+        name: "p99.99",
+        of: |rounds| rounds.percentile_ns(99.99),
+        all: |rounds| rounds.all_percentile_ns(99.99),
+        ..P50
+    };
+    let bandwidth = Figure {
+        name: "bandwidth",
+        of: Rounds::bytes_per_second,
+        all: Rounds::all_bytes_per_second,
+        text: |bytes| three_digits(bytes / f64::from(1 << 20)),
+        more_is_better: true,
+    };
+    let process = cpus(Rounds::process_cpus, |rounds| rounds.cpus().process);
+    let machine = cpus(Rounds::machine_cpus, |rounds| rounds.cpus().machine);
+    [
+        latency("p50", P50, 50.0),
+        latency("p99", P99, 99.0),
+        latency("p99.9", P99_9, 99.9),
+        latency("p99.99", tail, 99.99),
+        rate("IOPS", "1/s", IOPS, true),
+        rate("Bandwidth", "MiB/s", bandwidth, true),
+        rate("CPUs", "process", process, false),
+        rate("CPUs", "machine", machine, false),
+    ]
+}
+
 fn table_html(comparison: &Comparison) -> String {
-    let both = comparison.has_kernel();
-    let mut text =
-        String::from("<h2>Figures</h2><div class=\"scroll\"><table><thead><tr><th></th>");
-    let columns = if both { 3 } else { 1 };
-    for name in ["median latency", "99th percentile", "operations per second"] {
-        let _ = write!(text, "<th colspan={columns} class=\"g\">{name}</th>");
+    let columns = columns();
+    let mut text = String::from("<h2>Figures</h2><table class=\"figures\"><thead><tr><th></th>");
+    for column in &columns {
+        let _ = write!(
+            text,
+            "<th>{}<small>{}</small></th>",
+            column.head, column.unit
+        );
     }
-    text.push_str("</tr><tr><th></th>");
-    for _ in &FIGURES {
-        if both {
-            text.push_str("<th class=\"g\">kernel</th><th>xtent</th><th>better</th>");
-        } else {
-            text.push_str("<th class=\"g\">xtent</th>");
-        }
-    }
-    text.push_str("</tr></thead><tbody>");
+    text.push_str("</tr></thead>");
+    let mut marked = false;
     for row in &comparison.rows {
-        let _ = write!(text, "<tr><th>{}</th>", escape(&row.workload.name));
-        for figure in &FIGURES {
-            let xtent = cell(figure, &row.xtent);
-            if both {
-                let kernel = cell(figure, &row.kernel);
-                let ratio = advantage(figure, row);
-                let class = if ratio.is_some_and(|r| r < 1.0) {
-                    "worse"
-                } else {
-                    "better"
-                };
-                let ratio = ratio.map_or("–".into(), |r| times(r).replace('x', "×"));
-                let _ = write!(
-                    text,
-                    "<td class=\"g\">{kernel}</td><td>{xtent}</td><td class=\"{class}\">{ratio}</td>"
-                );
-            } else {
-                let _ = write!(text, "<td class=\"g\">{xtent}</td>");
+        let _ = write!(
+            text,
+            "<tbody><tr class=\"w\"><th colspan={}>{}</th></tr>",
+            columns.len() + 1,
+            escape(&row.workload.name)
+        );
+        for (name, _, rounds) in sides(row) {
+            if rounds.outcomes.is_empty() {
+                continue;
             }
+            let class = &name[..1];
+            let _ = write!(text, "<tr><th><i class=\"{class}\"></i>{name}</th>");
+            for column in &columns {
+                let few = column
+                    .percent
+                    .is_some_and(|percent| !rounds.together().clat.supports(percent));
+                marked |= few;
+                let _ = write!(text, "<td>{}</td>", cell(&column.figure, rounds, few));
+            }
+            text.push_str("</tr>");
         }
-        text.push_str("</tr>");
+        if comparison.has_kernel() {
+            text.push_str("<tr class=\"r\"><th>ratio</th>");
+            for column in &columns {
+                let ratio = advantage(&column.figure, row).filter(|_| column.has_ratio);
+                let _ = write!(text, "<td>{}</td>", ratio.map_or(String::new(), ratio_html));
+            }
+            text.push_str("</tr>");
+        }
+        text.push_str("</tbody>");
     }
-    let _ = write!(
-        text,
-        "</tbody></table></div><p class=\"note\">Medians of {} rounds of {} s each, after {} s of warming \
-         up; in small the lowest and the highest.{}</p>",
-        comparison.plan.rounds,
-        comparison.plan.runtime.as_secs_f64(),
-        comparison.plan.ramp_time.as_secs_f64(),
-        if both {
-            " “Better” says how many times: latency by how much shorter, operations by how many more; \
-             below 1 the kernel is ahead."
-        } else {
-            ""
-        }
-    );
+    text.push_str("</table>");
+    text.push_str(&table_note(comparison, marked));
     text
 }
 
-/// The median, and in small how far the rounds lie apart.
-fn cell(figure: &Figure, rounds: &Rounds) -> String {
+fn ratio_html(ratio: Ratio) -> String {
+    if ratio.is_stable() {
+        return format!("{}×", three_digits(ratio.all));
+    }
+    let [lowest, highest] = [ratio.lowest(), ratio.highest()].map(three_digits);
+    format!("{lowest}–<wbr>{highest}×<small>not stable</small>")
+}
+
+fn table_note(comparison: &Comparison, marked: bool) -> String {
+    let plan = &comparison.plan;
+    let mut text = format!(
+        "<p class=\"note\">All of {} rounds of {} s each together, after {} s of warming up; in small the lowest \
+         and the highest round. CPUs in use: by this process, and by the whole machine with the kernel's threads \
+         and other programs; from /proc, in steps of 10 ms.",
+        plan.rounds,
+        plan.runtime.as_secs_f64(),
+        plan.ramp_time.as_secs_f64(),
+    );
+    if comparison.has_kernel() {
+        text.push_str(
+            " Ratio: how many times better xtent is (latency shorter, more operations or bytes); below 1 the \
+             kernel is ahead. A range is that of the rounds, where they differ by more than a quarter: no stable \
+             difference shown.",
+        );
+    }
+    if marked {
+        text.push_str(
+            " * Too few operations for this percentile: near the maximum of those measured.",
+        );
+    }
+    text.push_str("</p>");
+    text
+}
+
+/// All rounds together, and in small how far they lie apart.
+fn cell(figure: &Figure, rounds: &Rounds, too_few: bool) -> String {
     let figures = (figure.of)(rounds);
-    let median = (figure.text)(figures.median());
+    let all = (figure.text)((figure.all)(rounds));
+    let mark = if too_few { "*" } else { "" };
     if figures.0.len() < 2 {
-        return median;
+        return format!("{all}{mark}");
     }
     let (lowest, highest) = figures.spread();
     let [lowest, highest] = [lowest, highest].map(figure.text);
-    format!("{median}<small>{lowest} – {highest}</small>")
+    format!("{all}{mark}<small>{lowest}–{highest}</small>")
 }
 
 fn behind_html(comparison: &Comparison) -> String {
-    let mut text = String::from("<h2>What stands behind each side</h2><dl>");
+    let mut text = String::from("<h2>Method of each side</h2><dl>");
     if comparison.has_kernel() {
         let _ = write!(
             text,
@@ -222,15 +390,19 @@ fn conditions_html(comparison: &Comparison) -> String {
         .max_transfer_bytes
         .map_or("no limit".into(), |bytes| bytes_text(f64::from(bytes)));
     let rows = [
+        ("Date", minute_text(i64::try_from(env.timestamp).unwrap_or(i64::MAX))),
+        ("Host", env.host.clone()),
+        ("Command line", env.command_text()),
         ("Processor", format!("{} ({} CPUs{})", env.cpu, env.cpus, if env.virtual_machine { ", a virtual machine" } else { "" })),
-        ("Load", format!("{:.2} running or waiting on average in the minute before", env.load_average)),
+        ("Load of other programs", format!("{:.2} CPUs on average during xtent's rounds", comparison.load().others())),
         ("Frequency governor", env.governor.clone().unwrap_or_else(|| "not readable".into())),
         ("Memory", format!("{}; hugepages of 2 MiB: {} free of {}", size(env.memory_bytes), env.hugepages_2m_free, env.hugepages_2m_total)),
         ("Kernel", format!("Linux {}", env.kernel)),
         ("xtent", format!("{}, {} build, {}", env.xtent, env.profile, env.compiler)),
         medium_row(comparison),
         ("Filesystem", format!("{}, blocks of {}, {} allocation groups, {}", fs.kind, fs.block_bytes, fs.ag_count, fs.features.join(" "))),
-        ("Controller", format!("{}, {}, LBA of {} bytes, largest command {transfer}", target.model, target.engine, target.lba_bytes)),
+        ("Controller", format!("{}, serial {}, firmware {}; {}; LBA of {} bytes, largest command {transfer}", target.model, target.serial, target.firmware, target.engine, target.lba_bytes)),
+        ("Mode", format!("controller: {}; waiting: {}; memory: {}, {}", target.controller, target.wait, target.memory, if target.memory == "hugepages" { "hugepages used" } else { "no hugepages used" })),
         ("Files", format!("{} ({}) is read; {} ({}) is overwritten, and read in the mix", plan.read_file, size(comparison.read_file_bytes), plan.write_file, size(comparison.write_file_bytes))),
         ("Order", format!("{} rounds: kernel, xtent, kernel, xtent…; seed {}", plan.rounds, plan.seed)),
         ("Latency", "from just before an operation is handed to the engine until it is reaped, every operation, same loop for both sides; flush after each write workload, outside the measured time".into()),
@@ -247,9 +419,15 @@ fn medium_row(comparison: &Comparison) -> (&'static str, String) {
     let medium = &comparison.medium;
     let text = format!("{}, {}", medium.name, size(medium.bytes));
     match (&comparison.plan.on, medium.cached) {
-        (MediumSpec::Disk(disk), _) => ("Disk", format!("{text}, at {}", disk.address)),
-        (_, true) => ("Image", text + ", read into the page cache before"),
-        (_, false) => ("Image", text + ", too large to stay in the page cache"),
+        (MediumSpec::Disk(disk), _) => ("Disk model", format!("{text}, at {}", disk.address)),
+        (_, true) => (
+            "Disk model",
+            format!("none: the file {text}, read into the page cache before"),
+        ),
+        (_, false) => (
+            "Disk model",
+            format!("none: the file {text}, too large to stay in the page cache"),
+        ),
     }
 }
 
@@ -267,26 +445,5 @@ fn escape(text: &str) -> String {
 
 const HEAD: &str = r##"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>xtent beside the kernel's xfs</title><style>
-:root{--ink:#111827;--soft:#6b7280;--line:#e5e7eb;--x:#0b7a75;--k:#8a8f98}
-*{box-sizing:border-box}body{margin:0;background:#f9fafb;color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:40px 24px 64px}
-h1{font-size:34px;margin:0 0 8px;letter-spacing:-.02em}h1 span{color:var(--soft);font-weight:400}
-h2{font-size:19px;margin:40px 0 10px}.lead{font-size:17px;margin:0 0 20px;max-width:50em}.note{color:var(--soft);max-width:64em;font-size:14px}
-.warn{background:#fef3c7;border-left:4px solid #d97706;padding:10px 14px;border-radius:4px;max-width:64em}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:14px;margin:22px 0}
-.cards div{background:#fff;border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-.cards b{display:block;font-size:32px;line-height:1.1;color:var(--x);font-variant-numeric:tabular-nums}.cards b.worse{color:#b45309}.cards span,.cards small{display:block}.cards small{color:var(--soft)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;background:#fff;border:1px solid var(--line);border-radius:10px;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:8px 12px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}thead th{color:var(--soft);font-weight:500;border-top:0}
-tbody th{text-align:left;font-weight:500}.g{border-left:1px solid var(--line)}thead th[colspan]{text-align:center;color:var(--ink)}
-td small{display:block;color:var(--soft);font-size:11px}.better{color:var(--x);font-weight:600}.worse{color:#b45309;font-weight:600}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:16px}figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:10px;padding:12px}
-figcaption{font-weight:600;padding:2px 8px 6px;display:flex;justify-content:space-between}svg{width:100%;height:auto;display:block}
-.legend{font-weight:400;color:var(--soft);font-size:13px}i.k,i.x{display:inline-block;width:12px;height:12px;border-radius:3px;margin:0 5px 0 10px;vertical-align:-1px;background:var(--k)}i.x{background:var(--x)}
-dl{display:grid;grid-template-columns:110px 1fr;gap:12px 8px;max-width:64em;margin:0}dt{font-weight:600}dt i{margin-left:0!important}dd{margin:0}
-.checks{list-style:none;padding:0;margin:0}.checks li{padding:3px 0}.checks small{color:var(--soft);margin-left:10px;white-space:pre-wrap}.ok b{color:var(--x)}.bad b{color:#b91c1c}
-.plain th{text-align:left;color:var(--soft);font-weight:500;width:170px;vertical-align:top}.plain td{text-align:left;white-space:normal;overflow-wrap:anywhere}.plain tr:first-child th,.plain tr:first-child td{border-top:0}
-@media(max-width:520px){.charts{grid-template-columns:1fr}main{padding:24px 12px}}
-</style></head><body><main>
+<title>Kernel XFS and xtent</title><style>
 "##;

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use xtent::target::ControllerMode;
 
-use super::compare::{Comparison, Figures, Rounds, Row, Side};
-use super::hist::{count_text, three_digits, time_text};
+use super::compare::{Comparison, Side};
+use super::figures::{Figure, IOPS, P50, P99, P99_9, advantage};
 use super::medium::MediumSpec;
+use super::rounds::{Ratio, Rounds, Row};
 
 /// What stands behind a side, in words that keep anybody from taking it for something else.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
@@ -42,7 +43,8 @@ fn beneath(comparison: &Comparison, side: Side) -> String {
     } else {
         KERNEL_ENGINES
     };
-    let memory = &comparison.volume.target.memory;
+    let target = &comparison.volume.target;
+    let memory = &target.memory;
     match (&comparison.plan.on, side) {
         (MediumSpec::Image(image), Side::Kernel) => {
             let (direct, through) = if image.loop_options.direct_io {
@@ -128,80 +130,70 @@ const BUFFERED_MEANING: &str = "Both sides keep the files in a page cache and co
     is compared is how a program gets at bytes that are cached: a system call and a walk through pages on one side, a \
     lookup in its own memory on the other; and how what was written gets beneath.";
 
-/// A figure of the table.
-pub(super) struct Figure {
-    name: &'static str,
-    pub(super) of: fn(&Rounds) -> Figures,
-    pub(super) text: fn(f64) -> String,
-    /// Whether the ratio is xtent by kernel (more is better) or kernel by xtent.
-    pub(super) more_is_better: bool,
-}
-
-pub(super) const FIGURES: [Figure; 3] = [
-    Figure {
-        name: "p50",
-        of: |rounds| rounds.percentile_ns(50.0),
-        text: time_text,
-        more_is_better: false,
-    },
-    Figure {
-        name: "p99",
-        of: |rounds| rounds.percentile_ns(99.0),
-        text: time_text,
-        more_is_better: false,
-    },
-    Figure {
-        name: "IOPS",
-        of: Rounds::iops,
-        text: count_text,
-        more_is_better: true,
-    },
-];
-
-/// How much better xtent is, where both were measured: above 1 is better in every figure.
-pub(super) fn advantage(figure: &Figure, row: &Row) -> Option<f64> {
-    let [kernel, xtent] = [&row.kernel, &row.xtent].map(|side| (figure.of)(side).median());
-    if kernel <= 0.0 || xtent <= 0.0 {
-        return None;
-    }
-    Some(if figure.more_is_better {
-        xtent / kernel
-    } else {
-        kernel / xtent
-    })
-}
+/// What a terminal has room for.
+const FIGURES: [Figure; 3] = [P50, P99, IOPS];
 
 /// The table for a terminal.
 pub(crate) fn table(comparison: &Comparison) -> String {
     let mut text = String::new();
     let both = comparison.has_kernel();
-    let _ = write!(text, "{:<30}", "");
+    let _ = write!(text, "{:<31}", "");
     for figure in &FIGURES {
         if both {
-            let _ = write!(text, " |{:>9}{:>9}{:>8}", "kernel", "xtent", figure.name);
+            let _ = write!(text, " |{:>9}{:>9}{:>13}", "kernel", "xtent", figure.name);
         } else {
             let _ = write!(text, " |{:>9} {:>4}", "xtent", figure.name);
         }
     }
     text.push('\n');
+    let mut stable = true;
     for row in &comparison.rows {
-        let _ = write!(text, "{:<30}", row.workload.name);
+        let cut = row.kernel.interrupted() || row.xtent.interrupted();
+        let name = format!("{}{}", row.workload.name, if cut { "*" } else { "" });
+        let _ = write!(text, "{name:<31}");
         for figure in &FIGURES {
-            let xtent = (figure.text)((figure.of)(&row.xtent).median());
+            let xtent = value_text(figure, &row.xtent);
             if both {
-                let kernel = (figure.text)((figure.of)(&row.kernel).median());
-                let ratio = advantage(figure, row).map_or("-".into(), times);
-                let _ = write!(text, " |{kernel:>9}{xtent:>9}{ratio:>8}");
+                let kernel = value_text(figure, &row.kernel);
+                let ratio = advantage(figure, row);
+                stable &= ratio.as_ref().is_none_or(Ratio::is_stable);
+                let ratio = ratio.map_or("-".into(), |ratio| ratio.to_string());
+                let _ = write!(text, " |{kernel:>9}{xtent:>9}{ratio:>13}");
             } else {
                 let _ = write!(text, " |{xtent:>9} {:>4}", "");
             }
         }
         text.push('\n');
     }
+    if comparison
+        .rows
+        .iter()
+        .any(|row| row.kernel.interrupted() || row.xtent.interrupted())
+    {
+        text.push_str("* interrupted: this run is shorter than the others.\n");
+    }
     if both {
-        text.push_str("Ratios: how many times better xtent is (latency shorter, IOPS more).\n");
+        text.push_str(
+            "Figures of all rounds together. Ratios: how many times better xtent is (latency shorter, IOPS more).\n",
+        );
+        if !stable {
+            text.push_str(
+                "A range is that of the rounds, which differ widely: no stable difference shown.\n",
+            );
+        }
+        if comparison.plan.rounds < 2 {
+            text.push_str("One round: its spread is not known.\n");
+        }
     }
     text
+}
+
+/// Of all rounds together; a dash without any.
+fn value_text(figure: &Figure, rounds: &Rounds) -> String {
+    if rounds.outcomes.is_empty() {
+        return "-".into();
+    }
+    (figure.text)((figure.all)(rounds))
 }
 
 /// How far the rounds lie apart: the lowest and the highest figure of each side.
@@ -217,7 +209,7 @@ pub(crate) fn spread(comparison: &Comparison) -> String {
     );
     for row in &comparison.rows {
         let _ = write!(text, "{:<30}", row.workload.name);
-        for figure in FIGURES.iter().filter(|figure| figure.name != "p99") {
+        for figure in [P50, IOPS] {
             let _ = write!(text, " | {:<4}", figure.name);
             for (name, side) in [("kernel", &row.kernel), ("xtent", &row.xtent)] {
                 if !side.outcomes.is_empty() {
@@ -232,10 +224,6 @@ pub(crate) fn spread(comparison: &Comparison) -> String {
     text
 }
 
-pub(super) fn times(ratio: f64) -> String {
-    format!("{}x", three_digits(ratio))
-}
-
 /// Everything for a script.
 pub(crate) fn json(comparison: &Comparison) -> Value {
     let plan = &comparison.plan;
@@ -243,7 +231,14 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
     let (on, medium) = medium_json(comparison);
     let mut all = json!({
         "xtent version": comparison.environment.xtent,
+        "interrupted": comparison.interrupted,
         "environment": comparison.environment,
+        "target": comparison.volume.target.target,
+        "controller": comparison.volume.target.controller,
+        "wait": comparison.volume.target.wait,
+        "memory": comparison.volume.target.memory,
+        "hugepages": comparison.volume.target.memory == "hugepages",
+        "cpus_used": comparison.load(),
         "volume": comparison.volume,
         "rounds": plan.rounds,
         "runtime": plan.runtime.as_secs_f64(),
@@ -321,237 +316,27 @@ fn row_json(row: &Row) -> Value {
                 "p99_ns": rounds.percentile_ns(99.0).spread(),
                 "iops": rounds.iops().spread(),
             },
+            "all": rounds.all_json(),
             "rounds": rounds.json(),
         })
     };
-    let ratios: serde_json::Map<String, Value> = FIGURES
-        .iter()
-        .filter_map(|figure| Some((figure.name.to_owned(), json!(advantage(figure, row)?))))
-        .collect();
+    let (mut better, mut ratios) = (Map::new(), Map::new());
+    for figure in [P50, P99, P99_9, IOPS] {
+        if let Some(ratio) = advantage(&figure, row) {
+            better.insert(figure.name.to_owned(), json!(ratio.all));
+            ratios.insert(figure.name.to_owned(), ratio.json());
+        }
+    }
     json!({
         "name": row.workload.name,
         "job options": row.workload,
         "kernel": side(&row.kernel),
         "xtent": side(&row.xtent),
-        "times better": ratios,
+        "times better": better,
+        "ratios": ratios,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bench::compare::{Check, Plan};
-    use crate::bench::disk::DiskSpec;
-    use crate::bench::environment::Environment;
-    use crate::bench::medium::{ImageSpec, MediumInfo};
-    use crate::bench::page::html;
-    use crate::bench::runner::Outcome;
-    use crate::bench::workload::{Rw, Workload};
-    use std::time::Duration;
-    use xtent::internals::sys::LoopOptions;
-    use xtent::target::TargetInfo;
-    use xtent::volume::{FilesystemInfo, VolumeInfo};
-
-    fn rounds(base_ns: u64) -> Rounds {
-        let mut outcome = Outcome {
-            elapsed: Duration::from_millis(100),
-            ..Outcome::default()
-        };
-        for i in 0..2000_u64 {
-            let tail = if i % 100 == 0 { 8 } else { 1 };
-            let spread = base_ns + base_ns * (i * 7919 % 1000) / 1000;
-            outcome
-                .read
-                .record(Duration::from_nanos(spread * tail), 4096);
-        }
-        Rounds {
-            engine: "test".into(),
-            outcomes: vec![outcome; 3],
-        }
-    }
-
-    fn row(name: &str, iodepth: usize, kernel_ns: u64, xtent_ns: u64) -> Row {
-        Row {
-            workload: Workload {
-                name: name.into(),
-                rw: Rw::Randread,
-                rwmixread: 70,
-                block_bytes: 4096,
-                iodepth,
-                numjobs: 1,
-                size_bytes: 1 << 20,
-                runtime: Some(Duration::from_secs(2)),
-                time_based: true,
-                ramp_time: None,
-                number_ios: None,
-                verify: false,
-                seed: 1,
-                buffered: false,
-                fsync: 0,
-            },
-            kernel: rounds(kernel_ns),
-            xtent: rounds(xtent_ns),
-        }
-    }
-
-    fn volume() -> VolumeInfo {
-        VolumeInfo {
-            target: TargetInfo {
-                target: "image:disk.img".into(),
-                engine: "embedded controller".into(),
-                model: "model".into(),
-                serial: "1".into(),
-                firmware: "1".into(),
-                nvme_version: "1.4.0".into(),
-                nsid: 1,
-                lba_bytes: 512,
-                capacity_bytes: 1 << 30,
-                max_transfer_bytes: Some(1 << 20),
-                boundary_blocks: 0,
-                volatile_write_cache: true,
-                read_only: false,
-                max_queue_pairs: 64,
-                queue_depth: 128,
-                wait: "poll".into(),
-                controller: "inline".into(),
-                memory: "locked pages".into(),
-            },
-            filesystem: FilesystemInfo {
-                kind: "xfs".into(),
-                label: String::new(),
-                uuid: String::new(),
-                block_bytes: 4096,
-                sector_bytes: 512,
-                inode_bytes: 512,
-                dir_block_bytes: 4096,
-                ag_count: 4,
-                ag_blocks: 65536,
-                blocks: 262_144,
-                free_blocks: 100_000,
-                inodes: 64,
-                free_inodes: 50,
-                log_blocks: 16384,
-                features: vec!["crc".into(), "reflink".into()],
-                read_only_reason: None,
-                log_dirty: false,
-            },
-        }
-    }
-
-    fn comparison() -> Comparison {
-        Comparison {
-            plan: Plan {
-                on: MediumSpec::Image(ImageSpec {
-                    path: "/tmp/<image>.img".into(),
-                    target_options: String::new(),
-                    loop_options: LoopOptions {
-                        sector_bytes: 512,
-                        direct_io: false,
-                    },
-                    controller: ControllerMode::Inline,
-                }),
-                read_file: "/bench/read.dat".into(),
-                write_file: "/bench/write.dat".into(),
-                rounds: 3,
-                runtime: Duration::from_secs(2),
-                ramp_time: Duration::from_millis(200),
-                seed: 1,
-                leave_kernel_out: None,
-                buffered: false,
-                fsync: 0,
-                memory_bytes: None,
-            },
-            environment: Environment::gather(),
-            volume: volume(),
-            medium: MediumInfo {
-                name: "/tmp/<image>.img".into(),
-                bytes: 1 << 30,
-                cached: true,
-                filled_crc: None,
-            },
-            read_file_bytes: 256 << 20,
-            write_file_bytes: 256 << 20,
-            rows: vec![
-                row("4k random read, depth 1", 1, 30_000, 6_000),
-                row("4k random read, depth 32", 32, 400_000, 500_000),
-            ],
-            checks: vec![Check {
-                what: "contents".into(),
-                good: true,
-                result: "agree".into(),
-            }],
-            cache: None,
-            kernel_unlimited: None,
-        }
-    }
-
-    #[test]
-    fn ratios_are_above_one_where_xtent_is_better() {
-        let comparison = comparison();
-        let ratio =
-            |row: usize, figure: usize| advantage(&FIGURES[figure], &comparison.rows[row]).unwrap();
-        assert!((4.9..5.1).contains(&ratio(0, 0)), "{}", ratio(0, 0));
-        assert!((0.79..0.81).contains(&ratio(1, 0)), "{}", ratio(1, 0));
-        assert!((0.99..1.01).contains(&ratio(0, 2)), "{}", ratio(0, 2));
-        assert!(table(&comparison).contains("5.0"));
-    }
-
-    #[test]
-    fn a_disk_is_named_and_the_spread_shown() {
-        let mut comparison = comparison();
-        comparison.plan.on = MediumSpec::Disk(DiskSpec {
-            address: "0000:01:00.0".parse().unwrap(),
-            nsid: None,
-            serial: "1".into(),
-            file_bytes: None,
-            target_options: String::new(),
-        });
-        comparison.medium.name = "Model, serial 1, /dev/nvme0n1".into();
-        comparison.rows[0].kernel.outcomes[1] = rounds(60_000).outcomes[0].clone();
-        let text = spread(&comparison);
-        assert!(
-            text.contains("of 3 rounds") && text.contains("45.2 us .. 90.3 us"),
-            "{text}"
-        );
-        let json = json(&comparison);
-        assert_eq!(json["disk"]["address"], "0000:01:00.0");
-        assert!(json["image"].is_null() && json["loop"].is_null());
-        assert!(json["workloads"][0]["kernel"]["spread"]["p50_ns"][1].as_f64() > Some(80_000.0));
-        let page = html(&comparison).unwrap();
-        for word in ["/dev/nvme0n1", "over VFIO", "same disk"] {
-            assert!(page.contains(word), "{word}");
-        }
-        assert!(
-            !page.contains("loop device") && !page.contains("page cache") && !page.contains("QEMU")
-        );
-        comparison.volume.target.model = "QEMU NVMe Ctrl".into();
-        assert!(html(&comparison).unwrap().contains("software itself"));
-    }
-
-    #[test]
-    fn the_page_needs_nothing_else_and_says_what_stands_behind() {
-        let mut comparison = comparison();
-        let page = html(&comparison).unwrap();
-        for word in ["://", "src=", "@import", "<script", "<image>"] {
-            assert!(!page.contains(word), "{word}");
-        }
-        for word in [
-            "loop device",
-            "It is not a disk",
-            "page cache",
-            "<svg",
-            "5.00×",
-        ] {
-            assert!(page.contains(word), "{word}");
-        }
-        comparison.plan.leave_kernel_out = Some("needs root".into());
-        for row in &mut comparison.rows {
-            row.kernel = Rounds::default();
-        }
-        let page = html(&comparison).unwrap();
-        assert!(page.contains("left out: needs root") && !page.contains("×"));
-        let json = json(&comparison);
-        assert!(json["workloads"][0]["kernel"].is_null());
-        assert!(json["workloads"][0]["xtent"]["median"]["p50_ns"].is_number());
-    }
-}
+#[path = "report_tests.rs"]
+mod tests;

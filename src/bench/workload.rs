@@ -12,6 +12,7 @@ use serde::Serialize;
 use xtent::{Error, ErrorKind, Result};
 
 use super::Op;
+use super::hist::Percentiles;
 
 /// fio's `rw`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -69,7 +70,7 @@ pub(crate) struct Workload {
     pub(crate) block_bytes: usize,
     pub(crate) iodepth: usize,
     pub(crate) numjobs: usize,
-    /// The first bytes of the file: each job does all of them.
+    /// The bytes from the offset on: each job does all of them.
     #[serde(rename = "size")]
     pub(crate) size_bytes: u64,
     /// The longest that is measured; without it, until every block was done once.
@@ -88,6 +89,38 @@ pub(crate) struct Workload {
     pub(crate) buffered: bool,
     /// Makes durable what was written, after so many writes of a job; 0 for never before the end.
     pub(crate) fsync: u64,
+    /// Where in the file the first block is.
+    #[serde(rename = "offset")]
+    pub(crate) offset_bytes: u64,
+    #[serde(skip)]
+    pub(crate) measure: Measure,
+}
+
+/// How a workload is measured. Nothing of this changes its operations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Measure {
+    /// Whether submission and completion are told apart: where one call is both they cannot be.
+    pub(crate) split: bool,
+    pub(crate) percentiles: Percentiles,
+    /// The intervals of figures over time.
+    pub(crate) interval: Duration,
+    /// The intervals of a histogram log; `None` for no log.
+    pub(crate) log: Option<Duration>,
+    /// The CPUs that jobs run on; all that the process may use, where there are none.
+    pub(crate) cpus: Vec<usize>,
+}
+
+impl Default for Measure {
+    fn default() -> Self {
+        Self {
+            split: false,
+            percentiles: Percentiles::default(),
+            // As fio's bwavgtime and iopsavgtime.
+            interval: Duration::from_millis(500),
+            log: None,
+            cpus: Vec::new(),
+        }
+    }
 }
 
 fn seconds<S: serde::Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
@@ -128,6 +161,12 @@ impl Workload {
         if self.rwmixread > 100 {
             return wrong("--rwmixread is a percentage".into());
         }
+        if !self.buffered && !self.offset_bytes.is_multiple_of(512) {
+            return wrong(format!(
+                "--offset {}: direct I/O needs a multiple of 512 bytes (of 4096 on some devices)",
+                self.offset_bytes
+            ));
+        }
         if self.time_based && self.runtime.is_none() {
             return wrong("--time-based needs --runtime".into());
         }
@@ -159,6 +198,7 @@ impl Workload {
             rw: self.rw,
             rwmixread: u32::from(self.rwmixread),
             block_bytes: self.block_bytes as u64,
+            start_bytes: self.offset_bytes,
             blocks,
             next: 0,
             pass: 0,
@@ -182,6 +222,7 @@ pub(crate) struct Steps {
     rw: Rw,
     rwmixread: u32,
     block_bytes: u64,
+    start_bytes: u64,
     blocks: u64,
     next: u64,
     pass: u64,
@@ -193,12 +234,12 @@ pub(crate) struct Steps {
 impl Steps {
     /// The number of the block at a byte offset.
     pub(crate) fn block_at(&self, offset_bytes: u64) -> u64 {
-        offset_bytes / self.block_bytes
+        (offset_bytes - self.start_bytes) / self.block_bytes
     }
 
     /// The byte offset of a block.
     pub(crate) fn offset_of(&self, block: u64) -> u64 {
-        block * self.block_bytes
+        self.start_bytes + block * self.block_bytes
     }
 
     #[inline]
@@ -299,6 +340,8 @@ pub(crate) mod tests {
             seed: 42,
             buffered: false,
             fsync: 0,
+            offset_bytes: 0,
+            measure: Measure::default(),
         }
     }
 
@@ -373,7 +416,8 @@ pub(crate) mod tests {
 
     #[test]
     fn impossible_workloads_are_refused() {
-        let wrong: [fn(&mut Workload); 7] = [
+        let wrong: [fn(&mut Workload); 8] = [
+            |w| w.offset_bytes = 100,
             |w| w.block_bytes = 100,
             |w| w.block_bytes = 0,
             |w| w.iodepth = 0,

@@ -1,172 +1,137 @@
 //! `xtent bench`.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::Args;
-use serde_json::{Value, json};
-use xtent::target::{Target, TargetInfo, TargetOptions, Wait};
+use serde_json::{Map, Value, json};
+use xtent::target::{Target, TargetInfo, TargetOptions};
 use xtent::volume::{CacheStats, MountOptions, Volume};
 
+use super::bench_args::{BenchArgs, Format};
 use super::bench_holes::Unbacked;
+use super::bench_text::Results;
 use super::events;
 use super::failure::{Failure, USAGE, check_interrupted, complain};
-use super::output::size_text;
-use super::values::{Share, share, size, time, wait};
-use super::{TargetArg, VolumePath, cache_table};
+use super::output::{put_name, results, write_json};
 use crate::bench::budget;
 use crate::bench::buffered_engine::BufferedEngine;
+use crate::bench::calendar::asctime;
 use crate::bench::environment::Environment;
-use crate::bench::hist::{Direction, PERCENTILES, bytes_text, count_text, rate, three_digits};
-use crate::bench::progress::Progress;
+use crate::bench::fio_json::{self, Form};
+use crate::bench::hist::PERCENTILES;
+use crate::bench::hist_log::LogFiles;
+use crate::bench::outcome::Outcome;
+use crate::bench::progress::{Progress, Speed, load_text};
 use crate::bench::raw_engine::RawEngine;
-use crate::bench::runner::{self, Outcome};
-use crate::bench::workload::{Rw, Workload};
+use crate::bench::runner;
+use crate::bench::workload::Workload;
 use crate::bench::xtent_engine::XtentEngine;
 
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Options mean what they mean to fio, with these differences: random workloads touch every \
-    block once before any twice; with --verify, --runtime implies --time-based; clat is measured from just \
-    before an operation is handed to xtent until it is reaped. I/O is direct, from DMA memory, and nothing is copied, \
-    unless it is --buffered. A workload that writes OVERWRITES THE FILE, and flushes at its end.\n\n\
-    With --buffered it goes through xtent's page cache, one operation at a time, of any size.\n\n\
-    With --raw the load goes to the blocks of the target, whatever is on it; one that writes DESTROYS THAT.\n\n\
-    Examples: xtent bench image:disk.img /data --rw randread --iodepth 32 --runtime 10 --time-based\n\
-    \x20         xtent bench --raw pci:0000:01:00.0 --rw randread --bs 512 --iodepth 128 --runtime 10 --time-based"
-)]
-pub(super) struct BenchArgs {
-    #[command(flatten)]
-    target: TargetArg,
-    /// The file; workloads that write overwrite it
-    #[arg(
-        value_name = "PATH",
-        required_unless_present = "raw",
-        conflicts_with = "raw"
-    )]
-    path: Option<VolumePath>,
-    /// The target's own blocks instead of a file: no filesystem is looked for
-    #[arg(long)]
-    raw: bool,
-    /// With --raw and a workload that writes: the serial number of the target (`xtent info` shows it), for
-    /// proof that it is the one you mean. It is OVERWRITTEN
-    #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
-    i_may_erase: Option<String>,
-    /// What to do
-    #[arg(long, value_enum, default_value = "read")]
-    rw: Rw,
-    /// Percent of reads in a mixed workload
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    rwmixread: u8,
-    /// Bytes of an operation
-    #[arg(long, default_value = "4k", value_parser = size)]
-    bs: u64,
-    /// Operations in flight per job
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    iodepth: u32,
-    /// Threads, each with a queue pair of its own
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    numjobs: u32,
-    /// Bytes from the file's start that each job does, or a percentage as in 50% [default: all]
-    #[arg(long, value_parser = share)]
-    size: Option<Share>,
-    /// End after this long, if not before by having done every block once
-    #[arg(long, value_parser = time)]
-    runtime: Option<Duration>,
-    /// Go on over and over until the runtime is over
-    #[arg(long, alias = "time_based", requires = "runtime")]
-    time_based: bool,
-    /// Run for this long before measuring
-    #[arg(long, alias = "ramp_time", value_parser = time)]
-    ramp_time: Option<Duration>,
-    /// The most operations of each job; 0 for no limit
-    #[arg(long = "number-ios", alias = "number_ios")]
-    number_ios: Option<u64>,
-    /// Through the page cache instead of direct I/O
-    #[arg(long, conflicts_with = "raw")]
-    buffered: bool,
-    /// How large that page cache is [default: an eighth of the free hugepages, or 64m]
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
-    memory: Option<u64>,
-    /// Shows how the page cache fared: hits, misses, read-ahead, reclaim
-    #[arg(long, requires = "buffered")]
-    cache_stats: bool,
-    /// Makes durable what was written, after every N writes of a job; waits for what is in flight before
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    fsync: u64,
-    /// How threads wait: they poll, sleep until the device interrupts, or poll for a while and then sleep; the
-    /// target's own option `wait=` goes before this one
-    #[arg(long, value_parser = wait, value_name = "poll|interrupt|adaptive", default_value = "poll")]
-    wait: Wait,
-    /// Writes a pattern and reads it back; a workload that only reads checks a pattern written before with
-    /// the same seed and block size
-    #[arg(long)]
-    verify: bool,
-    /// What random order and pattern follow from
-    #[arg(long, default_value_t = 0x1db7_1064, visible_alias = "randseed")]
-    seed: u64,
-    /// Prints JSON, with names as in fio's
-    #[arg(long)]
-    json: bool,
-}
-
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    // Results are printed also after an interruption.
+    xtent::internals::sys::end_within(10);
     let environment = Environment::gather();
     if let Some(warning) = environment.warning() {
         complain(&format!("warning: {warning}"));
     }
+    super::fio_options::reject_job_file(OsStr::new(&args.target.target))?;
     let place = Place::open(args)?;
-    let workload = workload(args, place.len_bytes()?)?;
+    let workload = args.workload(place.len_bytes()?)?;
     budget::check(&workload)?;
     let unbacked = place.unbacked(&workload)?;
     if let Some(warning) = unbacked.warning(workload.size_bytes) {
         complain(&warning);
     }
+    let file = args.output.as_ref().map(|path| {
+        File::create(path).map_err(|error| Failure::local("cannot write", path, error))
+    });
+    let file = file.transpose()?;
     if args.rw.writes() {
         complain(&format!("note: --rw {} overwrites {place}", args.rw.name()));
     }
-    let progress = progress(&workload);
-    let started = std::time::Instant::now();
-    let watched = place.target();
-    let tick = |ios: u64| {
-        events::tell_of(&watched, |text| progress.aside(|| complain(text)));
-        match workload.runtime.filter(|_| workload.time_based) {
-            Some(_) => {
-                progress.set(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
-            }
-            None => progress.set(ios),
-        }
-    };
-    let outcome = place.run(&workload, &tick);
-    drop(progress);
-    // What the controller said just now may explain an error.
-    events::tell_of(&watched, complain);
-    let outcome = outcome?;
     check_interrupted()?;
-    if outcome.only_ramp {
+    let outcome = measure(args, &place, &workload)?;
+    if outcome.only_ramp && !outcome.interrupted {
         complain(
             "warning: a job was done before its --ramp-time was over: all that it did is counted",
         );
     }
+    if let Some(warning) = outcome.cpus.warning(environment.cpus) {
+        complain(&format!("warning: {warning}"));
+    }
     // Asked again: DMA memory is reserved when it is first needed.
     let target = place.info();
-    let mut out = super::output::text_stdout()?;
-    if args.json {
-        let value = json_of(&workload, &outcome, &environment, &target, &place, unbacked);
-        super::output::print_json(&value)?;
-    } else {
-        print(&mut out, &workload, &outcome, &target)?;
-        if let Some(stats) = place.cache_stats().filter(|_| args.cache_stats) {
-            cache_table::print(&mut out, &stats)?;
+    let mut out = results(file)?;
+    let found = Results {
+        args,
+        workload: &workload,
+        outcome: &outcome,
+        target: &target,
+    };
+    match args.format() {
+        Format::Normal => {
+            found.print(&mut out)?;
+            if let Some(stats) = place.cache_stats().filter(|_| args.cache_stats) {
+                super::cache_table::print(&mut out, &stats)?;
+            }
+            out.flush()?;
+        }
+        Format::Json | Format::JsonPlus => {
+            let value = json_of(&found, &environment, &place, unbacked);
+            write_json(&mut out, &value)?;
         }
     }
-    out.flush()?;
     if args.rw.writes() {
         place.close()?;
     }
+    if outcome.interrupted {
+        check_interrupted()?;
+    }
     Ok(())
+}
+
+/// Runs the load, with its progress, logs and what the controller reports.
+fn measure(args: &BenchArgs, place: &Place<'_>, workload: &Workload) -> Result<Outcome, Failure> {
+    let logs = LogFiles::create(
+        args.write_hist_log.as_deref(),
+        args.write_hlog.as_deref(),
+        workload.numjobs,
+        workload.block_bytes,
+    )?;
+    let logs = RefCell::new(logs);
+    let log_failure = Cell::new(None);
+    let progress = progress(workload);
+    let (started, speed) = (Instant::now(), Speed::new());
+    let watched = place.target();
+    let tick = |ios: u64| {
+        events::tell_of(&watched, |text| progress.aside(|| complain(text)));
+        show(
+            &progress,
+            workload,
+            started.elapsed(),
+            ios,
+            speed.update(ios),
+        );
+    };
+    let log = |window: &_| {
+        if let Err(error) = logs.borrow_mut().write(window) {
+            log_failure.set(Some(error));
+        }
+    };
+    let outcome = place.run(workload, &tick, &log);
+    drop(progress);
+    // What the controller said just now may explain an error.
+    events::tell_of(&watched, complain);
+    let outcome = outcome?;
+    match log_failure.take() {
+        Some(error) => return Err(error.into()),
+        None => logs.into_inner().finish()?,
+    }
+    Ok(outcome)
 }
 
 /// What is put under load.
@@ -215,24 +180,32 @@ impl<'a> Place<'a> {
             Self::File { volume, path } if workload.rw.reads() => {
                 let mut io = volume.io()?;
                 let file = volume.open_file(&mut io, OsStr::from_bytes(path))?;
-                Unbacked::of(&file, &mut io, workload.size_bytes)
+                Unbacked::of(&file, &mut io, workload.offset_bytes, workload.size_bytes)
             }
             _ => Ok(Unbacked::default()),
         }
     }
 
-    fn run(&self, workload: &Workload, tick: runner::Tick<'_>) -> xtent::Result<Outcome> {
+    fn run(
+        &self,
+        workload: &Workload,
+        tick: runner::Tick<'_>,
+        log: runner::Log<'_>,
+    ) -> xtent::Result<Outcome> {
         let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
+        let writes = workload.rw.writes();
         match self {
-            Self::File { volume, path } if workload.buffered => runner::run(workload, tick, |_| {
-                BufferedEngine::new(volume, path, workload.rw.writes(), block_bytes)
+            Self::File { volume, path } if workload.buffered => {
+                runner::run_logged(workload, tick, log, |_| {
+                    BufferedEngine::new(volume, path, writes, block_bytes)
+                })
+                .map_err(|error| error.at_path(path))
+            }
+            Self::File { volume, path } => runner::run_logged(workload, tick, log, |_| {
+                XtentEngine::new(volume, path, writes, depth, block_bytes)
             })
             .map_err(|error| error.at_path(path)),
-            Self::File { volume, path } => runner::run(workload, tick, |_| {
-                XtentEngine::new(volume, path, workload.rw.writes(), depth, block_bytes)
-            })
-            .map_err(|error| error.at_path(path)),
-            Self::Raw(target) => runner::run(workload, tick, |_| {
+            Self::Raw(target) => runner::run_logged(workload, tick, log, |_| {
                 RawEngine::new(target, depth, block_bytes)
             }),
         }
@@ -316,74 +289,72 @@ pub(super) fn check_serial(target: &Target, given: Option<&str>) -> Result<(), F
     }
 }
 
-fn workload(args: &BenchArgs, len_bytes: u64) -> Result<Workload, Failure> {
-    let size_bytes = args.size.map_or(len_bytes, |size| size.of(len_bytes));
-    if size_bytes > len_bytes {
-        return Err(Failure::new(
-            USAGE,
-            format!("--size {size_bytes} exceeds the file size ({len_bytes} bytes)"),
-        ));
-    }
-    // Zero is no limit, as for fio.
-    let runtime = args.runtime.filter(|runtime| !runtime.is_zero());
-    let workload = Workload {
-        name: "bench".into(),
-        rw: args.rw,
-        rwmixread: args.rwmixread,
-        block_bytes: usize::try_from(args.bs).unwrap_or(usize::MAX),
-        iodepth: args.iodepth as usize,
-        numjobs: args.numjobs as usize,
-        size_bytes,
-        runtime,
-        time_based: args.time_based || args.verify && runtime.is_some(),
-        ramp_time: args.ramp_time.filter(|ramp| !ramp.is_zero()),
-        number_ios: args.number_ios.filter(|&number| number > 0),
-        verify: args.verify,
-        seed: args.seed,
-        buffered: args.buffered,
-        fsync: args.fsync,
-    };
-    workload.check()?;
-    Ok(workload)
+/// Operations in all, where their number ends the load.
+fn all_operations(workload: &Workload) -> Option<u64> {
+    let each = workload.operations_per_job()?;
+    Some(each.saturating_mul(workload.numjobs as u64))
+}
+
+/// The time that a load takes at most, where it has one.
+fn all_time(workload: &Workload) -> Option<Duration> {
+    let runtime = workload.runtime?;
+    Some(runtime + workload.ramp_time.unwrap_or_default())
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn progress(workload: &Workload) -> Progress {
-    let progress = match workload.runtime.filter(|_| workload.time_based) {
-        Some(runtime) => {
-            let all = runtime + workload.ramp_time.unwrap_or_default();
-            Progress::steps(u64::try_from(all.as_millis()).unwrap_or(u64::MAX))
-        }
-        None => {
-            let each = workload.operations_per_job().unwrap_or(0);
-            Progress::steps(each.saturating_mul(workload.numjobs as u64))
-        }
+    let total = match all_operations(workload) {
+        Some(operations) => operations,
+        None => all_time(workload).map_or(0, whole_ms),
     };
-    progress.message(workload.rw.name());
-    progress
+    Progress::load(total)
+}
+
+fn show(progress: &Progress, workload: &Workload, elapsed: Duration, ios: u64, iops: f64) {
+    let by_time = all_time(workload).map(|all| all.saturating_sub(elapsed));
+    let by_count = all_operations(workload).filter(|_| iops > 0.0).map(|all| {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = all.saturating_sub(ios) as f64 / iops;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    });
+    let eta = by_time.into_iter().chain(by_count).min();
+    progress.message(load_text(
+        workload.rw.name(),
+        iops,
+        workload.block_bytes,
+        eta,
+    ));
+    match all_operations(workload) {
+        Some(_) => progress.set(ios),
+        None => progress.set(whole_ms(elapsed)),
+    }
 }
 
 fn json_of(
-    workload: &Workload,
-    outcome: &Outcome,
+    found: &Results<'_>,
     environment: &Environment,
-    target: &TargetInfo,
     place: &Place<'_>,
     unbacked: Unbacked,
 ) -> Value {
+    let (workload, outcome, target) = (found.workload, found.outcome, found.target);
     let path = place.path();
     let stats = place.cache_stats();
-    let mut options = serde_json::Map::new();
-    let filename = path.unwrap_or(target.target.as_bytes());
-    super::output::put_name(&mut options, "filename", filename);
-    if let Ok(Value::Object(more)) = serde_json::to_value(workload) {
-        options.extend(more);
-    }
+    let seconds = i64::try_from(environment.timestamp).unwrap_or(i64::MAX);
     json!({
+        // Readers of fio's JSON want a text here.
+        "fio version": format!("xtent {}", environment.xtent),
         "xtent version": environment.xtent,
         "timestamp": environment.timestamp,
+        "timestamp_ms": environment.timestamp.saturating_mul(1000),
+        "time": asctime(seconds),
+        "interrupted": outcome.interrupted,
         "environment": environment,
         "target": target,
         "memory": target.memory,
+        "hugepages": target.memory == "hugepages",
         "wait": target.wait,
         "controller": target.controller,
         "filesystem": path.is_some(),
@@ -394,118 +365,52 @@ fn json_of(
         } else {
             "none: direct I/O from DMA memory"
         },
-        "cache": cache_table::json(stats.as_ref()),
-        "jobs": [{
-            "jobname": workload.name,
-            "groupid": 0,
-            "error": 0,
-            "job options": options,
-            "read": outcome.read.json(outcome.elapsed),
-            "write": outcome.write.json(outcome.elapsed),
-            "verified_blocks": if workload.verify { json!(outcome.verified_blocks) } else { Value::Null },
-        }],
+        "cache": super::cache_table::json(stats.as_ref()),
+        "cpus_used": outcome.cpus,
+        "jobs": jobs_of(found, path.unwrap_or(target.target.as_bytes())),
     })
 }
 
-fn print(
-    out: &mut impl Write,
-    workload: &Workload,
-    outcome: &Outcome,
-    target: &TargetInfo,
-) -> std::io::Result<()> {
-    writeln!(
-        out,
-        "{}: rw={}, bs={}, iodepth={}, numjobs={}, size={}",
-        workload.name,
-        workload.rw.name(),
-        size_text(workload.block_bytes as u64),
-        workload.iodepth,
-        workload.numjobs,
-        size_text(workload.size_bytes)
-    )?;
-    writeln!(out, "  on {}: {}", target.target, target.engine)?;
-    let how = if workload.buffered {
-        "buffered I/O through a page cache in"
-    } else {
-        "direct I/O, nothing copied, from DMA memory of"
+/// One entry for the group, with the figures of its jobs; or one for each job.
+fn jobs_of(found: &Results<'_>, filename: &[u8]) -> Vec<Value> {
+    let percentiles = found.args.percentile_list.as_ref().map(|list| &list.0[..]);
+    let form = Form {
+        percentiles: percentiles.unwrap_or(&PERCENTILES),
+        bins: true,
     };
-    writeln!(
-        out,
-        "  {how} {}; waiting by {}; controller: {}",
-        target.memory,
-        super::output::waiting(&target.wait),
-        controller_text(&target.controller)
-    )?;
-    if workload.rw.reads() {
-        direction(out, "read", &outcome.read, outcome.elapsed)?;
+    let mut options = Map::new();
+    put_name(&mut options, "filename", filename);
+    if let Ok(Value::Object(more)) = serde_json::to_value(found.workload) {
+        options.extend(more);
     }
-    if workload.rw.writes() {
-        direction(out, "write", &outcome.write, outcome.elapsed)?;
-    }
-    if workload.verify {
-        writeln!(
-            out,
-            "  verify: {} blocks read back and right",
-            outcome.verified_blocks
-        )?;
-    }
-    Ok(())
-}
-
-/// Who carries the commands out.
-fn controller_text(mode: &str) -> &str {
-    match mode {
-        "inline" => "inline (on the thread that waits)",
-        "threaded" => "threaded (on a thread of its own)",
-        _ => "none (device)",
-    }
-}
-
-fn direction(
-    out: &mut impl Write,
-    name: &str,
-    direction: &Direction,
-    elapsed: Duration,
-) -> std::io::Result<()> {
-    let seconds = elapsed.as_secs_f64().max(1e-9);
-    let bandwidth = rate(direction.bytes, seconds);
-    writeln!(
-        out,
-        "  {name}: IOPS={}, BW={}/s ({:.1} MB/s), {} operations, {} in {:.2} s",
-        count_text(rate(direction.ios(), seconds)),
-        bytes_text(bandwidth),
-        bandwidth / 1e6,
-        direction.ios(),
-        size_text(direction.bytes),
-        seconds
-    )?;
-    if direction.ios() == 0 {
-        return Ok(());
-    }
-    // One unit for the whole table, as fio does: the largest that leaves the median above 10.
-    let median = direction.percentile_ns(50.0);
-    let (divisor, unit) = match median {
-        0..10_000 => (1.0, "nsec"),
-        10_000..10_000_000 => (1e3, "usec"),
-        _ => (1e6, "msec"),
+    let entry = |outcome: &Outcome| {
+        let mut job = Map::new();
+        job.insert("jobname".into(), json!(found.workload.name));
+        job.insert("groupid".into(), json!(0));
+        job.insert("error".into(), json!(0));
+        job.insert("job options".into(), Value::Object(options.clone()));
+        job.extend(fio_json::job(outcome, form));
+        let verified = found.workload.verify.then_some(outcome.verified_blocks);
+        job.insert("verified_blocks".into(), json!(verified));
+        job
     };
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let shown = |ns: u64| three_digits(ns as f64 / divisor);
-    writeln!(
-        out,
-        "    clat ({unit}): min={}, max={}, avg={}, stdev={}",
-        shown(direction.min_ns()),
-        shown(direction.max_ns()),
-        three_digits(direction.mean_ns() / divisor),
-        three_digits(direction.stdev_ns() / divisor)
-    )?;
-    writeln!(out, "    clat percentiles ({unit}):")?;
-    for line in PERCENTILES.chunks(4) {
-        let cells: Vec<String> = line
-            .iter()
-            .map(|&p| format!("{p:>5.2}th=[{:>6}]", shown(direction.percentile_ns(p))))
-            .collect();
-        writeln!(out, "     | {}", cells.join(", "))?;
+    let jobs = &found.outcome.jobs;
+    if !found.args.group_reporting && !jobs.is_empty() {
+        return jobs.iter().map(|job| Value::Object(entry(job))).collect();
     }
-    Ok(())
+    let mut group = entry(found.outcome);
+    let each: Vec<Value> = jobs
+        .iter()
+        .map(|job| {
+            Value::Object(fio_json::job(
+                job,
+                Form {
+                    bins: false,
+                    ..form
+                },
+            ))
+        })
+        .collect();
+    group.insert("per_job".into(), json!(each));
+    vec![Value::Object(group)]
 }

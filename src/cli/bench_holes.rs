@@ -13,21 +13,27 @@ pub(super) struct Unbacked {
 }
 
 impl Unbacked {
-    /// Of the first `len_bytes` of a file.
-    pub(super) fn of(file: &File, io: &mut Io, len_bytes: u64) -> Result<Self, Failure> {
+    /// Of `len_bytes` of a file from `start_bytes` on.
+    pub(super) fn of(
+        file: &File,
+        io: &mut Io,
+        start_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Self, Failure> {
         let mut found = Self::default();
-        let mut at = 0;
-        for extent in file.fiemap(io, 0, len_bytes)? {
-            let start = extent.logical_bytes.clamp(at, len_bytes);
+        let mut at = start_bytes;
+        let range_end = start_bytes.saturating_add(len_bytes);
+        for extent in file.fiemap(io, start_bytes, len_bytes)? {
+            let start = extent.logical_bytes.clamp(at, range_end);
             let end = extent.logical_bytes.saturating_add(extent.length_bytes);
-            let end = end.clamp(start, len_bytes);
+            let end = end.clamp(start, range_end);
             found.hole_bytes += start - at;
             if extent.flags.contains(FiemapFlags::UNWRITTEN) {
                 found.unwritten_bytes += end - start;
             }
             at = end;
         }
-        found.hole_bytes += len_bytes - at;
+        found.hole_bytes += range_end - at;
         Ok(found)
     }
 

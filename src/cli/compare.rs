@@ -8,12 +8,13 @@ use xtent::internals::sys::{
     LoopOptions, catch_interrupts, end_within, hold_interrupts, is_root, private_mounts,
 };
 use xtent::internals::target::{TargetKind, TargetSpec};
-use xtent::target::ControllerMode;
+use xtent::target::{ControllerMode, TargetInfo};
 
 use super::LocalPath;
 use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};
 use super::values::{size, time};
-use crate::bench::compare::{Comparison, Plan, Side, run as compare};
+use crate::bench::compare::{Comparison, Side, run as compare};
+use crate::bench::compare_run::Plan;
 use crate::bench::disk::DiskSpec;
 use crate::bench::engines::EngineName;
 use crate::bench::environment::Environment;
@@ -159,13 +160,16 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(reason) = &comparison.plan.leave_kernel_out {
         complain(&format!("note: the kernel's side is left out: {reason}"));
     }
-    let mut out = super::output::text_stdout()?;
+    if let Some(warning) = comparison.load().warning(comparison.environment.cpus) {
+        complain(&format!("warning: {warning}"));
+    }
+    let mut out = super::output::results(None)?;
     let json_to_stdout = args
         .json
         .as_ref()
         .is_some_and(|path| path.as_os_str() == "-");
     if json_to_stdout {
-        super::output::print_json(&report::json(&comparison))?;
+        super::output::write_json(&mut out, &report::json(&comparison))?;
     } else {
         print(&mut out, &comparison)?;
     }
@@ -176,6 +180,9 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(path) = &args.report {
         write(path, &page::html(&comparison)?)?;
         complain(&format!("the report is in {}", path.display()));
+    }
+    if comparison.interrupted {
+        check_interrupted()?;
     }
     if comparison.good() {
         Ok(())
@@ -212,7 +219,9 @@ fn on_image(args: &CompareArgs) -> Result<Comparison, Failure> {
     });
     let comparison = measure(plan(args, on, leave_kernel_out));
     drop(scratch);
-    check_interrupted()?;
+    if comparison.is_err() {
+        check_interrupted()?;
+    }
     Ok(comparison?)
 }
 
@@ -246,18 +255,28 @@ fn on_disk(args: &CompareArgs, device: &str) -> Result<Comparison, Failure> {
     let comparison = measure(plan(args, on, None));
     // The disk was given back.
     catch_interrupts();
-    if comparison.is_err() {
+    if comparison
+        .as_ref()
+        .map_or(true, |comparison| comparison.interrupted)
+    {
         let driver = Controller::look_up(Places::default(), address).ok();
         if let Some(driver) = driver.and_then(|controller| controller.driver()) {
             complain(&format!("note: {address} is with the driver {driver}"));
         }
     }
-    check_interrupted()?;
+    if comparison.is_err() {
+        check_interrupted()?;
+    }
     comparison.map_err(Failure::target)
 }
 
 fn measure(plan: Plan) -> xtent::Result<Comparison> {
-    let progress = Progress::steps(plan.rounds as u64 * 14);
+    let sides = if plan.leave_kernel_out.is_none() {
+        2
+    } else {
+        1
+    };
+    let progress = Progress::steps(plan.rounds as u64 * 7 * sides);
     compare(plan, &progress)
 }
 
@@ -300,6 +319,12 @@ fn why_not_kernel(args: &CompareArgs) -> Option<String> {
 }
 
 fn print(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
+    if comparison.interrupted {
+        writeln!(
+            out,
+            "INTERRUPTED: results so far; not all contents were checked"
+        )?;
+    }
     write!(out, "{}", report::table(comparison))?;
     write!(out, "{}", report::spread(comparison))?;
     if comparison.has_kernel() {
@@ -310,12 +335,30 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
         )?;
     }
     writeln!(out, "xtent:  {}", report::behind(comparison, Side::Xtent))?;
+    writeln!(out, "{}", mode(&comparison.volume.target))?;
     writeln!(out, "{}", report::meaning(comparison))?;
     for check in &comparison.checks {
         let word = if check.good { "ok" } else { "FAILED" };
         writeln!(out, "{word}: {} ({})", check.what, check.result)?;
     }
     Ok(())
+}
+
+/// How xtent's side ran, as `xtent bench` says it.
+fn mode(target: &TargetInfo) -> String {
+    format!(
+        "xtent's target: {}: {}; memory: {}{}; waiting by {}; controller: {}",
+        target.target,
+        target.engine,
+        target.memory,
+        if target.memory == "hugepages" {
+            ""
+        } else {
+            " (no hugepages)"
+        },
+        super::output::waiting(&target.wait),
+        super::output::controller_text(&target.controller),
+    )
 }
 
 pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {

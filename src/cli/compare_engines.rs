@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use xtent::ErrorKind;
+use xtent::internals::sys::end_within;
 
 use super::compare::{CompareArgs, write};
 use super::failure::{Failure, check_interrupted, complain};
@@ -19,10 +20,14 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
         seed: args.seed,
         may_erase: args.i_may_erase.clone(),
     };
+    // Results are shown also after an interruption.
+    end_within(10);
     let progress = Progress::steps(turns(&plan));
     let comparison = compare(plan, &progress);
     drop(progress);
-    check_interrupted()?;
+    if comparison.is_err() {
+        check_interrupted()?;
+    }
     let comparison = comparison.map_err(|error| match error.kind() {
         ErrorKind::InvalidInput => error.into(),
         _ => Failure::target(error),
@@ -30,9 +35,11 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
     for (engine, why) in &comparison.left_out {
         complain(&format!("note: {} is left out: {why}", engine.name()));
     }
-    let mut out = super::output::text_stdout()?;
+    let mut out = super::output::results(None)?;
     match &args.json {
-        Some(path) if path.as_os_str() == "-" => super::output::print_json(&comparison.json())?,
+        Some(path) if path.as_os_str() == "-" => {
+            super::output::write_json(&mut out, &comparison.json())?
+        }
         Some(path) => {
             write(path, &format!("{:#}\n", comparison.json()))?;
             write!(out, "{}", comparison.table())?;
@@ -40,5 +47,8 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
         None => write!(out, "{}", comparison.table())?,
     }
     out.flush()?;
+    if comparison.interrupted {
+        check_interrupted()?;
+    }
     Ok(())
 }

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_args;
 mod bench_holes;
+mod bench_text;
 mod cache_table;
 mod cat;
 mod compare;
@@ -14,6 +16,7 @@ mod docs;
 mod events;
 mod failure;
 mod fiemap;
+mod fio_options;
 mod get;
 mod info;
 mod list;
@@ -108,7 +111,7 @@ enum Command {
     /// Shows where a file's data lies on the device
     Fiemap(fiemap::FiemapArgs),
     /// Measures a load on one file, in fio's words
-    Bench(bench::BenchArgs),
+    Bench(Box<bench_args::BenchArgs>),
     /// Measures the kernel's xfs and xtent on the same image
     Compare(compare::CompareArgs),
     /// Serves a disk image or memory as an NVMe controller to other processes
@@ -175,7 +178,10 @@ type LocalPath = PathBuf;
 
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return fio_options::explain(&error),
+    };
     if let Err(failure) = log::install() {
         return failure.report();
     }

@@ -8,12 +8,16 @@ use serde_json::{Map, Value, json};
 use xtent::internals::sys::interrupted;
 use xtent::volume::{FileType, Metadata, Timestamp};
 
+use crate::bench::calendar::civil;
 use crate::bench::terminal::{self, TextOut};
 
 /// Standard output without Rust's line buffer: large writes go straight through.
 pub(super) fn raw_stdout() -> io::Result<RawOut> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(RawOut(file))
+    Ok(RawOut {
+        file,
+        also_interrupted: false,
+    })
 }
 
 /// Standard output for text: on a terminal, control characters are escaped.
@@ -23,25 +27,48 @@ pub(super) fn text_stdout() -> io::Result<TextOut<RawOut>> {
 
 /// Prints JSON and a newline to standard output.
 pub(super) fn print_json(value: &Value) -> io::Result<()> {
+    write_json(&mut raw_stdout()?, value)
+}
+
+/// Writes JSON and a newline.
+pub(super) fn write_json(out: &mut impl Write, value: &Value) -> io::Result<()> {
     let text = format!("{value:#}\n");
-    let mut out = raw_stdout()?;
     out.write_all(terminal::json(&text).as_bytes())?;
     out.flush()
+}
+
+/// Where results go that are also shown after an interruption: this file, or standard output. The process
+/// ends within its grace time where nothing reads it.
+pub(super) fn results(file: Option<File>) -> io::Result<TextOut<RawOut>> {
+    let is_terminal = file.is_none() && io::stdout().is_terminal();
+    let file = match file {
+        Some(file) => file,
+        None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+    };
+    let out = RawOut {
+        file,
+        also_interrupted: true,
+    };
+    Ok(TextOut::new(out, is_terminal))
 }
 
 /// A descriptor to write to. A signal ends a write that waits for a reader: `write_all` on a file of the
 /// standard library would wait again.
 #[derive(Debug)]
-pub(super) struct RawOut(File);
+pub(super) struct RawOut {
+    file: File,
+    /// Writes go on after the user interrupted.
+    also_interrupted: bool,
+}
 
 impl Write for RawOut {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             // A signal cuts a write short that waits: the rest of it would wait again.
-            if interrupted().is_some() {
+            if !self.also_interrupted && interrupted().is_some() {
                 return Err(io::Error::other("interrupted"));
             }
-            match self.0.write(bytes) {
+            match self.file.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
             }
@@ -49,7 +76,7 @@ impl Write for RawOut {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.file.flush()
     }
 }
 
@@ -124,34 +151,6 @@ pub(super) fn device_numbers(rdev: u64) -> (u32, u32) {
     (libc::major(rdev), libc::minor(rdev))
 }
 
-/// Year, month, day, hour, minute, second in UTC (proleptic Gregorian).
-fn civil(seconds: i64) -> (i64, u32, u32, u32, u32, u32) {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days since 0000-03-01, in eras of 400 years.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let small = |value: i64| u32::try_from(value).unwrap_or(0);
-    (
-        year,
-        small(month),
-        small(day),
-        small(rest / 3600),
-        small(rest / 60 % 60),
-        small(rest % 60),
-    )
-}
-
 /// `2026-11-21 22:44` in UTC.
 pub(super) fn short_time(time: Timestamp) -> String {
     let (year, month, day, hour, minute, _) = civil(time.seconds);
@@ -203,6 +202,15 @@ pub(super) fn waiting(name: &str) -> &str {
         "interrupt" => "interrupts",
         "adaptive" => "polling, then interrupts",
         other => other,
+    }
+}
+
+/// Which thread carries the commands out.
+pub(super) fn controller_text(mode: &str) -> &str {
+    match mode {
+        "inline" => "inline (on the thread that waits)",
+        "threaded" => "threaded (on a thread of its own)",
+        _ => "none (device)",
     }
 }
 

@@ -60,6 +60,70 @@ pub(super) fn share(text: &str) -> Result<Share, String> {
         .ok_or_else(|| "give bytes, or 1% to 100%".into())
 }
 
+impl Share {
+    /// The offset that it names in a file of this length.
+    pub(super) fn start(self, len_bytes: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            // On a block of 4 KiB, as direct I/O needs it.
+            Self::Percent(_) => self.of(len_bytes) & !4095,
+        }
+    }
+}
+
+/// A flag's value, as fio has it.
+pub(super) fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("give 0 or 1".into()),
+    }
+}
+
+/// Percentiles in rising order.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PercentileList(pub(super) Vec<f64>);
+
+/// `50:99:99.9999`, as fio has it, or with commas; 20 at most.
+pub(super) fn percentiles(text: &str) -> Result<PercentileList, String> {
+    let mut list = Vec::new();
+    for part in text.split([':', ',']) {
+        match part.trim().parse::<f64>() {
+            Ok(percent) if percent > 0.0 && percent <= 100.0 => list.push(percent),
+            _ => return Err(format!("`{part}`: give percentages between 0 and 100")),
+        }
+    }
+    if list.len() > 20 {
+        return Err("give 20 percentiles at most".into());
+    }
+    list.sort_by(f64::total_cmp);
+    list.dedup();
+    Ok(PercentileList(list))
+}
+
+/// Numbers of CPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Cpus(pub(super) Vec<usize>);
+
+/// The most CPUs that Linux can be built for on x86-64.
+const MOST_CPUS: usize = 8192;
+
+/// `0-3,6`.
+pub(super) fn cpus(text: &str) -> Result<Cpus, String> {
+    let mut list = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|&n| n < MOST_CPUS);
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => list.extend(first..=last),
+            _ => return Err(format!("`{part}`: give CPU numbers as in 0-3,6")),
+        }
+    }
+    list.sort_unstable();
+    list.dedup();
+    Ok(Cpus(list))
+}
+
 /// `10`, `1.5`, `10s`, `2m`, `500ms`, `1h`: seconds without a unit.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -107,6 +171,24 @@ mod tests {
         for bad in ["", "800", "1777", "-1", "rw", "0o600"] {
             assert!(mode(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn lists_of_percentiles_and_cpus_as_fio_writes_them() {
+        let list = |text| percentiles(text).map(|list| list.0);
+        assert_eq!(list("50:99.9999"), Ok(vec![50.0, 99.9999]));
+        assert_eq!(list("99,50,99"), Ok(vec![50.0, 99.0]));
+        for wrong in ["", "0", "101", "x", "50:", "nan"] {
+            assert!(list(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(cpus("0-2,5"), Ok(Cpus(vec![0, 1, 2, 5])));
+        for wrong in ["", "3-1", "-1", "0-", "9999999", "0-9999999999999"] {
+            assert!(cpus(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((flag("1"), flag("0")), (Ok(true), Ok(false)));
+        assert!(flag("maybe").is_err());
+        assert_eq!(share("50%").map(|s| s.start(10_000)), Ok(4096));
+        assert_eq!(share("0").map(|s| s.start(10_000)), Ok(0));
     }
 
     #[test]

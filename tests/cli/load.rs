@@ -39,12 +39,30 @@ fn words_mean_what_they_mean_to_fio() {
         ("--rw=read --numjobs=3", 3 * pass),
         ("--rw=randread --numjobs=2 --number_ios=100", 200),
         ("--rw=read --ramp_time=0 --number-ios=7", 7),
+        ("--readwrite=randread --blocksize=4k", pass),
+        (
+            "--rw=randread --runtime=600 --time_based=1 --number_ios=9",
+            9,
+        ),
+        ("--rw=read --runtime=600 --time-based=0", pass),
+        ("--rw=read --offset=1m", (BYTES - (1 << 20)) / 4096),
+        ("--rw=randread --offset=1m --size=64k", 16),
+        // Of the whole file, down to a block.
+        ("--rw=read --offset=50% --size=25%", BYTES / 4 / 4096),
+        ("--rw=read --direct=1 --buffered=0 --group_reporting", pass),
+        ("--rw=read --direct=0", pass),
+        ("--rw=readwrite --rwmixwrite=0", pass),
     ] {
         let words: Vec<_> = words.split(' ').collect();
         assert_eq!(counts(&target, &words), (reads, 0), "{words:?}");
     }
     run(2, &["bench", &target, "/data", "--time-based"]);
     run(2, &["bench", &target, "/data", "--size", "101%"]);
+    for beyond in ["--offset=3m", "--offset=100"] {
+        run(2, &["bench", &target, "/data", beyond]);
+    }
+    run(2, &["bench", &target, "/data", "--offset=1m", "--size=2m"]);
+    run(2, &["bench", "--raw", &target, "--buffered"]);
 }
 
 #[test]
@@ -100,6 +118,12 @@ fn several_jobs_leave_no_block_out_and_verify_their_own() {
     ];
     run(0, &write);
     run(0, &["bench", &target, "/data", "--rw", "read", "--verify"]);
+    // From an offset, too.
+    let part = ["--rw=randrw", "--verify", "--offset=1m", "--seed=7"];
+    run(0, &[&["bench", &target, "/data"], &part[..]].concat());
+    let part = ["--rw=read", "--verify", "--size=1m"];
+    run(0, &[&["bench", &target, "/data"], &part[..]].concat());
+    run(0, &write);
     // What no job wrote is not looked at.
     let some = [
         "--rw",
@@ -159,4 +183,6 @@ fn holes_and_preallocated_blocks_are_said() {
     }
     let (_, stderr) = run(0, &["bench", &target, "/sparse", "--size", "1m"]);
     assert!(!stderr.contains("holes"), "{stderr}");
+    let (_, stderr) = run(0, &["bench", &target, "/sparse", "--offset", "1m"]);
+    assert!(stderr.contains("7.00 MiB are holes"), "{stderr}");
 }

@@ -1,6 +1,7 @@
 //! One signal ends every command, whatever it waits for.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -95,6 +96,74 @@ fn a_command_that_waits_for_a_fifo_or_a_server_ends() {
     assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{status}");
     assert!(status.signal().is_none());
     drop(stream);
+}
+
+/// Starts it with its output kept, interrupts it while it measures, and returns what it printed.
+fn interrupted_output(args: &[&str]) -> String {
+    // On a busy machine it may take a while until something is measured: then there are no results yet.
+    for seconds in [0, 1, 4, 16, 40] {
+        let mut child = start(args, Stdio::piped());
+        let mut stdout = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        std::thread::sleep(Duration::from_secs(seconds));
+        let status = end(child, libc::SIGINT);
+        assert_eq!(status.code(), Some(130), "{status}");
+        let text = reader.join().unwrap();
+        if !text.is_empty() {
+            return text;
+        }
+    }
+    panic!("no results: {args:?}");
+}
+
+#[test]
+fn an_interrupted_measurement_shows_the_results_so_far() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let long = ["--runtime", "600"];
+    for rw in ["--rw=randread", "--rw=randwrite"] {
+        let bench = [&["bench", &target, "/data", "--time_based", rw], &long[..]].concat();
+        let text = interrupted_output(&bench);
+        assert!(
+            text.contains("INTERRUPTED after") && text.contains("IOPS="),
+            "{text}"
+        );
+        let text = interrupted_output(&[&bench[..], &["--json"]].concat());
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["interrupted"], true);
+        let job = &value["jobs"][0];
+        let ios = |name: &str| job[name]["total_ios"].as_u64().unwrap();
+        assert!(ios("read") + ios("write") > 0);
+    }
+    let files = ["--read-file", "/data", "--write-file", "/dir/copy"];
+    let compare = [
+        "compare",
+        "--image",
+        &target,
+        "--ramp-time",
+        "0",
+        "--no-kernel",
+    ];
+    let compare = [&compare[..], &files, &long].concat();
+    let text = interrupted_output(&compare);
+    assert!(text.starts_with("INTERRUPTED"), "{text}");
+    assert!(text.contains("4k random read, depth 1*"), "{text}");
+    let text = interrupted_output(&[&compare[..], &["--json", "-"]].concat());
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["interrupted"], true);
+    let round = &value["workloads"][0]["xtent"]["rounds"][0];
+    assert_eq!(round["interrupted"], true);
+    assert!(round["read"]["total_ios"].as_u64() > Some(0));
+    let engines = ["compare", "--engines", "native", "--target", &target];
+    let engines = [&engines[..], &long, &["--json", "-"]].concat();
+    let value: serde_json::Value = serde_json::from_str(&interrupted_output(&engines)).unwrap();
+    assert_eq!(value["interrupted"], true);
 }
 
 #[test]

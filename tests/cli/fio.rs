@@ -1,0 +1,307 @@
+//! `xtent bench` as users and tools of fio meet it: options, JSON, logs.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::common;
+use super::{json, path_of, prototype_image, run, text};
+
+fn bench<'a>(target: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["bench", target, "/data"], more].concat()
+}
+
+fn sum_of_bins(latency: &Value) -> u64 {
+    let bins = latency["bins"].as_object().unwrap();
+    bins.values().map(|count| count.as_u64().unwrap()).sum()
+}
+
+#[test]
+fn json_is_read_by_fios_own_tool() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let dir = tempfile::tempdir().unwrap();
+    let (source, csv) = (dir.path().join("x.json"), dir.path().join("x.csv"));
+    let output = format!("--output={}", source.display());
+    let words = "--rw=randrw --iodepth=4 --numjobs=2 --group_reporting=0 --lat_percentiles=1 --slat_percentiles=1 \
+                 --output-format=json+";
+    let mut args = bench(&target, &words.split_ascii_whitespace().collect::<Vec<_>>());
+    args.push(&output);
+    let (stdout, _) = run(0, &args);
+    assert!(stdout.is_empty(), "it goes to the file alone");
+    let value: Value = serde_json::from_slice(&fs::read(&source).unwrap()).unwrap();
+    assert_eq!(value["jobs"].as_array().unwrap().len(), 2);
+    for job in value["jobs"].as_array().unwrap() {
+        for direction in ["read", "write"] {
+            for latency in ["slat_ns", "clat_ns", "lat_ns"] {
+                let latency = &job[direction][latency];
+                assert_eq!(latency["N"], job[direction]["total_ios"]);
+                assert_eq!(sum_of_bins(latency), latency["N"].as_u64().unwrap());
+            }
+        }
+    }
+    if !common::has_tool("fio_jsonplus_clat2csv") {
+        common::skipped("fio_jsonplus_clat2csv is not installed (Debian's package fio)");
+        return;
+    }
+    let convert = |more: &[&str]| {
+        let output = Command::new("fio_jsonplus_clat2csv")
+            .arg(&source)
+            .arg(&csv)
+            .args(more)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    convert(&[]);
+    let validated = convert(&["--validate"]);
+    assert_eq!(validated.matches("validated").count(), 2, "{validated}");
+    let lines = fs::read_to_string(dir.path().join("x_job1.csv")).unwrap();
+    assert!(lines.lines().count() > 5, "{lines}");
+}
+
+/// What fio-plot 1.1 looks up in each file.
+#[test]
+fn json_has_what_fio_plot_reads() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let value = json(&bench(&path_of(&image), &["--rw=randread", "--json"]));
+    assert!(value["fio version"].is_string());
+    let job = &value["jobs"][0];
+    for key in ["rw", "bs", "iodepth", "numjobs"] {
+        assert!(!job["job options"][key].is_null(), "{key}");
+    }
+    assert!(job["jobname"].is_string() && job["usr_cpu"].is_number() && job["sys_cpu"].is_number());
+    for key in ["bw", "iops", "iops_stddev"] {
+        assert!(job["read"][key].is_number(), "{key}");
+    }
+    for key in ["mean", "stddev"] {
+        assert!(job["read"]["lat_ns"][key].is_number(), "{key}");
+    }
+    for (key, classes) in [("latency_ns", 10), ("latency_us", 10), ("latency_ms", 12)] {
+        assert_eq!(job[key].as_object().unwrap().len(), classes);
+    }
+    assert_eq!(job["trim"]["total_ios"], 0);
+    // What every result names.
+    for key in [
+        "target",
+        "controller",
+        "wait",
+        "memory",
+        "hugepages",
+        "environment",
+    ] {
+        assert!(!value[key].is_null(), "{key}");
+    }
+    assert_eq!(value["interrupted"], false);
+}
+
+#[test]
+fn latencies_jobs_and_processor_time_are_shown() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let words = "--rw=randrw --numjobs=2 --fsync=16 --percentile_list=50:99.9999 --name=mine";
+    let words: Vec<_> = words.split(' ').collect();
+    let shown = text(&bench(&target, &words));
+    for text in [
+        "mine: rw=randrw",
+        "slat (",
+        "clat (",
+        " lat (",
+        "sync (",
+        "clat percentiles (",
+        " 50.0000th=[",
+        "cpu: usr=",
+        "sys=",
+        "  job 1: IOPS=",
+        "  job 2: IOPS=",
+        "controller: ",
+        "waiting by ",
+    ] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    // Of a few hundred operations none is a 99.9999th percentile.
+    let marked = shown
+        .lines()
+        .any(|l| l.contains("99.9999th=[") && l.ends_with("]*"));
+    assert!(
+        marked && shown.contains("too few for this percentile"),
+        "{shown}"
+    );
+    let value = json(&bench(&target, &[&words[..], &["--json"]].concat()));
+    let job = &value["jobs"][0];
+    assert_eq!(job["jobname"], "mine");
+    let clat = &job["read"]["clat_ns"];
+    assert_eq!(clat["percentile_too_few_samples"][0], "99.999900");
+    let writes = job["write"]["total_ios"].as_u64().unwrap();
+    let syncs = job["sync"]["total_ios"].as_u64().unwrap();
+    assert!(
+        syncs > 0 && syncs <= writes / 16,
+        "{syncs} syncs of {writes} writes"
+    );
+    assert_eq!(job["sync"]["lat_ns"]["N"], syncs);
+    let each = job["per_job"].as_array().unwrap();
+    let ios = |job: &Value| job["read"]["total_ios"].as_u64().unwrap();
+    assert_eq!(each.iter().map(ios).sum::<u64>(), ios(job));
+    // In one call there is nothing between submission and completion.
+    let value = json(&bench(&target, &["--buffered", "--json"]));
+    let read = &value["jobs"][0]["read"];
+    assert_eq!(read["slat_ns"]["N"], 0);
+    assert_eq!(read["lat_ns"]["mean"], read["clat_ns"]["mean"]);
+}
+
+#[test]
+fn histogram_logs_have_every_operation() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("log");
+    let hlog = dir.path().join("log.hlog");
+    let logs = [
+        format!("--write_hist_log={}", prefix.display()),
+        format!("--write-hlog={}", hlog.display()),
+    ];
+    let words = ["--rw=randrw", "--numjobs=2", "--log_hist_msec=10", "--json"];
+    let value = json(&bench(
+        &target,
+        &[&words[..], &[&logs[0], &logs[1]]].concat(),
+    ));
+    for (number, job) in value["jobs"][0]["per_job"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let log = dir.path().join(format!("log_clat_hist.{}.log", number + 1));
+        let mut counts = [0, 0];
+        for line in fs::read_to_string(log).unwrap().lines() {
+            let fields: Vec<u64> = line.split(", ").map(|n| n.parse().unwrap()).collect();
+            // As fio 3.33: time, direction, block size, 29 * 64 buckets.
+            assert_eq!((fields.len(), fields[2]), (3 + 29 * 64, 4096));
+            counts[usize::try_from(fields[1]).unwrap()] += fields[3..].iter().sum::<u64>();
+        }
+        assert_eq!(job["read"]["total_ios"], counts[0]);
+        assert_eq!(job["write"]["total_ios"], counts[1]);
+    }
+    let hlog = fs::read_to_string(hlog).unwrap();
+    assert!(
+        hlog.starts_with("#[Histogram log format version 1.3]"),
+        "{hlog}"
+    );
+    for tag in ["Tag=read-1,", "Tag=write-1,", "Tag=read-2,", "Tag=write-2,"] {
+        assert!(
+            hlog.lines().any(|line| line.starts_with(tag)),
+            "{tag}: {hlog}"
+        );
+    }
+    run(1, &bench(&target, &["--write-hlog=/no/such/directory/x"]));
+}
+
+#[test]
+fn jobs_run_on_the_cpus_that_are_allowed() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let first = allowed.unwrap().trim().split([',', '-']).next().unwrap();
+    run(0, &bench(&target, &[&format!("--cpus_allowed={first}")]));
+    let (_, stderr) = run(2, &bench(&target, &["--cpus-allowed=8000"]));
+    assert!(stderr.contains("--cpus-allowed"), "{stderr}");
+    run(2, &bench(&target, &["--cpus-allowed=x"]));
+}
+
+#[test]
+fn options_and_job_files_that_only_fio_has_are_rejected() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = dir.path().join("load.fio");
+    fs::write(&job, "[global]\nrw=read\n").unwrap();
+    let job = job.to_str().unwrap();
+    for (args, words) in [
+        (
+            &["x.img", "/data", "--rate=1m"][..],
+            "--rate is an option of fio",
+        ),
+        (&["x.img", "/data", "--rate_iops", "100"], "run fio itself"),
+        (
+            &["x.img", "/data", "--random_distribution=zipf:1.2"],
+            "run fio itself",
+        ),
+        (
+            &["x.img", "/data", "--bssplit=4k/50:8k/50"],
+            "run fio itself",
+        ),
+        (&["x.img", "--filename=/data"], "xtent bench TARGET PATH"),
+        (
+            &["x.img", "/data", "--ioengine=libaio"],
+            "the target chooses the engine",
+        ),
+        (&[job], "reads no job files"),
+        (&[job, "--rw=read"], "reads no job files"),
+        (&[job, "/data"], "reads no job files"),
+    ] {
+        let (_, stderr) = run(2, &[&["bench"], args].concat());
+        assert!(stderr.contains(words), "{args:?}: {stderr}");
+    }
+    let (_, stderr) = run(2, &["bench", "x.img", "/data", "--frobnicate"]);
+    assert!(
+        stderr.contains("unexpected argument '--frobnicate'"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn the_help_lists_the_differences_from_fio() {
+    let help = text(&["bench", "--help"]);
+    for word in [
+        "Differences from fio",
+        "--rate",
+        "--verify is a flag",
+        "job files",
+        "--percentile-list",
+        "--write-hist-log",
+        "Ctrl-C",
+    ] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
+}
+
+#[test]
+fn progress_has_units() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    if !common::has_tool("script") {
+        common::skipped("script (a terminal for the command) is not installed");
+        return;
+    }
+    let command = format!(
+        "{} bench {} /data --rw=randread --runtime=4 --time_based",
+        env!("CARGO_BIN_EXE_xtent"),
+        path_of(&image)
+    );
+    let output = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown}");
+    let line = shown.split(['\r', '\n']).find(|line| line.contains("ETA"));
+    let line = line.unwrap_or_else(|| panic!("no progress: {shown}"));
+    for word in ["randread: ", " IOPS, ", "B/s, ETA "] {
+        assert!(line.contains(word), "{line}");
+    }
+}
