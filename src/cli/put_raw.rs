@@ -4,6 +4,7 @@ use std::fs::File as HostFile;
 use std::io::Read;
 use std::path::Path;
 
+use xtent::ErrorKind;
 use xtent::internals::block::Op;
 use xtent::internals::target::RawIo;
 use xtent::internals::units::Lba;
@@ -82,24 +83,36 @@ fn each(
     let mut at = [0; CHUNKS_IN_FLIGHT];
     let mut free: Vec<usize> = (0..CHUNKS_IN_FLIGHT).collect();
     let (mut next, mut failure) = (span.start, None);
+    // The slot with the piece at `next`, where the target did not take it yet.
+    let mut filled = None;
     loop {
         while next < span.end
             && failure.is_none()
             && xtent::internals::sys::interrupted().is_none()
-            && let Some(slot) = free.pop()
+            && let Some(slot) = filled.or_else(|| free.pop())
         {
             let buffer = raw.slot_mut(slot).unwrap_or_default();
             let piece = buffer.len() as u64;
-            let filled =
-                before(buffer).and_then(|()| Ok(raw.submit(slot, op, Lba(next / block))?));
-            if let Err(error) = filled {
+            if filled.is_none()
+                && let Err(error) = before(buffer)
+            {
                 failure = Some(error);
                 free.push(slot);
                 break;
             }
-            (at[slot], next) = (next, next + piece);
+            filled = Some(slot);
+            match raw.submit(slot, op, Lba(next / block)) {
+                Ok(()) => (filled, at[slot], next) = (None, next, next + piece),
+                // Writes pause while another program has the file behind the target open.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    failure = Some(error.into());
+                    break;
+                }
+            }
         }
-        if raw.outstanding() == 0 {
+        let is_stopped = failure.is_some() || xtent::internals::sys::interrupted().is_some();
+        if raw.outstanding() == 0 && (filled.is_none() || is_stopped) {
             break;
         }
         let mut ended = Vec::new();
