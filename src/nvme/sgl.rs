@@ -6,14 +6,9 @@
 //! (MSDBD, the most descriptors of a command, is a limit of message based transports.)
 
 use super::prp::{List, Prp};
-use super::spec::{
-    PAGE_BYTES, SGL_DATA_BLOCK, SGL_DESCRIPTOR_BYTES, SGL_LAST_SEGMENT, SGL_TYPE_SHIFT,
-};
-use super::split::Cursor;
+use super::spec::{SGL_DATA_BLOCK, SGL_DESCRIPTOR_BYTES, SGL_LAST_SEGMENT, SGL_TYPE_SHIFT};
+use super::split::{Cursor, MAX_DESCRIPTORS};
 use crate::mem::Segment;
-
-/// Most descriptors of one command.
-pub(super) const MAX_DESCRIPTORS: usize = PAGE_BYTES / SGL_DESCRIPTOR_BYTES;
 
 /// How many of `limit_bytes` bytes from the cursor one command can name, in whole blocks.
 pub(super) fn reach(segments: &[Segment], at: Cursor, limit_bytes: u32, block_shift: u32) -> u32 {
@@ -73,6 +68,7 @@ fn descriptor(kind: u8, address: u64, len_bytes: u32) -> Prp {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec::PAGE_BYTES;
     use super::*;
     use crate::mem::{Heap, HeapConfig, HugePages, SharedWords};
     use crate::units::Iova;

@@ -1,9 +1,11 @@
 //! How far one command may reach: the device's largest transfer (MDTS), its optimal boundary (NOIOB), what
 //! a PRP list can name, 65,536 blocks (NLB has 16 bits, NVM 3.2.4), and the seams between memory segments.
 
-use super::sgl::MAX_DESCRIPTORS;
-use super::spec::PAGE_BYTES;
+use super::spec::{PAGE_BYTES, SGL_DESCRIPTOR_BYTES};
 use crate::mem::Segment;
+
+/// Most descriptors of one command.
+pub(super) const MAX_DESCRIPTORS: usize = PAGE_BYTES / SGL_DESCRIPTOR_BYTES;
 
 /// Most bytes of one command: a PRP list is one page, and the first page of the memory is named apart.
 pub(super) const PRP_MAX_BYTES: u32 = 2 << 20;

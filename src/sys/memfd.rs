@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use super::{HUGE_PAGE_BYTES, file_size_limit};
+use super::file_size_limit;
+
+/// The hugepage size that arenas are made of, in bytes.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A file of `len_bytes` in memory, all zeroes; with `huge` of 2 MiB hugepages, reserved when it is mapped.
 /// Its length is sealed: whoever else gets it can neither cut nor grow it.

@@ -49,8 +49,10 @@ pub use limits::{available_bytes, charge_room_bytes, memory_limit_bytes};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use loopstat::{FileId, file_serial, loop_device_of};
 pub use membarrier::{heavy_barrier, light_barrier};
-pub use memfd::{is_eventfd, is_local_file, is_memory, memory_file, memory_page_bytes};
-pub use pages::{HUGE_PAGE_BYTES, PageKind, Pages, prefer_huge_pages};
+pub use memfd::{
+    HUGE_PAGE_BYTES, is_eventfd, is_local_file, is_memory, memory_file, memory_page_bytes,
+};
+pub use pages::{PageKind, Pages, prefer_huge_pages};
 pub use peer::SocketPeer;
 pub use peerfds::PeerFds;
 pub use process_limit::{ProcessLimit, address_space_left, limit_error};

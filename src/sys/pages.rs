@@ -7,10 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use super::memory_file;
-
-/// The hugepage size that arenas are made of, in bytes.
-pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+use super::{HUGE_PAGE_BYTES, memory_file};
 
 /// What stands behind a piece of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

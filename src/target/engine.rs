@@ -77,7 +77,7 @@ impl Engine {
         match self {
             Self::Uring(disk) => Ok(super::uring::info(disk.info())),
             #[cfg(feature = "spdk")]
-            Self::Spdk(controller) => Ok(super::spdk::info(controller.info())),
+            Self::Spdk(controller) => Ok(super::spdk_info::info(controller.info())),
             Self::Nvme { controller, nsid } => {
                 let info = controller.info();
                 let namespace = usable_namespace(&info.namespaces, *nsid)?;

@@ -24,6 +24,8 @@ mod options;
 pub(crate) mod raw;
 mod sigbus;
 mod spdk;
+#[cfg(feature = "spdk")]
+mod spdk_info;
 pub(crate) mod spec;
 mod uring;
 

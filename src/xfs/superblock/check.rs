@@ -4,7 +4,7 @@
 
 use super::super::format::superblock::{self as layout, SuperblockLayout};
 use super::super::geometry::{FsBlock, Geometry, Ino};
-use super::{Features, bit_names, known_mask};
+use super::features::{Features, bit_names, known_mask};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Refuses what this code cannot handle, by name.
