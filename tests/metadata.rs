@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -215,6 +215,51 @@ fn an_attribute_that_is_being_removed_is_not_there() {
     set_checksum(block, 12);
     disk.file.write_all_at(block, at as u64).unwrap();
     assert!(matches!(has(&mut disk), (Ok(false), true)));
+}
+
+#[test]
+fn attributes_of_every_form_are_listed_with_their_values() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    let value = |len: usize| (0..=250_u8).cycle().take(len).collect::<Vec<u8>>();
+    let full_name = |i: usize| format!("{}.a{i}", ["user", "trusted", "security"][i % 3]);
+    // Short form, one leaf, a tree of leaves, values in blocks of their own.
+    let files = [
+        ("none", vec![]),
+        ("short", vec![0, 1, 20]),
+        ("leaf", vec![0, 100, 255, 256, 1000]),
+        ("tree", (0..400).map(|i| 100 + i % 50).collect()),
+        ("remote", vec![4000, 5000, 65_535, 65_536, 10]),
+    ];
+    for (name, lens) in &files {
+        let path = mount.path().join(name);
+        create(&path, 0);
+        for (i, len) in lens.iter().enumerate() {
+            sys::set_xattr(&path, &full_name(i), &value(*len)).unwrap();
+        }
+    }
+    mount.unmount();
+    let volume = Volume::open(&format!("image:{}", image.path().display())).unwrap();
+    let mut io = volume.io().unwrap();
+    for (name, lens) in &files {
+        let metadata = volume.metadata(&mut io, name).unwrap();
+        let mut found = BTreeMap::new();
+        volume
+            .each_xattr(&mut io, &metadata, |name, value| {
+                let name = String::from_utf8(name.to_vec()).unwrap();
+                assert!(found.insert(name, value.to_vec()).is_none());
+                Ok(())
+            })
+            .unwrap();
+        let expected = lens.iter().enumerate();
+        let expected = expected.map(|(i, len)| (full_name(i), value(*len)));
+        assert!(found == expected.collect(), "{name}");
+    }
+    drop((io, volume));
+    image.assert_clean();
 }
 
 /// A file of many extents in an image of 1 KiB blocks, so that its btree and those of free space are high.

@@ -42,6 +42,7 @@ mod path;
 mod reader;
 mod walk;
 mod whole;
+mod xattr;
 
 pub use crate::cache::{CacheStats, View, ViewMut};
 pub use crate::iomap::{FiemapExtent, FiemapFlags};

@@ -336,6 +336,25 @@ impl Volume {
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
+    /// Calls `visit` with the name and the value of each extended attribute of a file, as listxattr() and getxattr()
+    /// give them to root: also the access control lists, as `system.posix_acl_access` and `system.posix_acl_default`
+    /// besides the `trusted` attributes that hold them on disk. `metadata` must be of this volume; at most 64 KiB of a
+    /// value are in memory at a time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the attributes are broken; those of the device and of `visit`.
+    #[doc(hidden)]
+    pub fn each_xattr(
+        &self,
+        io: &mut Io,
+        metadata: &Metadata,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        io.check_volume(&self.shared)?;
+        let ino = Ino(metadata.ino);
+        super::xattr::each(&self.shared.fs, &mut io.core, ino, &mut visit)
+    }
+
     /// Whether an inode has a POSIX access control list. Then the group bits of its mode are the list's mask,
     /// not the rights of its group (acl(5)).
     #[doc(hidden)]

@@ -1,14 +1,18 @@
-//! Extended attributes: whether an inode has one of a name.
+//! Extended attributes: whether an inode has one of a name, and all that it has.
 //!
 //! Few lie in the inode (short form); more in one leaf block; then in several, with a tree of hashes above
 //! (the same nodes as of a directory). A walk goes down one level each step and then along the leaves while
 //! the hash goes on, so that it ends on any disk.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod list;
+
+pub use list::Visit;
+
 use zerocopy::FromBytes;
 
 use super::circle::Circle;
-use super::format::attr::{self as layout, LeafHeader};
+use super::format::attr::{self as layout, Attribute, LeafHeader};
 use super::format::dir::{self as da, DaHeader, hash_name};
 use super::format::inode::{self, InodeCore};
 use super::format::{BASIC_BLOCK_BYTES, checksum_ok};
@@ -60,26 +64,15 @@ impl Fs {
         namespace: u8,
         name: &[u8],
     ) -> Result<bool> {
-        let Some(fork) = &inode.attributes else {
-            return Ok(false);
+        let is_it = |entry: &Attribute<'_>| {
+            entry.flags & layout::NAMESPACE == namespace
+                && entry.flags & layout::FLAG_INCOMPLETE == 0
+                && entry.name == name
         };
-        let is_it = |flags: u8, other: &[u8]| {
-            flags & layout::NAMESPACE == namespace
-                && flags & layout::FLAG_INCOMPLETE == 0
-                && other == name
-        };
-        let fork = match fork.form {
-            inode::FORMAT_LOCAL => {
-                let names = layout::short_names(&fork.raw).map_err(|what| bad_fork(inode, what))?;
-                return Ok(names.into_iter().any(|(flags, name)| is_it(flags, name)));
-            }
-            inode::FORMAT_EXTENTS if fork.nextents == 0 => return Ok(false),
-            inode::FORMAT_EXTENTS => {
-                let (raw, addr) = (&fork.raw, inode.addr_bytes);
-                Fork::Extents(extent_fork(self.geometry(), raw, fork.nextents, addr)?)
-            }
-            inode::FORMAT_BTREE => Fork::Btree(fork.raw.clone()),
-            _ => return Err(bad_fork(inode, "unknown form")),
+        let fork = match self.attribute_fork(inode)? {
+            Content::None => return Ok(false),
+            Content::Short(entries) => return Ok(entries.iter().any(is_it)),
+            Content::Blocks(fork) => fork,
         };
         let search = Search {
             fs: self,
@@ -89,6 +82,33 @@ impl Fs {
         };
         search.any(io, is_it)
     }
+
+    /// What the attribute fork of an inode holds.
+    fn attribute_fork<'a>(&self, inode: &'a Inode) -> Result<Content<'a>> {
+        let Some(fork) = &inode.attributes else {
+            return Ok(Content::None);
+        };
+        Ok(match fork.form {
+            inode::FORMAT_LOCAL => Content::Short(
+                layout::short_entries(&fork.raw).map_err(|what| bad_fork(inode, what))?,
+            ),
+            inode::FORMAT_EXTENTS if fork.nextents == 0 => Content::None,
+            inode::FORMAT_EXTENTS => {
+                let (raw, addr) = (&fork.raw, inode.addr_bytes);
+                let map = extent_fork(self.geometry(), raw, fork.nextents, addr)?;
+                Content::Blocks(Fork::Extents(map))
+            }
+            inode::FORMAT_BTREE => Content::Blocks(Fork::Btree(fork.raw.clone())),
+            _ => return Err(bad_fork(inode, "unknown form")),
+        })
+    }
+}
+
+/// What an attribute fork holds.
+enum Content<'a> {
+    None,
+    Short(Vec<Attribute<'a>>),
+    Blocks(Fork),
 }
 
 #[cold]
@@ -106,53 +126,80 @@ struct Search<'a> {
     hash: u32,
 }
 
+/// Where a walk along the leaves stands.
+struct Leaves {
+    circle: Circle,
+    /// Block of the attribute fork.
+    at: u64,
+    leaf: DirBlock,
+}
+
 impl Search<'_> {
     /// Whether an entry of the hash is the one.
-    fn any(&self, io: &mut impl MetaIo, is_it: impl Fn(u8, &[u8]) -> bool) -> Result<bool> {
-        let (mut leaf_at, mut leaf) = self.first_leaf(io)?;
-        let mut circle = Circle::new(leaf_at);
+    fn any(&self, io: &mut impl MetaIo, is_it: impl Fn(&Attribute<'_>) -> bool) -> Result<bool> {
+        let mut leaves = self.leaves(io)?;
         loop {
-            let bad = |what| self.bad(&leaf, what);
+            let leaf = &leaves.leaf;
+            let bad = |what| self.bad(leaf, what);
             let entries = layout::leaf_entries(&leaf.data).map_err(bad)?;
             let first = entries.partition_point(|entry| entry.hash.get() < self.hash);
             for entry in entries.iter().skip(first) {
                 if entry.hash.get() != self.hash {
                     return Ok(false);
                 }
-                let name = layout::leaf_name(&leaf.data, entry).map_err(bad)?;
-                if is_it(entry.flags, name) {
+                if is_it(&layout::leaf_entry(&leaf.data, entry).map_err(bad)?) {
                     return Ok(true);
                 }
             }
-            let (header, _) =
-                LeafHeader::ref_from_prefix(&leaf.data).map_err(|_| bad("too short"))?;
-            let next_at = u64::from(header.info.forw.get());
-            let last_hash = entries.last().map_or(0, |entry| entry.hash.get());
-            if next_at == 0 {
+            if !self.next_leaf(io, &mut leaves)? {
                 return Ok(false);
             }
-            if circle.closes_at(next_at) {
-                return Err(bad("the leaves go in a circle"));
-            }
-            let next = self.read(io, next_at)?;
-            if magic(&next) != layout::MAGIC_LEAF {
-                return Err(bad("a leaf's neighbour is no leaf"));
-            }
-            let (header, _) = LeafHeader::ref_from_prefix(&next.data)
-                .map_err(|_| self.bad(&next, "too short"))?;
-            if u64::from(header.info.back.get()) != leaf_at {
-                return Err(self.bad(&next, "a leaf that does not point back to its neighbour"));
-            }
-            let entries = layout::leaf_entries(&next.data).map_err(|what| self.bad(&next, what))?;
-            if entries
-                .first()
-                .is_some_and(|entry| entry.hash.get() < last_hash)
-            {
-                return Err(self.bad(&next, "leaves whose hashes are out of order"));
-            }
-            leaf_at = next_at;
-            leaf = next;
         }
+    }
+
+    /// The leaves from the first one that can have the hash.
+    fn leaves(&self, io: &mut impl MetaIo) -> Result<Leaves> {
+        let (at, leaf) = self.first_leaf(io)?;
+        Ok(Leaves {
+            circle: Circle::new(at),
+            at,
+            leaf,
+        })
+    }
+
+    /// Goes on to the next leaf; false at the last one.
+    fn next_leaf(&self, io: &mut impl MetaIo, leaves: &mut Leaves) -> Result<bool> {
+        let leaf = &leaves.leaf;
+        let bad = |what| self.bad(leaf, what);
+        let entries = layout::leaf_entries(&leaf.data).map_err(bad)?;
+        let (header, _) = LeafHeader::ref_from_prefix(&leaf.data).map_err(|_| bad("too short"))?;
+        let next_at = u64::from(header.info.forw.get());
+        let last_hash = entries.last().map_or(0, |entry| entry.hash.get());
+        if next_at == 0 {
+            return Ok(false);
+        }
+        if leaves.circle.closes_at(next_at) {
+            return Err(bad("the leaves go in a circle"));
+        }
+        let next = self.read(io, next_at)?;
+        if magic(&next) != layout::MAGIC_LEAF {
+            return Err(bad("a leaf's neighbour is no leaf"));
+        }
+        let (header, _) =
+            LeafHeader::ref_from_prefix(&next.data).map_err(|_| self.bad(&next, "too short"))?;
+        if u64::from(header.info.back.get()) != leaves.at {
+            return Err(self.bad(&next, "a leaf that does not point back to its neighbour"));
+        }
+        let entries = layout::leaf_entries(&next.data).map_err(|what| self.bad(&next, what))?;
+        if entries
+            .first()
+            .is_some_and(|entry| entry.hash.get() < last_hash)
+        {
+            return Err(self.bad(&next, "leaves whose hashes are out of order"));
+        }
+        leaves.at = next_at;
+        leaves.leaf = next;
+        Ok(true)
     }
 
     /// The first leaf that can have the hash.

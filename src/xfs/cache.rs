@@ -33,6 +33,8 @@ pub enum BlockKind {
     Symlink,
     /// Block of extended attributes.
     Attribute,
+    /// Block of a remote value of an extended attribute.
+    AttributeValue,
 }
 
 /// What identifies a checked block: its address on the device, length, kind, and owner.

@@ -34,6 +34,7 @@ mod refcount;
 mod sharing;
 mod superblock;
 
+pub use attr::Visit;
 pub use cache::BlockKind;
 pub use extents::{Extent, ExtentMap, Found};
 pub use freespace::{FreeExtent, FreeSpace};

@@ -5,15 +5,19 @@
 
 use std::mem::{offset_of, size_of};
 
-use zerocopy::big_endian::{U16, U32};
+use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::dir::DaHeader;
 
 /// A leaf block of attributes.
 pub const MAGIC_LEAF: u16 = 0x3bee;
+/// A block of a remote value: `XARM`.
+pub const MAGIC_REMOTE: u32 = 0x5841_524d;
 /// The longest name in bytes.
 pub const NAME_MAX_BYTES: usize = 255;
+/// The longest value in bytes.
+pub const VALUE_MAX_BYTES: u32 = 64 << 10;
 
 /// Entry flag: the value is in the leaf.
 pub const FLAG_LOCAL: u8 = 1;
@@ -128,30 +132,88 @@ pub struct RemoteName {
 }
 const _: () = assert!(size_of::<RemoteName>() == 9);
 
-/// Flags and name of each entry of a short form, in order.
+/// `xfs_attr3_rmt_hdr`: what begins each block of a remote value.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct RemoteHeader {
+    /// [`MAGIC_REMOTE`].
+    pub magic: U32,
+    /// Where in the value this block's part begins, in bytes.
+    pub offset: U32,
+    /// Bytes of the value in this block.
+    pub bytes: U32,
+    /// CRC32C of the block, little-endian.
+    pub crc: [u8; 4],
+    /// The filesystem's metadata uuid.
+    pub uuid: [u8; 16],
+    /// Inode number of the file.
+    pub owner: U64,
+    /// Address of the block in 512-byte units.
+    pub daddr: U64,
+    /// Last write's log sequence number.
+    pub lsn: U64,
+}
+const _: () = assert!(size_of::<RemoteHeader>() == 56);
+const _: () = assert!(offset_of!(RemoteHeader, crc) == 12);
+const _: () = assert!(offset_of!(RemoteHeader, owner) == 32);
+
+/// Byte offset of the checksum in [`RemoteHeader`].
+pub const REMOTE_CRC_OFFSET: usize = offset_of!(RemoteHeader, crc);
+
+/// An attribute as its entry has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attribute<'a> {
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// The name, without the namespace.
+    pub name: &'a [u8],
+    /// The value, or where it lies.
+    pub value: Value<'a>,
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// It stands behind the name.
+    Here(&'a [u8]),
+    /// It lies in blocks of its own.
+    Remote {
+        /// First block of the value in the attribute fork.
+        block: u32,
+        /// Bytes of the value.
+        bytes: u32,
+    },
+}
+
+/// Each entry of a short form, in order.
 ///
 /// # Errors
 /// What is wrong.
-pub fn short_names(fork: &[u8]) -> Result<Vec<(u8, &[u8])>, &'static str> {
+pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
     let (header, _) = ShortHeader::ref_from_prefix(fork).map_err(|_| "too short")?;
     let mut rest = fork
         .get(size_of::<ShortHeader>()..usize::from(header.total_bytes.get()))
         .ok_or("its length is impossible")?;
-    let mut names = Vec::with_capacity(header.count.into());
+    let mut entries = Vec::with_capacity(header.count.into());
     for _ in 0..header.count {
         let (entry, after) = ShortEntry::ref_from_prefix(rest).map_err(|_| "cut off")?;
         let (name, after) = after
             .split_at_checked(entry.name_bytes.into())
             .ok_or("cut off")?;
-        rest = after
-            .get(usize::from(entry.value_bytes)..)
+        let (value, after) = after
+            .split_at_checked(entry.value_bytes.into())
             .ok_or("cut off")?;
+        rest = after;
         if name.is_empty() {
             return Err("a name without length");
         }
-        names.push((entry.flags, name));
+        entries.push(Attribute {
+            flags: entry.flags,
+            name,
+            value: Value::Here(value),
+        });
     }
-    Ok(names)
+    Ok(entries)
 }
 
 /// The entries of a leaf block, in order of their hashes.
@@ -170,25 +232,39 @@ pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
     }
 }
 
-/// The name of an entry of a leaf block.
+/// The name and value of an entry of a leaf block.
 ///
 /// # Errors
 /// What is wrong.
-pub fn leaf_name<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<&'a [u8], &'static str> {
+pub fn leaf_entry<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<Attribute<'a>, &'static str> {
     let at = block
         .get(usize::from(entry.name_offset.get())..)
         .ok_or("a name outside the block")?;
-    let (length, rest) = if entry.flags & FLAG_LOCAL != 0 {
-        let (name, rest) = LocalName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
-        (name.name_bytes, rest)
-    } else {
-        let (name, rest) = RemoteName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
-        (name.name_bytes, rest)
+    let take = |rest: &'a [u8], length: u8| match length {
+        0 => Err("a name without length"),
+        _ => rest.split_at_checked(length.into()).ok_or("a name cut off"),
     };
-    if length == 0 {
-        return Err("a name without length");
-    }
-    rest.get(..length.into()).ok_or("a name cut off")
+    let (name, value) = if entry.flags & FLAG_LOCAL != 0 {
+        let (local, rest) = LocalName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
+        let (name, rest) = take(rest, local.name_bytes)?;
+        let value = rest
+            .get(..local.value_bytes.get().into())
+            .ok_or("a value cut off")?;
+        (name, Value::Here(value))
+    } else {
+        let (remote, rest) = RemoteName::ref_from_prefix(at).map_err(|_| "a name cut off")?;
+        let (name, _) = take(rest, remote.name_bytes)?;
+        let value = Value::Remote {
+            block: remote.value_block.get(),
+            bytes: remote.value_bytes.get(),
+        };
+        (name, value)
+    };
+    Ok(Attribute {
+        flags: entry.flags,
+        name,
+        value,
+    })
 }
 
 #[cfg(test)]
@@ -203,14 +279,22 @@ mod tests {
         let length = u8::try_from(fork.len()).unwrap();
         fork[1] = length;
         fork.extend([7; 20]);
-        let names = short_names(&fork).unwrap();
-        assert_eq!(names, [(0, &b"one"[..]), (FLAG_SECURE, b"capability")]);
+        let entry = |flags, name, value| Attribute {
+            flags,
+            name,
+            value: Value::Here(value),
+        };
+        let expected = [
+            entry(0, &b"one"[..], &b"xx"[..]),
+            entry(FLAG_SECURE, b"capability", b""),
+        ];
+        assert_eq!(short_entries(&fork).unwrap(), expected);
         for (at, value) in [(1, length - 1), (1, 3), (2, 3), (4, 200), (5, 255), (4, 0)] {
             let mut broken = fork.clone();
             broken[at] = value;
-            assert!(short_names(&broken).is_err(), "byte {at} {value}");
+            assert!(short_entries(&broken).is_err(), "byte {at} {value}");
         }
-        assert!(short_names(&[]).is_err());
+        assert!(short_entries(&[]).is_err());
     }
 
     #[test]
@@ -225,8 +309,12 @@ mod tests {
         block[256..262].copy_from_slice(b"\x00\x01\x02abv");
         block[504..512].copy_from_slice(&[0; 8]);
         let found = leaf_entries(&block).unwrap();
-        assert_eq!(leaf_name(&block, &found[0]), Ok(&b"ab"[..]));
-        assert!(leaf_name(&block, &found[1]).is_err(), "cut off");
+        let first = leaf_entry(&block, &found[0]).unwrap();
+        assert_eq!((first.name, first.value), (&b"ab"[..], Value::Here(b"v")));
+        assert!(leaf_entry(&block, &found[1]).is_err(), "cut off");
+        block[256] = 1;
+        assert!(leaf_entry(&block, &leaf_entries(&block).unwrap()[0]).is_err());
+        block[256] = 0;
         let swapped = [entries[1], entries[0]].concat();
         block[80..96].copy_from_slice(&swapped);
         assert!(leaf_entries(&block).is_err());
