@@ -22,7 +22,8 @@ for argument in "$@"; do
 done
 
 need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gcc \
-    shellcheck:shellcheck:ShellCheck chromium:chromium fio:fio script:bsdutils:util-linux
+    shellcheck:shellcheck:ShellCheck chromium:chromium fio:fio script:bsdutils:util-linux \
+    rsync:rsync
 need_cargo
 
 work=$(mktemp -d)

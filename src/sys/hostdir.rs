@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub type HostTime = (i64, u32);
 pub struct HostDir(OwnedFd);
 
 /// The name as C wants it; one component only.
-fn component(name: &[u8]) -> io::Result<CString> {
+pub(super) fn component(name: &[u8]) -> io::Result<CString> {
     if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -26,7 +26,7 @@ fn component(name: &[u8]) -> io::Result<CString> {
     CString::new(name).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL in the name"))
 }
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -34,12 +34,18 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-fn timespec((seconds, nanoseconds): HostTime) -> libc::timespec {
+pub(super) fn timespec((seconds, nanoseconds): HostTime) -> libc::timespec {
     // SAFETY: all-zero bytes are a valid `timespec`.
     let mut time: libc::timespec = unsafe { std::mem::zeroed() };
     time.tv_sec = seconds;
     time.tv_nsec = i64::from(nanoseconds.min(999_999_999));
     time
+}
+
+impl AsFd for HostDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 const DIRECTORY: libc::c_int = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -101,15 +107,23 @@ impl HostDir {
         check(unsafe { libc::mkdirat(self.0.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
     }
 
-    /// Makes and opens the new file `name` for writing, accessible by its owner alone for now.
+    /// A second descriptor of the same directory.
+    ///
+    /// # Errors
+    /// The errno of `fcntl`.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Makes and opens the new file `name` for writing, with these permission bits less the process's umask.
     ///
     /// # Errors
     /// The errno of `openat`: `AlreadyExists` when there is anything of that name.
-    pub fn create_file(&self, name: &[u8]) -> io::Result<File> {
+    pub fn create_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let name = component(name)?;
         let flags =
             libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        let mode: libc::c_uint = 0o600;
+        let mode: libc::c_uint = mode & 0o7777;
         // SAFETY: the name is a C string that outlives the call; O_CREAT comes with its mode.
         let fd = check(unsafe { libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode) })?;
         // SAFETY: a descriptor just opened, owned by nobody else.
@@ -165,11 +179,8 @@ impl HostDir {
         check(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
     }
 
-    /// Whether there is anything of that name, and whether it is a directory.
-    ///
-    /// # Errors
-    /// The errno of `fstatat`, except that a missing entry is `None`.
-    pub fn kind_of(&self, name: &[u8]) -> io::Result<Option<libc::mode_t>> {
+    /// What is known of the entry `name`, of a link itself when it is one.
+    pub(super) fn stat_of(&self, name: &[u8]) -> io::Result<libc::stat> {
         let name = component(name)?;
         // SAFETY: all-zero bytes are a valid `stat`.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -177,8 +188,16 @@ impl HostDir {
         // SAFETY: the name is a C string and `stat` a place for the answer; both outlive the call.
         let result =
             unsafe { libc::fstatat(self.0.as_raw_fd(), name.as_ptr(), &raw mut stat, flags) };
-        match check(result) {
-            Ok(_) => Ok(Some(stat.st_mode & libc::S_IFMT)),
+        check(result).map(|_| stat)
+    }
+
+    /// The type of the entry `name` (`S_IFMT`); `None` when there is none.
+    ///
+    /// # Errors
+    /// The errno of `fstatat`, except that a missing entry is `None`.
+    pub fn kind_of(&self, name: &[u8]) -> io::Result<Option<libc::mode_t>> {
+        match self.stat_of(name) {
+            Ok(stat) => Ok(Some(stat.st_mode & libc::S_IFMT)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -205,25 +224,6 @@ impl HostDir {
         Ok(target)
     }
 
-    /// Sets the permission bits of this directory itself.
-    ///
-    /// # Errors
-    /// The errno of `fchmod`.
-    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
-        // SAFETY: a plain call on a descriptor of ours.
-        check(unsafe { libc::fchmod(self.0.as_raw_fd(), mode & 0o7777) }).map(drop)
-    }
-
-    /// Sets access and modification time of this directory itself.
-    ///
-    /// # Errors
-    /// The errno of `futimens`.
-    pub fn set_times(&self, atime: HostTime, mtime: HostTime) -> io::Result<()> {
-        let times = [timespec(atime), timespec(mtime)];
-        // SAFETY: two timespecs that outlive the call.
-        check(unsafe { libc::futimens(self.0.as_raw_fd(), times.as_ptr()) }).map(drop)
-    }
-
     /// Sets access and modification time of the entry `name`, of a link itself when it is one.
     ///
     /// # Errors
@@ -248,20 +248,24 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let dir = HostDir::open(place.path()).unwrap();
         for name in [&b".."[..], b".", b"", b"a/b", b"../x", b"a\0b"] {
-            assert!(dir.create_file(name).is_err(), "{}", name.escape_ascii());
+            assert!(
+                dir.create_file(name, 0o600).is_err(),
+                "{}",
+                name.escape_ascii()
+            );
             assert!(dir.make_dir(name).is_err());
         }
         dir.make_symlink(b"/", b"link").unwrap();
         assert!(dir.open_dir(b"link").is_err());
-        assert!(dir.create_file(b"link").is_err());
+        assert!(dir.create_file(b"link", 0o600).is_err());
     }
 
     #[test]
     fn rename_without_replace_refuses() {
         let place = tempfile::tempdir().unwrap();
         let dir = HostDir::open(place.path()).unwrap();
-        dir.create_file(b"a").unwrap();
-        dir.create_file(b"b").unwrap();
+        dir.create_file(b"a", 0o600).unwrap();
+        dir.create_file(b"b", 0o600).unwrap();
         let error = dir.rename(b"a", b"b", false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         dir.rename(b"a", b"b", true).unwrap();

@@ -104,6 +104,12 @@ impl ReadDir {
         self.metadata
     }
 
+    /// The path that it was opened by.
+    #[doc(hidden)]
+    pub fn path(&self) -> PathBuf {
+        path_from(self.place.path())
+    }
+
     /// The next entry; `None` after the last. `io` is free for other work between the calls.
     ///
     /// # Errors

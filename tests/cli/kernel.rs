@@ -49,7 +49,7 @@ fn results_are_the_kernels() {
         "/".into(),
         out.clone().into(),
     ];
-    let (_, stderr) = run(0, &args);
+    let (_, stderr) = run(1, &args);
     assert!(stderr.contains("skipped /fifo: a fifo"), "{stderr}");
     let stat = json(&["stat", "--json", &target, "/sparse"]);
     let fiemap = json(&["fiemap", "--json", &target, "/sparse"]);

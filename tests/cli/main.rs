@@ -1,6 +1,7 @@
 //! The built command, as a user runs it: help, exit codes, and results beside the kernel's.
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
 
+mod archive;
 mod cache;
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,0 +1,128 @@
+//! Attributes of copies, and what of them the host does not take.
+
+use std::io;
+
+use xtent::internals::sys::HostNode;
+
+use super::job::{Archived, Attributes, KEPT_MODE};
+use crate::cli::failure::{Failure, OPERATION};
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+/// How XFS keeps access control lists on disk, which root sees as attributes, too. A filesystem that keeps them
+/// otherwise may refuse these: nothing is lost then.
+const ACL_ON_DISK: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
+
+/// What -a was to keep and the host did not take.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    pub(super) owners: Count,
+    pub(super) xattrs: Count,
+    pub(super) acls: Count,
+    pub(super) devices: Count,
+    pub(super) links: Count,
+}
+
+/// How many of a kind, and the first.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    count: u64,
+    first: String,
+}
+
+impl Count {
+    pub(super) fn add(&mut self, path: &dyn Fn() -> Vec<u8>, why: &impl ToString) {
+        if self.count == 0 {
+            self.first = format!("{}: {}", path().escape_ascii(), why.to_string());
+        }
+        self.count += 1;
+    }
+}
+
+impl Lost {
+    /// A line for each kind.
+    pub(super) fn failures(&self) -> impl Iterator<Item = Failure> {
+        let kinds = [
+            (&self.owners, "the owner or group of"),
+            (&self.xattrs, "extended attributes:"),
+            (&self.acls, "access control lists, with the group's rights:"),
+            (&self.devices, "device nodes:"),
+            (&self.links, "hard links (copied as files of their own):"),
+        ];
+        kinds
+            .into_iter()
+            .filter(|(kind, _)| kind.count > 0)
+            .map(|(kind, what)| {
+                let Count { count, first } = kind;
+                Failure::new(
+                    OPERATION,
+                    format!("not kept: {what} {count}; first {first}"),
+                )
+            })
+    }
+}
+
+/// A copy that gets its attributes.
+pub(super) struct Target<'a> {
+    pub(super) node: HostNode<'a>,
+    /// It may have inherited an access control list.
+    pub(super) inherits_acl: bool,
+    /// Its path, for messages.
+    pub(super) path: &'a dyn Fn() -> Vec<u8>,
+}
+
+impl Target<'_> {
+    /// Gives the copy its attributes. What only -a keeps is counted where it cannot be kept; an error of mode or times is
+    /// returned.
+    pub(super) fn apply(&self, attributes: &Attributes, lost: &mut Lost) -> io::Result<()> {
+        let mut mode = attributes.mode;
+        if let Some(archive) = &attributes.archive {
+            mode = self.archived(archive, attributes, lost)?;
+        }
+        if attributes.file_type != libc::S_IFLNK {
+            self.node.set_mode(mode)?;
+        }
+        self.node.set_times(attributes.atime, attributes.mtime)
+    }
+
+    /// Owner, attributes and access control lists; the mode that is then right. The owner comes first: changing it takes
+    /// capabilities and set-user-ID away. The mode comes last, as it says what the list's mask allows.
+    fn archived(
+        &self,
+        archive: &Archived,
+        attributes: &Attributes,
+        lost: &mut Lost,
+    ) -> io::Result<u32> {
+        let mut mode = attributes.mode;
+        if let Err(error) = self.node.set_owner(archive.uid, archive.gid) {
+            // As cp: then at least the group.
+            let _ = self.node.set_owner(u32::MAX, archive.gid);
+            lost.owners.add(self.path, &error);
+            mode &= KEPT_MODE;
+        }
+        if self.inherits_acl && attributes.file_type != libc::S_IFLNK {
+            self.node.remove_xattr(c"system.posix_acl_access")?;
+            if attributes.file_type == libc::S_IFDIR {
+                self.node.remove_xattr(c"system.posix_acl_default")?;
+            }
+        }
+        for (xattr, value) in &archive.xattrs {
+            let Err(error) = self.node.set_xattr(xattr, value) else {
+                continue;
+            };
+            if ACL_ON_DISK.contains(&xattr.as_slice()) {
+                continue;
+            }
+            if !xattr.starts_with(b"system.") {
+                let why = format!("{}: {error}", xattr.escape_ascii());
+                lost.xattrs.add(self.path, &why);
+                continue;
+            }
+            lost.acls.add(self.path, &error);
+            if xattr == ACCESS_ACL {
+                // The mode's group bits are the list's mask, which may be more than its group has.
+                mode &= !0o070;
+            }
+        }
+        Ok(mode)
+    }
+}
