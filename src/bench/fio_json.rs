@@ -119,7 +119,7 @@ pub(crate) fn direction(
         "bw_bytes": whole(per_second),
         "bw": whole(per_second / 1024.0),
         "iops": rate(direction.ios(), seconds),
-        "slat_ns": samples(&direction.slat, form),
+        "slat_ns": samples(&direction.slat(), form),
         "clat_ns": samples(&direction.clat, form),
         "lat_ns": lat(direction, form),
         "bw_min": whole(bw_min),
@@ -138,8 +138,8 @@ pub(crate) fn direction(
 
 /// Where submission and completion are one call, their sum is clat: its bins are not given twice.
 fn lat(direction: &Direction, form: Form<'_>) -> Value {
-    let mut value = samples(direction.lat(), form);
-    if direction.slat.count() == 0
+    let mut value = samples(&direction.lat(), form);
+    if direction.slat().count() == 0
         && let Value::Object(fields) = &mut value
     {
         fields.retain(|key, _| key != "bins" && !key.starts_with("percentile"));

@@ -1,6 +1,8 @@
 //! Latencies and counts of one direction, and the figures drawn from them.
 
-use super::latency::Samples;
+use hdrhistogram::Histogram;
+
+use super::latency::{Samples, add_histogram, histogram};
 
 /// fio's list.
 pub(crate) const PERCENTILES: [f64; 17] = [
@@ -18,14 +20,30 @@ pub(crate) struct Percentiles {
 /// The operations of one direction (reads, writes) of a workload.
 #[derive(Debug, Clone)]
 pub(crate) struct Direction {
-    /// From just before an operation is handed to the engine until the engine has it. Empty where both are
-    /// one call.
-    pub(crate) slat: Samples,
-    /// From then until it is reaped; where both are one call, all of it.
+    /// From the time that the engine has an operation until it is reaped; where submission and
+    /// completion are one call, from before that call.
     pub(crate) clat: Samples,
-    /// Both together. Empty where `slat` is.
-    lat: Samples,
+    submission: Submission,
     pub(crate) bytes: u64,
+}
+
+/// The times of submissions: from just before an operation is handed to the engine until the engine
+/// has it. No more is kept for each operation than what the figures of submission and of both parts
+/// together need; those of completion are in [`Direction::clat`].
+#[derive(Debug, Clone)]
+struct Submission {
+    count: u64,
+    min: u64,
+    max: u64,
+    sum: u64,
+    squares: u128,
+    /// Of both parts together.
+    min_of_both: u64,
+    max_of_both: u64,
+    /// The sum of the products of both parts.
+    products: u128,
+    slat: Option<Histogram<u64>>,
+    lat: Option<Histogram<u64>>,
 }
 
 impl Default for Direction {
@@ -37,9 +55,19 @@ impl Default for Direction {
 impl Direction {
     pub(crate) fn new(percentiles: Percentiles) -> Self {
         Self {
-            slat: Samples::new(percentiles.slat),
             clat: Samples::new(true),
-            lat: Samples::new(percentiles.lat),
+            submission: Submission {
+                count: 0,
+                min: u64::MAX,
+                max: 0,
+                sum: 0,
+                squares: 0,
+                min_of_both: u64::MAX,
+                max_of_both: 0,
+                products: 0,
+                slat: percentiles.slat.then(histogram),
+                lat: percentiles.lat.then(histogram),
+            },
             bytes: 0,
         }
     }
@@ -59,25 +87,70 @@ impl Direction {
     /// An operation, by its two parts.
     #[inline]
     pub(crate) fn record_parts(&mut self, submission_ns: u64, completion_ns: u64, bytes: usize) {
-        self.slat.record(submission_ns);
-        self.lat.record(submission_ns + completion_ns);
+        let submission = &mut self.submission;
+        let both = submission_ns + completion_ns;
+        submission.count += 1;
+        submission.min = submission.min.min(submission_ns);
+        submission.max = submission.max.max(submission_ns);
+        submission.sum += submission_ns;
+        submission.squares += u128::from(submission_ns) * u128::from(submission_ns);
+        submission.min_of_both = submission.min_of_both.min(both);
+        submission.max_of_both = submission.max_of_both.max(both);
+        submission.products += u128::from(submission_ns) * u128::from(completion_ns);
+        if let Some(histogram) = &mut submission.slat {
+            histogram.saturating_record(submission_ns.max(1));
+        }
+        if let Some(histogram) = &mut submission.lat {
+            histogram.saturating_record(both.max(1));
+        }
         self.record_ns(completion_ns, bytes);
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
-        self.slat.add(&other.slat);
         self.clat.add(&other.clat);
-        self.lat.add(&other.lat);
         self.bytes += other.bytes;
+        let (all, more) = (&mut self.submission, &other.submission);
+        all.count += more.count;
+        all.min = all.min.min(more.min);
+        all.max = all.max.max(more.max);
+        all.sum += more.sum;
+        all.squares += more.squares;
+        all.min_of_both = all.min_of_both.min(more.min_of_both);
+        all.max_of_both = all.max_of_both.max(more.max_of_both);
+        all.products += more.products;
+        add_histogram(&mut all.slat, more.slat.as_ref());
+        add_histogram(&mut all.lat, more.lat.as_ref());
+    }
+
+    /// The times of submissions; none where they were not told apart.
+    pub(crate) fn slat(&self) -> Samples {
+        let submission = &self.submission;
+        Samples::from_sums(
+            (submission.count, submission.min, submission.max),
+            (u128::from(submission.sum), submission.squares),
+            submission.slat.clone(),
+        )
     }
 
     /// Submission and completion together.
-    pub(crate) fn lat(&self) -> &Samples {
-        if self.lat.count() == 0 {
-            &self.clat
-        } else {
-            &self.lat
+    pub(crate) fn lat(&self) -> Samples {
+        let submission = &self.submission;
+        if submission.count == 0 {
+            return self.clat.clone();
         }
+        let (sum, squares) = self.clat.sums();
+        Samples::from_sums(
+            (
+                submission.count,
+                submission.min_of_both,
+                submission.max_of_both,
+            ),
+            (
+                sum + u128::from(submission.sum),
+                squares + submission.squares + 2 * submission.products,
+            ),
+            submission.lat.clone(),
+        )
     }
 
     /// Operations.
@@ -158,15 +231,27 @@ mod tests {
         direction.record_parts(10, 90, 4096);
         direction.record_parts(30, 70, 4096);
         assert_eq!((direction.ios(), direction.bytes), (2, 8192));
-        assert_eq!((direction.slat.max_ns(), direction.clat.max_ns()), (30, 90));
+        assert_eq!(
+            (direction.slat().max_ns(), direction.clat.max_ns()),
+            (30, 90)
+        );
         assert_eq!(
             (direction.lat().min_ns(), direction.lat().max_ns()),
             (100, 100)
         );
+        assert!((direction.slat().stddev_ns() - 200_f64.sqrt()).abs() < 1e-9);
+        assert!(direction.lat().stddev_ns().abs() < 1e-9);
+        let mut twice = Direction::default();
+        twice.add(&direction);
+        twice.add(&direction);
+        assert!((twice.slat().mean_ns() - 20.0).abs() < 1e-9 && twice.lat().count() == 4);
         // In one call.
         let mut direction = Direction::default();
         direction.record_ns(50, 512);
-        assert_eq!((direction.slat.count(), direction.lat().max_ns()), (0, 50));
+        assert_eq!(
+            (direction.slat().count(), direction.lat().max_ns()),
+            (0, 50)
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! One job of a workload: a thread that keeps its engine busy and measures each operation.
 //!
-//! The clock is read once before an operation is handed to the engine, once after (where submission and
-//! completion are told apart), and once after each poll that reaped something; buffers are filled before and
-//! checked after that.
+//! The clock is read before an operation is handed to the engine, after that (where submission and
+//! completion are told apart; this is also the start of the next operation of a batch), and after
+//! each poll that reaped something. Buffers are filled before and checked after that.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -144,6 +144,7 @@ impl<'a, E: Engine> Job<'a, E> {
         let mut begun = Begun::now(start, self.number);
         self.next_mark = self.next_mark_after(begun.at);
         loop {
+            let mut clock = None;
             while left > 0
                 && self.failure.is_none()
                 && !self.sync_is_due()
@@ -151,7 +152,7 @@ impl<'a, E: Engine> Job<'a, E> {
             {
                 left -= 1;
                 let step = self.steps.next_step();
-                self.start(slot, step.op, step.offset_bytes);
+                clock = self.start(slot, step.op, step.offset_bytes, clock);
             }
             if self.free.len() == self.slots.len() {
                 if self.sync_is_due() && self.failure.is_none() {
@@ -233,7 +234,8 @@ impl<'a, E: Engine> Job<'a, E> {
         self.next_mark = self.next_mark_after(begun);
     }
 
-    /// After so many writes nothing more is begun, and when nothing is in flight, all of it is made durable.
+    /// After so many writes nothing more is begun, and when nothing is in flight, all of it is made
+    /// durable.
     #[inline]
     fn sync_is_due(&self) -> bool {
         self.workload.fsync > 0 && self.unsynced >= self.workload.fsync
@@ -252,12 +254,21 @@ impl<'a, E: Engine> Job<'a, E> {
         self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(begun));
     }
 
+    /// Hands an operation to the engine. `clock` is the time at which the operation before was
+    /// handed over, if that was just now; returned is the time of this one.
     #[inline]
-    fn start(&mut self, slot: usize, op: Op, offset_bytes: u64) {
-        if op == Op::Write && self.workload.verify {
+    fn start(
+        &mut self,
+        slot: usize,
+        op: Op,
+        offset_bytes: u64,
+        clock: Option<Ticks>,
+    ) -> Option<Ticks> {
+        let fills = op == Op::Write && self.workload.verify;
+        if fills {
             pattern::fill(self.engine.slot_mut(slot), offset_bytes, self.workload.seed);
         }
-        let started = Ticks::now();
+        let started = clock.filter(|_| !fills).unwrap_or_else(Ticks::now);
         self.slots[slot] = Slot {
             started,
             issued: started,
@@ -267,9 +278,14 @@ impl<'a, E: Engine> Job<'a, E> {
         if let Err(error) = self.engine.submit(slot, op, offset_bytes) {
             self.free.push(slot);
             self.fail(error);
-        } else if self.workload.measure.split {
-            self.slots[slot].issued = Ticks::now();
+            return None;
         }
+        if !self.workload.measure.split {
+            return None;
+        }
+        let issued = Ticks::now();
+        self.slots[slot].issued = issued;
+        Some(issued)
     }
 
     /// Polls; the time, when something has ended.
@@ -334,7 +350,8 @@ impl<'a, E: Engine> Job<'a, E> {
                     *word |= 1 << bit;
                 }
             }
-            // What a mixed workload reads may not have been written yet; it is read back in the end.
+            // What a mixed workload reads may not have been written yet; it is read back in the
+            // end.
             Op::Read if matches!(self.workload.rw, Rw::Read | Rw::Randread) => {
                 self.check_pattern(slot, offset_bytes);
             }
@@ -371,7 +388,7 @@ impl<'a, E: Engine> Job<'a, E> {
                 let Some(slot) = self.free.pop() else { break };
                 // Stale content must not pass for what was read.
                 self.engine.slot_mut(slot).fill(0);
-                self.start(slot, Op::Read, self.steps.offset_of(next));
+                self.start(slot, Op::Read, self.steps.offset_of(next), None);
                 next += 1;
             }
             if self.free.len() == self.slots.len() {

@@ -1,4 +1,5 @@
-//! Latency samples: exact minimum, maximum, mean and standard deviation, and a histogram of three digits.
+//! Latency samples: exact minimum, maximum, mean and standard deviation, and a histogram of three
+//! digits.
 
 use hdrhistogram::Histogram;
 
@@ -9,6 +10,14 @@ const LONGEST_NS: u64 = 600_000_000_000;
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_NS, 3)
         .unwrap_or_else(|_| unreachable!("the bounds are constants in range"))
+}
+
+/// Adds a histogram where there is one.
+pub(super) fn add_histogram(all: &mut Option<Histogram<u64>>, more: Option<&Histogram<u64>>) {
+    if let Some(more) = more {
+        // Same bounds: this cannot fail.
+        let _ = all.get_or_insert_with(histogram).add(more);
+    }
 }
 
 /// Nanoseconds of many operations.
@@ -36,6 +45,27 @@ impl Samples {
         }
     }
 
+    /// From `(count, minimum, maximum)` and `(sum, sum of squares)`.
+    pub(super) fn from_sums(
+        (count, min, max): (u64, u64, u64),
+        (sum, squares): (u128, u128),
+        histogram: Option<Histogram<u64>>,
+    ) -> Self {
+        Self {
+            count,
+            min,
+            max,
+            sum,
+            squares,
+            histogram,
+        }
+    }
+
+    /// The sum and the sum of squares.
+    pub(super) fn sums(&self) -> (u128, u128) {
+        (self.sum, self.squares)
+    }
+
     #[inline]
     pub(crate) fn record(&mut self, ns: u64) {
         self.count += 1;
@@ -54,10 +84,7 @@ impl Samples {
         self.max = self.max.max(other.max);
         self.sum += other.sum;
         self.squares += other.squares;
-        if let Some(more) = &other.histogram {
-            // Same bounds: this cannot fail.
-            let _ = self.histogram.get_or_insert_with(histogram).add(more);
-        }
+        add_histogram(&mut self.histogram, other.histogram.as_ref());
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -100,8 +127,8 @@ impl Samples {
         found.clamp(self.min_ns(), self.max.max(self.min_ns()))
     }
 
-    /// Whether at least one operation is expected to lie above this percentile. Below that, the figure is
-    /// the maximum of what was measured and says little of the percentile.
+    /// Whether at least one operation is expected to lie above this percentile. Below that, the
+    /// figure is the maximum of what was measured and says little of the percentile.
     pub(crate) fn supports(&self, percent: f64) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "compared with a small number")]
         let above = self.count as f64 * (1.0 - percent / 100.0);

@@ -121,17 +121,18 @@ impl Results<'_> {
         if direction.ios() == 0 {
             return Ok(());
         }
-        if direction.slat.count() > 0 {
-            self.latency(out, "slat", &direction.slat, false)?;
+        let (slat, lat) = (direction.slat(), direction.lat());
+        if slat.count() > 0 {
+            self.latency(out, "slat", &slat, false)?;
         }
         self.latency(out, "clat", &direction.clat, false)?;
-        self.latency(out, " lat", direction.lat(), false)?;
-        if self.args.slat_percentiles && direction.slat.count() > 0 {
-            self.percentiles(out, "slat", &direction.slat)?;
+        self.latency(out, " lat", &lat, false)?;
+        if self.args.slat_percentiles && slat.count() > 0 {
+            self.percentiles(out, "slat", &slat)?;
         }
         self.percentiles(out, "clat", &direction.clat)?;
         if self.args.lat_percentiles {
-            self.percentiles(out, "lat", direction.lat())?;
+            self.percentiles(out, "lat", &lat)?;
         }
         Ok(())
     }
