@@ -1,5 +1,5 @@
-//! Whether the buffers of a workload fit into memory, asked before any is taken: Linux promises more memory
-//! than it has, and ends processes that use it.
+//! Whether the buffers of a workload fit into memory, asked before any is taken: Linux promises
+//! more memory than it has, and ends processes that use it.
 
 use std::fs;
 
@@ -61,8 +61,8 @@ fn available() -> Option<u64> {
     Some(field("MemAvailable:")? * 1024 + huge)
 }
 
-/// What a memory controller of version 2 leaves to this process's own group. Groups above it, and page
-/// cache that could be given back, are left out of account.
+/// What a memory controller of version 2 leaves to this process's own group. Groups above it, and
+/// page cache that could be given back, are left out of account.
 fn control_group_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

@@ -1,4 +1,5 @@
-//! xtent's page cache under load: calls that return when they are done, into and out of ordinary memory.
+//! xtent's page cache under load: calls that return when they are done, into and out of ordinary
+//! memory.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,7 +8,8 @@ use xtent::{Error, ErrorKind, Result};
 
 use super::{Engine, Op};
 
-/// A file of a volume, through its page cache. Every byte is copied once, as by `pread` and `pwrite`.
+/// A file of a volume, through its page cache. Every byte is copied once, as by `pread` and
+/// `pwrite`.
 #[derive(Debug)]
 pub(crate) struct BufferedEngine {
     io: Io,

@@ -1,5 +1,5 @@
-//! A limit for the kernel's page cache: this process in a cgroup (v2) of its own for a while. What the kernel caches is
-//! charged to the cgroup of the process that first has it read or written.
+//! A limit for the kernel's page cache: this process in a cgroup (v2) of its own for a while. What
+//! the kernel caches is charged to the cgroup of the process that first has it read or written.
 
 use std::fs;
 use std::path::{Path, PathBuf};

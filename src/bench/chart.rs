@@ -10,16 +10,17 @@ use xtent::{Error, ErrorKind, Result};
 
 use super::hist::{count_text, three_digits};
 
-/// Colours of the two sides, of the same weight, told apart also by colour-blind readers (Okabe and Ito).
+/// Colours of the two sides, of the same weight, told apart also by colour-blind readers (Okabe and
+/// Ito).
 pub(crate) const KERNEL_COLOR: RGBColor = RGBColor(0x00, 0x72, 0xb2);
 pub(crate) const XTENT_COLOR: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 const TEXT: RGBColor = RGBColor(0x4b, 0x55, 0x63);
 const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
 const AXIS: RGBColor = RGBColor(0x9c, 0xa3, 0xaf);
 
-const SIZE: (u32, u32) = (520, 300);
+const SIZE: (u32, u32) = (460, 280);
 /// Of the part that has the curves, about.
-const PLOT_HEIGHT: f64 = 230.0;
+const PLOT_HEIGHT: f64 = 210.0;
 
 /// A line of one side: `(x, y)`.
 #[derive(Debug)]
@@ -91,7 +92,8 @@ fn place(share: f64) -> f64 {
     -(1.0 - share).max(1e-7).log10()
 }
 
-/// Latency in ns over the percentile (as a share) on an axis of 1 - 1/x; both axes are logarithmic so.
+/// Latency in ns over the percentile (as a share) on an axis of 1 - 1/x; both axes are logarithmic
+/// so.
 pub(crate) fn percentile_svg(lines: &[Line]) -> Result<String> {
     svg("latency over percentile", |svg| {
         draw_percentiles(svg, lines)
@@ -160,7 +162,7 @@ fn draw_percentiles(svg: &mut String, lines: &[Line]) -> Drawn {
         .margin(8)
         .margin_right(26)
         .x_label_area_size(42)
-        .y_label_area_size(72)
+        .y_label_area_size(66)
         .build_cartesian_2d(
             Axis {
                 range: 0.0..right,
@@ -214,7 +216,7 @@ fn draw_iops(svg: &mut String, lines: &[Line]) -> Drawn {
         .margin(8)
         .margin_right(26)
         .x_label_area_size(42)
-        .y_label_area_size(72)
+        .y_label_area_size(66)
         .build_cartesian_2d(0.0..right, 0.0..top)?;
     chart
         .configure_mesh()

@@ -1,4 +1,5 @@
-//! The kernel's xfs and xtent on the same image or disk: same files, same operations, in alternating rounds.
+//! The kernel's xfs and xtent on the same image or disk: same files, same operations, in
+//! alternating rounds.
 
 use std::time::Duration;
 
@@ -52,8 +53,8 @@ impl Comparison {
         self.plan.leave_kernel_out.is_none()
     }
 
-    /// Processor time of the runs of xtent's side: in the kernel's, threads of the kernel work for this
-    /// process that cannot be told from others.
+    /// Processor time of the runs of xtent's side: in the kernel's, threads of the kernel work for
+    /// this process that cannot be told from others.
     pub(crate) fn load(&self) -> Cpus {
         let mut load = Cpus::default();
         for row in &self.rows {
@@ -63,7 +64,7 @@ impl Comparison {
     }
 }
 
-/// The list that is run: what storage is bought by, or what is asked of a page cache.
+/// The workloads: the usual figures of storage, or of a page cache.
 fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
     const K: usize = 1024;
     let list = [
@@ -112,8 +113,8 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
         .collect()
 }
 
-/// Runs the comparison. Afterwards an image is as it was, but for the content of the file to overwrite; a disk
-/// is with the kernel's driver, as it was, and has a new filesystem.
+/// Runs the comparison. Afterwards an image is as it was, but for the content of the file to
+/// overwrite; a disk is with the kernel's driver, as it was, and has a new filesystem.
 pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     let environment = Environment::gather();
     let memory_bytes = environment.memory_bytes;
@@ -281,8 +282,8 @@ fn xtent_round(
     Ok(())
 }
 
-/// A cache for all of both files, all of the one dirty if it comes to that, as the kernel lets it be where there is plenty of
-/// memory; unless a size was given.
+/// A cache for all of both files, all of the one dirty if it comes to that, as the kernel lets it
+/// be where there is plenty of memory; unless a size was given.
 fn cache_of(plan: &Plan, read_bytes: u64, write_bytes: u64) -> CacheSpec {
     let files = read_bytes + write_bytes;
     // Writers begin to write back at half of what may be dirty.

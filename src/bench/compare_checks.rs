@@ -1,4 +1,5 @@
-//! Whether both sides of a comparison read and write the same bytes, and leave the filesystem whole.
+//! Whether both sides of a comparison read and write the same bytes, and leave the filesystem
+//! whole.
 
 use std::io::Read;
 

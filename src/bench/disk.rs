@@ -1,5 +1,5 @@
-//! A disk to compare on: checks before anything is erased, an XFS with two files, and the way between the
-//! kernel's driver and VFIO.
+//! A disk to compare on: checks before anything is erased, an XFS with two files, and the way
+//! between the kernel's driver and VFIO.
 
 use std::fs::File;
 use std::io::Write;
@@ -42,7 +42,8 @@ pub(crate) struct DiskSpec {
     pub(crate) target_options: String,
 }
 
-/// A disk that this process may erase, with the kernel or with VFIO. Dropped, it goes back to the kernel.
+/// A disk that this process may erase, with the kernel or with VFIO. Dropped, it goes back to the
+/// kernel.
 #[derive(Debug)]
 pub(crate) struct Disk {
     handover: Handover,
@@ -134,7 +135,8 @@ impl Disk {
         Ok(controller.node(&namespace))
     }
 
-    /// ERASES it: a new XFS with the two files; the CRC32C of the one to read, taken before it was written.
+    /// ERASES it: a new XFS with the two files; the CRC32C of the one to read, taken before it was
+    /// written.
     pub(crate) fn format_and_fill(&mut self, seed: u64) -> Result<u32> {
         let node = self.node()?;
         let output = image::run(Command::new("mkfs.xfs").args(["-q", "-f"]).arg(&node))
@@ -166,7 +168,7 @@ impl Disk {
 
     /// xtent's way: over VFIO. What it opens must be dropped before the disk goes back.
     pub(crate) fn open(&mut self, cache: Option<CacheSpec>) -> Result<Volume> {
-        // The first time, and after each turn of the kernel; while vfio has it, nobody else can.
+        // The first time, and after each round of the kernel; while vfio has it, no one else can.
         if self.handover.controller.driver().as_deref() == Some(handover::KERNEL_DRIVER) {
             self.check_free()?;
             self.handover.give_to_vfio()?;
@@ -181,7 +183,8 @@ impl Disk {
         Err(self.handover.controller.error(ErrorKind::DeviceGone, text))
     }
 
-    /// Somebody may have taken the disk since the comparison began. What has just let go may take a moment.
+    /// Somebody may have taken the disk since the comparison began. What has just let go may take a
+    /// moment.
     fn check_free(&self) -> Result<()> {
         let give_up = Instant::now() + Duration::from_secs(5);
         loop {

@@ -1,5 +1,5 @@
-//! Engines beside each other on one target: the same operations on its blocks, in alternating rounds, no
-//! filesystem.
+//! Engines beside each other on one target: the same operations on its blocks, in alternating
+//! rounds, no filesystem.
 
 use std::fmt::Write as _;
 use std::path::Path;

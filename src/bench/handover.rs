@@ -1,8 +1,8 @@
 //! One controller between two drivers: the kernel's nvme and vfio-pci, and back whatever happens.
 //!
-//! A [`Handover`] gives the controller back when it is dropped: at the end, after an error, when unwinding. A
-//! process that is killed outright leaves a note where vfio-setup.sh keeps its own, so that the next
-//! comparison, or `vfio-setup.sh reset`, restores what was.
+//! A [`Handover`] gives the controller back when it is dropped: at the end, after an error, when
+//! unwinding. A process that is killed outright leaves a note where vfio-setup.sh keeps its own, so
+//! that the next comparison, or `vfio-setup.sh reset`, restores what was.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -38,11 +38,12 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    /// Takes charge of the controller, which stays where it is: with the kernel's driver. What a comparison
-    /// that was killed left with vfio-pci goes back first.
+    /// Takes charge of the controller, which stays where it is: with the kernel's driver. What a
+    /// comparison that was killed left with vfio-pci goes back first.
     ///
     /// # Errors
-    /// Another comparison has it, it is not with the kernel's driver, or it cannot be given back to it.
+    /// Another comparison has it, it is not with the kernel's driver, or it cannot be given back to
+    /// it.
     pub(crate) fn claim(controller: Controller) -> Result<Self> {
         let lock = lock(&controller)?;
         let mut handover = Self {
@@ -100,7 +101,8 @@ impl Handover {
     /// Gives the controller to vfio-pci; nothing happens when it has it. Nobody uses its disks.
     ///
     /// # Errors
-    /// What went wrong; the controller is back with the kernel's driver then, or the error says that it is not.
+    /// What went wrong; the controller is back with the kernel's driver then, or the error says
+    /// that it is not.
     pub(crate) fn give_to_vfio(&mut self) -> Result<()> {
         if self.before.is_some() {
             return Ok(());
@@ -135,8 +137,8 @@ impl Handover {
         })
     }
 
-    /// Gives the controller back to the kernel's driver and waits for its disks; nothing happens when it has
-    /// it.
+    /// Gives the controller back to the kernel's driver and waits for its disks; nothing happens
+    /// when it has it.
     ///
     /// # Errors
     /// It could not be given back; the message says how it can be done by hand.
@@ -254,8 +256,8 @@ impl Drop for Handover {
     }
 }
 
-/// A file that is locked. Unlocked by name: closing it is not enough while a process that is just being started from
-/// another thread has it open, too.
+/// A file that is locked. Unlocked by name: closing it is not enough while a process that is just
+/// being started from another thread has it open, too.
 #[derive(Debug)]
 struct Lock(File);
 

@@ -1,4 +1,5 @@
-//! Completion latencies over time: fio's histogram log (`write_hist_log`) and HdrHistogram's (`.hlog`).
+//! Completion latencies over time: fio's histogram log (`write_hist_log`) and HdrHistogram's
+//! (`.hlog`).
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -116,7 +117,8 @@ fn failed(path: &Path, error: std::io::Error) -> Error {
 }
 
 impl LogFiles {
-    /// `PREFIX_clat_hist.N.log` for each job, and a file in HdrHistogram's form; either may be left out.
+    /// `PREFIX_clat_hist.N.log` for each job, and a file in HdrHistogram's form; either may be left
+    /// out.
     pub(crate) fn create(
         prefix: Option<&Path>,
         hlog: Option<&Path>,

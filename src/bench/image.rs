@@ -16,8 +16,8 @@ pub(crate) const READ_FILE: &str = "/bench/read.dat";
 pub(crate) const WRITE_FILE: &str = "/bench/write.dat";
 
 const IMAGE_BYTES: u64 = 1 << 30;
-/// mkfs.xfs writes a file of a prototype as if it were one extent, over whatever comes after the first: both
-/// files must fit into one allocation group of the two, beside the log.
+/// mkfs.xfs writes a file of a prototype as if it were one extent, over whatever comes after the
+/// first: both files must fit into one allocation group of the two, beside the log.
 const FILE_BYTES: u64 = 192 << 20;
 
 /// A directory that goes with everything in it.
@@ -30,7 +30,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Makes an image with the two files, by mkfs.xfs alone: no root, no mount. It goes with the `Scratch`.
+/// Makes an image with the two files, by mkfs.xfs alone: no root, no mount. It goes with the
+/// `Scratch`.
 pub(crate) fn make() -> Result<(Scratch, PathBuf)> {
     let at = std::env::temp_dir().join(format!("xtent-compare-{}", std::process::id()));
     std::fs::create_dir(&at)
@@ -92,8 +93,8 @@ pub(super) fn run(command: &mut Command) -> std::io::Result<Output> {
     }
 }
 
-/// Reads the whole image once, so that both sides find it in the page cache; its bytes, and whether it is
-/// small enough to stay there.
+/// Reads the whole image once, so that both sides find it in the page cache; its bytes, and whether
+/// it is small enough to stay there.
 pub(crate) fn warm(image: &Path, memory_bytes: u64) -> Result<(u64, bool)> {
     let failed = |e| Error::system("cannot read the image", e).at_path(bytes(image));
     let mut file = File::open(image).map_err(failed)?;
@@ -106,7 +107,8 @@ pub(crate) fn warm(image: &Path, memory_bytes: u64) -> Result<(u64, bool)> {
     Ok((len_bytes, fits))
 }
 
-/// What `xfs_repair -n` says of an image or a disk: clean or not; `None` when there is no xfs_repair.
+/// What `xfs_repair -n` says of an image or a disk: clean or not; `None` when there is no
+/// xfs_repair.
 pub(crate) fn check_clean(image: &Path) -> Option<std::result::Result<(), String>> {
     let mut repair = Command::new("xfs_repair");
     repair.arg("-n");

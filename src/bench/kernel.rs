@@ -1,5 +1,5 @@
-//! The kernel under the same load: `O_DIRECT` by `pread`/`pwrite` at depth 1 and by io_uring above; or `pread`/`pwrite`
-//! through its page cache.
+//! The kernel under the same load: `O_DIRECT` by `pread`/`pwrite` at depth 1 and by io_uring above;
+//! or `pread`/`pwrite` through its page cache.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
@@ -79,7 +79,7 @@ impl KernelEngine {
         })
     }
 
-    /// What is in use, for reports.
+    /// The interface in use, for reports.
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Psync { buffered: true, .. } => "psync (pread, pwrite), page cache".into(),

@@ -55,7 +55,8 @@ pub(crate) enum Medium {
 }
 
 impl Medium {
-    /// Reads an image into the page cache; ERASES a disk and makes a filesystem with two files on it.
+    /// Reads an image into the page cache; ERASES a disk and makes a filesystem with two files on
+    /// it.
     pub(crate) fn prepare(
         spec: &MediumSpec,
         memory_bytes: u64,

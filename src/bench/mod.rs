@@ -1,7 +1,8 @@
 //! Load on a file, and what came of it: workloads in fio's words, engines, histograms, reports.
 //!
-//! Layer 7. One [`runner`] drives every [`Engine`], so that two engines are measured by the same clock, in
-//! the same loop, at the same offsets: xtent's own ([`xtent_engine`], [`buffered_engine`]) and the kernel's ([`kernel`]).
+//! Layer 7. One [`runner`] drives every [`Engine`], so that two engines are measured by the same
+//! clock, in the same loop, at the same offsets: xtent's own ([`xtent_engine`],
+//! [`buffered_engine`]) and the kernel's ([`kernel`]).
 #![forbid(unsafe_code)]
 
 pub(crate) mod budget;
@@ -81,8 +82,8 @@ pub(crate) trait Engine {
     /// Starts an operation on the whole buffer of a slot that is not in flight.
     fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()>;
 
-    /// Hands over the operations that have ended: slot, and bytes or error. May wait for one; may return
-    /// without any. Called in a loop while something is in flight.
+    /// Hands over the operations that have ended: slot, and bytes or error. May wait for one; may
+    /// return without any. Called in a loop while something is in flight.
     fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()>;
 
     /// Makes all that was written durable. Nothing is in flight.

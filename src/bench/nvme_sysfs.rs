@@ -119,7 +119,8 @@ impl Controller {
         last_part(&fs::read_link(self.dir().join("iommu_group")).ok()?)
     }
 
-    /// Others of its IOMMU group that keep vfio from it: drivers of the kernel have them. Bridges do not.
+    /// Others of its IOMMU group that keep vfio from it: drivers of the kernel have them. Bridges
+    /// do not.
     pub(crate) fn group_obstacles(&self) -> Vec<String> {
         let members = names_in(&self.dir().join("iommu_group/devices"));
         let others = members
@@ -206,7 +207,8 @@ impl Controller {
         self.places.dev.join(&namespace.name)
     }
 
-    /// Who uses any of its namespaces or their partitions, one sentence each; nobody when it is empty.
+    /// Who uses any of its namespaces or their partitions, one sentence each; nobody when it is
+    /// empty.
     pub(crate) fn uses(&self) -> Vec<String> {
         let disks: Vec<String> = self.namespaces().into_iter().map(|ns| ns.name).collect();
         let mut blocks = disks.clone();
@@ -328,7 +330,8 @@ impl Controller {
         }
     }
 
-    /// Other processes that have one of the nodes open. udev looks at disks all the time and lets go.
+    /// Other processes that have one of the nodes open. udev looks at disks all the time and lets
+    /// go.
     fn open_by(&self, nodes: &[PathBuf], uses: &mut BTreeSet<String>) {
         let me = std::process::id().to_string();
         for process in self.processes() {
@@ -350,8 +353,8 @@ impl Controller {
         }
     }
 
-    /// The kernel's own word: whoever builds on a disk (a mount, swap, RAID, ZFS) claims it for itself alone,
-    /// and an exclusive open fails.
+    /// The kernel's own word: whoever builds on a disk (a mount, swap, RAID, ZFS) claims it for
+    /// itself alone, and an exclusive open fails.
     fn claimed(&self, disks: &[String], uses: &mut BTreeSet<String>) {
         for disk in disks {
             let mut options = OpenOptions::new();
@@ -366,7 +369,8 @@ impl Controller {
     }
 }
 
-/// With native multipathing the controller's own entry is hidden (`nvme0c1n1`); the disk is `nvme0n1`.
+/// With native multipathing the controller's own entry is hidden (`nvme0c1n1`); the disk is
+/// `nvme0n1`.
 fn disk_name(entry: &str) -> Option<String> {
     let rest = entry.strip_prefix("nvme")?;
     let (subsystem, nsid) = rest.split_once('n')?;

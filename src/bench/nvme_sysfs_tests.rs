@@ -7,7 +7,8 @@ use super::*;
 
 const DEVICE: &str = "bus/pci/devices/0000:01:00.0";
 
-/// One NVMe controller at 0000:01:00.0, serial number S1, with one namespace of 1 GiB and a partition.
+/// One NVMe controller at 0000:01:00.0, serial number S1, with one namespace of 1 GiB and a
+/// partition.
 pub(crate) struct Machine {
     dir: tempfile::TempDir,
 }

@@ -9,7 +9,7 @@ use super::calendar::minute_text;
 use super::chart::{KERNEL_COLOR, Line, XTENT_COLOR, iops_svg, percentile_svg};
 use super::compare::{Comparison, Side};
 use super::figures::{Figure, IOPS, P50, P99, P99_9, advantage};
-use super::hist::{bytes_text, three_digits};
+use super::hist::{bytes_text, count_text, three_digits};
 use super::medium::MediumSpec;
 use super::outcome::Outcome;
 use super::report::{behind, meaning};
@@ -185,6 +185,15 @@ fn card_html(row: &Row) -> String {
     )
 }
 
+/// Microseconds in a few digits: `0.831`, `54.1`, `10523`, `123k`.
+fn us_digits(ns: f64) -> String {
+    match ns / 1e3 {
+        us if us < 1.0 => format!("{us:.3}"),
+        us if us < 99_999.5 => three_digits(us),
+        us => count_text(us),
+    }
+}
+
 /// A column of the table: its head, and the figure of a side.
 struct Column {
     head: &'static str,
@@ -200,7 +209,7 @@ fn columns() -> [Column; 8] {
         head,
         unit: "µs",
         figure: Figure {
-            text: |ns| three_digits(ns / 1e3),
+            text: us_digits,
             ..figure
         },
         percent: Some(percent),

@@ -1,7 +1,8 @@
 //! What `--verify` writes and expects: a block that says where it belongs and proves itself whole.
 //!
-//! 32 bytes of header, little-endian: magic (8), byte offset in the file (8), seed (8), length in bytes (4),
-//! CRC32C of the block without this field (4); then bytes that follow from offset and seed.
+//! 32 bytes of header, little-endian: magic (8), byte offset in the file (8), seed (8), length in
+//! bytes (4), CRC32C of the block without this field (4); then bytes that follow from offset and
+//! seed.
 
 use super::workload::mix;
 
@@ -32,7 +33,7 @@ pub(crate) fn fill_random(bytes: &mut [u8], seed: u64) {
     }
 }
 
-/// What is wrong with a block that should have been filled for this place, if anything.
+/// Checks a block that should have been filled for this place; the error says what differs.
 pub(crate) fn check(block: &[u8], offset_bytes: u64, seed: u64) -> Result<(), String> {
     let field = |at: usize| {
         let mut bytes = [0; 8];

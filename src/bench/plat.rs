@@ -1,5 +1,5 @@
-//! fio's latency buckets (`stat.c`: `plat_val_to_idx`, `plat_idx_to_val`): 64 to each power of two. The bins
-//! of `json+` and the columns of a histogram log are these.
+//! fio's latency buckets (`stat.c`: `plat_val_to_idx`, `plat_idx_to_val`): 64 to each power of two.
+//! The bins of `json+` and the columns of a histogram log are these.
 
 use hdrhistogram::Histogram;
 

@@ -10,7 +10,7 @@ use super::figures::{Figure, IOPS, P50, P99, P99_9, advantage};
 use super::medium::MediumSpec;
 use super::rounds::{Ratio, Rounds, Row};
 
-/// What stands behind a side, in words that keep anybody from taking it for something else.
+/// The method of a side: software, device and memory.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
     let mut text = beneath(comparison, side);
     let Some(cache) = comparison.cache else {
@@ -26,11 +26,11 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
         Side::Kernel => match (comparison.plan.memory_bytes, &comparison.kernel_unlimited) {
             (Some(bytes), None) => write!(
                 text,
-                " Limited to {} MiB by a cgroup, what is cached of the image included.",
+                " Limited to {} MiB by a cgroup, including what is cached of the image.",
                 bytes >> 20
             ),
             (Some(_), Some(why)) => write!(text, " Its page cache was NOT limited: {why}."),
-            (None, _) => write!(text, " Its page cache is as large as it likes."),
+            (None, _) => write!(text, " Its page cache is not limited."),
         },
     };
     text
@@ -48,12 +48,12 @@ fn beneath(comparison: &Comparison, side: Side) -> String {
     match (&comparison.plan.on, side) {
         (MediumSpec::Image(image), Side::Kernel) => {
             let (direct, through) = if image.loop_options.direct_io {
-                ("on", "past the page cache, on the disk it lies on")
+                ("on", "with direct I/O, bypassing the page cache")
             } else {
                 ("off", "through the page cache")
             };
             format!(
-                "The kernel's xfs, mounted from a loop device over the image file (sector size {} bytes, \
+                "The kernel's XFS, mounted from a loop device over the image file (sector size {} bytes, \
                  direct-io {direct}). {engines} The loop driver reads and writes the image {through}.",
                 image.loop_options.sector_bytes,
             )
@@ -79,17 +79,20 @@ fn beneath(comparison: &Comparison, side: Side) -> String {
     }
 }
 
-const KERNEL_ENGINES: &str = "Files opened with O_DIRECT; pread/pwrite at depth 1, io_uring with registered file and buffers above.";
+const KERNEL_ENGINES: &str = "Files opened with O_DIRECT; pread and pwrite at depth 1, io_uring with \
+    registered file and buffers above.";
 
-const BUFFERED_ENGINE: &str = "Files opened without O_DIRECT; pread/pwrite through the page cache.";
+const BUFFERED_ENGINE: &str =
+    "Files opened without O_DIRECT; pread and pwrite through the page cache.";
 
-/// What the figures say and what they do not.
+/// What is compared, and what the figures do not show.
 pub(crate) fn meaning(comparison: &Comparison) -> String {
     if comparison.plan.buffered {
         return match comparison.plan.memory_bytes {
             None => BUFFERED_MEANING.into(),
             Some(_) => format!(
-                "{BUFFERED_MEANING} Not all of them fits here: what is missed is read from beneath."
+                "{BUFFERED_MEANING} The cache may be smaller than the files: misses are read from the \
+                 device."
             ),
         };
     }
@@ -98,11 +101,10 @@ pub(crate) fn meaning(comparison: &Comparison) -> String {
         MediumSpec::Disk(_) => return meaning_on_disk(comparison),
     };
     format!(
-        "No disk is measured: both sides end in copies from and to the page cache of this machine. What \
-         differs, and is compared, is the software between a program and its data: system calls, \
-         filesystem, block layer and loop driver on one side; xtent, its queue pair and the embedded \
-         controller on the other. xtent polls: it keeps {} busy all the time, where the kernel sleeps while \
-         it waits.",
+        "No disk is measured: both sides end in copies from and to the page cache of this machine. \
+         The comparison is of the software between a program and its data: system calls, filesystem, \
+         block layer and loop driver for the kernel; XFS code, queue pair and embedded controller for \
+         xtent. xtent polls: it keeps {} busy all the time, where the kernel sleeps while it waits.",
         match image.controller {
             ControllerMode::Inline => "a CPU",
             ControllerMode::Threaded => "two CPUs",
@@ -112,23 +114,23 @@ pub(crate) fn meaning(comparison: &Comparison) -> String {
 
 fn meaning_on_disk(comparison: &Comparison) -> String {
     let mut text = String::from(
-        "Both sides drive the same controller and end in the same blocks of the same files. What differs, and \
-         is compared, is the software between a program and the disk: system calls, filesystem, block layer, \
-         driver and interrupts on one side; xtent and its queue pair on the other. xtent polls: it keeps a CPU \
-         busy all the time, where the kernel sleeps while it waits.",
+        "Both sides drive the same controller and end in the same blocks of the same files. The \
+         comparison is of the software between a program and the disk: system calls, filesystem, block \
+         layer, driver and interrupts for the kernel; XFS code and queue pair for xtent. xtent polls: it \
+         keeps a CPU busy all the time, where the kernel sleeps while it waits.",
     );
     if comparison.volume.target.model.contains("QEMU") {
         text.push_str(
-            " This controller is QEMU's, software itself: the ratios say something, the times and the IOPS say \
-             nothing about a disk.",
+            " This controller is QEMU's, which is software: times and IOPS are not those of a disk, and \
+             ratios will differ on one.",
         );
     }
     text
 }
 
-const BUFFERED_MEANING: &str = "Both sides keep the files in a page cache and copy each operation's bytes once. What \
-    is compared is how a program gets at bytes that are cached: a system call and a walk through pages on one side, a \
-    lookup in its own memory on the other; and how what was written gets beneath.";
+const BUFFERED_MEANING: &str = "Both sides keep the files in a page cache and copy the bytes of each operation \
+    once. The comparison is of cached access: a system call and a page lookup for the kernel, a lookup in \
+    its own memory for xtent; and of writeback.";
 
 /// What a terminal has room for.
 const FIGURES: [Figure; 3] = [P50, P99, IOPS];

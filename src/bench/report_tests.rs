@@ -218,7 +218,7 @@ fn a_disk_is_named_and_the_spread_shown() {
         !page.contains("loop device") && !page.contains("page cache") && !page.contains("QEMU")
     );
     comparison.volume.target.model = "QEMU NVMe Ctrl".into();
-    assert!(html(&comparison).unwrap().contains("software itself"));
+    assert!(html(&comparison).unwrap().contains("which is software"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The rounds of each side on one workload: figures of each, of all together, and how the sides compare.
+//! The rounds of each side on one workload: figures of each, of all together, and how the sides
+//! compare.
 
 use std::fmt;
 
@@ -153,7 +154,8 @@ pub(crate) struct Row {
 /// Ratios of the rounds may lie this far apart, the highest by the lowest.
 const STABLE: f64 = 1.25;
 
-/// How many times better one side is than the other: of all rounds together, and of each pair of rounds.
+/// How many times better one side is than the other: of all rounds together, and of each pair of
+/// rounds.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ratio {
     /// From the same distributions as the charts.

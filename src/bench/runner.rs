@@ -118,7 +118,8 @@ impl Start {
         }
     }
 
-    /// The place of one job: dropped without [`StartPlace::wait`], by an error or a panic, it ends all.
+    /// The place of one job: dropped without [`StartPlace::wait`], by an error or a panic, it ends
+    /// all.
     fn enter(&self) -> StartPlace<'_> {
         StartPlace(Some(self))
     }

@@ -40,8 +40,8 @@ fn escape_unless(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// A name for people: the text that it is, or, with unsafe characters or bytes that are not UTF-8 in it,
-/// all of it in ASCII with escapes.
+/// A name for people: the text that it is, or, with unsafe characters or bytes that are not UTF-8
+/// in it, all of it in ASCII with escapes.
 pub(crate) fn name(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.chars().any(controls_terminal) => text.to_owned(),

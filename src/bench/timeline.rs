@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// More intervals than this are joined in pairs: a run of days takes no more memory than one of minutes.
+/// More intervals than this are joined in pairs: a run of days takes no more memory than one of
+/// minutes.
 const MOST: usize = 4096;
 
 /// What happened in one interval.
@@ -49,8 +50,8 @@ impl Timeline {
         self.interval.saturating_mul(ends)
     }
 
-    /// Takes the counts so far, this long after the start. What was done since the last time is spread over
-    /// the intervals that ended since then: an operation may take longer than one.
+    /// Takes the counts so far, this long after the start. What was done since the last time is
+    /// spread over the intervals that ended since then: an operation may take longer than one.
     pub(crate) fn mark(&mut self, elapsed: Duration, so_far: Interval) {
         while self.intervals.len() >= MOST {
             self.coarsen();

@@ -102,7 +102,8 @@ fn switches(status: &str) -> u64 {
         .sum()
 }
 
-/// The first line of `/proc/stat`: all CPUs, without idle and waiting for I/O, with what the host took away.
+/// The first line of `/proc/stat`: all CPUs, without idle and waiting for I/O, with what the host
+/// took away.
 fn machine_busy_ms(stat: &str) -> f64 {
     let line = stat.lines().next().unwrap_or_default();
     let fields: Vec<u64> = line
@@ -181,8 +182,8 @@ impl Cpus {
         };
     }
 
-    /// A warning, where other programs used more than a quarter of the machine during the measurement. Time
-    /// before it, and what this process used, do not count.
+    /// A warning, where other programs used more than a quarter of the machine during the
+    /// measurement. Time before it, and what this process used, do not count.
     pub(crate) fn warning(&self, cpus: usize) -> Option<String> {
         #[expect(clippy::cast_precision_loss, reason = "a number of CPUs")]
         let all = cpus as f64;

@@ -1,7 +1,7 @@
 //! What a bench does, in fio's words, and the sequence of operations it comes to.
 //!
-//! The sequence follows from the workload alone (seed included): every engine gets the same operations at
-//! the same offsets in the same order.
+//! The sequence follows from the workload alone (seed included): every engine gets the same
+//! operations at the same offsets in the same order.
 
 use std::time::Duration;
 
@@ -216,7 +216,8 @@ pub(crate) struct Step {
     pub(crate) offset_bytes: u64,
 }
 
-/// The operations of one job. Random ones, too, touch every block once before any twice, as fio's do.
+/// The operations of one job. Random ones, too, touch every block once before any twice, as fio's
+/// do.
 #[derive(Debug)]
 pub(crate) struct Steps {
     rw: Rw,
@@ -273,8 +274,8 @@ impl Steps {
     }
 }
 
-/// A random order of `0..n` without memory: a Feistel network over the next power of four, walked until it
-/// falls inside.
+/// A random order of `0..n` without memory: a Feistel network over the next power of four, walked
+/// until it falls inside.
 #[derive(Debug)]
 struct Shuffle {
     n: u64,

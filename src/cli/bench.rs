@@ -46,7 +46,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     if let Some(warning) = unbacked.warning(workload.size_bytes) {
         complain(&warning);
     }
-    let file = args.output.as_ref().map(|path| {
+    let output = args.output.as_ref().filter(|path| path.as_os_str() != "-");
+    let file = output.map(|path| {
         File::create(path).map_err(|error| Failure::local("cannot write", path, error))
     });
     let file = file.transpose()?;
@@ -134,7 +135,7 @@ fn measure(args: &BenchArgs, place: &Place<'_>, workload: &Workload) -> Result<O
     Ok(outcome)
 }
 
-/// What is put under load.
+/// The object of the load: a file of a volume, or a target.
 enum Place<'a> {
     File { volume: Volume, path: &'a [u8] },
     Raw(Target),
@@ -266,7 +267,7 @@ impl std::fmt::Display for Place<'_> {
     }
 }
 
-/// Whoever overwrites a target names it twice.
+/// A target is overwritten only where its serial number is given.
 pub(super) fn check_serial(target: &Target, given: Option<&str>) -> Result<(), Failure> {
     let info = target.info();
     match given {
@@ -281,7 +282,7 @@ pub(super) fn check_serial(target: &Target, given: Option<&str>) -> Result<(), F
         None => Err(Failure::new(
             USAGE,
             format!(
-                "this DESTROYS what is on {} ({}): if you mean it, add --i-may-erase SERIAL with its serial \
+                "this DESTROYS all data on {} ({}): to confirm, add --i-may-erase SERIAL with its serial \
                  number, which `xtent info` shows",
                 info.target, info.model
             ),

@@ -14,33 +14,41 @@ use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::hist::Percentiles;
 use crate::bench::workload::{Measure, Rw, Workload};
 
-/// Where xtent's words and fio's differ. Everything else that has fio's name means what it means to fio.
+/// Where xtent's words and fio's differ. Everything else that has fio's name means what it means to
+/// fio.
 const DIFFERENCES: &str = "\
-Options have fio's names and meanings, with - or _ between words and flags as --FLAG or --FLAG=0|1. Differences from fio:
-  - TARGET and PATH take the place of --filename; the target chooses the engine (no --ioengine).
+Options have fio's names and meanings, with - or _ between words, and flags as --FLAG or
+--FLAG=0|1. Differences from fio:
+  - TARGET and PATH take the place of --filename; the target chooses the engine: there is no
+    --ioengine.
   - The defaults are --direct=1, --group-reporting=1 and --clat-percentiles=1; --name is `bench`.
-  - --iodepth is the number of operations in flight also where fio's psync engine ignores it; with --buffered it is 1.
-  - --fsync and --fdatasync are the same: they wait for what is in flight and make the data durable. A workload that
-    writes also does so at its end, which is not measured.
-  - --verify is a flag: xtent's own pattern, with the offset and --seed in it. After a workload that writes, all
-    that it wrote is read back, which is not measured. With --verify, --runtime implies --time-based.
-  - A workload that is done within its --ramp-time is counted as a whole, with a warning; fio counts nothing.
-  - slat ends when the engine has the command; with --buffered submission and completion are one call: no slat.
-  - JSON always has json+ bins. Percentiles have three significant digits (fio: two).
-  - Percentiles of fewer operations than they need are marked with *, in JSON by percentile_too_few_samples.
-  - Not there: job files, rates (--rate), distributions (--random_distribution), splits (--bssplit), --trim, --zonemode and
-    the rest of fio's options; they are rejected with a message. Run fio itself for them.";
+  - --iodepth is the number of operations in flight, also where fio's psync engine ignores it;
+    with --buffered it is 1.
+  - --fsync and --fdatasync are the same: they wait for the operations in flight and make the
+    data durable. A workload that writes also does so at its end, which is not measured.
+  - --verify is a flag: xtent's own pattern, with the offset and --seed in it. After a workload
+    that writes, all blocks that it wrote are read back, which is not measured. With --verify,
+    --runtime implies --time-based.
+  - slat ends when the engine has the command. With --buffered, submission and completion are
+    one call: there is no slat.
+  - JSON always has the bins of json+. Percentiles have three significant digits (fio: two).
+  - Percentiles of fewer operations than they need are marked with *, in JSON by
+    percentile_too_few_samples.
+  - Not there: job files, rates (--rate), distributions (--random_distribution), splits
+    (--bssplit), --trim, --zonemode and the rest of fio's options. They are rejected with a
+    message: run fio itself for them.";
 
 const EXAMPLES: &str = "\
-I/O is direct, from DMA memory, without copies, unless it is --buffered: then it goes through xtent's page cache, one
-operation at a time, of any size. A workload that writes OVERWRITES THE FILE. With --raw the load goes to the blocks
-of the target, whatever is on it; one that writes DESTROYS THAT.
+I/O is direct, from DMA memory, without copies. With --buffered it goes through xtent's page cache,
+one operation at a time, of any size. A workload that writes OVERWRITES THE FILE. With --raw the
+load goes to the blocks of the target; one that writes DESTROYS ALL DATA ON IT.
 
-Ctrl-C ends the run and prints the results so far, marked as interrupted; the exit status is then 130.
+Ctrl-C ends the run and prints the results so far, marked as interrupted; the exit status is 130.
 
-Examples: xtent bench disk.img /data --rw=randread --iodepth=32 --runtime=10 --time_based
-          xtent bench disk.img /data --rw=randrw --numjobs=4 --output-format=json+ --output=result.json
-          xtent bench --raw pci:0000:01:00.0 --rw=randread --bs=512 --iodepth=128 --runtime=10 --time_based";
+Examples:
+  xtent bench disk.img /data --rw=randread --iodepth=32 --runtime=10 --time_based
+  xtent bench disk.img /data --rw=randrw --numjobs=4 --output-format=json+ --output=result.json
+  xtent bench --raw pci:0000:01:00.0 --rw=randread --bs=512 --iodepth=128 --runtime=10 --time_based";
 
 fn after_help() -> String {
     format!("{DIFFERENCES}\n\n{EXAMPLES}")
@@ -73,8 +81,8 @@ pub(super) struct BenchArgs {
     /// Use the target's own blocks instead of a file, and look for no filesystem
     #[arg(long)]
     raw: bool,
-    /// With --raw and a workload that writes: the serial number of the target, which is OVERWRITTEN (`xtent info`
-    /// shows it)
+    /// With --raw and a workload that writes: the serial number of the target, which is OVERWRITTEN
+    /// (`xtent info` shows it)
     #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
     pub(super) i_may_erase: Option<String>,
     /// The name of the job in the results
@@ -98,7 +106,8 @@ pub(super) struct BenchArgs {
     /// Threads, each with a queue pair of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     numjobs: u32,
-    /// Bytes that each job does, or a percentage of the file as in 50% [default: up to the file's end]
+    /// Bytes that each job does, or a percentage of the file as in 50% [default: up to the file's
+    /// end]
     #[arg(long, value_parser = share)]
     size: Option<Share>,
     /// Where in the file jobs begin, in bytes or as a percentage
@@ -128,13 +137,14 @@ pub(super) struct BenchArgs {
     #[arg(num_args = 0..=1, require_equals = true, default_value = "1", default_missing_value = "1")]
     #[arg(hide_default_value = true)]
     direct: bool,
-    /// How large that page cache is [default: an eighth of the free hugepages, or 64m]
+    /// The size of that page cache [default: an eighth of the free hugepages, or 64m]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
     pub(super) memory: Option<u64>,
     /// Show the counters of the page cache: hits, misses, read-ahead, reclaim
     #[arg(long, requires = "buffered")]
     pub(super) cache_stats: bool,
-    /// Make durable what was written, after every N writes of a job; waits for what is in flight before
+    /// Make written data durable after every N writes of a job; waits for the operations in flight
+    /// first
     #[arg(
         long,
         alias = "fdatasync",
@@ -143,15 +153,15 @@ pub(super) struct BenchArgs {
         hide_default_value = true
     )]
     fsync: u64,
-    /// How threads wait: poll, sleep until the device interrupts, or poll for a while and then sleep; the
-    /// target's own option `wait=` goes before this one
+    /// How threads wait: poll, sleep until the device interrupts, or poll for a while and then
+    /// sleep; the target's own option `wait=` goes before this one
     #[arg(long, value_parser = wait, value_name = "poll|interrupt|adaptive", default_value = "poll")]
     pub(super) wait: Wait,
     /// Run jobs on these CPUs only, as in 0-3,6
     #[arg(long, alias = "cpus_allowed", value_name = "LIST", value_parser = cpus)]
     cpus_allowed: Option<Cpus>,
-    /// Write a pattern and read it back; a workload that only reads checks a pattern written before with
-    /// the same seed and block size
+    /// Write a pattern and read it back; a workload that only reads checks a pattern written before
+    /// with the same seed and block size
     #[arg(long)]
     verify: bool,
     /// The seed of random order and pattern
@@ -190,7 +200,7 @@ pub(super) struct BenchArgs {
     )]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     log_hist_msec: u64,
-    /// Write the results to this file instead of standard output
+    /// Write the results to this file; `-` is standard output
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<LocalPath>,
     /// The form of the results; --json is json+

@@ -23,36 +23,48 @@ use crate::bench::nvme_sysfs::{Controller, Places};
 use crate::bench::progress::Progress;
 use crate::bench::{image, page, report};
 
+const AFTER_HELP: &str = "\
+The same list of workloads runs on the kernel's XFS (O_DIRECT; psync at depth 1 and io_uring above)
+and on xtent, in alternating rounds, on the same files at the same offsets. The report describes the
+method of each side. Afterwards each side checks what the other wrote, the file that is only read
+must be unchanged, and xfs_repair -n must find the filesystem clean.
+
+With --image (or neither): a loop mount for the kernel, the embedded controller for xtent. Neither
+is a disk: both end in the page cache. The kernel's side needs root; otherwise it is skipped with a
+notice.
+
+With --device: an NVMe disk, which is ERASED. It must be bound to the kernel's driver, not in use,
+behind an IOMMU; needs root. The kernel's rounds use its own driver, xtent's use VFIO on the same
+controller. At the end, after an error and when interrupted the disk goes back to the kernel's
+driver; after a SIGKILL the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.
+
+Figures and ratios are of all rounds together. Where the rounds differ widely their range is shown:
+no stable difference. Ctrl-C ends the comparison and shows the results so far, marked as
+interrupted; the exit status is 130.
+
+Mounts are private to the process and end with it, even when it is killed.
+
+Examples:
+  xtent compare --image disk.img --report report.html
+  xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html
+  xtent compare --engines native,spdk --target pci:0000:01:00.0";
+
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The same list of workloads runs on the kernel's xfs (O_DIRECT, psync at depth 1 and io_uring \
-    above) and on xtent, in turns, on the same files at the same offsets; the report says what stands behind \
-    each side. Afterwards each side checks what the other wrote, the file that is only read must be unchanged, \
-    and xfs_repair -n must find the filesystem clean.\n\n\
-    With --image (or neither): a loop mount for the kernel, the embedded controller for xtent. Neither is a \
-    disk: both end in the page cache. The kernel's side needs root, and is left out without.\n\n\
-    With --device: an NVMe disk, which is ERASED. It must be with the kernel's driver, not in use, behind an \
-    IOMMU; needs root. The kernel's turn is its own driver's, xtent's turn is over VFIO on the same controller. \
-    At the end, after an error and when interrupted the disk goes back to the kernel's driver; after a SIGKILL \
-    the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.\n\n\
-    Mounts are private to the process and end with it, even when it is killed.\n\n\
-    Examples: xtent compare --image disk.img --report report.html\n\
-    \x20         xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html\n\
-    \x20         xtent compare --engines native,spdk --target pci:0000:01:00.0"
-)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct CompareArgs {
-    /// An XFS image, not in use; without it a temporary one is made by mkfs.xfs
+    /// An XFS image that is not in use [default: a temporary one, made by mkfs.xfs]
     #[arg(long, value_name = "FILE")]
     image: Option<LocalPath>,
-    /// An NVMe disk by its PCI address, with a namespace where there are several; it is ERASED
+    /// The PCI address of an NVMe disk, with a namespace where there are several; it is ERASED
     #[arg(long, value_name = "ADDRESS[/NSID]", requires = "i_may_erase")]
     #[arg(conflicts_with_all = ["image", "read_file", "write_file", "no_kernel"])]
     #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller"])]
     device: Option<String>,
-    /// The serial number of that disk, or of the target of --engines, for proof that it is the one you mean
+    /// The serial number of that disk, or of the target of --engines, which confirms that it may
+    /// be erased
     #[arg(long, value_name = "SERIAL", conflicts_with = "image")]
     pub(super) i_may_erase: Option<String>,
-    /// Compares engines on the blocks of one target, without a filesystem; it is only read, unless
+    /// Compare engines on the blocks of one target, without a filesystem; it is only read, unless
     /// --i-may-erase names its serial number
     #[arg(
         long,
@@ -76,26 +88,26 @@ pub(super) struct CompareArgs {
     /// The file of the image that is OVERWRITTEN
     #[arg(long, value_name = "PATH", default_value = image::WRITE_FILE)]
     write_file: String,
-    /// Writes a report as one HTML page
+    /// Write a report as one HTML page
     #[arg(long, value_name = "FILE.html")]
     report: Option<LocalPath>,
-    /// Writes everything as JSON (`-` for standard output, instead of the table)
+    /// Write all results as JSON (`-` for standard output, instead of the table)
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<LocalPath>,
-    /// How often each side has its turn
+    /// The number of rounds of each side
     #[arg(long, visible_alias = "alternate", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub(super) rounds: u16,
-    /// How long each workload runs in each turn
+    /// The measured time of each workload in each round
     #[arg(long, default_value = "2", value_parser = time)]
     pub(super) runtime: Duration,
-    /// How long it runs before that without being measured
+    /// Run for this long before measuring
     #[arg(long, default_value = "0.2", value_parser = time)]
     pub(super) ramp_time: Duration,
-    /// Both sides through their page caches: plain pread and pwrite without O_DIRECT, and xtent's own cache. All of
-    /// both files is cached before anything is measured, unless --memory says how much may be
+    /// Use the page caches of both sides: pread and pwrite without O_DIRECT, and xtent's own cache.
+    /// Both files are cached completely before anything is measured, unless --memory limits it
     #[arg(long, conflicts_with = "engines")]
     buffered: bool,
-    /// After every N writes both sides make durable what was written
+    /// Make written data durable after every N writes, on both sides
     #[arg(
         long,
         value_name = "N",
@@ -104,27 +116,28 @@ pub(super) struct CompareArgs {
         conflicts_with = "engines"
     )]
     fsync: u64,
-    /// What each side may cache: xtent's page cache is so large, and the kernel's side runs in a cgroup (v2) with
-    /// this limit, for which what the loop device caches of the image counts too
+    /// The memory for caching on each side: the size of xtent's page cache, and the limit of a
+    /// cgroup (v2) for the kernel's side, which includes what the loop device caches of the image
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
     memory: Option<u64>,
-    /// What the offsets follow from
+    /// The seed of the offsets
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
-    /// Leaves the kernel's side out
+    /// Skip the kernel's side
     #[arg(long)]
     no_kernel: bool,
-    /// Lets the loop device read the image past the page cache
+    /// Let the loop device bypass the page cache
     #[arg(long)]
     loop_direct_io: bool,
     /// The loop device's sector size in bytes
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(512..=4096))]
     loop_sector_size: u32,
-    /// Who does the embedded controller's work: the thread that waits (inline), as the kernel's loop device
-    /// does where it can, or a thread of its own (threaded), which needs a CPU more
+    /// The thread that runs the embedded controller: the one that waits (inline), as the kernel's
+    /// loop device does where it can, or one of its own (threaded), which needs another CPU
     #[arg(long, value_enum, default_value = "inline")]
     controller: Controlled,
-    /// Options for xtent's target, such as lba=4096,mdts=5 (`inline` and `threaded` by --controller)
+    /// Options for xtent's target, such as lba=4096,mdts=5 (`inline` and `threaded` by
+    /// --controller)
     #[arg(long, value_name = "OPTIONS")]
     target_options: Option<String>,
 }
@@ -243,7 +256,7 @@ fn on_disk(args: &CompareArgs, device: &str) -> Result<Comparison, Failure> {
         let text = format!("no private mounts, and others shall not see the disk's: {error}");
         Failure::new(TARGET, text)
     })?;
-    // What is begun is undone before the process ends.
+    // The disk is given back before the process ends.
     hold_interrupts();
     let on = MediumSpec::Disk(DiskSpec {
         address,

@@ -110,9 +110,9 @@ enum Command {
     Put(put::PutArgs),
     /// Shows where a file's data lies on the device
     Fiemap(fiemap::FiemapArgs),
-    /// Measures a load on one file, in fio's words
+    /// Measure a load on one file, with fio's options
     Bench(Box<bench_args::BenchArgs>),
-    /// Measures the kernel's xfs and xtent on the same image
+    /// Measure the kernel's XFS and xtent on the same image or disk
     Compare(compare::CompareArgs),
     /// Serves a disk image or memory as an NVMe controller to other processes
     Serve(serve::ServeArgs),

@@ -37,8 +37,8 @@ pub(super) fn write_json(out: &mut impl Write, value: &Value) -> io::Result<()> 
     out.flush()
 }
 
-/// Where results go that are also shown after an interruption: this file, or standard output. The process
-/// ends within its grace time where nothing reads it.
+/// Where results go that are also shown after an interruption: this file, or standard output. The
+/// process ends within its grace time where nothing reads it.
 pub(super) fn results(file: Option<File>) -> io::Result<TextOut<RawOut>> {
     let is_terminal = file.is_none() && io::stdout().is_terminal();
     let file = match file {
@@ -52,8 +52,8 @@ pub(super) fn results(file: Option<File>) -> io::Result<TextOut<RawOut>> {
     Ok(TextOut::new(out, is_terminal))
 }
 
-/// A descriptor to write to. A signal ends a write that waits for a reader: `write_all` on a file of the
-/// standard library would wait again.
+/// A descriptor to write to. A signal ends a write that waits for a reader: `write_all` on a file
+/// of the standard library would wait again.
 #[derive(Debug)]
 pub(super) struct RawOut {
     file: File,
@@ -80,7 +80,8 @@ impl Write for RawOut {
     }
 }
 
-/// How names are printed: as they are into files and pipes, without control characters on a terminal.
+/// How names are printed: as they are into files and pipes, without control characters on a
+/// terminal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Names {
     escape: bool,
@@ -104,8 +105,8 @@ impl Names {
     }
 }
 
-/// Adds a name to a JSON object without loss: `key` as text, and `key_hex` with the bytes when they are not
-/// UTF-8.
+/// Adds a name to a JSON object without loss: `key` as text, and `key_hex` with the bytes when they
+/// are not UTF-8.
 pub(super) fn put_name(object: &mut Map<String, Value>, key: &str, name: &[u8]) {
     object.insert(key.into(), String::from_utf8_lossy(name).into());
     if std::str::from_utf8(name).is_err() {

@@ -1,6 +1,7 @@
 //! `xtent bench` as users and tools of fio meet it: options, JSON, logs.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -71,7 +72,10 @@ fn json_has_what_fio_plot_reads() {
     let Some((image, _)) = prototype_image() else {
         return;
     };
-    let value = json(&bench(&path_of(&image), &["--rw=randread", "--json"]));
+    let value = json(&bench(
+        &path_of(&image),
+        &["--rw=randread", "--json", "--output=-"],
+    ));
     assert!(value["fio version"].is_string());
     let job = &value["jobs"][0];
     for key in ["rw", "bs", "iodepth", "numjobs"] {
@@ -193,6 +197,7 @@ fn histogram_logs_have_every_operation() {
         assert_eq!(job["read"]["total_ios"], counts[0]);
         assert_eq!(job["write"]["total_ios"], counts[1]);
     }
+    percentiles_by_fios_script(dir.path());
     let hlog = fs::read_to_string(hlog).unwrap();
     assert!(
         hlog.starts_with("#[Histogram log format version 1.3]"),
@@ -205,6 +210,35 @@ fn histogram_logs_have_every_operation() {
         );
     }
     run(1, &bench(&target, &["--write-hlog=/no/such/directory/x"]));
+}
+
+/// Has the script that Debian's fio brings read both logs.
+fn percentiles_by_fios_script(dir: &Path) {
+    let packed = "/usr/share/doc/fio/fio-histo-log-pctiles.py.gz";
+    if !Path::new(packed).is_file() || !common::has_tool("python3") {
+        common::skipped("fio-histo-log-pctiles.py is not installed (Debian's package fio)");
+        return;
+    }
+    let script = dir.join("pctiles.py");
+    let unpacked = Command::new("gzip").args(["-dc", packed]).output().unwrap();
+    fs::write(&script, unpacked.stdout).unwrap();
+    let output = Command::new("python3")
+        .arg(&script)
+        .args(["--fio-version", "3", "--time-quantum", "1"])
+        .args([1, 2].map(|job| dir.join(format!("log_clat_hist.{job}.log"))))
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let lines = shown
+        .lines()
+        .skip_while(|line| !line.starts_with("msec-since-start"));
+    let samples = lines.skip(1).filter_map(|line| {
+        let samples = line.split(',').nth(1)?;
+        samples.trim().parse::<u64>().ok()
+    });
+    assert!(samples.sum::<u64>() > 0, "{shown}");
 }
 
 #[test]

@@ -126,7 +126,17 @@ fn nothing_is_clipped_and_no_labels_overlap() {
         "--report",
         report.to_str().unwrap(),
     ];
-    run(0, &args);
+    let (stdout, _) = run(0, &args);
+    let stdout = String::from_utf8_lossy(&stdout).into_owned();
+    // What every result names.
+    for word in [
+        "xtent's target: ",
+        "hugepages",
+        "waiting by polling",
+        "controller: inline",
+    ] {
+        assert!(stdout.contains(word), "{word}: {stdout}");
+    }
     let page = fs::read_to_string(&report).unwrap();
     for width in [800, 1200, 1600] {
         for dark in [false, true] {
@@ -144,6 +154,10 @@ fn nothing_is_clipped_and_no_labels_overlap() {
             assert!(found["labels"].as_u64() > Some(100), "{found}");
         }
     }
+    // On A4 paper, without its margins of 12 mm.
+    let printed = page.replace("@media print", "@media all");
+    let found = probe(browser, dir.path(), &printed, 703, &[]);
+    assert_eq!(found["problems"], serde_json::json!([]), "on paper");
     // The probe finds what it looks for.
     let broken = page.replace(
         "<h2>Figures</h2>",
