@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::core::no_slot;
-use super::inodes::CoreInode;
+use super::inodes::{CoreInode, OpenInode};
 use super::mounted::VolumeShared;
 use super::path::bytes_of;
 use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, Volume, bounce, cached, walk};
@@ -180,7 +180,7 @@ pub struct File {
 /// are closed; so it has no reference to the volume.
 pub(super) struct FileShared {
     /// What all handles of the file share.
-    pub(super) inode: Arc<CoreInode>,
+    pub(super) inode: OpenInode,
     pub(super) options: OpenOptions,
     pub(super) path: Box<[u8]>,
     /// Which handle it is, of all that there ever were.

@@ -1,10 +1,12 @@
 //! Files in core: what all handles of a file share, by inode number, and the page cache of the volume.
 //!
 //! A file that is cached stays here when its last handle is gone, with its pages; dirty ones wait for a sync, clean ones
-//! serve whoever opens it again. When there are too many the longest unused go, but never one that is dirty.
+//! serve the next open. When there are too many the longest unused go, but never one that is dirty. An open or close
+//! takes O(log n), for n files in core.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::mounted::VolumeShared;
@@ -17,6 +19,8 @@ use crate::xfs::FileMap;
 
 /// Files without handles that are kept for their pages.
 const MOST_UNUSED: usize = 4096;
+/// Of these, how many are looked at when a handle is closed and there are more.
+const LOOKS_PER_CLOSE: usize = 4;
 /// The cache's size where nothing was said and hugepages are scarce.
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 
@@ -74,19 +78,48 @@ pub(super) struct Inodes {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// Files with handles, and cached ones without, by inode number.
     entries: BTreeMap<u64, Entry>,
-    /// Counts openings: whose number is low was opened long ago.
+    /// Those without handles, by [`Entry::closed`].
+    unused: BTreeMap<u64, u64>,
+    /// Counts closings: the lower its number, the longer a file is unused.
     turn: u64,
-    /// As many entries are worth a look for those that nobody has any more.
-    crowd: usize,
+    #[cfg(test)]
+    looks: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
-    inode: Weak<CoreInode>,
-    /// The same, where it is cached.
-    kept: Option<Arc<CoreInode>>,
-    turn: u64,
+    inode: Arc<CoreInode>,
+    /// It is cached, and stays when its last handle is gone.
+    is_kept: bool,
+    handles: usize,
+    /// When its last handle was closed.
+    closed: u64,
+}
+
+/// A handle of a file in core; the file is open for as long as it exists.
+#[derive(Debug)]
+pub(super) struct OpenInode {
+    inode: Arc<CoreInode>,
+    inodes: Arc<Inodes>,
+}
+
+impl Deref for OpenInode {
+    type Target = CoreInode;
+
+    #[inline]
+    fn deref(&self) -> &CoreInode {
+        &self.inode
+    }
+}
+
+impl Drop for OpenInode {
+    fn drop(&mut self) {
+        let gone = locked(&self.inodes.table).close(&self.inode);
+        // Their pages go with them, which takes a while: not under the lock.
+        drop(gone);
+    }
 }
 
 impl Inodes {
@@ -100,44 +133,38 @@ impl Inodes {
         }
     }
 
-    /// The file with this metadata, if somebody has it. One that was changed from outside meanwhile (the volume was opened
+    /// The file with this metadata, if it is in core. One that was changed from outside meanwhile (the volume was opened
     /// although it is in use) is not it.
-    pub(super) fn find(&self, metadata: &Metadata) -> Option<Arc<CoreInode>> {
-        locked(&self.table).find(metadata)
+    pub(super) fn find(self: &Arc<Self>, metadata: &Metadata) -> Option<OpenInode> {
+        let inode = locked(&self.table).find(metadata)?;
+        Some(self.opened(inode))
     }
 
-    /// Adds a file that was not found, or finds the one that somebody added meanwhile: both under one lock, for two files in
-    /// core would not know of each other's pages.
-    pub(super) fn add(&self, inode: CoreInode) -> Arc<CoreInode> {
+    /// Adds a file that was not found, or finds the one that another thread added meanwhile: both under one lock, for two
+    /// files in core would not know of each other's pages.
+    pub(super) fn add(self: &Arc<Self>, inode: CoreInode) -> OpenInode {
         let mut table = locked(&self.table);
         if let Some(found) = table.find(&inode.metadata) {
-            return found;
+            return self.opened(found);
         }
         let inode = Arc::new(inode);
-        let entry = Entry {
-            inode: Arc::downgrade(&inode),
-            kept: None,
-            turn: table.turn,
-        };
-        let old = table.entries.insert(inode.metadata.ino, entry);
-        if table.entries.len() > table.crowd {
-            table
-                .entries
-                .retain(|_, entry| entry.inode.strong_count() > 0);
-            table.crowd = (2 * table.entries.len()).max(1024);
-        }
+        let old = table.insert(&inode);
         drop(table);
         // Its pages may go with it, which takes a while.
         drop(old);
-        inode
+        self.opened(inode)
+    }
+
+    /// A handle that the table has counted.
+    fn opened(self: &Arc<Self>, inode: Arc<CoreInode>) -> OpenInode {
+        OpenInode {
+            inode,
+            inodes: Arc::clone(self),
+        }
     }
 
     /// Has the file cached from now on, and kept.
-    pub(super) fn begin_caching(
-        &self,
-        inode: &Arc<CoreInode>,
-        volume: &VolumeShared,
-    ) -> Result<()> {
+    pub(super) fn begin_caching(&self, inode: &OpenInode, volume: &VolumeShared) -> Result<()> {
         if inode.pages().is_some() {
             return Ok(());
         }
@@ -154,15 +181,7 @@ impl Inodes {
             let heard = Mutex::new(pages.error_cursor());
             let _ = inode.cached.set(Cached { pages, heard });
         }
-        let mut table = locked(&self.table);
-        if let Some(entry) = table.entries.get_mut(&inode.metadata.ino)
-            && std::ptr::eq(entry.inode.as_ptr(), Arc::as_ptr(inode))
-        {
-            entry.kept = Some(Arc::clone(inode));
-        }
-        let gone = table.give_up_unused();
-        drop(table);
-        drop(gone);
+        locked(&self.table).keep(&inode.inode);
         Ok(())
     }
 
@@ -201,63 +220,110 @@ impl Inodes {
 
     /// All files that are cached.
     pub(super) fn cached(&self) -> Vec<Arc<CoreInode>> {
-        let table = locked(&self.table);
-        let kept = table
-            .entries
-            .values()
-            .filter_map(|entry| entry.kept.clone());
-        kept.collect()
+        self.cached_if(|_| true)
     }
 
     /// Those of them that may be dirty.
     pub(super) fn dirty(&self) -> Vec<Arc<CoreInode>> {
-        let mut files = self.cached();
-        files.retain(|file| file.may_be_dirty());
-        files
+        self.cached_if(CoreInode::may_be_dirty)
+    }
+
+    fn cached_if(&self, is_wanted: impl Fn(&CoreInode) -> bool) -> Vec<Arc<CoreInode>> {
+        let table = locked(&self.table);
+        let entries = table.entries.values().filter(|entry| entry.is_kept);
+        let wanted = entries.filter(|entry| is_wanted(&entry.inode));
+        wanted.map(|entry| Arc::clone(&entry.inode)).collect()
     }
 }
 
 impl Table {
+    /// A file with one more handle.
     fn find(&mut self, metadata: &Metadata) -> Option<Arc<CoreInode>> {
-        self.turn += 1;
         let entry = self.entries.get_mut(&metadata.ino)?;
-        let found = entry.inode.upgrade()?;
-        if found.metadata != *metadata && !found.may_be_dirty() {
+        if entry.inode.metadata != *metadata && !entry.inode.may_be_dirty() {
             return None;
         }
-        entry.turn = self.turn;
-        Some(found)
+        if entry.handles == 0 {
+            self.unused.remove(&entry.closed);
+        }
+        entry.handles += 1;
+        Some(Arc::clone(&entry.inode))
     }
 
-    /// The quarter that was not opened for the longest time, where too many are kept without handles. To be dropped when
-    /// the table is not locked any more.
-    fn give_up_unused(&mut self) -> Vec<Arc<CoreInode>> {
-        // Others get at one only through this table.
-        let is_unused = |kept: &Arc<CoreInode>| Arc::strong_count(kept) == 1;
-        let kept = |entry: &Entry| entry.kept.as_ref().is_some_and(is_unused);
-        if self.entries.len() <= MOST_UNUSED {
+    /// Adds a file with one handle. Returns the one that it takes the place of.
+    fn insert(&mut self, inode: &Arc<CoreInode>) -> Option<Entry> {
+        let entry = Entry {
+            inode: Arc::clone(inode),
+            is_kept: false,
+            handles: 1,
+            closed: 0,
+        };
+        let old = self.entries.insert(inode.metadata.ino, entry)?;
+        if old.handles == 0 {
+            self.unused.remove(&old.closed);
+        }
+        Some(old)
+    }
+
+    /// The entry of a file, unless another one has taken its place.
+    fn entry_of(&mut self, inode: &Arc<CoreInode>) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&inode.metadata.ino)?;
+        Arc::ptr_eq(&entry.inode, inode).then_some(entry)
+    }
+
+    fn keep(&mut self, inode: &Arc<CoreInode>) {
+        if let Some(entry) = self.entry_of(inode) {
+            entry.is_kept = true;
+        }
+    }
+
+    /// One handle less. Returns what is not in core any more, to be dropped when the table is not locked.
+    fn close(&mut self, inode: &Arc<CoreInode>) -> Vec<Entry> {
+        let turn = self.turn;
+        let Some(entry) = self.entry_of(inode) else {
+            return Vec::new();
+        };
+        entry.handles -= 1;
+        if entry.handles > 0 {
             return Vec::new();
         }
-        let mut unused: Vec<(u64, u64)> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| kept(entry))
-            .map(|(&ino, entry)| (entry.turn, ino))
-            .collect();
-        if unused.len() <= MOST_UNUSED {
-            return Vec::new();
-        }
-        unused.sort_unstable();
-        unused.truncate(MOST_UNUSED / 4);
-        let mut gone = Vec::with_capacity(unused.len());
-        for (_, ino) in unused {
-            let clean = self
+        if !entry.is_kept {
+            return self
                 .entries
-                .get(&ino)
-                .and_then(|entry| entry.kept.as_ref())
-                .is_some_and(|inode| !inode.may_be_dirty());
-            if clean {
-                gone.extend(self.entries.remove(&ino).and_then(|entry| entry.kept));
+                .remove(&inode.metadata.ino)
+                .into_iter()
+                .collect();
+        }
+        entry.closed = turn;
+        self.unused.insert(turn, inode.metadata.ino);
+        self.turn += 1;
+        self.give_up_unused()
+    }
+
+    /// The longest unused, where too many are kept without handles. A close adds one at most, so a few looks are enough.
+    fn give_up_unused(&mut self) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        for _ in 0..LOOKS_PER_CLOSE {
+            if self.unused.len() <= MOST_UNUSED {
+                break;
+            }
+            let Some((_, ino)) = self.unused.pop_first() else {
+                break;
+            };
+            #[cfg(test)]
+            {
+                self.looks += 1;
+            }
+            let Some(entry) = self.entries.get_mut(&ino) else {
+                continue;
+            };
+            // Dirty, or being written back; the handle that is closing has a reference as well, but is the newest.
+            if entry.inode.may_be_dirty() || Arc::strong_count(&entry.inode) > 1 {
+                entry.closed = self.turn;
+                self.unused.insert(self.turn, ino);
+                self.turn += 1;
+            } else {
+                gone.extend(self.entries.remove(&ino));
             }
         }
         gone
@@ -295,9 +361,13 @@ mod tests {
     use super::*;
 
     fn inode(generation: u32) -> CoreInode {
+        numbered(131, generation)
+    }
+
+    fn numbered(ino: u64, generation: u32) -> CoreInode {
         let time = Timestamp::default();
         let metadata = Metadata {
-            ino: 131,
+            ino,
             generation,
             mode: 0o100_644,
             nlink: 1,
@@ -320,18 +390,73 @@ mod tests {
 
     #[test]
     fn two_who_found_a_file_missing_and_add_it_have_one() {
-        let inodes = Inodes::new(&MountOptions::default(), usize::MAX);
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
         let (first, second) = (inode(1), inode(1));
         assert!(inodes.find(&first.metadata).is_none());
         assert!(inodes.find(&second.metadata).is_none());
         let first = inodes.add(first);
-        assert!(Arc::ptr_eq(&first, &inodes.add(second)));
+        assert!(Arc::ptr_eq(&first.inode, &inodes.add(second).inode));
         let found = inodes.find(&first.metadata);
-        assert!(found.is_some_and(|found| Arc::ptr_eq(&first, &found)));
+        assert!(found.is_some_and(|found| Arc::ptr_eq(&first.inode, &found.inode)));
         let next = inodes.add(inode(2));
-        assert!(!Arc::ptr_eq(&first, &next), "another file of that number");
+        assert!(
+            !Arc::ptr_eq(&first.inode, &next.inode),
+            "another file of that number"
+        );
         drop((first, next));
-        assert!(inodes.find(&inode(2).metadata).is_none(), "nobody has it");
+        assert!(inodes.find(&inode(2).metadata).is_none(), "it is closed");
+    }
+
+    #[test]
+    fn opens_and_closes_look_at_few_files_however_many_are_open() {
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
+        let count = 100_000;
+        let open = |ino| {
+            let file = inodes.add(numbered(ino, 1));
+            locked(&inodes.table).keep(&file.inode);
+            file
+        };
+        let mut files: Vec<_> = (0..count).map(open).collect();
+        assert_eq!(locked(&inodes.table).looks, 0, "none is unused");
+        // Every other one goes, and comes back or not.
+        let mut number = 0..count;
+        files.retain(|_| number.next().is_some_and(|n| n % 2 == 0));
+        let closed = count - files.len() as u64;
+        {
+            let table = locked(&inodes.table);
+            assert_eq!(table.unused.len(), MOST_UNUSED);
+            assert_eq!(table.entries.len(), files.len() + MOST_UNUSED);
+            assert!(
+                table.looks as u64 <= closed,
+                "one for each that was too much"
+            );
+        }
+        let last = inodes.find(&numbered(count - 1, 1).metadata);
+        assert!(last.is_some(), "the last one that was closed is kept");
+        assert_eq!(locked(&inodes.table).unused.len(), MOST_UNUSED - 1);
+        assert!(inodes.find(&numbered(1, 1).metadata).is_none());
+        drop((files, last));
+        let table = locked(&inodes.table);
+        assert_eq!(table.entries.len(), MOST_UNUSED);
+        assert!(table.looks as u64 <= count);
+    }
+
+    #[test]
+    fn files_that_are_in_use_or_closed_without_pages_are_not_kept_for_long() {
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
+        drop(inodes.add(numbered(1, 1)));
+        assert!(locked(&inodes.table).entries.is_empty(), "it has no pages");
+        let first = inodes.add(numbered(1, 1));
+        locked(&inodes.table).keep(&first.inode);
+        let written_back = Arc::clone(&first.inode);
+        drop(first);
+        for ino in 2..2 + 2 * MOST_UNUSED as u64 {
+            let file = inodes.add(numbered(ino, 1));
+            locked(&inodes.table).keep(&file.inode);
+        }
+        let found = inodes.find(&written_back.metadata);
+        assert!(found.is_some_and(|found| Arc::ptr_eq(&found.inode, &written_back)));
+        assert_eq!(locked(&inodes.table).unused.len(), MOST_UNUSED);
     }
 
     #[test]
