@@ -14,6 +14,8 @@
 mod cache;
 #[path = "cost/file.rs"]
 mod file;
+#[path = "cost/image.rs"]
+mod image;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -119,7 +121,7 @@ fn main() -> ExitCode {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
             continue;
         }
-        if name.starts_with("file_") && !file::is_possible() {
+        if name.starts_with("file_") && !image::is_possible() {
             println!("SKIPPED: {name} needs mkfs.xfs (apt install xfsprogs, dnf install xfsprogs)");
             continue;
         }

@@ -52,6 +52,7 @@ loom() {
 cost() {
     step "cost in instructions"
     cargo bench --locked --bench cost
+    cargo bench --locked --bench threads
 }
 small_machines() {
     step "PCI controllers over VFIO, in virtual machines of one processor"

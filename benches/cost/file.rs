@@ -1,12 +1,9 @@
 //! The cases that go through a file of an XFS: `File` and `Io`, lookup of the mapping included.
 
-use std::path::Path;
-use std::process::Command;
-
 use xtent::target::{HugePages, TargetOptions};
 use xtent::volume::{Done, File, Io, MountOptions, OpenOptions, Volume};
 
-use crate::BLOCK_BYTES;
+use crate::{BLOCK_BYTES, image};
 
 /// Blocks of the file that is read and written.
 const FILE_BLOCKS: u64 = 2048;
@@ -18,15 +15,10 @@ pub(crate) enum Way {
     Write,
 }
 
-/// Whether an image can be made here.
-pub(crate) fn is_possible() -> bool {
-    Command::new("mkfs.xfs").arg("-V").output().is_ok()
-}
-
 /// Reads or overwrites of 4 KiB through `Io`, in batches of `depth`.
 pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
-    let image = make_image(dir.path())?;
+    let image = image::make(dir.path(), FILE_BLOCKS * BLOCK_BYTES as u64)?;
     let options = TargetOptions::new().huge_pages(HugePages::Never);
     let target = format!("image:{image},inline,depth={}", depth.max(2));
     let volume = Volume::open_with(&target, &options, &MountOptions::new())?;
@@ -61,7 +53,7 @@ pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<(
 /// Cached reads of 64 bytes by a file that was opened buffered.
 pub(crate) fn buffered(operations: usize) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
-    let image = make_image(dir.path())?;
+    let image = image::make(dir.path(), FILE_BLOCKS * BLOCK_BYTES as u64)?;
     let options = TargetOptions::new().huge_pages(HugePages::Never);
     let mount = MountOptions::new().cache_bytes(16 << 20);
     let volume = Volume::open_with(&format!("image:{image},inline"), &options, &mount)?;
@@ -108,31 +100,4 @@ fn host_side_file(
 #[inline(never)]
 fn host_side_io_poll(io: &mut Io, done: impl FnMut(Done)) {
     io.poll(usize::MAX, done);
-}
-
-/// An XFS with one file in it, made without mounting: mkfs.xfs copies it in.
-fn make_image(dir: &Path) -> xtent::Result<String> {
-    let io_error = |e| xtent::Error::system("cannot make the image", e);
-    let content = dir.join("content");
-    let image = dir.join("disk.img");
-    let proto = dir.join("proto");
-    let bytes = vec![1; BLOCK_BYTES * usize::try_from(FILE_BLOCKS).unwrap_or(0)];
-    std::fs::write(&content, bytes).map_err(io_error)?;
-    let text = format!(
-        "/\n0 0\nd--755 0 0\nfile ---644 0 0 {}\n$\n",
-        content.display()
-    );
-    std::fs::write(&proto, text).map_err(io_error)?;
-    let file = std::fs::File::create(&image).map_err(io_error)?;
-    file.set_len(320 << 20).map_err(io_error)?;
-    let output = Command::new("mkfs.xfs")
-        .args(["-q", "-f", "-p"])
-        .args([&proto, &image])
-        .output()
-        .map_err(io_error)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(xtent::Error::new(xtent::ErrorKind::System, said).during("mkfs.xfs"));
-    }
-    Ok(image.display().to_string())
 }

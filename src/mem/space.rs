@@ -10,6 +10,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crossbeam_utils::CachePadded;
+
 use super::arena::Arena;
 use super::heap::Mapper;
 use super::peer::PeerMemory;
@@ -39,7 +41,9 @@ struct Region {
     iova: Iova,
     len_bytes: usize,
     base: NonNull<u8>,
-    keep: Keep,
+    /// References are counted for each device, and not with those of the arena: devices that work side by side would
+    /// contend for that cache line.
+    keep: Arc<CachePadded<Keep>>,
 }
 
 /// What keeps a region's memory mapped.
@@ -47,6 +51,10 @@ struct Region {
 enum Keep {
     Arena(Arc<Arena>),
     Peer(Arc<PeerMemory>),
+}
+
+fn counted(keep: Keep) -> Arc<CachePadded<Keep>> {
+    Arc::new(CachePadded::new(keep))
 }
 
 // SAFETY: raw memory kept alive by the `Keep`; access is by copies and atomics, as a device does them.
@@ -77,7 +85,7 @@ impl DmaSpace {
         Ok(DmaRange {
             base,
             len_bytes,
-            _keep: region.keep.clone(),
+            _keep: Arc::clone(&region.keep),
         })
     }
 
@@ -103,7 +111,7 @@ impl DmaSpace {
             iova: memory.iova(),
             len_bytes: memory.len_bytes(),
             base: memory.base(),
-            keep: Keep::Peer(memory),
+            keep: counted(Keep::Peer(memory)),
         })?;
         self.foreign.store(true, Ordering::Relaxed);
         Ok(())
@@ -114,7 +122,7 @@ impl DmaSpace {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         regions
             .iter()
-            .any(|region| matches!(&region.keep, Keep::Peer(memory) if memory.is_lost()))
+            .any(|region| matches!(&**region.keep, Keep::Peer(memory) if memory.is_lost()))
     }
 
     /// Makes a peer's memory unreachable, which was mapped with this very address and length; false when
@@ -124,7 +132,7 @@ impl DmaSpace {
         let before = regions.len();
         regions.retain(|region| {
             let this = region.iova == iova && region.len_bytes == len_bytes;
-            !(this && matches!(region.keep, Keep::Peer(_)))
+            !(this && matches!(**region.keep, Keep::Peer(_)))
         });
         regions.len() < before
     }
@@ -132,7 +140,7 @@ impl DmaSpace {
     /// Makes all peers' memory unreachable.
     pub fn unmap_peers(&self) {
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
-        regions.retain(|region| !matches!(region.keep, Keep::Peer(_)));
+        regions.retain(|region| !matches!(**region.keep, Keep::Peer(_)));
         self.foreign.store(false, Ordering::Relaxed);
     }
 
@@ -183,14 +191,14 @@ impl Mapper for DmaSpace {
             iova: arena.iova(),
             len_bytes: arena.len_bytes(),
             base: arena.base(),
-            keep: Keep::Arena(Arc::clone(arena)),
+            keep: counted(Keep::Arena(Arc::clone(arena))),
         })
     }
 
     fn unmap(&self, arena: &Arc<Arena>) -> Result<()> {
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         regions.retain(
-            |region| !matches!(&region.keep, Keep::Arena(mapped) if Arc::ptr_eq(mapped, arena)),
+            |region| !matches!(&**region.keep, Keep::Arena(mapped) if Arc::ptr_eq(mapped, arena)),
         );
         Ok(())
     }
@@ -204,7 +212,7 @@ impl Mapper for DmaSpace {
 pub struct DmaRange {
     base: NonNull<u8>,
     len_bytes: usize,
-    _keep: Keep,
+    _keep: Arc<CachePadded<Keep>>,
 }
 
 // SAFETY: raw memory kept alive by the `Keep`; access is by copies, as a device does them.

@@ -3,6 +3,7 @@
 //! every step.
 
 mod limits;
+mod references;
 
 use std::collections::HashSet;
 use std::sync::Arc;
