@@ -16,7 +16,7 @@ use xtent::internals::nvme::spec::{OPC_WRITE, StatusField};
 use xtent::internals::target::TargetSpec;
 use xtent::internals::target::controller_to_serve;
 use xtent::internals::units::Lba;
-use xtent::target::{Target, TargetOptions};
+use xtent::target::{Target, TargetOptions, Wait};
 use xtent::volume::{MountOptions, OpenOptions, Volume};
 
 #[test]
@@ -283,6 +283,60 @@ fn calls_of_several_buffers_and_std_io_do_what_one_call_does() {
         reader.read_to_string(&mut end).unwrap();
         assert_eq!(end, "a last line");
     }
+}
+
+#[test]
+fn a_handle_polls_readable_when_an_operation_has_ended() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), vec![7; 1 << 20]).unwrap();
+    mount.unmount();
+    let path = image.path().to_owned();
+    let path = path.display();
+    let mut waits = 0;
+    for (target, wait) in [
+        (format!("image:{path},threaded"), Wait::Interrupt),
+        (format!("image:{path},threaded"), Wait::ADAPTIVE),
+        (format!("uring:{path}"), Wait::Interrupt),
+        (format!("image:{path},inline"), Wait::Poll),
+        (format!("uring:{path}"), Wait::Poll),
+    ] {
+        let options = TargetOptions::new().wait(wait);
+        let volume = match Volume::open_with(&target, &options, &MountOptions::new()) {
+            Ok(volume) => volume,
+            Err(error) if target.starts_with("uring:") && error.kind() != ErrorKind::Busy => {
+                common::skipped(&format!("io_uring: {error}"));
+                continue;
+            }
+            Err(error) => panic!("{target}: {error}"),
+        };
+        let mut io = volume.io().unwrap();
+        let file = volume.open_file(&mut io, "file").unwrap();
+        assert!(wait != Wait::Poll || common::sys::is_readable(&io));
+        let mut done = 0;
+        for round in 0..200_u64 {
+            for n in 0..1 + round % 4 {
+                let buf = io.alloc(4096).unwrap();
+                io.submit_read(&file, (round * 5 + n) % 256 * 4096, buf, n)
+                    .unwrap();
+            }
+            while io.outstanding() > 0 {
+                let ended = io.poll(2, |done| assert_eq!(done.result.unwrap(), 4096));
+                done += ended;
+                if ended == 0 && io.arm() {
+                    assert!(wait != Wait::Poll);
+                    assert!(common::sys::is_readable(&io), "{target} round {round}");
+                    waits += 1;
+                }
+            }
+        }
+        assert_eq!(done, 500);
+        assert!(!io.arm(), "nothing is in flight");
+    }
+    assert!(waits > 0, "nothing was ever waited for");
 }
 
 #[test]

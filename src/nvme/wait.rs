@@ -8,6 +8,7 @@
 //! interrupt that never comes, or a device that is silent altogether, costs no more than one look of the watch: no
 //! sleep is longer.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::controller::Controller;
@@ -97,6 +98,29 @@ impl Drop for Sleeper {
 }
 
 impl QueuePair {
+    /// The counter that the device raises when something ended; `None` for a queue that only polls.
+    pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sleeper.as_ref().map(|sleeper| sleeper.event.as_fd())
+    }
+
+    /// Sets the counter of [`QueuePair::event_fd`] back, for a caller that waits for it next. False when
+    /// something is there to be polled, or may be: the caller polls again instead of waiting.
+    pub(crate) fn arm(&mut self) -> bool {
+        let may_have_more = self.ended.head != NONE
+            || self.watch.is_busy()
+            || self.controller.generation() != self.generation;
+        let Some(sleeper) = &self.sleeper else {
+            return false;
+        };
+        // As in `doze`: the look comes after the counter is set back.
+        let _ = sleeper.event.take();
+        self.sq.ring();
+        self.cq.ring();
+        // The next poll looks at the deadlines: the caller may have waited long.
+        self.countdown = 0;
+        !may_have_more && self.cq.peek().is_none()
+    }
+
     /// Sleeps, where polling has brought nothing for long enough and only the device can bring anything.
     #[cold]
     pub(super) fn doze(&mut self) {

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -317,6 +317,18 @@ impl DirectRing {
         let entry = inner.ring.completion().next()?;
         inner.in_flight -= 1;
         Some((entry.user_data(), entry.result()))
+    }
+
+    /// Whether an operation has ended that was not reaped.
+    pub fn has_ended(&mut self) -> bool {
+        let inner = &mut *self.inner;
+        inner.in_flight > 0 && !inner.ring.completion().is_empty()
+    }
+
+    /// The ring itself: it polls readable when an operation has ended.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring owns the descriptor, and is borrowed for as long as the result.
+        unsafe { BorrowedFd::borrow_raw(self.inner.ring.as_raw_fd()) }
     }
 
     /// Operations pushed and not reaped.

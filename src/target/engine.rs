@@ -1,5 +1,6 @@
 //! The engines a target can have behind it, told apart at compile time: an enum, matched where it is used.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -205,6 +206,26 @@ impl Queue for EngineQueue {
 }
 
 impl EngineQueue {
+    /// What polls readable when something has ended; `None` for a queue that only polls.
+    pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Nvme(queue) => queue.event_fd(),
+            Self::Uring(queue) => queue.event_fd(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(_) => None,
+        }
+    }
+
+    /// Prepares for a wait for [`EngineQueue::event_fd`]; false when there is no use in waiting.
+    pub(crate) fn arm(&mut self) -> bool {
+        match self {
+            Self::Nvme(queue) => queue.arm(),
+            Self::Uring(queue) => queue.arm(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(_) => false,
+        }
+    }
+
     /// [`Queue::try_one`] of the engines whose system calls or library calls outweigh a call.
     #[inline(never)]
     fn try_elsewhere(

@@ -1,6 +1,7 @@
 //! One thread's ring: chains become operations of io_uring, one each (two where a chain must be made durable
 //! afterwards).
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,6 +269,21 @@ impl Queue for RingQueue {
             return;
         }
         let _ = self.ring.wait(NAP);
+    }
+}
+
+impl RingQueue {
+    /// The ring, which polls readable when an operation has ended; `None` for a queue that only polls.
+    pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        (self.wait != Wait::Poll).then(|| self.ring.as_fd())
+    }
+
+    /// As `QueuePair::arm` of the NVMe driver.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.wait == Wait::Poll || self.is_closed() || self.ring.tell().is_err() {
+            return false;
+        }
+        !self.ring.has_ended()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A thread's way to a volume: its queue pair, its memory, its operations in flight.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::cached::BufferedIo;
@@ -38,6 +39,8 @@ use crate::iomap::direct::{Ended, Hear, Of, Rejected, Request, What};
 /// ```
 #[derive(Debug)]
 pub struct Io {
+    /// Its descriptor where the queue has none.
+    pub(super) always_ready: BorrowedFd<'static>,
     /// For buffered files; made when it is needed first.
     buffered: Option<Box<BufferedIo>>,
     pub(super) core: IoCore,
@@ -111,6 +114,7 @@ impl Io {
             depth: volume.target.queue_depth,
             volume: Arc::clone(volume),
             buffered: None,
+            always_ready: super::event::always_ready()?,
             core,
         })
     }

@@ -31,6 +31,7 @@ mod bounce;
 mod cached;
 mod core;
 mod dir;
+mod event;
 mod file;
 mod info;
 mod inodes;

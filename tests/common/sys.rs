@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -193,4 +193,17 @@ pub fn shut_down(root: &File) -> Result<()> {
     let mut flags = WRITE_LOG_FIRST;
     // SAFETY: the call reads the word `flags`.
     check(unsafe { libc::ioctl(root.as_raw_fd(), GOING_DOWN, &raw mut flags) })
+}
+
+/// Whether a descriptor polls readable within a minute.
+pub fn is_readable(fd: &impl AsFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which lives through the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 60_000) };
+    assert!(ready >= 0, "{}", Error::last_os_error());
+    ready == 1 && poll.revents & libc::POLLIN != 0
 }

@@ -115,6 +115,12 @@ impl<S: Source> Direct<S> {
         self.kept
     }
 
+    /// Whether a poll has something to do without the queue: operations that have ended, or that wait for
+    /// room in the queue.
+    pub fn has_more(&self) -> bool {
+        !self.ended.is_empty() || !self.waiting.is_empty()
+    }
+
     /// Whether an operation waits for room in the queue.
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
