@@ -34,6 +34,7 @@ mod error;
 mod iomap;
 mod mem;
 mod nvme;
+mod probe;
 mod spdk;
 mod sys;
 #[cfg(not(loom))]
@@ -76,7 +77,7 @@ pub mod internals {
         pub use crate::target::raw::RawIo;
         pub use crate::target::spec::{TargetKind, TargetSpec};
     }
-    export!(block device iomap mem nvme spdk sys units uring xfs);
+    export!(block device iomap mem nvme probe spdk sys units uring xfs);
     #[cfg(not(loom))]
     pub use crate::target::open::target_on_device;
 }

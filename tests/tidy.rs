@@ -15,6 +15,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("xfs::format", 0),
     ("cache", 1),
     ("device", 1),
+    ("probe", 1),
     ("block", 2),
     ("nvme", 3),
     ("spdk", 3),

@@ -70,6 +70,8 @@ fn volume() -> VolumeInfo {
             nsid: 1,
             lba_bytes: 512,
             capacity_bytes: 1 << 30,
+            start_bytes: 0,
+            partition: None,
             max_transfer_bytes: Some(1 << 20),
             boundary_blocks: 0,
             volatile_write_cache: true,

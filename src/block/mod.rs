@@ -6,6 +6,8 @@
 //! and only [`Queue::relax`] may sleep.
 #![forbid(unsafe_code)]
 
+mod range;
+
 use std::fmt;
 
 use bitflags::bitflags;
@@ -13,6 +15,8 @@ use bitflags::bitflags;
 use crate::error::{Error, ErrorKind};
 use crate::mem::Segment;
 use crate::units::Lba;
+
+pub use range::BlockRange;
 
 /// What a chain does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -165,7 +169,7 @@ pub struct Completion {
 pub struct Limits {
     /// Bytes in a block.
     pub block_bytes: u32,
-    /// Blocks in the device.
+    /// Blocks that the queue may access: the device's, or those of a [`BlockRange`].
     pub capacity_blocks: u64,
     /// Most segments in one chain.
     pub max_segments: usize,

@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::json;
 use xtent::internals::mem::HugePages;
+use xtent::internals::probe::PartitionTable;
 use xtent::internals::target::{Drive, DriveInfo, NamespaceSummary};
 use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::target::{ControllerMode, Target, TargetInfo};
@@ -42,6 +43,11 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
         (Some(drive.info()), target)
     };
     let target_info = target.as_ref().ok().map(|target| target.info().clone());
+    // A damaged table is an error of the filesystem's, below.
+    let table = target
+        .as_ref()
+        .ok()
+        .and_then(|target| target.partition_table().ok().flatten());
     // What can be said of the controller is said even when the filesystem cannot be opened.
     let volume = target.and_then(|target| Volume::on(target, &MountOptions::new()));
     let volume = volume.map_err(Failure::target);
@@ -52,6 +58,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
         let mut value = json!({
             "target": target_info,
             "controller": drive,
+            "partition_table": table,
             "filesystem": filesystem,
             "filesystem_error": error,
         });
@@ -65,6 +72,10 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
             (Some(drive), target) => print_drive(&mut out, drive, target.as_ref())?,
             (None, Some(target)) => print_disk(&mut out, target)?,
             (None, None) => {}
+        }
+        if let Some(table) = &table {
+            let chosen = target_info.as_ref().and_then(|target| target.partition);
+            print_partitions(&mut out, table, chosen)?;
         }
         if let Some(filesystem) = &filesystem {
             print_filesystem(&mut out, filesystem)?;
@@ -246,6 +257,52 @@ fn print_namespace(out: &mut impl Write, info: &NamespaceSummary) -> std::io::Re
     match &info.unusable {
         Some(why) => writeln!(out, "  cannot be used: {why}"),
         None => Ok(()),
+    }
+}
+
+fn print_partitions(
+    out: &mut impl Write,
+    table: &PartitionTable,
+    chosen: Option<u32>,
+) -> std::io::Result<()> {
+    let count = table.partitions.len();
+    writeln!(
+        out,
+        "partitions  {}, sectors of {} bytes, {count} partition{}",
+        table.kind_name(),
+        table.sector_bytes,
+        if count == 1 { "" } else { "s" }
+    )?;
+    if let Some(damage) = &table.damage {
+        writeln!(out, "  warning   {damage}")?;
+    }
+    for partition in &table.partitions {
+        let mark = if chosen == Some(partition.number) {
+            "*"
+        } else {
+            ""
+        };
+        let content = partition.content.as_deref().unwrap_or("content not known");
+        writeln!(
+            out,
+            "  {:<9} {} from byte {}; {}; {content}{}",
+            format!("{}{mark}", partition.number),
+            size_text(partition.len_bytes),
+            partition.start_bytes,
+            partition.kind,
+            match &*partition.name {
+                "" => String::new(),
+                name => format!("; named {}", crate::bench::terminal::escape(name)),
+            }
+        )?;
+    }
+    match (chosen, table.partitions.first()) {
+        (None, Some(first)) => writeln!(
+            out,
+            "            open one with the option part={}, or by its name",
+            first.number
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -65,6 +65,8 @@ Environment:
 const TARGETS: &str = "\
 Targets:
   image:disk.img      a file behind the embedded NVMe controller; a bare path means the same
+  pci:0000:01:00.0    an NVMe controller of this machine over VFIO (after vfio-setup.sh bind); pci:ADDRESS/NSID
+                      where it has several namespaces
   ram:1G,load=FILE    memory behind the embedded controller, filled from a file
   vfio-user:SOCKET    a controller that another process serves (SPDK's nvmf_tgt, `xtent serve vfio-user`);
                       with nsid=N where it has several namespaces
@@ -74,7 +76,8 @@ Targets:
                       with SPDK; XTENT_SPDK=huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off starts SPDK so
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
-  readonly norecovery (read although the log is dirty: an old state) inuse (read although others use the image)";
+  part=N|NAME (a partition, of a GPT by its name too; `xtent info` lists them) offset=BYTES (where the filesystem
+  begins) readonly norecovery (read although the log is dirty: an old state) inuse (read although others use the image)";
 
 /// Files of a real XFS through NVMe commands of this process's own.
 #[derive(Debug, Parser)]

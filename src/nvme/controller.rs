@@ -13,7 +13,7 @@ use super::pair::QueuePair;
 use super::port::Port;
 use super::spec::OACS_DOORBELL_BUFFER_CONFIG;
 use super::wait;
-use crate::block::Wait;
+use crate::block::{BlockRange, Wait};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Mapper};
@@ -62,6 +62,8 @@ pub struct QueueOptions {
     pub read_only: bool,
     /// How [`crate::block::Queue::relax`] waits. Anything but polling takes an interrupt vector of the device.
     pub wait: Wait,
+    /// The blocks that the queue may access.
+    pub range: BlockRange,
 }
 
 impl Default for QueueOptions {
@@ -73,6 +75,7 @@ impl Default for QueueOptions {
             retries: 4,
             read_only: false,
             wait: Wait::Poll,
+            range: BlockRange::WHOLE,
         }
     }
 }

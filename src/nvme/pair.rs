@@ -20,10 +20,12 @@ use super::spec::{
 };
 use super::split::{
     DWORD_BYTES, Geometry, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks,
-    piece_bytes,
+    piece_bytes, take_segments,
 };
 use super::wait::Sleeper;
-use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token};
+use crate::block::{
+    BlockRange, Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token,
+};
 use crate::mem::{Segment, SharedWords};
 use crate::units::Iova;
 
@@ -63,6 +65,11 @@ pub struct QueuePair {
     /// The namespace id, in its place in word 0.
     pub(super) nsid_word: u64,
     pub(super) limits: Limits,
+    /// The blocks of the namespace that chains count in.
+    pub(super) range: BlockRange,
+    /// The most blocks of a chain that [`Queue::submit`] sends as it is: not more than a command may have,
+    /// nor than the range has.
+    pub(super) most_plain_blocks: u32,
     /// A page for each tracker: its PRP list, or its dataset management range.
     pub(super) lists: SharedWords,
     /// `limits.max_segments` for each slot.
@@ -105,12 +112,14 @@ impl Queue for QueuePair {
         // With a countdown of 0 something may wait; otherwise every outstanding chain has a tracker at least.
         if self.countdown != 0
             // Not zero either.
-            && nlb < u64::from(self.geometry.max_blocks)
-            && let Some(room) = self.limits.capacity_blocks.checked_sub(one.lba.0)
-            && nlb < room
+            && nlb < u64::from(self.most_plain_blocks)
+            // No underflow: `most_plain_blocks` is at most the capacity.
+            && one.lba.0 <= self.limits.capacity_blocks.wrapping_sub(one.blocks)
             && u64::from(segment.len_bytes()) == one.blocks << self.geometry.block_shift
             && is_plain(segment.iova())
-            && self.geometry.surely_holds(one.lba.0, nlb)
+            // Inside of the namespace, as the range is.
+            && let lba = one.lba.0.wrapping_add(self.range.first())
+            && self.geometry.surely_holds(lba, nlb)
             && let Some(prp) = prp::short(segment.iova(), segment.len_bytes())
             && let Some(tracker) = self.trackers.get_mut(usize::from(self.free_tracker))
         {
@@ -124,12 +133,12 @@ impl Queue for QueuePair {
             self.free_tracker = tracker.next_free;
             tracker.start(
                 SINGLE,
-                [word0, prp.first, prp.second, one.lba.0, cdw12],
+                [word0, prp.first, prp.second, lba, cdw12],
                 one.token,
             );
             self.outstanding += 1;
             self.sq
-                .push(&[word0, 0, 0, prp.first, prp.second, one.lba.0, cdw12, 0]);
+                .push(&[word0, 0, 0, prp.first, prp.second, lba, cdw12, 0]);
             return true;
         }
         false
@@ -218,7 +227,8 @@ impl QueuePair {
         self.free_slot = slot.next;
         *slot = Slot {
             token: chain.token,
-            lba: chain.lba.0,
+            // Inside of the namespace, as `check` says of the range's end.
+            lba: chain.lba.0.wrapping_add(self.range.first()),
             left: chain.blocks,
             first,
             segments: chain.segments.len(),
@@ -584,14 +594,4 @@ fn fua(flags: ChainFlags) -> u32 {
 fn is_plain(iova: Iova) -> bool {
     const MASK: u64 = 1 << 63 | (DWORD_BYTES as u64 - 1);
     iova.0 & MASK == 0
-}
-
-/// Copies a list of segments into the slot's table; returns the first.
-#[cold]
-fn take_segments(segments: &[Segment], table: &mut [Segment]) -> Result<Segment, Refused> {
-    let Some(table) = table.get_mut(..segments.len()) else {
-        return Err(Refused::Invalid("the chain has too many memory segments"));
-    };
-    table.copy_from_slice(segments);
-    Ok(segments.first().copied().unwrap_or_default())
 }

@@ -354,9 +354,10 @@ impl QueuePair {
         let found =
             found.filter(|now| now.unusable.is_none() && self.watch.namespace.is_still(now));
         let Some(now) = found else { return false };
-        self.limits.capacity_blocks = now.blocks;
+        let blocks = now.blocks;
         self.limits.read_only = self.watch.read_only || now.read_only;
         self.limits.volatile_write_cache = info.volatile_write_cache;
+        self.set_device_blocks(blocks);
         true
     }
 

@@ -13,7 +13,7 @@ use super::queue::{CompletionRing, SubmissionRing, leak};
 use super::recovery::Watch;
 use super::slots::{List, NONE, Slot, Tracker};
 use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
-use super::split::{DWORD_BYTES, Geometry};
+use super::split::{DWORD_BYTES, Geometry, clamp_blocks};
 use super::wait::Sleeper;
 use crate::block::{Limits, Queue};
 use crate::error::{Error, ErrorKind, Result};
@@ -123,7 +123,7 @@ impl QueuePair {
         let cq = heap.alloc(cq_entries * CQE_BYTES, PAGE_BYTES)?;
         let lists = heap.alloc(depth * PAGE_BYTES, PAGE_BYTES)?;
         let limits = limits(controller, namespace, options, depth);
-        Ok(Self {
+        let mut pair = Self {
             sq: SubmissionRing::new(sq, sq_bell, ring),
             cq: CompletionRing::new(cq, cq_bell, cq_ring, u32::try_from(depth).unwrap_or(ring)),
             generation: GONE,
@@ -151,7 +151,20 @@ impl QueuePair {
             id,
             watch: Watch::new(options, namespace),
             sleeper,
-        })
+            range: options.range,
+            most_plain_blocks: 0,
+        };
+        pair.set_device_blocks(namespace.blocks);
+        Ok(pair)
+    }
+}
+
+impl QueuePair {
+    /// Takes over the length of the namespace.
+    pub(super) fn set_device_blocks(&mut self, blocks: u64) {
+        let blocks = self.range.blocks_on(blocks);
+        self.limits.capacity_blocks = blocks;
+        self.most_plain_blocks = clamp_blocks(blocks, self.geometry.max_blocks);
     }
 }
 
@@ -215,7 +228,7 @@ fn limits(
     let info = controller.info();
     Limits {
         block_bytes: namespace.block_bytes,
-        capacity_blocks: namespace.blocks,
+        capacity_blocks: options.range.blocks_on(namespace.blocks),
         max_segments: options.max_segments,
         dma_align_bytes: DWORD_BYTES,
         max_transfer_bytes: info.max_transfer_bytes,

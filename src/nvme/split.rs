@@ -2,6 +2,7 @@
 //! a PRP list can name, 65,536 blocks (NLB has 16 bits, NVM 3.2.4), and the seams between memory segments.
 
 use super::spec::{PAGE_BYTES, SGL_DESCRIPTOR_BYTES};
+use crate::block::Refused;
 use crate::mem::Segment;
 
 /// Most descriptors of one command.
@@ -141,6 +142,19 @@ pub(super) fn check_memory(
         return Err("memory and blocks are not of the same length");
     }
     Ok(())
+}
+
+/// Copies a list of segments into the slot's table; returns the first.
+#[cold]
+pub(super) fn take_segments(
+    segments: &[Segment],
+    table: &mut [Segment],
+) -> Result<Segment, Refused> {
+    let Some(table) = table.get_mut(..segments.len()) else {
+        return Err(Refused::Invalid("the chain has too many memory segments"));
+    };
+    table.copy_from_slice(segments);
+    Ok(segments.first().copied().unwrap_or_default())
 }
 
 #[cfg(test)]

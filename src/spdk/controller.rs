@@ -16,7 +16,7 @@ use super::keeper;
 use super::memory::{Arenas, SpdkMemory, Windows};
 use super::queue::SpdkQueue;
 use super::transport::{Transport, TransportId};
-use crate::block::Limits;
+use crate::block::{BlockRange, Limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{ArenaSource, Heap, Mapper};
 use crate::sys::{SocketPeer, spawn_thread};
@@ -58,6 +58,8 @@ pub struct QueueOptions {
     pub retries: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// The blocks that the queue may access.
+    pub range: BlockRange,
 }
 
 impl Default for QueueOptions {
@@ -68,6 +70,7 @@ impl Default for QueueOptions {
             timeout: Duration::from_secs(30),
             retries: 16,
             read_only: false,
+            range: BlockRange::WHOLE,
         }
     }
 }
@@ -318,7 +321,7 @@ impl Controller {
         let depth = options.depth.clamp(1, 4095);
         let limits = Limits {
             block_bytes: info.block_bytes,
-            capacity_blocks: info.blocks,
+            capacity_blocks: options.range.blocks_on(info.blocks),
             max_segments: options.max_segments.clamp(1, 256),
             dma_align_bytes: info.block_bytes,
             max_transfer_bytes: Some(info.max_transfer_bytes),
@@ -332,6 +335,7 @@ impl Controller {
         };
         let core = Arc::new(Core::new(CoreShape {
             limits,
+            first_block: options.range.first(),
             commands: (depth * 2).clamp(16, 1023),
             retries: options.retries,
         }));

@@ -32,6 +32,8 @@ const SCT_PATH: u8 = 3;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CoreShape {
     pub(super) limits: Limits,
+    /// The block of the namespace where block 0 of a chain lies.
+    pub(super) first_block: u64,
     pub(super) commands: usize,
     /// How often a chain is sent again.
     pub(super) retries: u32,
@@ -121,7 +123,9 @@ impl Core {
         slot.token.set(chain.token);
         slot.op.set(chain.op);
         slot.flags.set(if fua { IO_FUA } else { 0 });
-        slot.lba.set(chain.lba.0);
+        // No overflow: the queue has checked that the range is on the device; a flush has no range.
+        let lba = chain.lba.0.wrapping_add(self.shape.first_block);
+        slot.lba.set(lba);
         slot.blocks.set(chain.blocks.max(1));
         slot.pieces
             .set(u32::try_from(chain.segments.len()).unwrap_or(0));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::TargetInfo;
-use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Token, Wait};
+use crate::block::{
+    BlockRange, Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Token, Wait,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
 use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
@@ -36,6 +38,7 @@ pub(crate) struct EngineOptions {
     pub(crate) timeout: Duration,
     pub(crate) read_only: bool,
     pub(crate) wait: Wait,
+    pub(crate) range: BlockRange,
 }
 
 impl Engine {
@@ -49,6 +52,7 @@ impl Engine {
                     timeout: options.timeout,
                     read_only: options.read_only,
                     wait: options.wait,
+                    range: options.range,
                     ..QueueOptions::default()
                 };
                 controller.queue(*nsid, options).map(EngineQueue::Nvme)
@@ -58,6 +62,7 @@ impl Engine {
                     depth: options.depth,
                     read_only: options.read_only,
                     wait: options.wait,
+                    range: options.range,
                 })
                 .map(EngineQueue::Uring),
             #[cfg(feature = "spdk")]
@@ -67,6 +72,7 @@ impl Engine {
                     max_segments: options.max_segments,
                     timeout: options.timeout,
                     read_only: options.read_only,
+                    range: options.range,
                     ..crate::spdk::QueueOptions::default()
                 })
                 .map(|queue| EngineQueue::Spdk(Box::new(queue))),
@@ -92,6 +98,8 @@ impl Engine {
                     nsid: *nsid,
                     lba_bytes: namespace.block_bytes,
                     capacity_bytes: namespace.len_bytes(),
+                    start_bytes: 0,
+                    partition: None,
                     max_transfer_bytes: info.max_transfer_bytes,
                     boundary_blocks: namespace.optimal_boundary_blocks.into(),
                     volatile_write_cache: info.volatile_write_cache,

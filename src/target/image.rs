@@ -10,12 +10,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::probe::{self, Content};
 use crate::sys::{
     FileId, HeldFile, LeaseKind, file_size_limit, give_lease_back, loop_device_of, set_blocking,
     take_lease,
@@ -25,6 +26,8 @@ use crate::sys::{
 /// exec, a loop device that is being detached.
 const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(5);
+/// The smallest block.
+const LEAST_BYTES: u64 = 512;
 
 /// How an image is opened.
 #[derive(Debug, Clone, Copy)]
@@ -49,10 +52,33 @@ pub(crate) fn open(path: &Path, access: ImageAccess) -> Result<HeldFile> {
             "the image is empty: make a filesystem in it first (truncate -s 1G FILE; mkfs.xfs FILE)",
         ));
     }
+    if len < LEAST_BYTES {
+        return Err(too_small(&file, len));
+    }
     if !access.read_only {
         check_limit(len)?;
     }
     hold(file, access)
+}
+
+/// A file without one block of the smallest size: what it is, where that is known.
+#[cold]
+fn too_small(file: &File, len: u64) -> Error {
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let found = match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => probe::identify_bytes(&bytes),
+        Err(_) => Content::Unknown,
+    };
+    match found {
+        Content::Known { name, advice } => Error::new(
+            ErrorKind::Unsupported,
+            format!("the file is no disk image, it is {name}: {advice}"),
+        ),
+        _ => Error::new(
+            ErrorKind::InvalidInput,
+            format!("the file is too small to be a disk image ({len} bytes)"),
+        ),
+    }
 }
 
 fn check_type(meta: &fs::Metadata) -> Result<()> {
@@ -69,8 +95,8 @@ fn check_type(meta: &fs::Metadata) -> Result<()> {
     if file_type.is_block_device() {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            "this is a block device, and an image is an ordinary file: give a disk by its PCI address \
-             (pci:ADDRESS, after vfio-setup.sh bind)",
+            "this is a block device, and an image is an ordinary file: open it through the kernel \
+             (uring:DEVICE), or an NVMe disk by its PCI address (pci:ADDRESS, after vfio-setup.sh bind)",
         ));
     }
     Err(Error::new(

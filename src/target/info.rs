@@ -20,8 +20,13 @@ pub struct TargetInfo {
     pub nsid: u32,
     /// Bytes in a logical block.
     pub lba_bytes: u32,
-    /// Bytes in the namespace.
+    /// Bytes that can be accessed: those of the namespace or block device, or of the part of it that the
+    /// options `part` or `offset` name.
     pub capacity_bytes: u64,
+    /// The byte of the namespace or block device where they begin; 0 without those options.
+    pub start_bytes: u64,
+    /// Number of the partition that the option `part` names.
+    pub partition: Option<u32>,
     /// Largest single command in bytes; `None` when the controller sets no limit.
     pub max_transfer_bytes: Option<u32>,
     /// Blocks between boundaries that commands do not cross; 0 when there are none.

@@ -21,7 +21,9 @@ mod image;
 mod info;
 pub(crate) mod open;
 mod options;
+mod part;
 pub(crate) mod raw;
+pub(crate) mod shared;
 mod sigbus;
 mod spdk;
 #[cfg(feature = "spdk")]
@@ -34,8 +36,8 @@ pub use crate::mem::HugePages;
 pub use crate::nvme::Event;
 pub use crate::sys::handle_sigbus;
 pub use info::TargetInfo;
-pub use open::Target;
 pub use options::{ControllerMode, TargetOptions};
+pub use shared::Target;
 pub use sigbus::leave_sigbus_to_program;
 pub(crate) use spec::{TargetKind, TargetSpec};
 

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::claims::Identity;
 use super::engine::Engine;
 use super::image::{self, ImageAccess};
+use super::part::part_of;
+use super::shared::{Target, TargetShared};
 use super::{ControllerMode, TargetInfo, TargetKind, TargetOptions, TargetSpec};
-use crate::block::Wait;
+use crate::block::{BlockRange, Wait};
 use crate::device::Device;
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::device::vfio::{VfioDevice, VfioOptions};
@@ -17,55 +18,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Backing, Heap, HeapConfig};
 use crate::nvme::{Controller, ControllerInfo, ControllerOptions, Event};
 use crate::sys::{FileId, HeldFile, file_serial};
-
-/// A controller's namespace, opened, whatever is on it. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub(crate) shared: Arc<TargetShared>,
-}
-
-#[derive(Debug)]
-pub(crate) struct TargetShared {
-    pub(crate) engine: Engine,
-    pub(crate) heap: Heap,
-    pub(crate) name: String,
-    pub(crate) info: TargetInfo,
-    pub(crate) queue_depth: usize,
-    pub(crate) command_timeout: Duration,
-    pub(crate) wait: Wait,
-    /// The target's text has the option `norecovery`.
-    pub(crate) no_recovery: bool,
-    /// The most DMA memory that it takes.
-    pub(crate) memory_limit_bytes: usize,
-    /// The file behind it.
-    pub(crate) held: Option<Arc<HeldFile>>,
-    /// What it is, for claims.
-    pub(crate) identity: Identity,
-    /// Opened although it is in use elsewhere.
-    pub(crate) in_use: bool,
-}
-
-impl TargetShared {
-    /// Looks again whether the file behind it is still this process's alone, and as long as it was.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] or [`ErrorKind::Io`]: writing has stopped.
-    pub(crate) fn look_again(&self) -> Result<()> {
-        self.held.as_ref().map_or(Ok(()), |held| held.look_again())
-    }
-
-    /// An error of writing, or why writing has stopped, if that is the reason.
-    #[cold]
-    pub(crate) fn why(&self, error: Error) -> Error {
-        let lost = self.held.as_ref().and_then(|held| held.lost());
-        match (lost, error.offset()) {
-            (Some(lost), _) if lost.detail() == error.detail() => error,
-            (Some(lost), Some(offset)) => lost.at_offset(offset),
-            (Some(lost), None) => lost,
-            (None, _) => error,
-        }
-    }
-}
 
 /// A target's parts, up and running.
 pub(crate) struct Parts {
@@ -169,7 +121,7 @@ impl Target {
             ..info
         };
         let identity = identity_of(spec, &engine, &info, held.as_deref());
-        Ok(Self {
+        let mut target = Self {
             shared: Arc::new(TargetShared {
                 identity,
                 held,
@@ -183,8 +135,22 @@ impl Target {
                 wait: wait_of(spec, options),
                 no_recovery: spec.no_recovery,
                 memory_limit_bytes: options.memory_limit_bytes,
+                range: BlockRange::WHOLE,
             }),
-        })
+        };
+        if let Some(part) = part_of(spec, &target.shared)? {
+            let shared = Arc::get_mut(&mut target.shared).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Busy,
+                    "the target is in use while it is being opened",
+                )
+            })?;
+            shared.range = part.range;
+            shared.info.capacity_bytes = part.len_bytes;
+            shared.info.start_bytes = part.start_bytes;
+            shared.info.partition = part.number;
+        }
+        Ok(target)
     }
 
     /// What the controller reported since the last call, oldest first: health warnings, namespaces that
@@ -401,6 +367,10 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
     if !matches!(spec.kind, TargetKind::Image(_) | TargetKind::Ram { .. }) {
         let detail =
             "only image: and ram: targets can be served: a controller of hardware serves itself";
+        return Err(Error::new(ErrorKind::InvalidInput, detail).on_device(&*spec.text));
+    }
+    if spec.partition.is_some() || spec.offset_bytes.is_some() {
+        let detail = "a whole image is served: give `part` or `offset` where the served controller is opened";
         return Err(Error::new(ErrorKind::InvalidInput, detail).on_device(&*spec.text));
     }
     let access = ImageAccess {

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::claims::{Claim, Use};
 use super::engine::{EngineOptions, EngineQueue};
-use super::open::TargetShared;
+use super::shared::TargetShared;
 use super::{BUFFER_ALIGN_BYTES, Target};
-use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Status, Token};
+use crate::block::{BlockRange, Chain, ChainFlags, Limits, Op, Queue, Refused, Status, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent, Segment};
 use crate::units::Lba;
@@ -82,10 +82,29 @@ impl RawIo {
             // Beside a filesystem it may read.
             false => Claim::new(&target.identity, Use::RawWrite).ok(),
         };
+        Self::with_claim(target, (slots, slot_bytes), target.range, claim)
+    }
+
+    /// A handle that only reads, of the whole device, also where the target is a part of it.
+    pub(super) fn read_only(
+        target: &Arc<TargetShared>,
+        slots: usize,
+        slot_bytes: usize,
+    ) -> Result<Self> {
+        Self::with_claim(target, (slots, slot_bytes), BlockRange::WHOLE, None)
+    }
+
+    fn with_claim(
+        target: &Arc<TargetShared>,
+        (slots, slot_bytes): (usize, usize),
+        range: BlockRange,
+        claim: Option<Claim>,
+    ) -> Result<Self> {
         let queue = target.engine.queue(EngineOptions {
             depth: slots,
             max_segments: 1,
             wait: target.wait,
+            range,
             timeout: target.command_timeout,
             read_only: claim.is_none(),
         })?;
@@ -394,5 +413,64 @@ mod tests {
         }
         assert_eq!(raw.outstanding(), 0);
         assert!(raw.slot_mut(0).is_some() && raw.slot_mut(1).is_none());
+    }
+
+    /// What a target with an offset reaches of a file, by either engine: its own blocks and no others.
+    #[test]
+    fn no_block_outside_of_a_part_is_reached() {
+        use std::os::unix::fs::FileExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        file.as_file().set_len(1 << 20).unwrap();
+        file.as_file().write_all_at(&[1; 512 << 10], 0).unwrap();
+        let kept = file.into_temp_path();
+        for scheme in ["image", "uring"] {
+            let text = format!("{scheme}:{path},offset=512K,lba=4096");
+            let target = match Target::open(&text, &TargetOptions::new()) {
+                Ok(target) => target,
+                Err(error) if scheme == "uring" => {
+                    println!("SKIPPED: {error}");
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(target.info().capacity_bytes, 512 << 10);
+            let mut raw = match target.raw(2, 8192) {
+                Ok(raw) => raw,
+                Err(error) if scheme == "uring" => {
+                    println!("SKIPPED: {error}");
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(raw.limits().capacity_blocks, 128);
+            for op in [Op::Read, Op::Write] {
+                for lba in [127, 128, 1 << 52, u64::MAX - 128, u64::MAX - 1, u64::MAX] {
+                    let error = raw.submit(0, op, Lba(lba)).unwrap_err();
+                    assert_eq!(
+                        error.kind(),
+                        ErrorKind::InvalidInput,
+                        "{scheme} {op:?} {lba}"
+                    );
+                }
+            }
+            for (slot, lba) in [(0, 0), (1, 126)] {
+                raw.slot_mut(slot).unwrap().fill(2);
+                raw.submit(slot, Op::Write, Lba(lba)).unwrap();
+            }
+            assert!(wait(&mut raw).iter().all(|(_, status)| status.is_success()));
+            drop((raw, target));
+            let bytes = std::fs::read(&kept).unwrap();
+            assert!(bytes[..512 << 10].iter().all(|&byte| byte == 1), "{scheme}");
+            let part = &bytes[512 << 10..];
+            let ends = [&part[..8192], &part[part.len() - 8192..]];
+            assert!(
+                ends.iter().all(|end| end.iter().all(|&byte| byte == 2)),
+                "{scheme}"
+            );
+            assert!(part[8192..part.len() - 8192].iter().all(|&byte| byte == 0));
+            let file = std::fs::File::options().write(true).open(&kept).unwrap();
+            file.write_all_at(&[0; 512 << 10], 512 << 10).unwrap();
+        }
     }
 }

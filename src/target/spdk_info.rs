@@ -16,6 +16,8 @@ pub(crate) fn info(controller: &crate::spdk::ControllerInfo) -> TargetInfo {
         capacity_bytes: controller
             .blocks
             .saturating_mul(controller.block_bytes.into()),
+        start_bytes: 0,
+        partition: None,
         max_transfer_bytes: Some(controller.max_transfer_bytes),
         boundary_blocks: controller.boundary_blocks,
         volatile_write_cache: controller.volatile_write_cache,

@@ -85,6 +85,10 @@ pub struct TargetSpec {
     pub read_only: bool,
     /// `norecovery`: read although the log holds changes.
     pub no_recovery: bool,
+    /// `part=N`, `part=NAME`: only this partition of the device.
+    pub partition: Option<String>,
+    /// `offset=BYTES`: only what lies from this byte of the device on.
+    pub offset_bytes: Option<u64>,
     /// `inuse`: read although the image is in use elsewhere.
     pub allow_in_use: bool,
 }
@@ -92,7 +96,8 @@ pub struct TargetSpec {
 const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKET, spdk:TRANSPORT or \
                        uring:PATH";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
-                       wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, readonly, norecovery, inuse, \
+                       wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, part=N|NAME, offset=BYTES, readonly, \
+                       norecovery, inuse, \
                        for ram: load=FILE, and for vfio-user: and spdk: nsid=N";
 
 impl TargetSpec {
@@ -159,6 +164,8 @@ fn parse(text: &str) -> Result<TargetSpec> {
         read_only: false,
         no_recovery: false,
         allow_in_use: false,
+        partition: None,
+        offset_bytes: None,
     };
     if text.is_empty() {
         return Err(invalid(format!("the target is empty: give {SCHEMES}")));
@@ -207,8 +214,13 @@ fn is_out_of_reach(path: &str) -> bool {
     seen.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// A disk is what it is: the options that shape an embedded controller say nothing about one.
+/// Rejects options that exclude each other, and those of the embedded controller for a device.
 fn check_options(spec: &TargetSpec) -> Result<()> {
+    if spec.partition.is_some() && spec.offset_bytes.is_some() {
+        return Err(invalid(
+            "the options `part` and `offset` both say where the filesystem begins: give one of them",
+        ));
+    }
     let sleeps = spec.wait.is_some_and(|wait| wait != Wait::Poll);
     if sleeps && spec.controller == Some(ControllerMode::Inline) {
         return Err(invalid(
@@ -316,6 +328,12 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
             TargetKind::Ram { load, .. } => *load = Some(PathBuf::from(file)),
             _ => return Err(invalid("the option `load` is for ram: targets only")),
         },
+        ("part", Some(value)) if !value.is_empty() => spec.partition = Some(value.to_owned()),
+        ("part", Some(_)) => {
+            return Err(invalid("the option `part` needs a number or a name"));
+        }
+        ("offset", Some("0")) => spec.offset_bytes = Some(0),
+        ("offset", Some(value)) => spec.offset_bytes = Some(parse_size(value)?),
         ("nsid", Some(value)) => match &mut spec.kind {
             TargetKind::VfioUser { nsid, .. } | TargetKind::Spdk { nsid, .. } => {
                 *nsid = Some(parse_nsid(value)?);
@@ -331,7 +349,11 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
                 "`{value}` is not a value of `{name}`: the options are {OPTIONS}"
             )));
         }
-        ("lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "dbbuf" | "load" | "nsid", None) => {
+        (
+            "lba" | "mdts" | "noiob" | "depth" | "vwc" | "wait" | "dbbuf" | "load" | "nsid"
+            | "part" | "offset",
+            None,
+        ) => {
             return Err(invalid(format!(
                 "the option `{name}` needs a value: the options are {OPTIONS}"
             )));

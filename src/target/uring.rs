@@ -67,6 +67,8 @@ pub(crate) fn info(disk: &DiskInfo) -> TargetInfo {
         nsid: 0,
         lba_bytes: disk.block_bytes,
         capacity_bytes: disk.capacity_blocks.saturating_mul(disk.block_bytes.into()),
+        start_bytes: 0,
+        partition: None,
         max_transfer_bytes: None,
         boundary_blocks: 0,
         volatile_write_cache: disk.volatile_write_cache,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::medium::Disk;
 use crate::block::{
-    Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
+    BlockRange, Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
@@ -34,6 +34,8 @@ pub struct RingOptions {
     pub read_only: bool,
     /// How [`Queue::relax`] waits.
     pub wait: Wait,
+    /// The blocks that the queue may access.
+    pub range: BlockRange,
 }
 
 /// A [`Queue`] over io_uring. It may move between threads.
@@ -42,6 +44,8 @@ pub struct RingQueue {
     ring: DirectRing,
     limits: Limits,
     block_shift: u32,
+    /// The byte of the device where block 0 of a chain lies.
+    first_byte: u64,
     slots: Box<[Slot]>,
     free: u16,
     outstanding: usize,
@@ -119,7 +123,7 @@ impl Disk {
             ring,
             limits: Limits {
                 block_bytes: info.block_bytes,
-                capacity_blocks: info.capacity_blocks,
+                capacity_blocks: options.range.blocks_on(info.capacity_blocks),
                 max_segments: 1,
                 dma_align_bytes: info.memory_align_bytes,
                 max_transfer_bytes: None,
@@ -132,6 +136,11 @@ impl Disk {
                 depth: usize::from(depth),
             },
             block_shift: info.block_bytes.trailing_zeros(),
+            // Where the range has a block, its start is on the device, which ends below 2^63 bytes.
+            first_byte: options
+                .range
+                .first()
+                .saturating_mul(info.block_bytes.into()),
             slots: (0..depth).map(Slot::free).collect(),
             free: 0,
             outstanding: 0,
@@ -210,7 +219,10 @@ impl Queue for RingQueue {
             fua: chain.flags.contains(ChainFlags::FUA),
             retries: 0,
             next_free: NONE,
-            offset_bytes: chain.lba.0 << self.block_shift,
+            // A flush has no range.
+            offset_bytes: self
+                .first_byte
+                .wrapping_add(chain.lba.0 << self.block_shift),
             len_bytes: chain.blocks << self.block_shift,
             memory,
             pushed: self.pushed + 1,
@@ -309,7 +321,7 @@ impl RingQueue {
         if matches!(chain.op, Op::Read | Op::Flush) {
             return Ok(false);
         }
-        let end = (chain.lba.0 + chain.blocks) << self.block_shift;
+        let end = self.first_byte + ((chain.lba.0 + chain.blocks) << self.block_shift);
         if end > self.limit_bytes || !self.held.has(end) {
             return Err(Refused::Gone);
         }

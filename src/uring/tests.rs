@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::{Disk, RingOptions, RingQueue};
-use crate::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status, Wait};
+use crate::block::{BlockRange, Chain, ChainFlags, Completion, Op, Queue, Refused, Status, Wait};
 use crate::error::ErrorKind;
 use crate::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
 use crate::sys::GateState;
@@ -40,6 +40,7 @@ fn queue(disk: &Disk, depth: usize, read_only: bool) -> Option<RingQueue> {
         depth,
         read_only,
         wait: Wait::Interrupt,
+        range: BlockRange::WHOLE,
     };
     match disk.queue(options) {
         Ok(queue) => Some(queue),
@@ -200,7 +201,8 @@ fn what_is_wrong_is_refused_before_the_kernel_sees_it() {
         disk.queue(RingOptions {
             depth: 0,
             read_only: true,
-            wait: Wait::Poll
+            wait: Wait::Poll,
+            range: BlockRange::WHOLE,
         })
         .is_err()
     );

@@ -11,7 +11,7 @@ use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Of, Rejected, Request
 use crate::mem::{DmaBuf, Heap};
 use crate::target::BUFFER_ALIGN_BYTES;
 use crate::target::engine::{EngineOptions, EngineQueue};
-use crate::target::open::TargetShared;
+use crate::target::shared::TargetShared;
 use crate::xfs::MetaIo;
 
 /// Size of one bounce buffer: large enough that a command a piece keeps a fast disk busy.
@@ -43,6 +43,7 @@ impl IoCore {
                 timeout: target.command_timeout,
                 read_only: target.info.read_only,
                 wait: target.wait,
+                range: target.range,
             })
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         let limits = *queue.limits();

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::target::claims::{Claim, Use};
-use crate::target::open::TargetShared;
+use crate::target::shared::TargetShared;
 use crate::target::{Target, TargetOptions};
 use crate::xfs::format::attr::FLAG_ROOT;
 use crate::xfs::{Fs, FsOptions, Ino};

@@ -37,7 +37,7 @@ pub(crate) struct Superblock {
     pub(crate) lsn: u64,
     /// Inodes of the filesystem itself, which no directory may name.
     pub(crate) internal_inodes: [u64; 5],
-    /// Why nothing may be written, when unknown features forbid it.
+    /// Why nothing may be written, when unknown features or a RAID forbid it.
     pub(crate) read_only: Option<String>,
 }
 
@@ -56,7 +56,8 @@ impl Superblock {
             )
         };
         if io.capacity_bytes() < sector.len() as u64 {
-            return Err(too_small());
+            // A small archive has a name, too.
+            return Err(other::no_xfs(io));
         }
         io.read_at(0, &mut sector)?;
         let (raw, _) = SuperblockLayout::read_from_prefix(&sector).map_err(|_| too_small())?;
@@ -67,7 +68,10 @@ impl Superblock {
         if version != 5 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("XFS version {version}: only version 5 (mkfs.xfs -m crc=1) is supported"),
+                format!(
+                    "XFS version {version}: only version 5 (mkfs.xfs -m crc=1) is supported; mount it with \
+                     the kernel, and copy the files to a new filesystem"
+                ),
             ));
         }
         let sector_bytes = check_log2(raw.sectsize.get().into(), raw.sectlog, 9..=15)
@@ -87,7 +91,7 @@ impl Superblock {
         Self::check(&raw, io, norecovery)
     }
 
-    fn check(raw: &SuperblockLayout, io: &impl MetaIo, norecovery: bool) -> Result<Self> {
+    fn check(raw: &SuperblockLayout, io: &mut impl MetaIo, norecovery: bool) -> Result<Self> {
         let features = Features {
             compat: raw.features_compat.get(),
             ro_compat: raw.features_ro_compat.get(),
@@ -98,6 +102,7 @@ impl Superblock {
         let geometry = check_geometry(raw, norecovery)
             .map_err(|what| corrupt(0, format!("superblock: {what}")))?;
         check_device(&geometry, io)?;
+        let raid = other::raid_behind(io, geometry.bytes(geometry.data_blocks))?;
         let label_len = raw.fname.iter().position(|byte| *byte == 0);
         let label = raw.fname.get(..label_len.unwrap_or(raw.fname.len()));
         Ok(Self {
@@ -114,13 +119,13 @@ impl Superblock {
             free_inodes: raw.ifree.get(),
             free_blocks: raw.fdblocks.get(),
             lsn: raw.lsn.get(),
-            read_only: read_only_reason(raw, &features),
+            read_only: read_only_reason(raw, &features).or(raid),
             internal_inodes: internal_inodes(raw),
         })
     }
 }
 
-fn check_device(geometry: &Geometry, io: &impl MetaIo) -> Result<()> {
+fn check_device(geometry: &Geometry, io: &mut impl MetaIo) -> Result<()> {
     let device_block = io.block_bytes();
     if geometry.sector_bytes < device_block || geometry.log_sector_bytes < device_block {
         return Err(Error::new(
@@ -136,6 +141,9 @@ fn check_device(geometry: &Geometry, io: &impl MetaIo) -> Result<()> {
     let needed = geometry.bytes(geometry.data_blocks);
     let capacity = io.capacity_bytes();
     if needed > capacity {
+        if let Some(raid) = other::raid_behind(io, 0)? {
+            return Err(Error::new(ErrorKind::Unsupported, raid));
+        }
         return Err(corrupt(
             0,
             format!(

@@ -5,6 +5,7 @@ mod archive;
 mod cache;
 #[path = "../common/mod.rs"]
 mod common;
+mod containers;
 mod contents;
 mod copying;
 mod fio;
@@ -12,6 +13,7 @@ mod kernel;
 mod limits;
 mod load;
 mod owners;
+mod partitions;
 mod raw;
 mod report;
 mod signals;

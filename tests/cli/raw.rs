@@ -143,7 +143,7 @@ fn engines_are_compared_on_one_target() {
 }
 
 /// Whether the kernel opens the target by io_uring; says why not.
-fn ring_is_here(target: &str) -> bool {
+pub(super) fn ring_is_here(target: &str) -> bool {
     let info = xtent(&["info", target]);
     let why = String::from_utf8_lossy(&info.stderr).into_owned();
     let possible = !why.contains("io_uring cannot be had") && !why.contains("no direct I/O");

@@ -24,7 +24,7 @@ use super::super::mounted::VolumeShared;
 use super::BufferedIo;
 use crate::cache::{Cache, Pressure};
 use crate::error::Result;
-use crate::target::open::TargetShared;
+use crate::target::shared::TargetShared;
 use crate::xfs::FileOps;
 
 /// The thread's name.

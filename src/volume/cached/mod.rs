@@ -19,7 +19,7 @@ use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{Request, What};
 use crate::iomap::{IterFlags, Ops};
 use crate::target::engine::{EngineOptions, EngineQueue};
-use crate::target::open::TargetShared;
+use crate::target::shared::TargetShared;
 use crate::xfs::{FileMap, FileOps};
 
 pub(super) use background::Background;
@@ -71,6 +71,7 @@ impl BufferedIo {
                 timeout: target.command_timeout,
                 read_only: target.info.read_only,
                 wait: target.wait,
+                range: target.range,
             })
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         Ok(Self {

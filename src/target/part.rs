@@ -1,0 +1,185 @@
+//! The part of a device that a target names: a partition, or what lies from a byte on.
+
+use std::sync::Arc;
+
+use super::raw::RawIo;
+use super::shared::TargetShared;
+use super::{Target, TargetInfo, TargetSpec};
+use crate::block::{BlockRange, Op};
+use crate::error::{Error, ErrorKind, Result};
+use crate::probe::{self, PartitionTable, Source};
+use crate::units::Lba;
+
+/// Blocks that are read at once.
+const IN_FLIGHT: usize = 32;
+
+/// A part of a device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub(super) range: BlockRange,
+    pub(super) start_bytes: u64,
+    pub(super) len_bytes: u64,
+    /// Its number, of a partition.
+    pub(super) number: Option<u32>,
+}
+
+/// The whole device, for probing: always from its first block on.
+struct WholeDevice {
+    raw: RawIo,
+    target: Arc<TargetShared>,
+}
+
+impl WholeDevice {
+    fn new(target: &Arc<TargetShared>) -> Result<Self> {
+        let raw = RawIo::read_only(target, IN_FLIGHT, target.info.lba_bytes as usize)?;
+        let target = Arc::clone(target);
+        Ok(Self { raw, target })
+    }
+}
+
+impl Source for WholeDevice {
+    fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        let block_bytes = self.block_bytes().max(1);
+        let mut lba = offset_bytes / u64::from(block_bytes);
+        for round in buf.chunks_mut(IN_FLIGHT.saturating_mul(block_bytes as usize)) {
+            let pieces = round.chunks_mut(block_bytes as usize);
+            let count = pieces.len();
+            for slot in 0..count {
+                self.raw.submit(slot, Op::Read, Lba(lba))?;
+                lba = lba.saturating_add(1);
+            }
+            let mut failed = None;
+            while self.raw.outstanding() > 0 {
+                let ended = self.raw.poll(|_, status| {
+                    if !status.is_success() {
+                        failed = Some(status);
+                    }
+                });
+                if ended == 0 {
+                    self.raw.relax();
+                }
+            }
+            if let Some(error) = failed.and_then(|status| self.raw.error(status)) {
+                return Err(error.during("read").at_offset(offset_bytes));
+            }
+            for (slot, piece) in pieces.enumerate() {
+                let read = self.raw.slot_mut(slot).unwrap_or_default();
+                if read.len() != piece.len() {
+                    let detail = "a buffer did not come back from the device";
+                    return Err(Error::new(ErrorKind::DeviceGone, detail));
+                }
+                piece.copy_from_slice(read);
+            }
+        }
+        Ok(())
+    }
+
+    fn len_bytes(&self) -> u64 {
+        let blocks = self.raw.limits().capacity_blocks;
+        blocks.saturating_mul(self.block_bytes().into())
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.target.info.lba_bytes
+    }
+}
+
+/// The part that the options of a target name, on the target opened without them.
+pub(super) fn part_of(spec: &TargetSpec, whole: &Arc<TargetShared>) -> Result<Option<Part>> {
+    if let Some(offset_bytes) = spec.offset_bytes {
+        return from_offset(&whole.info, offset_bytes).map(Some);
+    }
+    let Some(wanted) = &spec.partition else {
+        return Ok(None);
+    };
+    let mut device = WholeDevice::new(whole)?;
+    let Some(mut table) = probe::read_table(&mut device)? else {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            "there is no partition table: leave out the option `part`",
+        ));
+    };
+    if table.find(wanted).is_err() {
+        // The error names them with what they hold.
+        table.identify_contents(&mut device)?;
+    }
+    if let Some(damage) = &table.damage {
+        tracing::warn!(target_name = &*spec.text, "partition table: {damage}");
+    }
+    let found = table.find(wanted)?;
+    let (start_bytes, len_bytes) = found.range_on(whole.info.capacity_bytes)?;
+    let range = blocks_of(&whole.info, start_bytes, len_bytes).map_err(|why| {
+        let detail = format!("partition {} cannot be opened: {why}", found.number);
+        Error::new(ErrorKind::Unsupported, detail)
+    })?;
+    Ok(Some(Part {
+        range,
+        start_bytes,
+        len_bytes,
+        number: Some(found.number),
+    }))
+}
+
+fn from_offset(info: &TargetInfo, offset_bytes: u64) -> Result<Part> {
+    let device_bytes = info.capacity_bytes;
+    let len_bytes = device_bytes
+        .checked_sub(offset_bytes)
+        .filter(|&len| len > 0)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "offset={offset_bytes} is beyond the end of the device ({device_bytes} bytes)"
+                ),
+            )
+        })?;
+    let range = blocks_of(info, offset_bytes, len_bytes).map_err(|why| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("offset={offset_bytes}: {why}"),
+        )
+    })?;
+    Ok(Part {
+        range,
+        start_bytes: offset_bytes,
+        len_bytes,
+        number: None,
+    })
+}
+
+/// Commands are of whole logical blocks.
+fn blocks_of(info: &TargetInfo, start_bytes: u64, len_bytes: u64) -> Result<BlockRange, String> {
+    let block = u64::from(info.lba_bytes).max(1);
+    if !start_bytes.is_multiple_of(block) || !len_bytes.is_multiple_of(block) {
+        return Err(format!(
+            "it begins at byte {start_bytes} and has {len_bytes} bytes, which are not multiples of the \
+             device's logical block of {block} bytes (for image: and ram: targets the option lba=512 \
+             makes that smaller)"
+        ));
+    }
+    Ok(BlockRange::new(start_bytes / block, len_bytes / block))
+}
+
+impl Target {
+    /// The partition table of the device behind the target, the whole of it also where the target is a
+    /// partition, with what the partitions hold.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged; the device's.
+    #[doc(hidden)]
+    pub fn partition_table(&self) -> Result<Option<PartitionTable>> {
+        let read = || {
+            let mut device = WholeDevice::new(&self.shared)?;
+            let mut table = probe::read_table(&mut device)?;
+            if let Some(table) = &mut table {
+                table.identify_contents(&mut device)?;
+            }
+            Ok(table)
+        };
+        read().map_err(|error: Error| {
+            error
+                .during("read the partition table")
+                .on_device(&*self.shared.name)
+        })
+    }
+}
