@@ -155,6 +155,7 @@ pub(crate) fn job(outcome: &Outcome, form: Form<'_>) -> Map<String, Value> {
     let (elapsed, timeline) = (outcome.elapsed, &outcome.timeline);
     let run_ms = (outcome.job_time.as_secs_f64() * 1e3).max(1e-6);
     let usage = &outcome.usage;
+    let (user, system) = outcome.cpu_percent();
     let none = Direction::default();
     let value = json!({
         "read": direction(&outcome.read, elapsed, timeline, READS, form),
@@ -165,8 +166,8 @@ pub(crate) fn job(outcome: &Outcome, form: Form<'_>) -> Map<String, Value> {
             "lat_ns": samples(&outcome.sync, form),
         },
         "job_runtime": whole(run_ms),
-        "usr_cpu": 100.0 * usage.user_ms / run_ms,
-        "sys_cpu": 100.0 * usage.system_ms / run_ms,
+        "usr_cpu": user,
+        "sys_cpu": system,
         "ctx": usage.context_switches,
         "majf": usage.major_faults,
         "minf": usage.minor_faults,

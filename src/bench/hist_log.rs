@@ -52,12 +52,6 @@ impl HistogramLog {
         }
     }
 
-    /// Forgets what was before the measurement.
-    pub(super) fn restart(&mut self) {
-        self.start = Duration::ZERO;
-        self.before = [histogram(), histogram()];
-    }
-
     pub(super) fn next_end(&self) -> Duration {
         self.start + self.interval
     }

@@ -48,18 +48,18 @@ pub(super) struct Job<'a, E> {
     failure: Option<Error>,
 }
 
-/// What was used when the measurement began.
-struct Begun {
+/// Processor time used before the measurement.
+struct Before {
     at: Ticks,
     usage: Usage,
     /// Of the first job only: it stands for the whole process.
     meter: Option<Meter>,
 }
 
-impl Begun {
-    fn now(at: Ticks, number: usize) -> Self {
+impl Before {
+    fn read(number: usize) -> Self {
         Self {
-            at,
+            at: Ticks::now(),
             usage: Usage::of_thread(),
             meter: (number == 0).then(Meter::start),
         }
@@ -141,8 +141,12 @@ impl<'a, E: Engine> Job<'a, E> {
         let mut count = 0;
         // As fio's ramp_time: what was before counts for nothing, unless nothing came after.
         let mut in_ramp = workload.ramp_time.is_some();
-        let mut begun = Begun::now(start, self.number);
-        self.next_mark = self.next_mark_after(begun.at);
+        let mut begun = start;
+        let mut before = Before::read(self.number);
+        // Reading /proc takes long enough to be seen in the latency of operations in flight: it is done
+        // again before the ramp time is over.
+        let mut read_before_at = workload.ramp_time.map(|ramp| start.after(ramp / 4 * 3));
+        self.next_mark = self.next_mark_after(begun, in_ramp);
         loop {
             let mut clock = None;
             while left > 0
@@ -156,24 +160,30 @@ impl<'a, E: Engine> Job<'a, E> {
             }
             if self.free.len() == self.slots.len() {
                 if self.sync_is_due() && self.failure.is_none() {
-                    self.sync_now(begun.at);
+                    self.sync_now(begun);
                     continue;
                 }
                 break;
             }
             let Some(now) = self.reap() else { continue };
-            if in_ramp && now >= measure_from {
-                in_ramp = false;
-                begun = self.begin_to_measure(measure_from);
+            if in_ramp {
+                if read_before_at.take_if(|at| now >= *at).is_some() {
+                    before = Before::read(self.number);
+                }
+                if now >= measure_from {
+                    in_ramp = false;
+                    begun = measure_from;
+                    self.begin_to_measure(begun);
+                }
             }
             while let Some((slot, result)) = self.ended.pop() {
                 count += 1;
                 self.finish(slot, result, now);
             }
             self.ios.store(count, Ordering::Relaxed);
-            self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(begun.at));
+            self.outcome.elapsed = Duration::from_nanos(now.nanoseconds_since(begun));
             if now >= self.next_mark {
-                self.mark(begun.at);
+                self.mark(begun, in_ramp);
             }
             let interrupted = left > 0 && xtent::internals::sys::interrupted().is_some();
             self.outcome.interrupted |= interrupted;
@@ -181,29 +191,26 @@ impl<'a, E: Engine> Job<'a, E> {
                 left = 0;
             }
         }
-        self.end_of_load(in_ramp, &begun);
+        self.end_of_load(in_ramp, &before);
     }
 
     /// Forgets what was done within the ramp time.
     #[cold]
-    fn begin_to_measure(&mut self, from: Ticks) -> Begun {
+    fn begin_to_measure(&mut self, from: Ticks) {
         self.outcome = Outcome {
             verified_blocks: self.outcome.verified_blocks,
             ..Outcome::new(&self.workload.measure)
         };
-        if let Some(log) = &mut self.log {
-            log.restart();
-        }
-        let begun = Begun::now(from, self.number);
-        self.next_mark = self.next_mark_after(from);
-        begun
+        self.next_mark = self.next_mark_after(from, false);
     }
 
     #[cold]
-    fn end_of_load(&mut self, in_ramp: bool, begun: &Begun) {
+    fn end_of_load(&mut self, in_ramp: bool, before: &Before) {
         self.outcome.only_ramp = in_ramp;
-        self.outcome.usage = Usage::of_thread().since(&begun.usage);
-        self.outcome.cpus = begun.meter.map(|meter| meter.read()).unwrap_or_default();
+        self.outcome.usage = Usage::of_thread().since(&before.usage);
+        let usage_ns = Ticks::now().nanoseconds_since(before.at);
+        self.outcome.usage_time = Duration::from_nanos(usage_ns);
+        self.outcome.cpus = before.meter.map(|meter| meter.read()).unwrap_or_default();
         self.outcome.job_time = self.outcome.elapsed;
         let elapsed = self.outcome.elapsed;
         if let Some(log) = &mut self.log {
@@ -211,15 +218,17 @@ impl<'a, E: Engine> Job<'a, E> {
         }
     }
 
-    fn next_mark_after(&self, begun: Ticks) -> Ticks {
+    /// The log has nothing of the ramp time.
+    fn next_mark_after(&self, begun: Ticks, in_ramp: bool) -> Ticks {
         let timeline = self.outcome.timeline.next_end();
-        let log = self.log.as_ref().map(HistogramLog::next_end);
+        let log = self.log.as_ref().filter(|_| !in_ramp);
+        let log = log.map(HistogramLog::next_end);
         begun.after(log.map_or(timeline, |log| log.min(timeline)))
     }
 
     /// An interval is over.
     #[cold]
-    fn mark(&mut self, begun: Ticks) {
+    fn mark(&mut self, begun: Ticks, in_ramp: bool) {
         let (elapsed, outcome) = (self.outcome.elapsed, &mut self.outcome);
         let so_far = Interval {
             read_ios: outcome.read.ios(),
@@ -228,10 +237,10 @@ impl<'a, E: Engine> Job<'a, E> {
             write_bytes: outcome.write.bytes,
         };
         outcome.timeline.mark(elapsed, so_far);
-        if let Some(log) = &mut self.log {
+        if let Some(log) = self.log.as_mut().filter(|_| !in_ramp) {
             log.mark(elapsed, outcome);
         }
-        self.next_mark = self.next_mark_after(begun);
+        self.next_mark = self.next_mark_after(begun, in_ramp);
     }
 
     /// After so many writes nothing more is begun, and when nothing is in flight, all of it is made

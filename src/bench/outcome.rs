@@ -27,6 +27,8 @@ pub(crate) struct Outcome {
     pub(crate) job_time: Duration,
     /// Processor time of the threads of the jobs.
     pub(crate) usage: Usage,
+    /// The time in which they used it, of all jobs added up: the measured one, and the end of the ramp time.
+    pub(crate) usage_time: Duration,
     /// CPUs in use by this process and by the whole machine, on average.
     pub(crate) cpus: Cpus,
     pub(crate) timeline: Timeline,
@@ -41,6 +43,13 @@ impl Default for Outcome {
 }
 
 impl Outcome {
+    /// Processor time in percent of one CPU for each job: user, system.
+    pub(crate) fn cpu_percent(&self) -> (f64, f64) {
+        let all_ms = (self.usage_time.as_secs_f64() * 1e3).max(1e-6);
+        let percent = |ms: f64| 100.0 * ms / all_ms;
+        (percent(self.usage.user_ms), percent(self.usage.system_ms))
+    }
+
     pub(crate) fn new(measure: &Measure) -> Self {
         Self {
             read: Direction::new(measure.percentiles),
@@ -52,6 +61,7 @@ impl Outcome {
             interrupted: false,
             job_time: Duration::ZERO,
             usage: Usage::default(),
+            usage_time: Duration::ZERO,
             cpus: Cpus::default(),
             timeline: Timeline::new(measure.interval),
             jobs: Vec::new(),
@@ -69,6 +79,7 @@ impl Outcome {
         self.interrupted |= job.interrupted;
         self.job_time += job.job_time;
         self.usage.add(&job.usage);
+        self.usage_time += job.usage_time;
         self.timeline.add(&job.timeline);
     }
 

@@ -195,16 +195,12 @@ impl Results<'_> {
     }
 
     fn processor(&self, out: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
-        let run_ms = (outcome.job_time.as_secs_f64() * 1e3).max(1e-6);
+        let (user, system) = outcome.cpu_percent();
         let usage = &outcome.usage;
         write!(
             out,
-            "  cpu: usr={:.2}%, sys={:.2}%, ctx={}, majf={}, minf={}",
-            100.0 * usage.user_ms / run_ms,
-            100.0 * usage.system_ms / run_ms,
-            usage.context_switches,
-            usage.major_faults,
-            usage.minor_faults
+            "  cpu: usr={user:.2}%, sys={system:.2}%, ctx={}, majf={}, minf={}",
+            usage.context_switches, usage.major_faults, usage.minor_faults
         )?;
         if outcome.cpus.seconds > 0.0 {
             write!(

@@ -210,6 +210,17 @@ fn histogram_logs_have_every_operation() {
         );
     }
     run(1, &bench(&target, &["--write-hlog=/no/such/directory/x"]));
+    // Nothing of the ramp time.
+    let words = "--ramp_time=200ms --runtime=300ms --time_based --log_hist_msec=50 --json";
+    let words: Vec<_> = words.split(' ').chain([&logs[0][..]]).collect();
+    let value = json(&bench(&target, &words));
+    let mut count = 0;
+    let log = fs::read_to_string(dir.path().join("log_clat_hist.1.log")).unwrap();
+    for line in log.lines() {
+        let buckets = line.split(", ").skip(3).map(|n| n.parse::<u64>().unwrap());
+        count += buckets.sum::<u64>();
+    }
+    assert_eq!(value["jobs"][0]["read"]["total_ios"], count);
 }
 
 /// Has the script that Debian's fio brings read both logs.

@@ -186,3 +186,39 @@ fn holes_and_preallocated_blocks_are_said() {
     let (_, stderr) = run(0, &["bench", &target, "/sparse", "--offset", "1m"]);
     assert!(stderr.contains("7.00 MiB are holes"), "{stderr}");
 }
+
+/// Ends a process, however the test ends.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn load_of_other_programs_is_said() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let busy = || {
+        let mut shell = std::process::Command::new("sh");
+        Killed(shell.args(["-c", "while :; do :; done"]).spawn().unwrap())
+    };
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let others: Vec<Killed> = (0..cpus).map(|_| busy()).collect();
+    let words = ["--rw=randread", "--runtime=1", "--time_based", "--json"];
+    let target = path_of(&image);
+    let args = [&["bench", &target, "/data"], &words[..]].concat();
+    let (stdout, stderr) = run(0, &args);
+    drop(others);
+    assert!(
+        stderr.contains("other programs used") && stderr.contains("results may be unreliable"),
+        "{stderr}"
+    );
+    let value: Value = serde_json::from_slice(&stdout).unwrap();
+    let used = &value["cpus_used"];
+    let of = |name: &str| used[name].as_f64().unwrap();
+    assert!(of("machine_cpus") > of("process_cpus"), "{used}");
+}
