@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gives NVMe disks to vfio-pci, so that xtent (or SPDK, or QEMU) can drive them, and gives them back to the kernel.
 #
-#   vfio-setup.sh status [BDF...]            what is here: disks, who uses them, IOMMU, hugepages, limits
+#   vfio-setup.sh status [BDF...]            show disks, their users, IOMMU, hugepages, limits
 #   vfio-setup.sh bind [OPTIONS] BDF...      take the disks from the kernel and give them to vfio-pci
 #   vfio-setup.sh reset [BDF...]             give them (or all that vfio-pci has) back to the kernel; also clears a
 #                                            driver_override that a killed run left behind
@@ -267,7 +267,7 @@ describe() {
 }
 
 # ---------------------------------------------------------------------------------------------------------
-# Who uses a disk
+# The users of a disk
 
 # node_number NODE: $number, MAJOR:MINOR of the device that it stands for, or nothing.
 node_number() {
@@ -362,7 +362,7 @@ swaps_of() {
 open_by() {
     look=
     ! have timeout || look='timeout -s KILL 30'
-    # The kernel follows the links; on a file system that hangs it would wait for ever.
+    # The kernel follows the links; on a file system that hangs it would wait forever.
     found=$($look find -L /proc/[0-9]*/fd -maxdepth 1 '(' -type b -o -type c ')' 2>/dev/null)
     case $? in
     124 | 137 | 143)
@@ -499,7 +499,7 @@ signatures_of() {
             case $kind in
             '') continue ;;
             unreadable)
-                say "$name cannot be read, so that nobody knows what it carries"
+                say "$name cannot be read, so its content is unknown"
                 continue
                 ;;
             dos | PMBR) kind=MBR ;;
@@ -517,7 +517,7 @@ signatures_of() {
 # copy) and the two places of old RAID superblocks.
 magic_of() {
     [ "$2" -ge 256 ] || {
-        say unreadable # too small for anything: nobody ships such a namespace
+        say unreadable # smaller than any namespace in use
         return
     }
     {
@@ -576,7 +576,7 @@ group_obstacles() {
     for path in "$pci/$1"/iommu_group/devices/*; do
         member=${path##*/}
         ! within "$member" "$2" || continue
-        # Bridges stay with the kernel; a device without a driver or with vfio's is in nobody's way.
+        # Bridges stay with the kernel; a device without a driver or with vfio's does not matter.
         get "$pci/$member/class"
         case $got in 0x0604*) continue ;; esac
         driver_of "$member"
@@ -636,7 +636,7 @@ check() {
     case $driver in
     nvme) ;;
     '')
-        say "$1: the nvme driver does not take it, so that nobody can see what it carries; --force $1 takes it anyway"
+        say "$1: the nvme driver does not take it, so its content is unknown; --force $1 takes it anyway"
         within "$1" "$3" || return 4
         ;;
     *)
@@ -661,7 +661,7 @@ check() {
     found=$(signatures_of "$1")
     if [ -n "$found" ]; then
         say "$1: $(join "$found")"
-        say "    to take it with what is on it: --force $1; to empty it: wipefs -a on the disk and its partitions"
+        say "    to take it with its content: --force $1; to empty it: wipefs -a on the disk and its partitions"
         return 4
     fi
     return 0
@@ -779,7 +779,7 @@ take() {
         return 0
     fi
     if ! $dry_run; then
-        # Much may have happened since the first look. What is found now is refused as it would have been then.
+        # The state may have changed since the first check. A new obstacle is reported as it would have been then.
         reasons=$state_dir/.why.$$
         : >"$reasons" || fail 1 "cannot write to $state_dir"
         hold "$1" >"$reasons"
@@ -881,7 +881,7 @@ own() {
         note_owner "$path"
         chown "$2" "$path" || fail 1 "cannot give $path to $2"
     done
-    # The container is for everybody, as udev makes it; without udev it is root's.
+    # The container is for all users, as udev makes it; without udev it is root's.
     if [ -e "$dev/vfio/vfio" ]; then
         note_owner "$dev/vfio/vfio"
         chmod 0666 "$dev/vfio/vfio"
@@ -1197,7 +1197,7 @@ indent() { [ -z "$2" ] || say "$2" | sed "s/^/      $1/"; }
 status_vfio() {
     # shellcheck disable=SC2012 # stat is no POSIX tool
     owner=$(ls -ld "$dev/vfio/$group" 2>/dev/null | awk '{ print $3 }')
-    say "      /dev/vfio/$group belongs to ${owner:-nobody: it is not there}"
+    say "      /dev/vfio/$group ${owner:+belongs to }${owner:-does not exist}"
     indent "in use through vfio by " "$(group_users "$1")"
 }
 
@@ -1209,7 +1209,7 @@ status_kernel() {
     if [ "$(id -u)" = 0 ]; then
         indent "" "$(signatures_of "$1")"
     else
-        say "      (root sees more: what the disk carries, and who has it open)"
+        say "      (run as root to see what the disk carries and which processes have it open)"
     fi
     indent "shares its IOMMU group with " "$(group_obstacles "$1" "$1")"
 }

@@ -1,14 +1,17 @@
-//! What a hit costs: `cargo bench --bench cache` prints a line for each case, `NAME ours_ns kernel_ns copy_ns`, for one
-//! operation. `cargo bench --bench cache -- NAME..` runs the cases whose names begin so.
+//! What a hit costs: `cargo bench --bench cache` prints a line for each case,
+//! `NAME ours_ns kernel_ns copy_ns`, for one operation. `cargo bench --bench cache -- NAME..` runs
+//! the cases whose names begin so.
 //!
-//! Side by side in one run: the cache, the kernel's page cache (plain `pread` and `pwrite` on an xfs on a loop mount), and
-//! the physical limit, a bare copy of the same pattern out of hugepages. The three take turns; each figure is the median
-//! of five. Sets of 512 MiB and of 8 MiB, all of it cached. With two threads a figure is the time that passed, divided by
-//! the operations of both; where both overwrite one file, both do so bare, too, with a lock for each page. A view reads
-//! the first byte of what it lends, and where the next one is depends on that byte; beside it stands a bare read of such
-//! bytes: what a cache miss takes when it is waited for.
+//! Side by side in one run: the cache, the kernel's page cache (plain `pread` and `pwrite` on an
+//! xfs on a loop mount), and the physical limit, a bare copy of the same pattern out of hugepages.
+//! The three take turns; each figure is the median of five. Sets of 512 MiB and of 8 MiB, all of it
+//! cached. With two threads a figure is the time that passed, divided by the operations of both;
+//! where both overwrite one file, both do so bare, too, with a lock for each page. A view reads the
+//! first byte of what it lends, and where the next one is depends on that byte; beside it stands a
+//! bare read of such bytes: what a cache miss takes when it is waited for.
 //!
-//! Needs root, mkfs.xfs, 600 MiB of disk and 530 free hugepages; the kernel's column is 0 without the first three.
+//! Needs root, mkfs.xfs, 600 MiB of disk and 530 free hugepages; the kernel's column is 0 without
+//! the first three.
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

@@ -1,15 +1,18 @@
-//! What an operation costs the host, in instructions: `cargo bench --bench cost` prints a line for each case,
-//! `NAME INSTRUCTIONS_PER_OPERATION`. `cargo bench --bench cost -- NAME..` runs the named cases only. A case that costs
-//! more than its bound is told, and one that costs a tenth more fails the run, after all have been counted: instructions
-//! do not depend on how busy the machine is.
+//! What an operation costs the host, in instructions: `cargo bench --bench cost` prints a line for
+//! each case, `NAME INSTRUCTIONS_PER_OPERATION`. `cargo bench --bench cost -- NAME..` runs the
+//! named cases only. A case that costs more than its bound is told, and one that costs a tenth more
+//! fails the run, after all have been counted: instructions do not depend on how busy the machine
+//! is.
 //!
-//! The program runs itself under callgrind, which counts inside of the functions called `host_side_*` and
-//! nowhere else: the embedded controller is stepped outside of them, and is not counted. Each case runs
-//! twice, with N and with 2N operations; the difference has no start-up in it.
+//! The program runs itself under callgrind, which counts inside of the functions called
+//! `host_side_*` and nowhere else: the embedded controller is stepped outside of them, and is not
+//! counted. Each case runs twice, with N and with 2N operations; the difference has no start-up in
+//! it.
 //!
-//! To add a case, write a function that does `operations` of them, and name it in [`CASES`] with its bound. Callbacks that
-//! are passed into `host_side_*` come from a function of another name ([`count_ends`]): callgrind would take
-//! a closure's name for its function's, and stop counting there.
+//! To add a case, write a function that does `operations` of them, and name it in [`CASES`] with
+//! its bound. Callbacks that are passed into `host_side_*` come from a function of another name
+//! ([`count_ends`]): callgrind would take a closure's name for its function's, and stop counting
+//! there.
 #[path = "cost/cache.rs"]
 mod cache;
 #[path = "cost/file.rs"]
@@ -57,14 +60,15 @@ const CASES: &[(&str, f64, Case)] = &[
     ),
 ];
 
-/// How far above its bound a case may be before the run fails: how the compiler divides a crate, and with it what it
-/// inlines, depends on where the crate lies.
+/// How far above its bound a case may be before the run fails: how the compiler divides a crate,
+/// and with it what it inlines, depends on where the crate lies.
 const SLACK: f64 = 1.1;
 
 /// The most an operation on the raw queue may cost, in instructions.
 const RAW: f64 = 200.0;
 
-/// As [`RAW`], through a file, the lookup of its mapping included. At a depth of 1 there are two polls.
+/// As [`RAW`], through a file, the lookup of its mapping included. At a depth of 1 there are two
+/// polls.
 const FILE_READ_1: f64 = 455.0;
 
 /// As [`FILE_READ_1`], at a depth of 32.

@@ -1,12 +1,14 @@
 //! What threads that read one file cost each other: `cargo bench --bench threads`.
 //!
-//! Two threads read 4 KiB at a depth of 32, from one file of an XFS: one map of its extents, one heap, and a controller in
-//! memory each, which works in the thread that waits for it. One thread alone, both together on one file, and both on a
-//! file each (another map, another heap) take turns. Only turns in which no thread was taken off its processor count, so
-//! that a busy machine changes how long this takes, and not what it says.
+//! Two threads read 4 KiB at a depth of 32, from one file of an XFS: one map of its extents, one
+//! heap, and a controller in memory each, which works in the thread that waits for it. One thread
+//! alone, both together on one file, and both on a file each (another map, another heap) take
+//! turns. Only turns in which no thread was taken off its processor count, so that a busy machine
+//! changes how long this takes, and not what it says.
 //!
-//! Two threads on one file are to do 1.95 times what one does. Where the processors themselves share something (the two
-//! threads of a core, a clock that depends on the load) it is 0.975 of what two threads do that have nothing in common.
+//! Two threads on one file are to do 1.95 times what one does. Where the processors themselves
+//! share something (the two threads of a core, a clock that depends on the load) it is 0.975 of
+//! what two threads do that have nothing in common.
 #[path = "cost/image.rs"]
 mod image;
 
@@ -173,8 +175,8 @@ fn preemptions() -> u64 {
         .unwrap_or(0)
 }
 
-/// What one thread did of a round, in reads per nanosecond: alone, with the other one on one file, and with the other one
-/// on a file each. `None` where it was disturbed.
+/// What one thread did of a round, in reads per nanosecond: alone, with the other one on one file,
+/// and with the other one on a file each. `None` where it was disturbed.
 type Round = [Option<f64>; 3];
 
 /// What the two threads share of the measurement; nothing of it is touched in a turn.
@@ -225,8 +227,8 @@ impl Control {
         }
     }
 
-    /// What both do together to what one does alone, on one file and on a file each, for each round in which neither was
-    /// disturbed.
+    /// What both do together to what one does alone, on one file and on a file each, for each round
+    /// in which neither was disturbed.
     fn ratios(&self) -> (Vec<f64>, Vec<f64>) {
         let of = |number: usize| {
             let done = &self.done[number];

@@ -1,4 +1,5 @@
-//! Shared by the targets: a small image with ranges of fuzzer input laid over it, and a walk over one inode.
+//! Shared by the targets: a small image with ranges of fuzzer input laid over it, and a walk over
+//! one inode.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! Btrees made of the fuzzer's bytes: right at first, then changed in places, checksums made right again.
+//! Btrees built from fuzzer input: valid at first, then modified, with the checksums recomputed.
 
 use std::ops::Range;
 

@@ -9,8 +9,8 @@
 #   --rounds N      turns of each side (default 3)
 #   --fresh         makes the image anew; otherwise the one of the last run is used again
 #
-# As root the kernel's side is measured too, by a loop mount that only this run sees. Without root the image
-# is filled by mkfs.xfs itself and the kernel is left out. Needs 2 GiB of disk.
+# As root the kernel is measured too, by a loop mount in a private mount namespace. Without root the image
+# is filled by mkfs.xfs and the kernel is skipped. Needs 2 GiB of disk.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -131,7 +131,7 @@ step "xtent ls -l $image"
 
 step "xtent compare --image $image"
 if [ "$(id -u)" != 0 ]; then
-    echo "not root: the kernel's side is left out; run this with sudo to have both" >&2
+    echo "not root: the kernel's side is skipped; run this with sudo to measure both" >&2
 fi
 if [ "$(cat /proc/sys/vm/nr_hugepages 2>/dev/null || echo 0)" = 0 ]; then
     echo "no hugepages are reserved, so xtent uses ordinary locked memory; to reserve 64 of 2 MiB:" >&2

@@ -106,7 +106,7 @@ reserve_hugepages() {
         [ -w $all ] || return 1
         hugepages_before=$(cat $all)
         echo $((hugepages_before + $1 - free)) >$all
-        # What is in the way is moved, if that helps.
+        # Compact memory: fragmentation may be the obstacle.
         echo 1 >/proc/sys/vm/compact_memory
         echo $((hugepages_before + $1 - free)) >$all
         free=$(free_hugepages)

@@ -25,10 +25,11 @@ pub enum ErrorKind {
     NameTooLong,
     /// The caller's arguments are wrong in a way of their own; the message says how.
     InvalidInput,
-    /// Offset, length or memory is not aligned as direct I/O demands; the message names the alignment.
+    /// Offset, length or memory is not aligned as direct I/O demands; the message names the
+    /// alignment.
     Misaligned,
-    /// A write would need what cannot be done here: past the end, into a hole, into shared blocks, in a file whose
-    /// privileges (set-user-ID, capabilities) it must take away.
+    /// A write would need what cannot be done here: past the end, into a hole, into shared blocks,
+    /// in a file whose privileges (set-user-ID, capabilities) it must take away.
     NotOverwrite,
     /// The target, volume or file may only be read.
     ReadOnly,
@@ -44,7 +45,7 @@ pub enum ErrorKind {
     Busy,
     /// Permissions do not allow it: the host's, or the file's flags (immutable, append-only).
     PermissionDenied,
-    /// The disk's content contradicts itself.
+    /// The filesystem is corrupt: its structures are inconsistent.
     Corrupt,
     /// The device reported an error for a command.
     Io,
@@ -79,8 +80,8 @@ struct Inner {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A new error. `detail` is a sentence without a full stop that says what is wrong and, for bad
-    /// input, what to do.
+    /// A new error. `detail` is a sentence without a full stop that names the fault and, for bad
+    /// input, the remedy.
     #[cold]
     #[doc(hidden)]
     pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
@@ -215,8 +216,9 @@ impl Error {
         source.downcast_ref::<std::io::Error>()?.raw_os_error()
     }
 
-    /// The bytes that a read or a write did before it failed, contiguous from its offset. At least these: what
-    /// one command of the device did in part is not counted. `None` where the operation did not begin, or has no bytes.
+    /// The bytes that a read or a write did before it failed, contiguous from its offset. At least
+    /// these: what one command of the device did in part is not counted. `None` where the operation
+    /// did not begin, or has no bytes.
     pub fn bytes_done(&self) -> Option<u64> {
         self.0.bytes_done
     }
@@ -266,7 +268,8 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {
-    /// What lies below the cause: the cause itself is part of the message, as in [`std::io::Error`].
+    /// What lies below the cause: the cause itself is part of the message, as in
+    /// [`std::io::Error`].
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref()?.source()
     }

@@ -1,11 +1,12 @@
 //! Units that must not be mixed: namespace blocks and device addresses.
 //!
-//! Layer 0. Byte offsets and lengths are plain `u64`/`usize` with `_bytes` in the name where the type
-//! alone does not say it.
+//! Layer 0. Byte offsets and lengths are plain `u64`/`usize` with `_bytes` in the name where the
+//! type alone does not say it.
 
 use std::fmt;
 
-/// A logical block address of an NVMe namespace, in units of that namespace's LBA size (512 or 4096 bytes).
+/// A logical block address of an NVMe namespace, in units of that namespace's LBA size (512 or 4096
+/// bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lba(pub u64);
 
@@ -25,13 +26,13 @@ impl fmt::Display for Lba {
 
 /// An address as the device sees it (I/O virtual address), in bytes.
 ///
-/// Unique within the process: every arena gets a range of its own, and is mapped at that range in every
-/// device that uses it.
+/// Unique within the process: every arena gets a range of its own, and is mapped at that range in
+/// every device that uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Iova(pub u64);
 
 impl Iova {
-    /// The address `bytes` further on. Wraps: an address made of device input must not panic, and is
+    /// The address `bytes` further on. Wraps: an address from device input must not panic, and is
     /// checked where it is translated.
     #[inline]
     pub fn offset(self, bytes: u64) -> Self {

@@ -167,8 +167,8 @@ impl Graph {
                 let Some(target) = graph.target(&path, 0) else {
                     continue;
                 };
-                // A module that exports what lies inside it does not use it, and what lies inside a module is
-                // part of it: only the files of one level can be a circle.
+                // A module that exports what lies inside it does not use it, and what lies inside a
+                // module is part of it: only the files of one level can be a circle.
                 let inside = format!("{module}::");
                 let is_part = module.starts_with(&format!("{target}::"));
                 if target != *module && !is_part && !(*is_public && target.starts_with(&inside)) {

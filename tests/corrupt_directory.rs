@@ -1,5 +1,5 @@
-//! Directories that contradict themselves, each with right checksums: an error that names the block, never a
-//! loop, a panic or a wrong answer.
+//! Directories that contradict themselves, each with right checksums: an error that names the
+//! block, never a loop, a panic or a wrong answer.
 
 mod common;
 
@@ -35,8 +35,8 @@ fn name(i: usize) -> Vec<u8> {
     format!("a-name-of-some-length-{i:06}").into_bytes()
 }
 
-/// A filesystem with one directory of a hash tree of two levels, `/node`, one of a leaf, `/leaf`, and one of
-/// a block, `/block`.
+/// A filesystem with one directory of a hash tree of two levels, `/node`, one of a leaf, `/leaf`,
+/// and one of a block, `/block`.
 fn disk() -> Disk {
     let image = Image::make(24 << 20, 512, &["-dagcount=1"]);
     let mount = image.mount("");
@@ -106,7 +106,7 @@ fn look_up_all(disk: &mut Disk, path: &[u8], count: usize) -> Result<(), Error> 
         let found = lookup(&fs, disk, &dir, &name(i))?;
         assert!(
             found.is_some(),
-            "name {i} is not found, and nobody says that the directory is broken"
+            "name {i} is not found, and the corruption is not reported"
         );
     }
     Ok(())
@@ -230,8 +230,8 @@ fn leaves_that_point_in_circles() {
     let owner = open(&mut disk, b"node").dir.ino.0;
     let node = blocks_of(&disk, owner, layout::MAGIC_NODE.into())[0];
     let leaves = blocks_of(&disk, owner, layout::MAGIC_LEAFN.into());
-    // All leaves of one hash and without addresses, each the next one's neighbour and the last the first's:
-    // only a count can end the walk.
+    // All leaves of one hash and without addresses, each the next one's neighbour and the last the
+    // first's: only a count can end the walk.
     let node_count = usize::from(u16::from_be_bytes([disk.0[node + 56], disk.0[node + 57]]));
     let children: Vec<[u8; 4]> = (0..node_count)
         .map(|i| {

@@ -1,4 +1,5 @@
-//! Shadow doorbells: the driver's and the embedded controller's side of them, by the book and against it.
+//! Shadow doorbells: the driver's and the embedded controller's side of them, by the book and
+//! against it.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;
@@ -133,8 +134,8 @@ fn no_call_is_lost_between_two_threads() {
         }
     });
     assert!(device.stats().wakeups > 0);
-    // On a busy machine the controller's thread may lose its processor between an entry and its interrupt, for longer
-    // than a sleep lasts.
+    // On a busy machine the controller's thread may lose its processor between an entry and its
+    // interrupt, for longer than a sleep lasts.
     let stats = Stats {
         lost_interrupts: 0,
         ..controller.stats()

@@ -1,5 +1,5 @@
-//! Errors are told: with the bytes that were done before them, by every path of a read or a write, and by the close of a
-//! volume.
+//! Errors are told: with the bytes that were done before them, by every path of a read or a write,
+//! and by the close of a volume.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod common;

@@ -1,7 +1,8 @@
-//! Mixed operations on a flaky controller: each ends exactly once, data is what a model of the blocks allows,
-//! and the reset path is really taken.
+//! Mixed operations on a flaky controller: each ends exactly once, data is what a model of the
+//! blocks allows, and the reset path is really taken.
 //!
-//! `XTENT_RUNS` says how many seeded runs (500), `XTENT_SEED` the first seed (1). A failure prints its seed.
+//! `XTENT_RUNS` says how many seeded runs (500), `XTENT_SEED` the first seed (1). A failure prints
+//! its seed.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;
@@ -28,7 +29,7 @@ const MOST_BYTES: usize = 24 * 4096;
 const OPERATIONS: u64 = 60;
 const SLOTS: usize = 16;
 
-/// What one block may hold: one tag when that is known, several after writes that failed. 0 is zeroes.
+/// Possible content of one block: one tag if certain, several after failed writes. 0 is zeroes.
 type Block = Vec<u64>;
 
 struct Operation {
@@ -138,8 +139,8 @@ fn run(seed: u64, memory: &Memory, slots: &[Lent]) -> (u64, u64, u64) {
     (stats.resets, stats.retries, errors)
 }
 
-/// A controller that takes no command any more: neither those that were sent, nor the aborts, until it is reset,
-/// and for a while not even then.
+/// A controller that takes no command any more: neither those that were sent, nor the aborts, until
+/// it is reset, and for a while not even then.
 #[test]
 fn a_controller_that_stops_answering_is_reset_and_operations_end_in_time() {
     const TIMEOUT: Duration = Duration::from_millis(2);
@@ -194,7 +195,8 @@ fn a_controller_that_stops_answering_is_reset_and_operations_end_in_time() {
     silent(ADM_ABORT, Scope::Admin, u64::MAX);
     let start = device.now_ns();
     let ended = read_all(&mut queues);
-    // Each attempt: the deadline, the look at it, the abort's own deadline; of one queue after the other.
+    // Each attempt: the deadline, the look at it, the abort's own deadline; of one queue after the
+    // other.
     let most = TIMEOUT * 2 * 3 * (u32::from(RETRIES) + 1);
     let took = Duration::from_nanos(device.now_ns() - start);
     assert!(took < most, "it took {took:?} of the device's clock");

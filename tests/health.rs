@@ -1,5 +1,5 @@
-//! What a controller tells of itself, heard by the driver: SMART and error logs that count what happened, events,
-//! and a namespace that changes while it is in use. Over the embedded controller.
+//! What a controller tells of itself, heard by the driver: SMART and error logs that count what
+//! happened, events, and a namespace that changes while it is in use. Over the embedded controller.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;
@@ -221,7 +221,7 @@ fn a_namespace_that_is_resized_or_formatted_under_load_is_never_written_as_if_it
             block_bytes: 4096,
         };
         assert_eq!(events, [replaced]);
-        // The next poll tells what is outstanding, the next submit what comes.
+        // The next poll ends the in-flight request, the next submit is refused.
         unit.pair.poll(1, &mut |_| {});
         let refused = unit.io(Op::Write, 0);
         assert!(

@@ -1,9 +1,10 @@
-//! Disks whose metadata is wrong: flipped bits with and without the checksum made right again, absurd
-//! numbers, pointers that point back, blocks in each other's place, images cut off. Whatever is read must be
-//! an error or an answer (the right one, where a checksum guards it): no panic, no endless loop, bounded
-//! memory.
+//! Disks whose metadata is wrong: flipped bits with and without the checksum made right again,
+//! absurd numbers, pointers that point back, blocks in each other's place, images cut off. Whatever
+//! is read must be an error or an answer (the right one, where a checksum guards it): no panic, no
+//! endless loop, bounded memory.
 //!
-//! `XTENT_RUNS` (1000) broken images an image kind, from `XTENT_SEED`; a failure prints the seed of its run.
+//! `XTENT_RUNS` (1000) broken images an image kind, from `XTENT_SEED`; a failure prints the seed of
+//! its run.
 #![expect(
     clippy::unwrap_used,
     reason = "test code: a failure panics, sizes are its own"
@@ -43,7 +44,7 @@ mod memory {
     }
 
     fn count(by: isize) {
-        // While the thread is torn down there is nothing to count with, and nobody to ask.
+        // While the thread is torn down its thread-locals are gone, and the count is skipped.
         let _ = NOW.try_with(|now| {
             now.set(now.get() + by);
             let _ = PEAK.try_with(|peak| peak.set(peak.get().max(now.get())));
@@ -143,7 +144,8 @@ impl MetaIo for Disk<'_> {
     }
 }
 
-/// What a walk found: for each inode a hash of all there is to know of it. Errors are left out.
+/// Result of a walk: for each inode a hash of its metadata and content. Inodes with errors are
+/// skipped.
 type Answer = BTreeMap<u64, u64>;
 
 fn walk(disk: &mut Disk<'_>, norecovery: bool) -> xtent::Result<Answer> {
@@ -270,8 +272,8 @@ fn file(
     Ok(())
 }
 
-/// Where the checksum lies in the metadata object that contains the byte `at` of a block that was read:
-/// start and length of the object inside the block, offset of the checksum in the object.
+/// Where the checksum lies in the metadata object that contains the byte `at` of a block that was
+/// read: start and length of the object inside the block, offset of the checksum in the object.
 fn object(block: &[u8], at: usize, shape: &Shape) -> Option<(usize, usize, usize)> {
     let whole = |offset| Some((0, block.len(), offset));
     match block.get(..4)? {

@@ -1,5 +1,5 @@
-//! Metadata beside the kernel's tools: which files may be overwritten, single lookups in a fork's btree, shared
-//! blocks, free space.
+//! Metadata beside the kernel's tools: which files may be overwritten, single lookups in a fork's
+//! btree, shared blocks, free space.
 #![expect(
     clippy::unwrap_used,
     reason = "test code: a failure panics, sizes are its own"
@@ -78,7 +78,8 @@ fn attribute_block(image: &Image, ino: u64) -> String {
     )
 }
 
-/// Files with modes, flags and attributes of every form; the inodes of those with a leaf and with a node.
+/// Files with modes, flags and attributes of every form; the inodes of those with a leaf and with a
+/// node.
 fn privileged(root: &Path) -> [u64; 2] {
     let attributes = |name: &str, count: usize, capability: bool| {
         let path = root.join(name);
@@ -262,7 +263,8 @@ fn attributes_of_every_form_are_listed_with_their_values() {
     image.assert_clean();
 }
 
-/// A file of many extents in an image of 1 KiB blocks, so that its btree and those of free space are high.
+/// A file of many extents in an image of 1 KiB blocks, so that its btree and those of free space
+/// are high.
 fn fragmented() -> Option<(Image, u64)> {
     if !kernel_is_here() {
         return None;

@@ -1,5 +1,5 @@
-//! The driver over embedded controllers that lose commands, do not abort, do not reset, or lie. What it does
-//! over any controller is in the conformance list.
+//! The driver over embedded controllers that lose commands, do not abort, do not reset, or lie.
+//! What it does over any controller is in the conformance list.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;

@@ -1,4 +1,5 @@
-//! Memory that no list of pages can say: one command with a scatter-gather list, or several without.
+//! Memory that no list of pages can say: one command with a scatter-gather list, or several
+//! without.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;

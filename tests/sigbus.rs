@@ -27,7 +27,7 @@ fn install() {
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) = own_handler;
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the handler calls what is async-signal-safe only.
+    // SAFETY: the handler calls only async-signal-safe functions.
     let installed =
         unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) };
     assert_eq!(installed, 0);

@@ -1,9 +1,13 @@
-//! Style and architecture as ordinary tests: layers, unsafe islands, file sizes, licences. One rule a test.
+//! Style and architecture as ordinary tests: layers, unsafe islands, file sizes, licences. One rule
+//! a test.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+#[path = "tidy/words.rs"]
+mod words;
 
 /// Modules by layer, as drawn in ARCHITECTURE.md. A module may use what lies lower.
 const LAYERS: &[(&str, u8)] = &[
@@ -189,15 +193,16 @@ fn unsafe_code_lives_on_its_islands() {
 }
 
 #[test]
-fn every_other_room_forbids_unsafe_code() {
+fn every_other_module_forbids_unsafe_code() {
     let mut broken = Vec::new();
-    let mut rooms = vec![root().join("src")];
-    while let Some(dir) = rooms.pop() {
+    let mut modules = vec![root().join("src")];
+    while let Some(dir) = modules.pop() {
         let name = format!("{}/", dir.strip_prefix(root()).unwrap().to_str().unwrap());
         if UNSAFE_ISLANDS.contains(&name.as_str()) {
             continue;
         }
-        // A room with an island inside cannot forbid it: then each of its own rooms must.
+        // A module that contains an island cannot forbid it: then each of its other submodules
+        // must.
         if UNSAFE_ISLANDS
             .iter()
             .any(|island| island.starts_with(&name))
@@ -205,7 +210,7 @@ fn every_other_room_forbids_unsafe_code() {
             let inside = fs::read_dir(&dir)
                 .unwrap()
                 .map(|entry| entry.unwrap().path());
-            rooms.extend(inside.filter(|path| path.is_dir()));
+            modules.extend(inside.filter(|path| path.is_dir()));
             continue;
         }
         let text = fs::read_to_string(dir.join("mod.rs")).unwrap();
@@ -269,7 +274,8 @@ fn files_stay_short() {
 
 #[test]
 fn threads_are_started_where_failing_is_an_error() {
-    // `std::thread::spawn`, a scope's `spawn` and indicatif's ticker panic where a limit forbids threads.
+    // `std::thread::spawn`, a scope's `spawn` and indicatif's ticker panic where a limit forbids
+    // threads.
     let mut sources = files("src", "rs");
     sources.retain(|(file, _)| file != "src/sys/threads.rs" && !file.contains("test"));
     for (_, text) in &mut sources {

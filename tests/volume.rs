@@ -1,4 +1,5 @@
-//! What only targets of images have: an image in use is refused; failing writes; and what is no target at all.
+//! Behaviour of image targets only: an image in use is refused; failing writes; and targets that do
+//! not exist.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod common;
@@ -34,7 +35,8 @@ fn an_image_in_use_is_refused_by_name() {
     assert!(error.to_string().contains("/dev/loop"), "{error}");
     let error = Volume::open(&format!("{target},readonly")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
-    // Asked for, it is read; the log of a mounted filesystem is dirty, which is to be asked for too.
+    // Asked for, it is read; the log of a mounted filesystem is dirty, which is to be asked for
+    // too.
     let volume = Volume::open(&format!("{target},inuse,norecovery")).unwrap();
     assert!(volume.info().filesystem.read_only_reason.is_some());
     mount.unmount();
@@ -160,7 +162,7 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     let mount = image.mount("");
     std::fs::write(mount.path().join("file"), [7; 50_000]).unwrap();
     mount.unmount();
-    // What is written back is tried twice by each sync, and this is a run of bytes side by side.
+    // Each sync tries a writeback twice, and this one is a single contiguous run.
     let serving = served_with_write_faults(&image, 5);
     let target = format!("vfio-user:{}", serving.socket().display());
     let volume = Volume::open(&target).unwrap();
@@ -175,7 +177,8 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     let error = first.sync_all(&mut io).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert!(io.cache_stats().unwrap().dirty_pages > 0);
-    // Direct I/O cannot have what is not on the device; the second try of this call is the last fault's.
+    // Direct I/O cannot read dirty pages that are not on the device; the second try of this call
+    // has the last fault.
     let direct = volume.open_file(&mut io, "file").unwrap();
     let mut buf = io.alloc(4096).unwrap();
     direct.read_dma_at(&mut io, &mut buf, 0).unwrap();
@@ -199,7 +202,8 @@ fn failures_of_writing_back_are_told_once_to_each_who_syncs() {
     mount.unmount();
 }
 
-/// An engine without rings in DMA memory has none when it is opened: that was called pageable memory.
+/// An engine without rings in DMA memory has none when it is opened: that was called pageable
+/// memory.
 #[test]
 fn the_memory_of_an_engine_is_what_its_buffers_are_made_of() {
     let file = tempfile::NamedTempFile::new().unwrap();

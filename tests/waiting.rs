@@ -1,5 +1,5 @@
-//! Waiting for the device: by polling, by interrupts, and by one after the other, over the embedded controller on
-//! a thread of its own.
+//! Waiting for the device: by polling, by interrupts, and by one after the other, over the embedded
+//! controller on a thread of its own.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod rig;

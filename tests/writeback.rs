@@ -1,5 +1,6 @@
-//! Writing back in the background: what is written to buffered files reaches the device without a sync, failures are kept
-//! for who syncs, and the thread that does it takes nothing from others.
+//! Background writeback: bytes written to buffered files reach the device without a sync, failures
+//! are kept for handles that sync, and the flusher thread takes no resources that other threads
+//! need.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -95,7 +96,8 @@ fn writes_fail(times: u64) -> FaultPlan {
     }
 }
 
-/// Waits until the cache is as wanted. What never comes about fails the test, however slow the machine is.
+/// Waits until the cache is as wanted. What never comes about fails the test, however slow the
+/// machine is.
 fn wait_until(io: &mut Io, what: &str, is: impl Fn(&CacheStats) -> bool) -> CacheStats {
     for _ in 0..10_000 {
         let stats = io.cache_stats().unwrap();
@@ -287,7 +289,7 @@ fn without_a_queue_to_spare_writers_write_back_and_others_get_theirs() {
     drop((file, io, volume));
     serving.end();
 
-    // The third is the thread's, until somebody needs it.
+    // The third queue is the flusher's, until another thread needs it.
     let (serving, three) = served(&image, |config| config.max_io_queues = 3);
     let (volume, mut io, file) = open(&three, &options(Duration::ZERO, SOON));
     for round in 0..5_u8 {
@@ -327,7 +329,8 @@ fn a_page_that_is_lent_stops_nobody_who_wants_others() {
     assert!(bytes[4096..8192] == [2; 4096]);
 }
 
-/// Whoever opens a file first, all have the same one: what one writes the others read.
+/// All handles of a file share its pages, whichever was opened first: each reads the others'
+/// writes.
 #[test]
 fn who_opens_a_file_at_the_same_time_has_the_same_pages() {
     const THREADS: usize = 4;

@@ -1,8 +1,8 @@
-//! Superblocks and inodes with one field changed and the checksum made right: what the kernel refuses to mount is
-//! refused, and what it reads is read.
+//! Superblocks and inodes with one field changed and the checksum made right: what the kernel
+//! refuses to mount is refused, and what it reads is read.
 //!
-//! `XTENT_RUNS` (60) superblocks of all changes, chosen by `XTENT_SEED`; all changes of inodes, in an order that the
-//! seed gives.
+//! `XTENT_RUNS` (60) superblocks of all changes, chosen by `XTENT_SEED`; all changes of inodes, in
+//! an order that the seed gives.
 
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
 
@@ -83,8 +83,8 @@ const SUPERBLOCK: [Field; 54] = [
     ("the end of the sector", 508, 4),
 ];
 
-/// The inode's. Those are left out that make the kernel refuse all inodes of the cluster (magic, version,
-/// next_unlinked), and the checksum.
+/// Fields of the inode, except those that make the kernel refuse all inodes of the cluster (magic,
+/// version, next_unlinked), and the checksum.
 const INODE: [Field; 31] = [
     ("mode", 2, 2),
     ("format", 5, 1),

@@ -1,9 +1,10 @@
-//! The log, as the kernel and xfsprogs leave it: xtent calls it clean exactly when the kernel mounts the disk
-//! without replaying anything, and xfs_logprint says the same.
+//! The log, as the kernel and xfsprogs leave it: xtent calls it clean exactly when the kernel
+//! mounts the disk without replaying anything, and xfs_logprint says the same.
 //!
-//! `random_lives` makes `XTENT_RUNS` (4) disks from `XTENT_SEED`, which live through mounts with any logbsize, power
-//! cuts and xfsprogs' tools, until their logs have wrapped several times. After each step, and with broken
-//! blocks near the head of the log, all are asked. A failure prints the seed of its disk.
+//! `random_lives` makes `XTENT_RUNS` (4) disks from `XTENT_SEED`, which live through mounts with
+//! any logbsize, power cuts and xfsprogs' tools, until their logs have wrapped several times. After
+//! each step, and with broken blocks near the head of the log, all are asked. A failure prints the
+//! seed of its disk.
 
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
 
@@ -47,7 +48,7 @@ fn is_clean(image: &Image, judge: &Judge, what: &str) -> bool {
     if let Err((kind, text)) = &xtent {
         assert_eq!(*kind, ErrorKind::NeedsRecovery, "{what}: {text}");
     }
-    // With -t it then prints what is to be replayed, and may fail with that.
+    // With -t it then prints the records to replay, and may fail with that.
     let printed = Command::new(tool("xfs_logprint").unwrap())
         .arg("-t")
         .arg(image.path())
@@ -126,7 +127,8 @@ fn a_log_that_is_older_than_the_superblock_is_refused_until_xfs_repair_ran() {
     let (kind, text) = open(&image).unwrap_err();
     assert_eq!(kind, ErrorKind::Corrupt, "{text}");
     assert!(text.contains("run xfs_repair"), "{text}");
-    // Neither is it enough to make the superblock older: the allocation groups' headers are newer, too.
+    // Neither is it enough to make the superblock older: the allocation groups' headers are newer,
+    // too.
     let superblock = disk.get(0, 512);
     let mut older = superblock.clone();
     older[240..248].fill(0);

@@ -1,4 +1,5 @@
-//! Opening a filesystem: what cannot be handled is refused by name, also when its checksum is right.
+//! Opening a filesystem: unsupported features are rejected with an error that names them, also with
+//! a valid checksum.
 
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
 

@@ -1,5 +1,5 @@
-//! The cases of the page cache: hits, without the copy. 64 bytes are copied where a copy cannot be left out, which is a
-//! call of memcpy of its own and some 20 instructions in it; of whole pages the copy is not counted.
+//! Page cache cases: hits, without the copy. 64 bytes are copied where a copy is unavoidable: a
+//! call of memcpy and some 20 instructions in it; the copy of whole pages is not counted.
 
 use xtent::internals::cache::{Cache, CacheConfig, FileCache, Tally};
 

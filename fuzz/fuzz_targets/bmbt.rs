@@ -1,5 +1,6 @@
-//! The extent btree of a fork: a tree in free blocks, in the place of the root directory's data fork, right at
-//! first and then changed in places. Whole and by single lookups the same extents must be found.
+//! The extent btree of a fork: a tree in free blocks, in the place of the root directory's data
+//! fork, right at first and then changed in places. Whole and by single lookups the same extents
+//! must be found.
 #![no_main]
 
 #[path = "../image.rs"]

@@ -1,8 +1,9 @@
 #![no_main]
 //! The completion path against a controller that writes whatever it likes into the completion ring.
 //!
-//! The input is a program: submit, step, poll, let time pass, and scribble on the I/O completion ring. When
-//! it ends the scribbling stops, and every operation must end exactly once, by itself or by recovery.
+//! The input is a program: submit, step, poll, let time pass, and scribble on the I/O completion
+//! ring. When it ends the scribbling stops, and every operation must end exactly once, by itself or
+//! by recovery.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -21,7 +22,7 @@ const DEPTH: usize = 8;
 const BLOCK_BYTES: usize = 512;
 const ADMIN_ENTRIES_SCANNED: usize = 64;
 
-/// The embedded controller, with somebody between it and its host who knows where the rings are.
+/// The embedded controller behind a tap that knows where the rings are and alters completions.
 struct Tap {
     inner: Arc<EmuDevice>,
     memory: Arc<Memory>,
@@ -83,7 +84,8 @@ impl Device for Tap {
 }
 
 impl Tap {
-    /// Address and entries of the I/O completion ring that was created last, read from the admin queue.
+    /// Address and entries of the I/O completion ring that was created last, read from the admin
+    /// queue.
     fn completion_ring(&self) -> Option<(Iova, usize)> {
         let admin = Iova(self.admin_queue.load(Ordering::Relaxed));
         (0..ADMIN_ENTRIES_SCANNED)

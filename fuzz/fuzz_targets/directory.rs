@@ -1,5 +1,5 @@
-//! Directory blocks: the first byte chooses a block of the image's directories, the rest is laid over it,
-//! checksum made right; or the fuzzer's bytes become a short directory.
+//! Directory blocks: the first byte chooses a block of the image's directories, the rest is laid
+//! over it, checksum made right; or the fuzzer's bytes become a short directory.
 #![no_main]
 
 #[path = "../image.rs"]
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     let start = usize::try_from(addr).expect("small");
     let len = usize::try_from(fs.geometry().dir_block_bytes).expect("small");
     let mut block = IMAGE[start..start + len].to_vec();
-    // Data blocks have 48 bytes of identity before what is interesting, trees 56.
+    // Data blocks begin with 48 header bytes that are not mutated, tree blocks with 56.
     let (keep, crc) = if block.starts_with(b"XD") {
         (48, 4)
     } else {

@@ -1,5 +1,5 @@
-//! The btrees of free space: both trees in blocks of their own, right at first and then changed in places. What
-//! is accepted is in order and adds up.
+//! The free space btrees: each tree in blocks of its own, valid at first and then modified. An
+//! accepted tree is in order, and its counts add up.
 #![no_main]
 
 #[path = "../image.rs"]

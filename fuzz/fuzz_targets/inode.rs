@@ -1,4 +1,5 @@
-//! An inode: the fuzzer's bytes in the place of the root directory's, number, uuid and checksum made right.
+//! An inode: the fuzzer's bytes in the place of the root directory's, number, uuid and checksum
+//! made right.
 #![no_main]
 
 #[path = "../image.rs"]

@@ -1,4 +1,5 @@
-//! The log: records, holes and broken blocks anywhere in the image's log, checksums of records made right.
+//! The log: records, holes and broken blocks anywhere in the image's log, checksums of records made
+//! right.
 #![no_main]
 
 #[path = "../image.rs"]
@@ -19,8 +20,8 @@ struct Device {
     /// Byte address and basic blocks of the log.
     at: u64,
     blocks: u64,
-    /// What the log holds besides: blocks below `split` have this cycle, those behind the one before; `None` is
-    /// the image's own.
+    /// What the log holds besides: blocks below `split` have this cycle, those behind the one
+    /// before; `None` is the image's own.
     base: Option<(u32, u64)>,
     laid: BTreeMap<u64, [u8; BB]>,
 }

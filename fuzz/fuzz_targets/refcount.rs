@@ -1,5 +1,6 @@
-//! The refcount btree: a tree in free blocks, right at first and then changed in places, and a file of which
-//! the fuzzer says the extents. The map of a file stays within twice its extents and the tree's records.
+//! The refcount btree: a tree in free blocks, right at first and then changed in places, and a file
+//! of which the fuzzer says the extents. The map of a file stays within twice its extents and the
+//! tree's records.
 #![no_main]
 
 #[path = "../image.rs"]

@@ -13,7 +13,7 @@ use xtent::internals::device::vfio_user::{Server, ServerOptions};
 
 /// The first message: version 0.1, no capabilities.
 const GREETING: [u8; 20] = [1, 0, 1, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-/// Fits the socket's buffer, so that it can be sent before anybody receives.
+/// Fits the socket's buffer, so that it can be sent before the other end receives.
 const MOST_BYTES: usize = 16 << 10;
 
 fn server() -> &'static Server {

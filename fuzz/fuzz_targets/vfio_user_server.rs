@@ -1,7 +1,9 @@
-//! A vfio-user server and a client that sends descriptors of every kind, changes them behind the server's back, drives
-//! the controller and leaves; and then the next client, which must find nothing of it.
+//! A vfio-user server and a client that sends descriptors of every kind, changes them behind the
+//! server's back, drives the controller and leaves; and then the next client, which must find
+//! nothing of it.
 //!
-//! An input is a program: each byte chooses what the client does next, the bytes behind it are its numbers.
+//! An input is a program: each byte chooses what the client does next, the bytes behind it are its
+//! numbers.
 #![no_main]
 
 use std::fs::File;
@@ -161,7 +163,7 @@ impl Client {
         }
     }
 
-    /// A request and its reply: what is behind the header, if it is no error.
+    /// Sends a request. Returns the bytes behind the reply's header, unless it is an error.
     fn call(&mut self, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Option<Vec<u8>> {
         self.id = self.id.wrapping_add(1);
         let size = 16 + payload.len() as u32;

@@ -68,7 +68,7 @@ xtent=$target_dir/debug/xtent
 
 work=$(mktemp -d)
 children=()
-# Ends what is still running, each by its own id.
+# Ends the processes that still run, each by its own id.
 end_children() {
     local pid
     for pid in "${children[@]}"; do
@@ -84,7 +84,7 @@ finish() {
 }
 trap finish EXIT
 
-# wait_for SOCKET LOG: until somebody listens there.
+# wait_for SOCKET LOG: until a process listens there.
 wait_for() {
     local n
     for n in $(seq 300); do
@@ -92,7 +92,7 @@ wait_for() {
         sleep 0.1
     done
     cat "$2" >&2
-    die "nobody made $1 within $((n / 10)) s"
+    die "$1 did not appear within $((n / 10)) s"
 }
 
 # conformance SOCKET: the driver's list on what listens there.
@@ -125,7 +125,7 @@ says() {
 }
 
 test_missing() {
-    step "without SPDK the feature says what is missing"
+    step "without SPDK the build error names the missing package"
     if PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR="$work" cargo check --locked --features spdk >"$work/log" 2>&1; then
         die "--features spdk was built without SPDK"
     fi

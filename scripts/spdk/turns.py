@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs two programs in short turns on one processor, so that what else goes on in the machine meets both alike.
+"""Runs two programs in short alternating turns on one processor, so that other load affects both alike.
 
     turns.py OUTPUT_A OUTPUT_B COMMAND_A... -- COMMAND_B...
 

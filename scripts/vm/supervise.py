@@ -24,7 +24,7 @@ MACHINE_FAILED = 97
 EMULATOR_CRASHED = 98
 TIMED_OUT = 124
 TAIL_LINES = 40
-# What is worth to be shown with the lines behind it, wherever it stands.
+# Lines to print together with those behind them, wherever they occur.
 TELLING = re.compile(r"panicked at|\.\.\. FAILED|Kernel panic|BUG:|Call Trace|AddressSanitizer")
 LINES_BEHIND = 5
 MOST_TELLING = 10

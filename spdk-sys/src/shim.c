@@ -32,7 +32,7 @@ int xtent_spdk_env_start(const struct xtent_spdk_env *options)
     opts.mem_size = options->memory_mib;
     opts.no_pci = !options->pci;
     opts.no_huge = !options->hugepages;
-    /* One file for each piece of memory: what is handed to a controller of another process (vfio-user). */
+    /* One file for each piece of memory: it is passed to a controller of another process (vfio-user). */
     opts.hugepage_single_segments = options->hugepages;
     opts.env_context = (void *)options->dpdk_args;
     return spdk_env_init(&opts);
@@ -195,7 +195,7 @@ bool xtent_spdk_is_disabled(struct spdk_nvme_ctrlr *ctrlr)
     union spdk_nvme_cc_register cc = spdk_nvme_ctrlr_get_regs_cc(ctrlr);
     union spdk_nvme_csts_register csts = spdk_nvme_ctrlr_get_regs_csts(ctrlr);
 
-    /* All ones: there is nobody to be asked. */
+    /* All ones: the device does not answer. */
     if (cc.raw == UINT32_MAX || csts.raw == UINT32_MAX) {
         return false;
     }
@@ -211,7 +211,7 @@ struct discovery {
     struct spdk_nvmf_discovery_log_page *page;
     int rc;
     bool done;
-    /* Nobody waits any more: who comes last frees. */
+    /* The waiter has given up: the last user frees it. */
     bool abandoned;
 };
 

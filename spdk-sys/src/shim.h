@@ -18,7 +18,7 @@ struct xtent_spdk_env {
     const char *name;
     const char *core_mask;   /* NULL for SPDK's own choice */
     const char *dpdk_args;   /* NULL for none */
-    int shm_id;              /* negative: shared with nobody */
+    int shm_id;              /* negative: not shared */
     int memory_mib;          /* negative: grows as needed (hugepages only) */
     bool hugepages;
     bool pci;

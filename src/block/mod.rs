@@ -1,9 +1,9 @@
 //! What iomap needs of any engine: submit a chain of commands, poll for its end.
 //!
-//! Layer 2. A [`Chain`] is the work of one mapping: a contiguous run of blocks and the memory for it. An
-//! engine splits it at whatever its device demands and reports it once, when the last piece has ended, with
-//! the first error. A [`Queue`] belongs to one thread; nothing here locks or allocates,
-//! and only [`Queue::relax`] may sleep.
+//! Layer 2. A [`Chain`] is the work of one mapping: a contiguous run of blocks and the memory for
+//! it. An engine splits it at whatever its device demands and reports it once, when the last piece
+//! has ended, with the first error. A [`Queue`] belongs to one thread; nothing here locks or
+//! allocates, and only [`Queue::relax`] may sleep.
 #![forbid(unsafe_code)]
 
 mod range;
@@ -42,7 +42,7 @@ bitflags! {
     }
 }
 
-/// Names a chain to whoever submitted it. The engine only carries it.
+/// The submitter's name for a chain. The engine returns it unchanged in the completion.
 pub type Token = u64;
 
 /// A contiguous run of blocks and the memory for it.
@@ -56,15 +56,15 @@ pub struct Chain<'a> {
     pub lba: Lba,
     /// Number of blocks; 0 for a flush, at least 1 otherwise.
     pub blocks: u64,
-    /// The memory, in order, for reads and writes: together exactly `blocks` long, each piece aligned in
-    /// address and length to [`Limits::dma_align_bytes`]. The engine copies the list.
+    /// The memory, in order, for reads and writes: together exactly `blocks` long, each piece
+    /// aligned in address and length to [`Limits::dma_align_bytes`]. The engine copies the list.
     pub segments: &'a [Segment],
     /// Comes back in the [`Completion`].
     pub token: Token,
 }
 
-/// A read or write as a chain of one piece of memory. By value, so that a queue that takes it at once need not find it
-/// in memory.
+/// A read or write as a chain of one piece of memory. By value, so that a queue that takes it at
+/// once need not find it in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct One {
     /// A read or a write.
@@ -86,8 +86,8 @@ pub struct One {
 pub enum Status {
     /// All of it was done.
     Success,
-    /// The device reported this NVMe status for one of its commands: status code type and status code
-    /// (base specification 2.0c, 4.2.3.1).
+    /// The device reported this NVMe status for one of its commands: status code type and status
+    /// code (base specification 2.0c, 4.2.3.1).
     Device {
         /// Status code type.
         sct: u8,
@@ -100,11 +100,11 @@ pub enum Status {
     Reset,
     /// The device is gone or failed for good.
     Gone,
-    /// The device is gone, and it could not be cut off from memory: it may write to the chain's at any time. Nobody
-    /// may use that memory again.
+    /// The device is gone, and it could not be cut off from memory: it may still write to the
+    /// chain's buffers at any time. That memory must not be used again.
     Unfenced,
-    /// The blocks are not what they were when the queue was opened: formatted anew, taken away, or replaced by
-    /// others.
+    /// The blocks are not what they were when the queue was opened: formatted anew, taken away, or
+    /// replaced by others.
     Changed,
 }
 
@@ -163,8 +163,9 @@ pub struct Completion {
     pub status: Status,
 }
 
-/// What an engine and its device can do. Fixed while the queue lives, but for the capacity and whether there is
-/// a write cache or protection against writes: a device may say that these changed.
+/// What an engine and its device can do. Fixed while the queue lives, but for the capacity and
+/// whether there is a write cache or protection against writes: a device may say that these
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes in a block.
@@ -173,8 +174,8 @@ pub struct Limits {
     pub capacity_blocks: u64,
     /// Most segments in one chain.
     pub max_segments: usize,
-    /// Alignment of memory in bytes, both of addresses and of lengths (lengths are multiples of blocks in
-    /// all; this is for the seams between segments).
+    /// Alignment of memory in bytes, both of addresses and of lengths (lengths are multiples of
+    /// blocks in all; this is for the seams between segments).
     pub dma_align_bytes: u32,
     /// Largest single command in bytes, where the device limits it. Larger chains are split.
     pub max_transfer_bytes: Option<u32>,
@@ -197,8 +198,8 @@ pub struct Limits {
 pub enum Refused {
     /// No room: poll, then submit again.
     Full,
-    /// The chain is wrong: outside the device, misaligned, memory of another length, too many segments, an
-    /// operation that is not offered. The text says which.
+    /// The chain is wrong: outside the device, misaligned, memory of another length, too many
+    /// segments, an operation that is not offered. The text says which.
     Invalid(&'static str),
     /// The device is gone; nothing will ever be taken again.
     Gone,
@@ -210,7 +211,8 @@ pub enum Wait {
     /// It polls: the shortest latency, for a processor that does nothing else.
     #[default]
     Poll,
-    /// It sleeps until the device interrupts: no processor time while it waits, and the latency of being woken.
+    /// It sleeps until the device interrupts: no processor time while it waits, and the latency of
+    /// being woken.
     Interrupt,
     /// It polls, and sleeps when that brought nothing for long enough.
     Adaptive {
@@ -220,7 +222,8 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// Adaptive waiting that polls about as long as a fast disk takes for a read: tens of microseconds.
+    /// Adaptive waiting that polls about as long as a fast disk takes for a read: tens of
+    /// microseconds.
     pub const ADAPTIVE: Self = Self::Adaptive { spins: 1000 };
 
     /// Its name, as a target's option has it.
@@ -239,15 +242,15 @@ pub trait Queue {
     /// What the engine and device can do.
     fn limits(&self) -> &Limits;
 
-    /// Takes a chain, or says why not. Never blocks or allocates; the device may hear of it only at the
-    /// next [`Queue::poll`].
+    /// Takes a chain, or says why not. Never blocks or allocates; the device may hear of it only at
+    /// the next [`Queue::poll`].
     ///
     /// # Errors
     /// [`Refused`]; nothing was started then.
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused>;
 
-    /// Takes a chain of one piece of memory if nothing is in the way: the hot path of [`Queue::submit`]. `false` says
-    /// nothing; nothing was started then, and `submit` is asked.
+    /// Takes a chain of one piece of memory if nothing is in the way: the hot path of
+    /// [`Queue::submit`]. `false` says nothing; nothing was started then, and `submit` is asked.
     #[inline]
     fn try_one(&mut self, one: One) -> bool {
         let chain = Chain {
@@ -261,16 +264,16 @@ pub trait Queue {
         self.submit(&chain).is_ok()
     }
 
-    /// Rings the doorbell once for all that was submitted since, then hands each chain that has ended to
-    /// `done`, at most `budget` of them, and returns how many. Every chain that was taken is handed over
-    /// exactly once. Also looks after deadlines and recovery, now and then.
+    /// Rings the doorbell once for all that was submitted since, then hands each chain that has
+    /// ended to `done`, at most `budget` of them, and returns how many. Every chain that was taken
+    /// is handed over exactly once. Also looks after deadlines and recovery, now and then.
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize;
 
     /// Chains taken and not yet handed over.
     fn outstanding(&self) -> usize;
 
-    /// To be called between polls that found nothing, by a caller that has nothing else to do. Where the queue
-    /// waits by interrupts ([`Wait`]) it may sleep here, while chains are outstanding: until one may have ended, or
-    /// it is time to look after deadlines.
+    /// To be called between polls that found nothing, by a caller that has nothing else to do.
+    /// Where the queue waits by interrupts ([`Wait`]) it may sleep here, while chains are
+    /// outstanding: until one may have ended, or it is time to look after deadlines.
     fn relax(&mut self);
 }

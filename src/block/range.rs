@@ -26,8 +26,8 @@ impl BlockRange {
         self.first
     }
 
-    /// The blocks of the range that a device of `device_blocks` has. Where this is not 0, the sum with
-    /// [`BlockRange::first`] is at most `device_blocks`.
+    /// The blocks of the range that a device of `device_blocks` has. Where this is not 0, the sum
+    /// with [`BlockRange::first`] is at most `device_blocks`.
     pub const fn blocks_on(self, device_blocks: u64) -> u64 {
         let behind = device_blocks.saturating_sub(self.first);
         if behind < self.blocks {

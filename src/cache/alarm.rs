@@ -1,5 +1,5 @@
-//! Wakes whoever writes back in the background, and nobody else, and not more often than need be: the first page that
-//! becomes dirty rings only when the other one sleeps for want of anything dirty.
+//! Wakes the flusher thread on the first clean-to-dirty transition, and when the background share
+//! is reached. Pages that become dirty while the flusher is not asleep cause no wakeup.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use crate::mem::pages::sync::atomic::{AtomicBool, AtomicIsize, fence};
 
 #[derive(Default)]
 pub(super) struct Alarm {
-    /// The other one sleeps until something is dirty.
+    /// The flusher sleeps until the first page becomes dirty.
     armed: AtomicBool,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -21,14 +21,15 @@ impl fmt::Debug for Alarm {
 }
 
 impl Alarm {
-    /// Whom it wakes; false where there is somebody already.
+    /// Sets the function that wakes the flusher. False if one is set already.
     pub(super) fn set(&self, wake: Box<dyn Fn() + Send + Sync>) -> bool {
         self.wake.set(wake).is_ok()
     }
 
-    /// True when nothing is dirty: then it rings for the first page that is.
+    /// Arms the wakeup for the first dirty page. True when no page is dirty, so that the flusher
+    /// may sleep.
     pub(super) fn arm(&self, dirty_pages: &AtomicIsize) -> bool {
-        self.armed.store(true, SeqCst);
+        // Either this load sees the page, or the thread that counted the page sees `armed`.
         // Either this sees the page, or who counted it sees that it is armed.
         fence(SeqCst);
         let clean = dirty_pages.load(Relaxed) <= 0;

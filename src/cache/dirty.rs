@@ -41,9 +41,10 @@ impl DirtyPage {
 }
 
 impl FileCache {
-    /// Takes dirty pages of a range of page numbers, in order, at most `most` of them, for writing them back. Those that
-    /// others write back right now are left, and those that somebody writes to, unless `wait` says to wait for them: they
-    /// stay dirty. Returns the page to go on from, if the range was not looked through.
+    /// Takes dirty pages of a range of page numbers, in order, at most `most` of them, for
+    /// writeback. Pages that another thread writes back or modifies right now are skipped and stay
+    /// dirty, unless `wait` says to wait for them. Returns the page to continue from if the scan
+    /// stopped early.
     pub fn take_dirty(
         &self,
         pages: Range<u64>,
@@ -54,7 +55,8 @@ impl FileCache {
         self.take_dirty_pages(pages, most, wait, taken, &mut None)
     }
 
-    /// The same. Sets `stuck` to the first page that another thread writes to and does not let go of; it is left.
+    /// The same. Sets `stuck` to the first page that another thread writes to and does not let go
+    /// of; it is left.
     pub(crate) fn take_dirty_pages(
         &self,
         pages: Range<u64>,
@@ -85,14 +87,15 @@ impl FileCache {
         }
     }
 
-    /// A page's memory, for the command that writes it; `None` when the range is not inside of a page.
+    /// A page's memory, for the command that writes it; `None` when the range is not inside of a
+    /// page.
     pub(crate) fn segment_of(&self, page: &DirtyPage, range: Range<usize>) -> Option<Segment> {
         let table = &self.0.cache.inner().pages;
         table.writeback_segment(&page.inner, range)
     }
 
-    /// A page was written back, or could not be: then it is dirty again. The caller has seen every command on it end, or
-    /// the device stopped.
+    /// A page was written back, or could not be: then it is dirty again. The caller has seen every
+    /// command on it end, or the device stopped.
     pub(crate) fn written(&self, page: DirtyPage, well: bool) {
         let inner = &*self.0;
         let cache = inner.cache.inner();
@@ -113,27 +116,28 @@ impl FileCache {
         inner.count_in_writeback(false);
     }
 
-    /// Pages that are being written back, by anybody.
+    /// Number of pages in writeback, by all threads.
     pub fn in_writeback(&self) -> usize {
         self.0.in_writeback.load(Acquire)
     }
 
-    /// Waits until no thread writes the file back; false when that takes longer than every deadline of the device
-    /// allows.
+    /// Waits until no thread writes the file back; false when that takes longer than every deadline
+    /// of the device allows.
     pub(crate) fn await_writeback(&self) -> bool {
         let limit = self.0.cache.inner().wait_limit;
         self.in_writeback() == 0 || self.0.waiters.wait(limit, || self.in_writeback() == 0)
     }
 
-    /// Whether somebody waits until nobody writes the file back: who does so in the background begins with no other
-    /// round of it then.
+    /// Whether a thread waits for this file's writeback to end. The flusher then does not start
+    /// another pass over the file, which could keep that thread waiting.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.0.waiters.count() > 0
     }
 
     /// Whether there may be dirty pages, or pages being written back.
     pub fn may_be_dirty(&self) -> bool {
-        // Both at one time: pages are counted before they leave the list, and until they are back there.
+        // Both at one time: pages are counted before they leave the list, and until they are back
+        // there.
         let dirty = self.0.lists.dirty();
         !dirty.is_empty() || self.in_writeback() != 0
     }
@@ -159,12 +163,14 @@ impl FileInner {
                 if !pages.contains(&page) || (look.locked && !wait) {
                     break;
                 }
-                // Another thread writes to a locked page, for a moment; it may have been dirty before.
+                // Another thread writes to a locked page, for a moment; it may have been dirty
+                // before.
                 if !look.locked {
                     if look.dirty == 0 || look.writeback {
                         break;
                     }
-                    // Counted before: whoever waits for all to be written back must not miss it.
+                    // Counted before the leaf is unlisted: a thread that waits for writeback must
+                    // not miss it.
                     self.count_in_writeback(true);
                     if let Some(inner) = table.begin_writeback(at) {
                         taken.push(DirtyPage { page, inner });
@@ -180,7 +186,8 @@ impl FileInner {
         }
     }
 
-    /// Whether a held leaf has pages that are dirty, or somebody writes to. Those that are written back are counted as such.
+    /// Whether a held leaf has pages that are dirty or being modified. Pages in writeback are
+    /// counted.
     fn has_dirty(&self, leaf: u32) -> bool {
         let table = &self.cache.inner().pages;
         (0..LEAF_PAGES).any(|slot| {

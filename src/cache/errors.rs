@@ -1,4 +1,4 @@
-//! Failures of writing back: kept, and told once to each who syncs.
+//! Writeback errors: recorded per file, and reported once to each handle that syncs (as errseq_t).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +14,8 @@ struct Log {
     last: Option<(ErrorKind, String, u64)>,
 }
 
-/// How far one who syncs has heard of a file's failures; of those that came before it was made it never hears.
+/// Position of a handle in the file's error log. Failures before its creation are not reported to
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ErrorCursor(u64);
 

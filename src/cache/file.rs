@@ -20,8 +20,8 @@ use crate::mem::pages::{
 /// Bits of a position inside of its page.
 const PAGE_SHIFT: u32 = PAGE_BYTES.trailing_zeros();
 
-/// A file's pages in a [`Cache`]. Cheap to clone; all clones are the same file. The last one to go takes the pages with
-/// it: what is dirty is lost then, so sync first.
+/// A file's pages in a [`Cache`]. Cheap to clone; all clones are the same file. Dropping the last
+/// one drops the pages, dirty ones included, so sync first.
 #[derive(Debug, Clone)]
 pub struct FileCache(pub(super) Arc<FileInner>);
 
@@ -31,7 +31,7 @@ pub(super) struct FileInner {
     pub(super) id: u32,
     /// The index's, of `id`.
     pub(super) salt: u64,
-    /// Bytes of a block, less one: what is read and written as a whole.
+    /// Filesystem block size in bytes, minus one: the unit of device reads and writes.
     block_mask: usize,
     pub(super) size_bytes: AtomicU64,
     pub(super) lists: Arc<Lists>,
@@ -50,15 +50,17 @@ pub(super) struct FileInner {
 pub struct Invalidated {
     /// Pages that went.
     pub removed: usize,
-    /// Dirty pages, and pages that mutable views are lent of, that were left, because others were asked for.
+    /// Dirty pages, and pages that mutable views are lent of, that were left, because others were
+    /// asked for.
     pub kept: usize,
-    /// The position of a page that was left because another thread writes to it, or writes it back, and does not end.
+    /// The position of a page that was left because another thread writes to it, or writes it back,
+    /// and does not end.
     pub stuck: Option<u64>,
 }
 
 impl FileCache {
-    /// A file of `size_bytes`, without pages yet. `block_bytes` is what its filesystem and device read and write as a
-    /// whole; blocks larger than a page count as a page.
+    /// A file of `size_bytes`, without pages yet. `block_bytes` is what its filesystem and device
+    /// read and write as a whole; blocks larger than a page count as a page.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a block that is no power of two from 512 on.
@@ -96,7 +98,8 @@ impl FileCache {
         self.0.size_bytes.load(Acquire)
     }
 
-    /// The file is longer now, if it was shorter. Before: what lies between must be zero, on disk and here.
+    /// The file is longer now, if it was shorter. Before: what lies between must be zero, on disk
+    /// and here.
     pub fn grow(&self, size_bytes: u64) {
         self.0.size_bytes.fetch_max(size_bytes, AcqRel);
     }
@@ -111,7 +114,7 @@ impl FileCache {
         self.0.block_mask + 1
     }
 
-    /// For one who syncs: a cursor that has heard of all failures up to now.
+    /// A cursor for a new handle: later calls report only failures that happen after this one.
     pub fn error_cursor(&self) -> ErrorCursor {
         self.0.errors.cursor()
     }
@@ -124,24 +127,24 @@ impl FileCache {
         self.0.errors.check(cursor).map_or(Ok(()), Err)
     }
 
-    /// Keeps a failure for whoever syncs next.
+    /// Records a failure for the next sync of each handle.
     pub fn note_error(&self, error: &Error, pos: u64) {
         self.0.errors.note(error, pos);
     }
 
-    /// Where as many views hold on to the page of a position as are counted, has it moved to another frame. False when
-    /// there is none.
-    pub(crate) fn uncrowd(&self, pos: u64) -> bool {
+    /// Moves the page at a position to another frame if its view pins are exhausted. False when
+    /// there is no free frame.
+    pub(crate) fn copy_full(&self, pos: u64) -> bool {
         let (page, _) = place(pos);
         let (no, slot) = leaf_of(page);
         let inner = self.0.cache.inner();
         let leaf = inner.index.find(self.0.id, no);
-        let is_crowded = leaf.is_some_and(|leaf| inner.pages.is_crowded(leaf * LEAF_PAGES + slot));
-        !is_crowded || self.0.uncrowd(page)
+        let full = leaf.is_some_and(|leaf| inner.pages.are_pins_full(leaf * LEAF_PAGES + slot));
+        !full || self.0.copy_full(page)
     }
 
-    /// Removes the pages of a range: those that lie in it as a whole, and those that lie in it in part too, where
-    /// `partly` says so. Waits for those that are being written back.
+    /// Removes the pages of a range: those that lie in it as a whole, and those that lie in it in
+    /// part too, where `partly` says so. Waits for those that are being written back.
     pub fn invalidate(&self, range: Range<u64>, which: Which, partly: bool) -> Invalidated {
         let up = |pos: u64| pos.div_ceil(PAGE_BYTES as u64);
         let (first, behind) = if partly {
@@ -164,14 +167,16 @@ impl FileCache {
     }
 }
 
-/// What is known of a write, and what is to hold of its end once the page is held.
+/// State of a write, and the end-of-file condition to check once the page is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writing {
-    /// A hit: it is inside of the file, still, and of its blocks nothing is known but what the page says.
+    /// A hit: it is inside of the file, still, and of its blocks nothing is known but what the page
+    /// says.
     Hit,
     /// The filesystem has been asked.
     Asked {
-        /// The file ends there, if it did before: before anybody can see what is written.
+        /// The write extends the file: the size is updated before the page's new content is
+        /// visible.
         grow: bool,
         /// The blocks of all of the page are there, and its own.
         backed: bool,
@@ -255,7 +260,8 @@ impl FileInner {
         }
     }
 
-    /// Writes into a page that others hold on to: into a copy, which takes its place. They keep what they saw.
+    /// Writes into a page that others hold on to: into a copy, which takes its place. They keep
+    /// what they saw.
     #[cold]
     pub(super) fn copy_and_write(
         &self,
@@ -302,10 +308,10 @@ impl FileInner {
         Wrote::Missing
     }
 
-    /// Moves the page to another frame, where as many views hold on to it as are counted: they keep the old one. False
-    /// when there is no frame for that.
+    /// Moves the page to another frame when its view pins are exhausted; existing views keep the
+    /// old frame. False when there is no free frame.
     #[cold]
-    pub(super) fn uncrowd(&self, page: u64) -> bool {
+    pub(super) fn copy_full(&self, page: u64) -> bool {
         self.copy_and_write(page, 0, &[], Writing::Hit) != Wrote::NoFrame
     }
 
@@ -339,7 +345,8 @@ impl FileInner {
                     inner.count_dirty();
                 }
                 if marks.touched != 0 {
-                    // Even where it counted as dirty already: it may have been taken off the list to be written back.
+                    // Even where it counted as dirty already: it may have been taken off the list
+                    // to be written back.
                     inner.index.list_dirty(leaf, &self.lists, no);
                 }
                 Ok(())
@@ -352,7 +359,7 @@ impl FileInner {
         result
     }
 
-    /// Whether a write may end at this byte of a page; makes the file longer for it where it is to be.
+    /// Whether a write may end at this byte of a page; extends the file for it if requested.
     #[inline(always)]
     pub(super) fn allows(&self, writing: Writing, page: u64, to: usize) -> bool {
         let behind = (page << PAGE_SHIFT) + to as u64;
@@ -378,8 +385,8 @@ impl FileInner {
         backed: bool,
     ) {
         if lock.marks().1 == 0 {
-            // While it is locked: the leaf cannot become another's, and whoever looks for dirty pages waits for the
-            // lock.
+            // While it is locked: the leaf cannot be reused, and a thread that looks for dirty
+            // pages waits for the lock.
             self.first_dirty(leaf, page >> LEAF_SHIFT);
         }
         lock.written(touched, touched, backed);
@@ -469,7 +476,8 @@ impl CacheInner {
 
 impl Drop for FileInner {
     fn drop(&mut self) {
-        // A page that is written back now belongs to a device: then the number stays taken, as do its pages.
+        // A page that is written back now belongs to a device: then the number stays taken, as do
+        // its pages.
         if self.in_writeback.load(Acquire) != 0 {
             return;
         }

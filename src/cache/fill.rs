@@ -14,7 +14,7 @@ use crate::mem::pages::{Blocked, granules_touched};
 pub(crate) enum PageState {
     /// Nothing: it is not there.
     Absent,
-    /// Somebody reads it.
+    /// Another thread reads it from the device.
     Filling,
     /// It is there in part.
     Partial,
@@ -22,7 +22,8 @@ pub(crate) enum PageState {
     There,
 }
 
-/// Pages side by side that are being read. The slots are marked; what others put there meanwhile stays.
+/// Pages side by side that are being read. The slots are marked; what others put there meanwhile
+/// stays.
 #[derive(Debug)]
 pub struct Fill {
     file: FileCache,
@@ -52,7 +53,8 @@ impl Fill {
         self.frames.as_ref()?.segment(range)
     }
 
-    /// Copies bytes to `start` and zeroes what follows, `len` bytes together, where no command in flight covers them.
+    /// Copies bytes to `start` and zeroes what follows, `len` bytes together, where no command in
+    /// flight covers them.
     pub(crate) fn put(&mut self, start: usize, len: usize, bytes: &[u8]) {
         if let Some(frames) = &mut self.frames {
             self.file
@@ -62,9 +64,9 @@ impl Fill {
         }
     }
 
-    /// All has been read. Copies from file position `pos` on what `buf` has room for and the pages have, and returns how
-    /// much; then gives the pages to the cache, marked as read ahead if so. The caller has seen every command on them
-    /// end.
+    /// All has been read. Copies from file position `pos` on what `buf` has room for and the pages
+    /// have, and returns how much; then gives the pages to the cache, marked as read ahead if so.
+    /// The caller has seen every command on them end.
     pub(crate) fn finish(mut self, ahead: bool, pos: u64, buf: &mut [u8]) -> usize {
         let Some(frames) = self.frames.take() else {
             return 0;
@@ -99,8 +101,9 @@ impl Fill {
         len
     }
 
-    /// The blocks that a write covers in part have been read into the first page: puts the data over them, and the page
-    /// into the cache. False when something else came there first. The caller has seen every command on it end.
+    /// The blocks that a write covers in part have been read into the first page: puts the data
+    /// over them, and the page into the cache. False when something else came there first. The
+    /// caller has seen every command on it end.
     pub(crate) fn finish_write(mut self, pos: u64, data: &[u8], writing: Writing) -> bool {
         let Some(frames) = self.frames.take() else {
             return false;
@@ -138,8 +141,8 @@ impl Fill {
         done
     }
 
-    /// It failed, or came too late. `lost` when the device may still write to the memory, which is then never used
-    /// again.
+    /// It failed, or came too late. `lost` when the device may still write to the memory, which is
+    /// then never used again.
     pub(crate) fn abandon(mut self, lost: bool) {
         let Some(frames) = self.frames.take() else {
             return;
@@ -163,7 +166,8 @@ impl Fill {
 }
 
 impl Drop for Fill {
-    /// Dropped in the middle of an operation: the memory may be with a device, and is not used again.
+    /// Dropped in the middle of an operation: the memory may be with a device, and is not used
+    /// again.
     fn drop(&mut self) {
         let Some(frames) = self.frames.take() else {
             return;
@@ -188,7 +192,7 @@ pub(crate) struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// What is missing, a bit a granule.
+    /// The granules that are not up to date, one bit each.
     pub(crate) fn missing(&self) -> u8 {
         !self.pin.uptodate()
     }
@@ -206,8 +210,8 @@ impl Merge<'_> {
         }
     }
 
-    /// The blocks that a write needs have been read: puts the data over them, and the page in the place of the old one.
-    /// False when that changed meanwhile.
+    /// The blocks that a write needs have been read: puts the data over them, and the page in the
+    /// place of the old one. False when that changed meanwhile.
     pub(crate) fn finish_write(mut self, pos: u64, data: &[u8], writing: Writing) -> bool {
         let Some(frames) = self.frames.take() else {
             return false;
@@ -283,8 +287,8 @@ pub(super) enum Installed {
 }
 
 impl FileInner {
-    /// Puts a frame into the slot of a page that is not there, with these granules up to date and dirty. Where the
-    /// write grows the file, it ends at `end` from then on.
+    /// Puts a frame into the slot of a page that is not there, with these granules up to date and
+    /// dirty. Where the write grows the file, it ends at `end` from then on.
     pub(super) fn install(
         &self,
         page: u64,
@@ -298,7 +302,8 @@ impl FileInner {
         let Some(leaf) = inner.index.reserve(self.id, &self.lists, no) else {
             return Installed::NoLeaf(frame);
         };
-        // A second reservation, for as long as this looks at the leaf: the first one becomes the page's.
+        // A second reservation, for as long as this looks at the leaf: the first one becomes the
+        // page's.
         let held = inner.index.hold(self.id, no);
         let at = leaf * LEAF_PAGES + slot;
         let number = frame.first();
@@ -331,8 +336,8 @@ impl FileInner {
 }
 
 impl FileCache {
-    /// Puts a write's data over what was read into a page that is in no slot yet. Returns the page, and what of it was
-    /// written.
+    /// Puts a write's data over what was read into a page that is in no slot yet. Returns the page,
+    /// and what of it was written.
     fn write_over(
         &self,
         frames: LentRun,
@@ -356,7 +361,8 @@ impl FileCache {
         std::sync::Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What must be up to date, a bit a granule, before `len` bytes are written at `pos`, inside of one page.
+    /// What must be up to date, a bit a granule, before `len` bytes are written at `pos`, inside of
+    /// one page.
     pub(crate) fn needed(&self, pos: u64, len: usize) -> u8 {
         let (_, from) = place(pos);
         self.0.marks(from, from + len).needed
@@ -386,8 +392,8 @@ impl FileCache {
         }
     }
 
-    /// Marks pages from `page` on as being read, as many as are wanted, absent, and have frames side by side. `None` when
-    /// the first one is not absent; `Some(None)` when there is no frame.
+    /// Marks pages from `page` on as being read, as many as are wanted, absent, and have frames
+    /// side by side. `None` when the first one is not absent; `Some(None)` when there is no frame.
     pub(crate) fn begin_fill(&self, page: u64, wanted: u32) -> Option<Option<Fill>> {
         let inner = self.0.cache.inner();
         let Some(mut run) = inner.frames(wanted.next_power_of_two()) else {
@@ -421,7 +427,7 @@ impl FileCache {
         }))
     }
 
-    /// Takes the mark of one who reads a page away, who is then too late.
+    /// Cancels the fill of a page: its reader must not publish what it read.
     pub(crate) fn supersede(&self, page: u64) {
         let inner = self.0.cache.inner();
         let (no, slot) = leaf_of(page);
@@ -433,8 +439,8 @@ impl FileCache {
         }
     }
 
-    /// Begins to read what is missing of a page that is there in part. `None` when it is not, or not any more;
-    /// `Some(None)` when there is no frame.
+    /// Begins to read the missing granules of a partly valid page. `None` when the page is not or
+    /// no longer in that state; `Some(None)` when there is no free frame.
     pub(crate) fn begin_merge(&self, page: u64) -> Option<Option<Merge<'_>>> {
         let inner = self.0.cache.inner();
         let (no, slot) = leaf_of(page);
@@ -465,8 +471,9 @@ impl FileCache {
         }))
     }
 
-    /// Puts data into a page that is not there, where it covers whole blocks. False when the page is there by now, or the
-    /// blocks are not covered; `None` when there is no frame. The file's size is the caller's to see to.
+    /// Puts data into a page that is not there, where it covers whole blocks. False when the page
+    /// is there by now, or the blocks are not covered; `None` when there is no frame. The file's
+    /// size is the caller's to see to.
     pub fn write_new(&self, pos: u64, data: &[u8]) -> Option<bool> {
         let writing = Writing::Asked {
             grow: false,
@@ -499,7 +506,7 @@ impl FileCache {
         }
     }
 
-    /// Drops clean pages of a range that nobody needs any more: for streams.
+    /// Drops the clean, unpinned pages of a range: for streaming access.
     pub fn drop_clean(&self, range: Range<u64>) -> usize {
         self.invalidate(range, Which::Clean, true).removed
     }

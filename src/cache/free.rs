@@ -1,4 +1,4 @@
-//! Frames that nobody uses, in runs of powers of two that are joined with their neighbours again (buddies).
+//! Free frames, in power-of-two runs that are merged with their neighbours (buddy allocation).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,8 +32,8 @@ impl FreeFrames {
         self.lock().frames
     }
 
-    /// Frames side by side: as many as are wanted (rounded down to a power of two), or as many as there are in one
-    /// piece.
+    /// Frames side by side: as many as are wanted (rounded down to a power of two), or as many as
+    /// there are in one piece.
     pub(super) fn take(&self, wanted: u32) -> Option<FrameRun> {
         let mut state = self.lock();
         let order = wanted.max(1).ilog2().min(MAX_ORDER);

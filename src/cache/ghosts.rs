@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::mem::pages::sync::atomic::{AtomicU32, AtomicU64};
 
-/// Pages that were evicted not long ago: fingerprints, overwritten by what falls into the same place.
+/// Pages that were evicted not long ago: fingerprints, overwritten by what falls into the same
+/// place.
 #[derive(Debug)]
 pub(super) struct Ghosts {
     /// Fingerprint above, time of eviction below.

@@ -1,5 +1,6 @@
-//! Hits: what is read and written in memory. The way of most operations is short and taken first: the leaf is where it is
-//! guessed to be, or the first in its bucket, and the page is up to date as a whole. Everything else is out of line.
+//! Cache hits: reads and writes served from memory. The common case comes first and is short: the
+//! leaf is at the guessed place or first in its bucket, and the whole page is up to date. All other
+//! cases
 
 use super::file::{FileCache, FileInner, Writing, Wrote, leaf_of, place};
 use super::index::LEAF_PAGES;
@@ -10,8 +11,8 @@ use crate::mem::pages::{
 };
 
 impl FileCache {
-    /// Copies what is cached of the range, up to the first byte that is not and to the end of the file. Returns the
-    /// bytes copied; what the rest of `buf` holds then is anything.
+    /// Copies the cached part of the range, up to the first byte that is not cached or the end of
+    /// the file. Returns the number of bytes copied; the rest of `buf` is unspecified.
     #[inline]
     pub fn read_hit(&self, tally: &mut Tally, pos: u64, buf: &mut [u8]) -> usize {
         let want = self.within(pos, buf.len());
@@ -54,9 +55,10 @@ impl FileCache {
         done
     }
 
-    /// Overwrites what is cached of the range, inside of the file, up to the first page that is not there, of which more
-    /// would have to be, or for which the filesystem must be asked: one that is clean, and not known to have blocks of its
-    /// own. Returns the bytes written; they are dirty.
+    /// Overwrites the cached part of the range inside the file, up to the first page that is
+    /// absent, is too incomplete, or needs a mapping from the filesystem first (a clean page that
+    /// is not known to be backed by its own blocks). Returns the number of bytes written; they are
+    /// dirty.
     #[inline]
     pub fn write_hit(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
         if tally.guess.sure && self.0.overwrite_guessed(&tally.guess, pos, data) {
@@ -66,7 +68,7 @@ impl FileCache {
         self.write_pages(tally, pos, data)
     }
 
-    /// As [`FileCache::write_hit`], of several pages, or of one that is not where it was guessed to be.
+    /// [`FileCache::write_hit`] for several pages, or for one that was not at the guessed place.
     #[inline(never)]
     fn write_pages(&self, tally: &mut Tally, pos: u64, data: &[u8]) -> usize {
         let data = &data[..self.within(pos, data.len())];
@@ -109,7 +111,7 @@ impl FileCache {
 }
 
 impl FileInner {
-    /// The leaf that is most often the one; who uses a page of it asks whose it is.
+    /// The most probable leaf. The caller checks the owner of a page in it.
     #[inline(always)]
     fn head(&self, no: u64) -> Option<Place<'_>> {
         let inner = self.cache.inner();
@@ -268,7 +270,7 @@ impl FileInner {
                     true
                 }
                 Err(Blocked::Locked) => patience.wait(),
-                Err(Blocked::Crowded) => self.uncrowd(page) && patience.wait(),
+                Err(Blocked::PinsFull) => self.copy_full(page) && patience.wait(),
                 Err(_) => false,
             };
             if !goes_on {
@@ -277,8 +279,9 @@ impl FileInner {
         }
     }
 
-    /// Writes into one page, as a whole inside of the file, if that is where it was guessed to be. Nothing but its arguments
-    /// is needed when it is not, and little after the copy: so that little has to be kept anywhere.
+    /// Writes into one page, as a whole inside of the file, if that is where it was guessed to be.
+    /// Nothing but its arguments is needed when it is not, and little after the copy: so that
+    /// little has to be kept anywhere.
     #[inline(always)]
     fn overwrite_guessed(&self, guess: &Guess, pos: u64, data: &[u8]) -> bool {
         let (page, from) = place(pos);
@@ -288,9 +291,10 @@ impl FileInner {
         }
         let (no, slot) = leaf_of(page);
         let touched = self.touched(from, to);
-        // Whose page it is, is asked once it is held: then the leaf does not change hands any more. (Another's is let go of
-        // as it was.) A truncation sets the size first, and drops this page after: either it finds what is written here, or
-        // it is seen here.
+        // The owner of the page is checked once it is locked: from then on the leaf cannot be
+        // reused. (Another file's page is unlocked unchanged.) A truncation sets the size first and
+        // drops this page after: either it finds the bytes written here, or this thread sees the
+        // new size.
         if let Some(leaf) = self.cache.inner().pages.place(guess.leaf(no))
             && let Ok(mut lock) = leaf.lock(slot, ALL_GRANULES, touched)
             && leaf.tag().is(self.id, no)
@@ -323,7 +327,7 @@ impl FileInner {
                 self.mark_written(&mut lock, leaf, page, marks.touched, writing.backed());
                 Wrote::Yes
             }
-            Err(Blocked::Shared | Blocked::Crowded) => {
+            Err(Blocked::Shared | Blocked::PinsFull) => {
                 guess.sure = false;
                 self.copy_and_write(page, from, bytes, writing)
             }

@@ -1,13 +1,13 @@
 //! From a page of a file to its slot, without a lock.
 //!
-//! Eight pages side by side in a file are a *leaf*: a group of slots of the page table. A hash table leads
-//! from file and leaf number to the leaf. All leaves are made at the start and have numbers; a reader that follows a
-//! stale chain, or finds a leaf that is another's by now, notices when it compares the key once more *after* it pinned or
-//! locked a slot: a leaf with anything in it does not change hands. So nothing is ever freed under a reader, and a
-//! lookup writes nothing.
+//! Eight pages side by side in a file are a *leaf*: a group of slots of the page table. A hash
+//! table leads from file and leaf number to the leaf. All leaves are made at the start and have
+//! numbers; a reader that follows a stale chain, or finds a leaf that is another's by now, notices
+//! when it compares the key once more *after* it pinned or locked a slot: a leaf with anything in
+//! it does not change hands. So nothing is ever freed under a reader, and a lookup writes nothing.
 //!
-//! A leaf is linked and unlinked under the lock of its shard. `live` counts its slots that are not empty and the
-//! reservations on it; it grows under that lock only, and at 0 the leaf may go.
+//! A leaf is linked and unlinked under the lock of its shard. `live` counts its slots that are not
+//! empty and the reservations on it; it grows under that lock only, and at 0 the leaf may go.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -27,10 +27,12 @@ const NONE: u32 = u32::MAX;
 /// Chains are short; a longer walk has gone astray, or can afford the lock.
 const MAX_HOPS: usize = 64;
 const SHARDS: usize = if cfg!(loom) { 1 } else { 64 };
-/// Leaves side by side whose buckets are side by side, too: a cache line of buckets for half a MiB of a file.
+/// Leaves side by side whose buckets are side by side, too: a cache line of buckets for half a MiB
+/// of a file.
 const NEIGHBOURS: u32 = if cfg!(loom) { 2 } else { 16 };
 
-/// What is known of a file's pages, in order. Only changed where a leaf comes or goes, or gets its first dirty page.
+/// A file's leaves, in order. Changed only when a leaf is linked, unlinked or gets its first dirty
+/// page.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     /// Leaves that exist.
@@ -126,14 +128,15 @@ impl Index {
         self.groups.tag(leaf).is(file, no)
     }
 
-    /// The first leaf where this key belongs, whatever its own is: most often the one. `salt` is the file's.
+    /// The first leaf where this key belongs, whatever its own is: most often the one. `salt` is
+    /// the file's.
     #[inline(always)]
     pub(super) fn head(&self, salt: u64, no: u64) -> u32 {
         self.buckets[self.bucket(salt, no)].load(Acquire)
     }
 
-    /// The leaf with this key, probably: to be asked again with [`Index::is`] once a slot of it is held. `None` says
-    /// little while others change the index.
+    /// The leaf with this key, probably: to be asked again with [`Index::is`] once a slot of it is
+    /// held. `None` says little while others change the index.
     pub(super) fn find(&self, file: u32, no: u64) -> Option<u32> {
         let mut at = self.head(salt_of(file), no);
         for _ in 0..MAX_HOPS {
@@ -146,7 +149,8 @@ impl Index {
         None
     }
 
-    /// The leaf with this key, made where it is missing, with a reservation on it. `None` when there are no more leaves.
+    /// The leaf with this key, made where it is missing, with a reservation on it. `None` when
+    /// there are no more leaves.
     pub(super) fn reserve(&self, file: u32, lists: &Lists, no: u64) -> Option<u32> {
         let _shard = self.shard(file, no);
         if let Some(leaf) = self.find_locked(file, no) {
@@ -222,12 +226,14 @@ impl Index {
         (header.file.load(Acquire), header.no.load(Acquire))
     }
 
-    /// Enters a held leaf into its file's list of dirty ones, after a page of it was made dirty, or locked for that.
+    /// Enters a held leaf into its file's list of dirty ones, after a page of it was made dirty, or
+    /// locked for that.
     #[inline]
     pub(super) fn list_dirty(&self, leaf: u32, lists: &Lists, no: u64) {
         let listed = &self.groups.tag(leaf).listed;
-        // The mark is only there while the entry is. It is asked by an operation that takes part in the order of its
-        // changes: either this comes before it is taken away, and who does that sees the page, or this sees that it is gone.
+        // The mark is set only while the entry exists. This read-modify-write is ordered with the
+        // mark's changes: either it comes before the removal, and the remover sees the page, or
+        // this thread sees that the entry is gone.
         if listed.fetch_or(0, AcqRel) == 0 {
             let mut dirty = lists.dirty();
             dirty.insert(no);
@@ -235,8 +241,9 @@ impl Index {
         }
     }
 
-    /// Takes a held leaf out of the list, unless `has_dirty` finds a page of it that is dirty or about to be. Nobody sees the
-    /// list in between: what is dirty is always found there, or counted as being written back.
+    /// Takes a held leaf out of the list, unless `has_dirty` finds a page of it that is dirty or
+    /// about to be. No other thread sees the list in between: a dirty page is always either listed
+    /// or counted as being in writeback.
     pub(super) fn unlist_clean(
         &self,
         leaf: u32,
@@ -255,7 +262,8 @@ impl Index {
         }
     }
 
-    /// Takes the entry of a leaf that is no more out of the list; not that of one that came back meanwhile.
+    /// Takes the entry of a leaf that is no more out of the list; not that of one that came back
+    /// meanwhile.
     pub(super) fn unlist_gone(&self, file: u32, lists: &Lists, no: u64) {
         let mut dirty = lists.dirty();
         let Some(leaf) = self.hold(file, no) else {

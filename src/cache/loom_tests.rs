@@ -1,5 +1,5 @@
-//! The index under loom, over the real words of its pages: how leaves come, go and change hands, and how dirty ones are
-//! listed.
+//! The index under loom, over the real words of its pages: how leaves come, go and change hands,
+//! and how dirty ones are listed.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::time::Duration;
@@ -14,18 +14,19 @@ use super::waiters::Waiters;
 use crate::mem::pages::{ALL_GRANULES, FrameRun, PageTable, Pin, Removed, Which};
 use crate::mem::{Heap, HeapConfig};
 
-/// What a cache is made of, as far as it matters here.
-struct House {
+/// The parts of a cache that these models need.
+struct Rig {
     table: PageTable,
     index: Index,
     in_writeback: AtomicUsize,
-    /// Counts, in no order, the steps of those who read and of those who take a page away. loom looks at two threads in another
-    /// order only where the last of them to touch an atomic changes it, so it would not have much of a reader, who changes nothing,
-    /// beside one who looks at a word before changing it.
+    /// Counts, in no order, the steps of readers and of threads that remove a page. loom explores
+    /// another order of two threads only where the last one to touch an atomic changes it, so it
+    /// would explore few orders of a reader, which changes nothing, against a thread that loads a
+    /// word before changing it.
     turns: AtomicUsize,
 }
 
-impl House {
+impl Rig {
     fn turn(&self) {
         self.turns.fetch_add(1, Relaxed);
     }
@@ -33,51 +34,51 @@ impl House {
 
 /// A file in it.
 #[derive(Clone)]
-struct Tenant {
-    house: Arc<House>,
+struct TestFile {
+    rig: Arc<Rig>,
     id: u32,
     lists: std::sync::Arc<Lists>,
 }
 
-fn house(leaves: u32, frames: u32) -> (Arc<House>, FrameRun) {
+fn rig(leaves: u32, frames: u32) -> (Arc<Rig>, FrameRun) {
     let heap = Heap::new(HeapConfig::default());
     let (table, run) = PageTable::new(&heap, frames, leaves * LEAF_PAGES).unwrap();
-    let house = House {
+    let rig = Rig {
         index: Index::new(table.groups()),
         table,
         in_writeback: AtomicUsize::new(0),
         turns: AtomicUsize::new(0),
     };
-    (Arc::new(house), run)
+    (Arc::new(rig), run)
 }
 
-fn tenant(house: &Arc<House>) -> Tenant {
-    let (id, lists) = house.index.add_file();
-    Tenant {
-        house: house.clone(),
+fn test_file(rig: &Arc<Rig>) -> TestFile {
+    let (id, lists) = rig.index.add_file();
+    TestFile {
+        rig: rig.clone(),
         id,
         lists,
     }
 }
 
-impl Tenant {
+impl TestFile {
     fn reserve(&self, no: u64) -> Option<u32> {
-        self.house.index.reserve(self.id, &self.lists, no)
+        self.rig.index.reserve(self.id, &self.lists, no)
     }
 
-    /// Puts a page into a leaf, which it reserves. The frame's bytes are `value`. As `FileCache::write_absent` does, or a
-    /// read where it is clean.
+    /// Puts a page into a leaf, which it reserves. The frame's bytes are `value`. As
+    /// `FileCache::write_absent` does, or a read where it is clean.
     fn put(&self, no: u64, slot: u32, mut run: FrameRun, value: u8, dirty: u8) -> u32 {
-        let House { table, index, .. } = &*self.house;
+        let Rig { table, index, .. } = &*self.rig;
         let leaf = self.reserve(no).unwrap();
-        self.house.turn();
+        self.rig.turn();
         let held = index.hold(self.id, no);
         let frame = run.split_first(1);
         table.write_frame(&frame, value);
         let at = leaf * LEAF_PAGES + slot;
         let installed = table.install(at, frame, ALL_GRANULES, dirty, false);
         assert_eq!(installed, Ok(false));
-        self.house.turn();
+        self.rig.turn();
         if dirty != 0 {
             index.list_dirty(leaf, &self.lists, no);
         }
@@ -87,7 +88,7 @@ impl Tenant {
 
     /// As `FileInner::remove`, and eviction.
     fn remove(&self, leaf: u32, slot: u32) -> Option<FrameRun> {
-        let House { table, index, .. } = &*self.house;
+        let Rig { table, index, .. } = &*self.rig;
         let frame = loop {
             match table.remove(leaf * LEAF_PAGES + slot, Which::All) {
                 Removed::Busy => thread::yield_now(),
@@ -96,40 +97,40 @@ impl Tenant {
                 other => panic!("{other:?}"),
             }
         };
-        self.house.turn();
+        self.rig.turn();
         index.release(leaf);
-        self.house.turn();
+        self.rig.turn();
         frame
     }
 
     /// As `FileInner::read_page`: without holding on to the page.
     fn glance(&self, no: u64, slot: u32) -> Option<u8> {
-        let House { table, index, .. } = &*self.house;
+        let Rig { table, index, .. } = &*self.rig;
         let leaf = index.find(self.id, no)?;
-        let turn = || self.house.turn();
+        let turn = || self.rig.turn();
         turn();
         table.glance(leaf, slot, turn, |tag| tag.is(self.id, no))
     }
 
     /// As `FileInner::pin`.
     fn pin(&self, no: u64, slot: u32) -> Option<Pin<'_>> {
-        let House { table, index, .. } = &*self.house;
+        let Rig { table, index, .. } = &*self.rig;
         let leaf = index.find(self.id, no)?;
-        self.house.turn();
+        self.rig.turn();
         let pin = table
             .pin(leaf * LEAF_PAGES + slot, ALL_GRANULES, false)
             .ok()?;
-        self.house.turn();
+        self.rig.turn();
         if !index.is(leaf, self.id, no) {
             return None;
         }
-        self.house.turn();
+        self.rig.turn();
         pin.is_in_place().then_some(pin)
     }
 
     /// As `FileInner::overwrite`; false when it is not there, or held by others.
     fn overwrite(&self, no: u64, slot: u32) -> bool {
-        let House { table, index, .. } = &*self.house;
+        let Rig { table, index, .. } = &*self.rig;
         let Some(leaf) = index.find(self.id, no) else {
             return false;
         };
@@ -146,14 +147,15 @@ impl Tenant {
         true
     }
 
-    /// As `FileCache::take_dirty` and `FileCache::written`, of the one leaf that there is: writes dirty pages back.
+    /// As `FileCache::take_dirty` and `FileCache::written`, of the one leaf that there is: writes
+    /// dirty pages back.
     fn write_back(&self, well: bool) {
-        let House {
+        let Rig {
             table,
             index,
             in_writeback,
             ..
-        } = &*self.house;
+        } = &*self.rig;
         let found = self.lists.dirty().iter().next().copied();
         let Some(no) = found else { return };
         let Some(leaf) = index.hold(self.id, no) else {
@@ -202,31 +204,31 @@ impl Tenant {
     /// As `FileCache::may_be_dirty`.
     fn may_be_dirty(&self) -> bool {
         let dirty = self.lists.dirty();
-        !dirty.is_empty() || self.house.in_writeback.load(Acquire) != 0
+        !dirty.is_empty() || self.rig.in_writeback.load(Acquire) != 0
     }
 
     fn is_dirty(&self, slot: u32) -> bool {
-        self.house.table.look(slot).dirty != 0
+        self.rig.table.look(slot).dirty != 0
     }
 }
 
-/// A leaf is there once, whoever makes it, and goes with its last reservation.
+/// A leaf is made once, by either of two threads, and is freed with its last reservation.
 #[test]
 fn two_who_make_the_same_leaf() {
     loom::model(|| {
-        let (house, _run) = house(2, 1);
-        let file = tenant(&house);
+        let (rig, _run) = rig(2, 1);
+        let file = test_file(&rig);
         let other = file.clone();
         let leaf = thread::spawn(move || other.reserve(5).unwrap());
         let mine = file.reserve(5).unwrap();
-        assert_eq!(house.index.find(file.id, 5), Some(mine));
+        assert_eq!(rig.index.find(file.id, 5), Some(mine));
         let leaf = leaf.join().unwrap();
         assert_eq!(leaf, mine);
-        assert_eq!(house.index.len(), 1);
-        house.index.release(leaf);
-        assert_eq!(house.index.find(file.id, 5), Some(mine));
-        house.index.release(mine);
-        assert_eq!(house.index.len(), 0);
+        assert_eq!(rig.index.len(), 1);
+        rig.index.release(leaf);
+        assert_eq!(rig.index.find(file.id, 5), Some(mine));
+        rig.index.release(mine);
+        assert_eq!(rig.index.len(), 0);
     });
 }
 
@@ -234,26 +236,26 @@ fn two_who_make_the_same_leaf() {
 #[test]
 fn a_leaf_that_goes_while_it_is_wanted() {
     loom::model(|| {
-        let (house, _run) = house(2, 1);
-        let file = tenant(&house);
+        let (rig, _run) = rig(2, 1);
+        let file = test_file(&rig);
         let first = file.reserve(5).unwrap();
         let one = file.clone();
-        let leaver = thread::spawn(move || one.house.index.release(first));
+        let leaver = thread::spawn(move || one.rig.index.release(first));
         let two = file.clone();
         let maker = thread::spawn(move || {
             let leaf = two.reserve(5).unwrap();
-            assert_eq!(two.house.index.key(leaf), (two.id, 5));
-            assert_eq!(two.house.index.find(two.id, 5), Some(leaf));
-            two.house.index.release(leaf);
+            assert_eq!(two.rig.index.key(leaf), (two.id, 5));
+            assert_eq!(two.rig.index.find(two.id, 5), Some(leaf));
+            two.rig.index.release(leaf);
         });
-        if let Some(leaf) = house.index.hold(file.id, 5) {
-            assert_eq!(house.index.key(leaf), (file.id, 5));
-            house.index.release(leaf);
+        if let Some(leaf) = rig.index.hold(file.id, 5) {
+            assert_eq!(rig.index.key(leaf), (file.id, 5));
+            rig.index.release(leaf);
         }
         leaver.join().unwrap();
         maker.join().unwrap();
         // Each leaf is free, once.
-        assert_eq!((house.index.len(), house.index.find(file.id, 5)), (0, None));
+        assert_eq!((rig.index.len(), rig.index.find(file.id, 5)), (0, None));
         assert!(file.lists.leaves().is_empty());
         let (a, b) = (file.reserve(1).unwrap(), file.reserve(3).unwrap());
         assert!(a != b && file.reserve(7).is_none());
@@ -264,28 +266,29 @@ fn a_leaf_that_goes_while_it_is_wanted() {
 #[test]
 fn a_chain_that_loses_a_link() {
     loom::model(|| {
-        let (house, _run) = house(2, 1);
-        let file = tenant(&house);
+        let (rig, _run) = rig(2, 1);
+        let file = test_file(&rig);
         // Of two buckets, both the one of even numbers.
         let gone = file.reserve(0).unwrap();
         let stays = file.reserve(2).unwrap();
         let one = file.clone();
-        let leaver = thread::spawn(move || one.house.index.release(gone));
+        let leaver = thread::spawn(move || one.rig.index.release(gone));
         let two = file.clone();
-        let other = thread::spawn(move || two.reserve(0).map(|leaf| two.house.index.release(leaf)));
-        assert_eq!(house.index.hold(file.id, 2), Some(stays));
+        let other = thread::spawn(move || two.reserve(0).map(|leaf| two.rig.index.release(leaf)));
+        assert_eq!(rig.index.hold(file.id, 2), Some(stays));
         leaver.join().unwrap();
         other.join().unwrap();
-        assert_eq!(house.index.find(file.id, 2), Some(stays));
-        assert_eq!(house.index.len(), 1);
+        assert_eq!(rig.index.find(file.id, 2), Some(stays));
+        assert_eq!(rig.index.len(), 1);
     });
 }
 
-/// A file's page goes, and its leaf, the only one, becomes another file's: nobody reads the one for the other.
-fn changing_hands(read: fn(&Tenant) -> Option<u8>, back: bool) {
+/// A file's page is removed and its leaf, the only one, is reused by another file: no reader sees
+/// the wrong file's page.
+fn changing_hands(read: fn(&TestFile) -> Option<u8>, back: bool) {
     loom::model(move || {
-        let (house, mut run) = house(1, 2);
-        let (mine, other) = (tenant(&house), tenant(&house));
+        let (rig, mut run) = rig(1, 2);
+        let (mine, other) = (test_file(&rig), test_file(&rig));
         let leaf = mine.put(5, 0, run.split_first(1), 1, 0);
         let one = mine.clone();
         let recycler = thread::spawn(move || {
@@ -328,8 +331,8 @@ fn a_pin_while_the_leaf_goes_and_comes_back() {
 #[test]
 fn an_overwrite_while_the_leaf_changes_hands() {
     loom::model(|| {
-        let (house, mut run) = house(1, 2);
-        let (mine, other) = (tenant(&house), tenant(&house));
+        let (rig, mut run) = rig(1, 2);
+        let (mine, other) = (test_file(&rig), test_file(&rig));
         let leaf = mine.put(5, 0, run.split_first(1), 1, 0);
         let one = mine.clone();
         let two = other.clone();
@@ -343,12 +346,13 @@ fn an_overwrite_while_the_leaf_changes_hands() {
     });
 }
 
-/// Two write to pages of a leaf and write back, and each finds what it wrote, or the other one has it.
+/// Two write to pages of a leaf and write back, and each finds what it wrote, or the other one has
+/// it.
 #[test]
 fn writers_of_a_leaf_who_write_back() {
     loom::model(|| {
-        let (house, mut run) = house(1, 2);
-        let file = tenant(&house);
+        let (rig, mut run) = rig(1, 2);
+        let file = test_file(&rig);
         file.put(5, 0, run.split_first(1), 1, 0);
         file.put(5, 1, run, 1, 0);
         let other = file.clone();
@@ -370,8 +374,8 @@ fn writers_of_a_leaf_who_write_back() {
 #[test]
 fn dirty_pages_are_never_out_of_sight() {
     loom::model(|| {
-        let (house, run) = house(1, 1);
-        let file = tenant(&house);
+        let (rig, run) = rig(1, 1);
+        let file = test_file(&rig);
         file.put(5, 0, run, 1, ALL_GRANULES);
         let other = file.clone();
         let flusher = thread::spawn(move || {
@@ -385,12 +389,13 @@ fn dirty_pages_are_never_out_of_sight() {
     });
 }
 
-/// A leaf with dirty pages is dropped and made anew with others, while somebody looks for the old ones.
+/// A leaf with dirty pages is dropped and made anew with others while another thread looks for the
+/// first.
 #[test]
 fn a_listed_leaf_that_is_dropped_and_comes_back() {
     loom::model(|| {
-        let (house, mut run) = house(1, 2);
-        let file = tenant(&house);
+        let (rig, mut run) = rig(1, 2);
+        let file = test_file(&rig);
         let leaf = file.put(5, 0, run.split_first(1), 1, ALL_GRANULES);
         let other = file.clone();
         let flusher = thread::spawn(move || other.write_back(true));
@@ -423,8 +428,8 @@ fn nobody_sleeps_over_the_first_dirty_page() {
     });
 }
 
-/// Who waits for pages to be written back is woken by the last one. Here no wait ends by its limit: a wakeup that was
-/// missed would be a deadlock.
+/// The last page to end writeback wakes the waiting thread. No wait ends by its time limit here: a
+/// missed wakeup would be a deadlock.
 #[test]
 fn nobody_sleeps_over_the_end_of_writing_back() {
     loom::model(|| {

@@ -1,13 +1,14 @@
 //! A page cache in hugepages.
 //!
-//! Layer 1: memory only. Pages of files lie in DMA memory ([`crate::mem::pages`]); here is what finds them without a lock
-//! (`index`), what decides which ones go (`reclaim`), and what counts them. Nothing here does I/O: who finds a page
-//! missing, or too much dirty, is told so, and reads or writes with `iomap`'s buffered operations.
+//! Layer 1: memory only. Pages of files lie in DMA memory ([`crate::mem::pages`]); here is what
+//! finds them without a lock (`index`), what decides which ones go (`reclaim`), and what counts
+//! them. Nothing here does I/O: who finds a page missing, or too much dirty, is told so, and reads
+//! or writes with `iomap`'s buffered operations.
 //!
-//! - A [`Cache`] is one limit of memory, taken at the start: the limit is kept because there is nothing more to take.
-//!   Everything it needs is counted in, index and queues included.
-//! - A [`FileCache`] is a file's pages in it. [`FileCache::read_hit`] and [`FileCache::write_hit`] do what can be done in
-//!   memory; [`FileCache::view`] lends the bytes themselves.
+//! - A [`Cache`] is one limit of memory, taken at the start: the limit is kept because there is
+//!   nothing more to take. Everything it needs is counted in, index and queues included.
+//! - A [`FileCache`] is a file's pages in it. [`FileCache::read_hit`] and [`FileCache::write_hit`]
+//!   do what can be done in memory; [`FileCache::view`] lends the bytes themselves.
 //! - A hit writes to one word, the page's own: threads that touch different pages share nothing.
 #![forbid(unsafe_code)]
 
@@ -63,16 +64,19 @@ pub(crate) use wait::{LOCK_LIMIT, Patience};
 /// How a cache is made.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheConfig {
-    /// The most memory that it may use, in bytes, all of its own needs included. It is taken at once.
+    /// The most memory that it may use, in bytes, all of its own needs included. It is taken at
+    /// once.
     pub limit_bytes: usize,
     /// What decides which pages stay.
     pub policy: Policy,
-    /// From this share of dirty pages on, in percent, some are written back: in the background, or by writers.
+    /// From this share of dirty pages on, in percent, some are written back: in the background, or
+    /// by writers.
     pub background_percent: u8,
-    /// No more than this share of pages becomes dirty, in percent: writers wait for that, or write back first.
+    /// No more than this share of pages becomes dirty, in percent: writers wait for that, or write
+    /// back first.
     pub hard_percent: u8,
-    /// How long a page that another thread writes back is waited for. Longer than the device can take with all of its
-    /// deadlines and retries: then it does not end any more.
+    /// How long a page that another thread writes back is waited for. Longer than the device can
+    /// take with all of its deadlines and retries: then it does not end any more.
     pub wait_limit: Duration,
 }
 
@@ -88,8 +92,9 @@ impl Default for CacheConfig {
     }
 }
 
-/// What a page costs beside its bytes: a leaf of its own, which is the worst case (128), queues (32),
-/// detached frames (20), owner and flag (5), the ghosts (32), buckets (2), lists and free runs (25).
+/// What a page costs beside its bytes: a leaf of its own, which is the worst case (128), queues
+/// (32), detached frames (20), owner and flag (5), the ghosts (32), buckets (2), lists and free
+/// runs (25).
 const OVERHEAD_BYTES: usize = 244;
 /// The least that is of any use.
 const LEAST_FRAMES: usize = 64;
@@ -115,9 +120,9 @@ struct CacheInner {
     dirty_pages: CachePadded<AtomicIsize>,
     /// Pages that are being written back, of all files.
     in_writeback: CachePadded<AtomicUsize>,
-    /// For whoever writes back in the background.
+    /// Wakes the flusher thread.
     alarm: Alarm,
-    /// Somebody does, and it works.
+    /// A flusher thread runs, and its last writeback succeeded.
     background: AtomicBool,
     counters: Counters,
 }
@@ -211,14 +216,15 @@ impl Cache {
         self.0.hard_pages.saturating_sub(self.0.dirty())
     }
 
-    /// Pages that are being written back, by anybody.
+    /// Number of pages in writeback, by all threads.
     pub fn in_writeback(&self) -> usize {
         self.0.in_writeback.load(Acquire)
     }
 
-    /// Has somebody called who writes back in the background: when the background share is reached, and when the first page
-    /// becomes dirty after [`Cache::is_all_clean`] said so. By whoever makes a page dirty, so it must not take long. Only the
-    /// first one is called; false for others.
+    /// Sets the function that wakes the flusher thread: called when the background share is
+    /// reached, and when the first page becomes dirty after [`Cache::is_all_clean`] said so. The
+    /// thread that dirties the page calls it, so it must return quickly. It can be set once; false
+    /// when it is set already.
     pub fn when_dirty(&self, wake: impl Fn() + Send + Sync + 'static) -> bool {
         self.0.alarm.set(Box::new(wake))
     }
@@ -228,13 +234,14 @@ impl Cache {
         self.0.alarm.arm(&self.0.dirty_pages)
     }
 
-    /// Says whether somebody writes back in the background, and it works: then writers leave it to them, and wait where the
-    /// hard share is reached. Whoever says so goes on until less than the background share is dirty, or takes it back.
+    /// Sets whether a flusher thread runs and works. If so, writers leave writeback to it and wait
+    /// only at the hard share. The flusher writes until less than the background share is dirty, or
+    /// resets this.
     pub fn set_background(&self, works: bool) {
         self.0.background.store(works, Release);
     }
 
-    /// Whether somebody writes back in the background, and it works.
+    /// Whether a flusher thread runs and works.
     pub fn has_background(&self) -> bool {
         self.0.background.load(Acquire)
     }

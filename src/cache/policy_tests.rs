@@ -1,5 +1,6 @@
-//! Hit rates on three seeded traces, beside caches of other crates with the same room: W-TinyLFU (`mini-moka`) and
-//! Clock-PRO (`quick_cache`). Loops of other lengths are measured, too, and not asserted.
+//! Hit rates on three seeded traces, beside caches of other crates with the same room: W-TinyLFU
+//! (`mini-moka`) and Clock-PRO (`quick_cache`). Loops of other lengths are measured, too, and not
+//! asserted.
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};

@@ -1,11 +1,13 @@
-//! Which page goes when memory is wanted.
+//! Page replacement.
 //!
-//! [`Policy::S3Fifo`] has two queues: what is new waits in a small one, what proved itself by a second use, or by coming
-//! back soon after it was evicted (a ghost), lives in the main one. [`Policy::Clock`] has
-//! the main queue only. A hit writes to no queue: it counts in a byte beside the page's word, up to 3.
+//! [`Policy::S3Fifo`] has two queues. New pages enter a small one; pages that were used twice, or
+//! that come back soon after their eviction (ghosts), are in the main one. [`Policy::Clock`] has
+//! the main queue only. A hit changes no queue: it increments a byte beside the page's word, up to
+//! 3.
 //!
-//! What is new also goes to the main queue as long as there is room in it: so of a loop that is larger than the cache the
-//! main queue keeps a part, which nothing that is used as seldom drives out.
+//! New pages also go to the main queue while it is not full: of a loop that is larger than the
+//! cache the main queue then keeps a part, which pages that are used equally rarely do not
+//! displace.
 //!
 //! `policy_tests.rs` measures both, beside caches of other crates.
 
@@ -48,8 +50,8 @@ pub(super) struct Reclaim {
     /// For each frame, the slot that it was last put into.
     owner: Box<[AtomicU32]>,
     small_frames: usize,
-    /// Below this, the main queue takes what leaves the small one, used or not. It is less than what the small queue leaves
-    /// it: some frames are free, and they must not count as room.
+    /// Below this, the main queue takes what leaves the small one, used or not. It is less than
+    /// what the small queue leaves it: some frames are free, and they must not count as room.
     main_frames: usize,
     policy: Policy,
     ghosts: Ghosts,
@@ -70,7 +72,8 @@ impl Reclaim {
         }
     }
 
-    /// A frame is about to be put into a slot. Before it is there: afterwards it may be another's already.
+    /// A frame is about to be put into a slot. Before it is there: afterwards it may be another's
+    /// already.
     pub(super) fn set_owner(&self, frame: u32, slot: u32) {
         self.owner[frame as usize].store(slot, Relaxed);
     }
@@ -96,7 +99,8 @@ impl Reclaim {
 
     fn dequeue(&self, queue: &ArrayQueue<u32>) -> Option<u32> {
         let frame = queue.pop()?;
-        // Before anything is asked of it: whoever puts it into a slot from here on queues it again.
+        // Cleared before the frame is examined: a thread that puts it into a slot later queues it
+        // again.
         self.queued[frame as usize].swap(false, AcqRel);
         Some(frame)
     }
@@ -105,7 +109,7 @@ impl Reclaim {
     pub(super) fn victim(&self, pages: &PageTable, hash: impl Fn(u32) -> u64) -> Victim {
         // Every page is looked at a few times at most: its uses are counted down on the way.
         let mut budget = 4 * (self.small.len() + self.main.len()) + 16;
-        // Once round the small queue is enough: it may be full of what is dirty.
+        // One pass over the small queue is enough: all of its pages may be dirty.
         let mut round = self.small.len();
         while budget > 0 {
             budget -= 1;
@@ -167,7 +171,7 @@ impl Reclaim {
         Ok(self.evict(pages, frame, slot, look.ahead, &self.main))
     }
 
-    /// Takes a page; where somebody got hold of it since, it goes back to where it came from.
+    /// Evicts a page. A page that was pinned or modified since returns to its queue.
     fn evict(
         &self,
         pages: &PageTable,

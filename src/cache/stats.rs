@@ -1,4 +1,5 @@
-//! What is counted. Hits are counted by each thread for itself, and added up now and then.
+//! Page cache counters. Each thread counts its hits for itself and adds them to the totals in
+//! batches.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -6,7 +7,7 @@ use super::Cache;
 use crate::mem::pages::sync::atomic::AtomicU64;
 use crossbeam_utils::CachePadded;
 
-/// How a cache fares.
+/// Page cache counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CacheStats {
@@ -38,7 +39,7 @@ pub struct CacheStats {
     pub background: u64,
     /// Pages whose writing back failed.
     pub write_errors: u64,
-    /// Pages copied because somebody held on to them while they were written to.
+    /// Pages copied because they were pinned while they were written to.
     pub copied_on_write: u64,
 }
 
@@ -87,8 +88,9 @@ impl Counters {
     }
 }
 
-/// One thread's count of hits and misses, not shared while it counts. It also remembers where this thread found its last page:
-/// what is read or written in order lies in order in the cache, so the next one is often found without the index.
+/// Hit and miss counters of one thread, not shared while it counts, and the place of its last page:
+/// consecutive pages of a file are often neighbours in the cache, so the index is not needed for
+/// them.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub(super) hits: u64,
@@ -96,7 +98,8 @@ pub struct Tally {
     pub(super) guess: Guess,
 }
 
-/// How far leaves and frames are from where they would be if the file's first page were the cache's first.
+/// How far leaves and frames are from where they would be if the file's first page were the cache's
+/// first.
 #[derive(Debug, Default)]
 pub(super) struct Guess {
     leaf: u32,

@@ -184,10 +184,7 @@ fn views_keep_what_they_saw() {
             .iter()
             .all(|b| *b == 6)
     );
-    assert!(
-        file.view_mut(0, 10).is_some(),
-        "nobody holds on to the copy"
-    );
+    assert!(file.view_mut(0, 10).is_some(), "the copy is not pinned");
     drop((view, first));
     file.view_mut(100, 10).unwrap()[0] = 8;
     assert_eq!(
@@ -201,7 +198,8 @@ fn views_keep_what_they_saw() {
     assert_eq!(cache.stats().dirty_pages, 0);
 }
 
-/// A copy that is lent to be written to takes the page's place, whatever became of the page meanwhile.
+/// A copy that is lent to be written to takes the page's place, whatever became of the page
+/// meanwhile.
 #[test]
 fn mutable_views_are_put_over_what_is_there_when_they_end() {
     let cache = cache(64);
@@ -298,7 +296,8 @@ fn a_fill_that_was_overtaken_is_dropped() {
     assert_eq!(cache.stats().leaves, 0);
 }
 
-/// Threads read, write, evict, write back and invalidate the same pages; a page holds the same byte everywhere.
+/// Threads read, write, evict, write back and invalidate the same pages; a page holds the same byte
+/// everywhere.
 #[test]
 fn threads_never_see_half_of_anything() {
     let cache = cache(96);

@@ -20,8 +20,8 @@ const PAGE: u64 = PAGE_BYTES as u64;
 /// How long a direct write that may wait does so for mutable views of what it overwrites.
 const VIEW_LIMIT: Duration = Duration::from_secs(2);
 
-/// Bytes of a cached page. They do not change while this lives: who writes to the page meanwhile writes to a copy, which
-/// takes its place; so this is what the file held when it was lent.
+/// Bytes of a cached page. They do not change while this lives: a writer to the page writes to a
+/// copy that replaces it, so the view shows the content at the time when it was made.
 pub struct View<'a> {
     pin: Pin<'a>,
     from: usize,
@@ -43,10 +43,10 @@ impl fmt::Debug for View<'_> {
     }
 }
 
-/// Bytes of a cached page, to be written to. It is a copy of the page, which takes the page's place when this is dropped:
-/// until then others see what was there before, and none of them waits. Where the page was written to meanwhile, only the
-/// bytes of this view are put over it. A view that is leaked (`mem::forget`) writes nothing, and keeps its memory until
-/// the cache is gone.
+/// Bytes of a cached page, to be written to. It is a copy of the page, which takes the page's place
+/// when this is dropped: until then others see what was there before, and none of them waits. Where
+/// the page was written to meanwhile, only the bytes of this view are put over it. A view that is
+/// leaked (`mem::forget`) writes nothing, and keeps its memory until the cache is gone.
 pub struct ViewMut<'a> {
     file: &'a FileCache,
     page: u64,
@@ -97,7 +97,8 @@ impl fmt::Debug for ViewMut<'_> {
 /// Why no mutable view is lent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotLent {
-    /// The page, or what is needed of it, is not cached, or the filesystem must be asked first.
+    /// The page, or a needed part of it, is not cached, or the filesystem must supply the mapping
+    /// first.
     Missing,
     /// There is no frame for the copy.
     NoFrame,
@@ -114,7 +115,8 @@ pub(super) struct Lent {
 struct LentPages {
     /// How many views each page has.
     held: BTreeMap<u64, usize>,
-    /// Pages without a view whose mark was not to be taken away: another thread did not end writing to them.
+    /// Pages without a view whose mark was not to be taken away: another thread did not end writing
+    /// to them.
     marked: Vec<u64>,
 }
 
@@ -138,8 +140,8 @@ impl Lent {
         self.count.fetch_add(1, AcqRel);
     }
 
-    /// One fewer; calls `end` with the last one of a page, before another can be added, and, where that is false, again
-    /// with each one of the file that ends later.
+    /// One fewer; calls `end` with the last one of a page, before another can be added, and, where
+    /// that is false, again with each one of the file that ends later.
     fn remove(&self, page: u64, end: impl FnMut(u64) -> bool) {
         let mut pages = self.pages();
         if let Some(count) = pages.held.get_mut(&page) {
@@ -160,8 +162,8 @@ impl Lent {
 }
 
 impl FileCache {
-    /// Lends cached bytes from `pos` on: at most `len`, and at most to the end of the page or of the file. `None` where
-    /// they are not cached.
+    /// Lends cached bytes from `pos` on: at most `len`, and at most to the end of the page or of
+    /// the file. `None` where they are not cached.
     #[inline]
     pub fn view(&self, tally: &mut Tally, pos: u64, len: usize) -> Option<View<'_>> {
         let (page, from) = place(pos);
@@ -171,8 +173,9 @@ impl FileCache {
         Some(View { pin, from, to })
     }
 
-    /// Lends cached bytes to be written to, as [`FileCache::view`]. `None` where they are not cached, the filesystem must
-    /// be asked first (see [`FileCache::write_hit`]), or there is no frame for a copy of the page.
+    /// Lends cached bytes to be written to, as [`FileCache::view`]. `None` where they are not
+    /// cached, the filesystem must be asked first (see [`FileCache::write_hit`]), or there is no
+    /// frame for a copy of the page.
     pub fn view_mut(&self, pos: u64, len: usize) -> Option<ViewMut<'_>> {
         self.lend_mut(pos, len, Writing::Hit).ok()
     }
@@ -187,9 +190,10 @@ impl FileCache {
         let to = self.end_in_page(pos, from, len).ok_or(NotLent::Missing)?;
         let inner = self.0.cache.inner();
         let mut copy = inner.frames(1).ok_or(NotLent::NoFrame)?;
-        // Before the page is looked at: a direct write waits for this view, or this sees what it leaves.
+        // Before the page is looked at: a direct write waits for this view, or this sees what it
+        // leaves.
         self.0.lent.add(page);
-        // What is lent can be read too.
+        // A mutable view is also readable: its range must be up to date.
         let touched = self.0.touched(from, to);
         let pin = self.0.pin_slowly(page, touched);
         let fits =
@@ -212,12 +216,13 @@ impl FileCache {
     /// Waits until no mutable view of a range's pages is lent.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] with the position of a page of which one is held for longer than [`VIEW_LIMIT`].
+    /// [`ErrorKind::Busy`] with the position of a page of which one is held for longer than
+    /// [`VIEW_LIMIT`].
     pub(crate) fn await_views_mut(&self, range: Range<u64>) -> Result<(), Error> {
         self.views_mut_gone(range, VIEW_LIMIT)
     }
 
-    /// As [`FileCache::await_views_mut`], for somebody who does not wait.
+    /// As [`FileCache::await_views_mut`], without waiting.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] with the position of a page of which a mutable view is lent.
@@ -289,8 +294,9 @@ impl FileInner {
         ended
     }
 
-    /// A mutable view ends: its copy of the page takes the page's place, or, where that has changed or gone since, its
-    /// bytes are written as by any other write. What lies behind the end of the file by now is not written.
+    /// A mutable view ends: its copy of the page takes the page's place, or, where that has changed
+    /// or gone since, its bytes are written as by any other write. What lies behind the end of the
+    /// file by now is not written.
     fn put_view(&self, page: u64, range: Range<usize>, pin: Pin<'_>, copy: FrameRun) {
         let inner = self.cache.inner();
         let left = self.size_bytes.load(Acquire).saturating_sub(page * PAGE);
@@ -318,7 +324,8 @@ impl FileInner {
         }
     }
 
-    /// Writes a part of a page, of which `frame` holds the bytes as they were, and is the memory for what takes its place.
+    /// Writes a part of a page, of which `frame` holds the bytes as they were, and is the memory
+    /// for what takes its place.
     #[cold]
     fn write_view(&self, page: u64, range: Range<usize>, mut frame: FrameRun) -> Result<(), Error> {
         let inner = self.cache.inner();
@@ -370,8 +377,8 @@ impl FileInner {
     }
 }
 
-/// Puts a range's bytes over a page, of which these granules are up to date; those that the range touches and that are
-/// not come from the source as a whole.
+/// Puts a range's bytes over a page, of which these granules are up to date; those that the range
+/// touches and that are not come from the source as a whole.
 fn merge(to: &mut [u8], source: &[u8], range: &Range<usize>, touched: u8, uptodate: u8) {
     for granule in (0..PAGE_BYTES / GRANULE_BYTES).filter(|granule| touched >> granule & 1 != 0) {
         let all = granule * GRANULE_BYTES..(granule + 1) * GRANULE_BYTES;

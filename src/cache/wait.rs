@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
-/// How long a page that another thread writes to is waited for. It is locked for the time of a copy, so only a thread
-/// that does not get to run takes long.
+/// How long a page that another thread writes to is waited for. It is locked for the time of a
+/// copy, so only a thread that does not get to run takes long.
 pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// The first and the longest sleep between two looks.
 const FIRST_NAP: Duration = Duration::from_micros(20);
@@ -14,8 +14,9 @@ const LONGEST_NAP: Duration = Duration::from_millis(1);
 /// What a round of waiting counts for beyond twice its sleep, at most.
 const ROUND_LIMIT: Duration = Duration::from_millis(10);
 
-/// The time that a wait may still take. A round that took far longer than its sleep counts for a part of it: the process
-/// was stopped (by a signal, a freezer, a pause of the virtual machine), and so were the threads that are waited for.
+/// The time that a wait may still take. A round that took far longer than its sleep counts for a
+/// part of it: the process was stopped (by a signal, a freezer, a pause of the virtual machine),
+/// and so were the threads that are waited for.
 #[derive(Debug)]
 pub(super) struct Remaining(Duration);
 
@@ -39,8 +40,8 @@ impl Remaining {
     }
 }
 
-/// Waits for something that is over soon and that wakes nobody: yields the processor first, sleeps longer and longer
-/// then, and gives up after a limit.
+/// Waits for a short condition that has no wakeup: yields the processor first, then sleeps for
+/// increasing times, and gives up after a limit.
 #[derive(Debug)]
 pub(crate) struct Patience {
     backoff: Backoff,

@@ -1,4 +1,4 @@
-//! Threads that sleep until a page is written back, or let go of. Who ends that pays a fence and a load for them.
+//! Threads that sleep until a page's writeback or pin ends. Ending either costs a fence and a load.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -35,8 +35,8 @@ impl Waiters {
         self.count.load(Relaxed)
     }
 
-    /// Sleeps until `is_over` says so, which is asked after each [`Waiters::wake`]; false when that takes longer than
-    /// the limit, without the time in which the process is stopped.
+    /// Sleeps until `is_over` says so, which is asked after each [`Waiters::wake`]; false when that
+    /// takes longer than the limit, without the time in which the process is stopped.
     #[cold]
     pub(super) fn wait(&self, limit: Duration, mut is_over: impl FnMut() -> bool) -> bool {
         let mut remaining = Remaining::new(limit);
@@ -71,7 +71,7 @@ impl Waiters {
 
     #[cold]
     fn wake_all(&self) {
-        // Who has looked already sleeps once the lock can be had.
+        // A thread that has checked the condition already sleeps once the lock can be taken.
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
     }

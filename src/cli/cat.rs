@@ -46,8 +46,7 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
     failures.result()
 }
 
-/// Writes a file out.
-pub(super) fn one(
+fn one(
     volume: &Volume,
     io: &mut Io,
     path: &VolumePath,

@@ -39,7 +39,8 @@ impl Arena {
         Self::of(pages)
     }
 
-    /// Makes an arena of at least `len_bytes` (rounded up to 2 MiB) out of ordinary, if possible locked, pages.
+    /// Makes an arena of at least `len_bytes` (rounded up to 2 MiB) out of ordinary, if possible
+    /// locked, pages.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`] when the host has no memory or no device addresses are left.
@@ -51,8 +52,8 @@ impl Arena {
         Self::of(pages)
     }
 
-    /// As [`Arena::huge`] or [`Arena::ordinary`], of memory that can be handed to another process as a file:
-    /// see [`Arena::file`].
+    /// As [`Arena::huge`] or [`Arena::ordinary`], of memory that can be handed to another process
+    /// as a file: see [`Arena::file`].
     ///
     /// # Errors
     /// As theirs.
@@ -110,8 +111,8 @@ impl Arena {
 
     /// The whole of it, for operations of the kernel; kept mapped meanwhile.
     pub(crate) fn pinned(self: &Arc<Self>) -> PinnedMemory {
-        // SAFETY: the arena is one mapping of this length, and keeps it until it is dropped. What the kernel
-        // may fill is lent memory, which nobody reads meanwhile.
+        // SAFETY: the arena is one mapping of this length, and keeps it until it is dropped. The
+        // memory that the kernel may fill is lent, and no code reads lent memory.
         unsafe { PinnedMemory::new(self.base(), self.len_bytes(), Arc::<Self>::clone(self)) }
     }
 
@@ -141,7 +142,8 @@ static IOVAS: Mutex<IovaRanges> = Mutex::new(IovaRanges {
 const IOVA_FIRST: u64 = 1 << 32;
 const IOVA_END: u64 = 1 << 39;
 
-/// Next-fit over the whole space: a freed range is reused as late as possible, so that a stale DMA faults.
+/// Next-fit over the whole space: a freed range is reused as late as possible, so that a stale DMA
+/// faults.
 struct IovaRanges {
     /// Sorted `(start, len)`.
     taken: Vec<(u64, u64)>,

@@ -1,4 +1,4 @@
-//! Buffers that devices read and write, and who owns them when.
+//! DMA buffers, and their ownership.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -63,8 +63,8 @@ impl Segment {
     }
 }
 
-/// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer wide: it
-/// is handed through every layer with each operation.
+/// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer
+/// wide: it is handed through every layer with each operation.
 #[derive(Default)]
 pub struct DmaBuf(Option<Box<Cut>>);
 
@@ -78,14 +78,16 @@ struct Cut {
     heap: Arc<HeapInner>,
 }
 
-// SAFETY: a `Cut` is the only owner of its range of the arena (the heap hands each range out once), and
-// the arena stays mapped while the `Arc` lives; so moving it to another thread is moving a Box<[u8]>.
+// SAFETY: a `Cut` is the only owner of its range of the arena (the heap hands each range out once),
+// and the arena stays mapped while the `Arc` lives; so moving it to another thread is moving a
+// Box<[u8]>.
 unsafe impl Send for Cut {}
 // SAFETY: `&Cut` gives only `&[u8]` and plain values.
 unsafe impl Sync for Cut {}
 
 impl DmaBuf {
-    /// The buffer over `reserved_bytes` at `offset` of `arena`, which the heap just cut and nobody else has.
+    /// The buffer over `reserved_bytes` at `offset` of `arena`, which the heap just cut for it
+    /// alone.
     pub(super) fn cut(
         heap: Arc<HeapInner>,
         arena: Arc<Arena>,
@@ -96,7 +98,8 @@ impl DmaBuf {
         assert!(len_bytes <= reserved_bytes && offset + reserved_bytes <= arena.len_bytes());
         // SAFETY: offset is inside the arena's one mapping, asserted above.
         let base = unsafe { arena.base().add(offset) };
-        // SAFETY: len_bytes bytes from base lie inside the mapping (asserted), and belong to this cut alone.
+        // SAFETY: len_bytes bytes from base lie inside the mapping (asserted), and belong to this
+        // cut alone.
         unsafe { base.write_bytes(0, len_bytes) };
         let iova = arena.iova().offset(offset as u64);
         Self(Some(Box::new(Cut {
@@ -149,8 +152,8 @@ impl Deref for DmaBuf {
     #[inline]
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            // SAFETY: base..base+len_bytes is initialised (zeroed when cut), owned by this buffer alone, and
-            // no device writes to it: it is not lent.
+            // SAFETY: base..base+len_bytes is initialised (zeroed when cut), owned by this buffer
+            // alone, and no device writes to it: it is not lent.
             Some(cut) => unsafe { std::slice::from_raw_parts(cut.base.as_ptr(), cut.len_bytes) },
             None => &[],
         }
@@ -183,9 +186,9 @@ impl fmt::Debug for DmaBuf {
     }
 }
 
-/// A buffer that is with a device. It gives no access to its bytes.
+/// A buffer lent to a device. It gives no access to its bytes.
 ///
-/// Dropping it leaks the memory on purpose: nobody knows whether the device is done with it.
+/// Dropping it leaks the memory on purpose: the device may still access it.
 pub struct Lent(std::mem::ManuallyDrop<DmaBuf>);
 
 impl Lent {
@@ -226,7 +229,8 @@ impl Lent {
         ))
     }
 
-    /// Zeroes a range that no command in flight covers (a hole that was read). Out of range: nothing.
+    /// Zeroes a range that no command in flight covers (a hole that was read). Out of range:
+    /// nothing.
     pub(crate) fn zero(&mut self, range: Range<usize>) {
         let Some(cut) = &self.0.0 else { return };
         if range.start > range.end || range.end > cut.len_bytes {
@@ -234,13 +238,13 @@ impl Lent {
         }
         // SAFETY: range.start <= len_bytes, checked above.
         let start = unsafe { cut.base.add(range.start) };
-        // SAFETY: the range lies inside the buffer (checked above); the memory is ours, and no device
-        // writes to this part of it (the caller's promise).
+        // SAFETY: the range lies inside the buffer (checked above); the memory is ours, and no
+        // device writes to this part of it (the caller's promise).
         unsafe { start.write_bytes(0, range.end - range.start) };
     }
 
-    /// Copies `bytes` to `start`, where no command in flight covers the range (inline data that was read).
-    /// Out of range: nothing.
+    /// Copies `bytes` to `start`, where no command in flight covers the range (inline data that was
+    /// read). Out of range: nothing.
     pub(crate) fn fill(&mut self, start: usize, bytes: &[u8]) {
         let Some(cut) = &self.0.0 else { return };
         if start
@@ -251,8 +255,9 @@ impl Lent {
         }
         // SAFETY: start <= len_bytes, checked above.
         let to = unsafe { cut.base.add(start) };
-        // SAFETY: the range lies inside the buffer (checked above); the memory is ours and not borrowed, so
-        // `bytes` is elsewhere, and no device writes to this part of it (the caller's promise).
+        // SAFETY: the range lies inside the buffer (checked above); the memory is ours and not
+        // borrowed, so `bytes` is elsewhere, and no device writes to this part of it (the caller's
+        // promise).
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
     }
 

@@ -15,7 +15,8 @@ const GRAIN_BYTES: usize = 64;
 /// Whether arenas come from hugepages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
-    /// Hugepages where there are enough; otherwise ordinary memory, with one warning (`tracing`) a process.
+    /// Hugepages where there are enough; otherwise ordinary memory, with one warning (`tracing`) a
+    /// process.
     #[default]
     Prefer,
     /// Hugepages where there are enough; otherwise ordinary memory, silently.
@@ -35,8 +36,9 @@ pub struct HeapConfig {
     pub limit_bytes: usize,
     /// Whether arenas come from hugepages.
     pub huge_pages: HugePages,
-    /// Arenas are files in memory, which a device in another process can map. That process is trusted with what they
-    /// hold, buffers that a program reads included: it keeps its mapping as long as it likes.
+    /// Arenas are files in memory, which a device in another process can map. That process is
+    /// trusted with what they hold, buffers that a program reads included: it keeps its mapping as
+    /// long as it likes.
     pub shareable: bool,
 }
 
@@ -75,8 +77,8 @@ pub trait ArenaSource: Send + Sync {
     fn arena(&self, len_bytes: usize) -> Result<Arena>;
 }
 
-/// Memory for DMA. Cheap to clone; all clones share the arenas. Freed pieces are reused; arenas live as
-/// long as the heap and its buffers.
+/// Memory for DMA. Cheap to clone; all clones share the arenas. Freed pieces are reused; arenas
+/// live as long as the heap and its buffers.
 #[derive(Clone)]
 pub struct Heap(Arc<HeapInner>);
 
@@ -150,12 +152,12 @@ impl Heap {
         results.into_iter().collect()
     }
 
-    /// A zeroed buffer of exactly `len_bytes`, aligned to `align_bytes` (a power of two, at most 2 MiB) in
-    /// host and device addresses.
+    /// A zeroed buffer of exactly `len_bytes`, aligned to `align_bytes` (a power of two, at most 2
+    /// MiB) in host and device addresses.
     ///
     /// # Errors
-    /// [`ErrorKind::OutOfMemory`] at the heap's limit or the host's, [`ErrorKind::InvalidInput`] for an
-    /// alignment that cannot be had, and what an attached device says of a new arena.
+    /// [`ErrorKind::OutOfMemory`] at the heap's limit or the host's, [`ErrorKind::InvalidInput`]
+    /// for an alignment that cannot be had, and what an attached device says of a new arena.
     pub fn alloc(&self, len_bytes: usize, align_bytes: usize) -> Result<DmaBuf> {
         if !align_bytes.is_power_of_two() || align_bytes > HUGE_PAGE_BYTES {
             return Err(Error::new(
@@ -227,8 +229,8 @@ impl Heap {
 
 impl HeapInner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while holding the lock cannot leave the lists half-changed in a way that matters more
-        // than losing the memory for good.
+        // A panic while holding the lock cannot leave the lists half-changed in a way that matters
+        // more than losing the memory for good.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -271,7 +273,8 @@ impl HeapInner {
         Ok(())
     }
 
-    /// An arena of `want` bytes, or of fewer hugepages down to `need` before ordinary memory is used.
+    /// An arena of `want` bytes, or of fewer hugepages down to `need` before ordinary memory is
+    /// used.
     fn new_arena(&self, want: usize, need: usize) -> Result<Arena> {
         if let Some(source) = &self.source {
             return source.arena(want).or_else(|error| match want > need {
@@ -495,7 +498,7 @@ mod tests {
         heap.attach(Arc::new(Miser(Mutex::new(11 << 20)))).unwrap();
         let small = heap.alloc(4096, 4096).unwrap();
         assert_eq!(heap.reserved_bytes(), 8 << 20);
-        // Does not fit the first arena, nor what is left.
+        // Larger than the rest of the first arena.
         let error = heap.alloc(8 << 20, 4096).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfMemory);
         let more = heap.alloc((8 << 20) - 8192, 4096).unwrap();

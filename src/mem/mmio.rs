@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{memory_file, punch_hole};
 
-/// One 32-bit doorbell register, in a device's BAR or in the embedded controller's memory. Ringing it is
-/// a store: no call, no dispatch.
+/// One 32-bit doorbell register, in a device's BAR or in the embedded controller's memory. Ringing
+/// it is a store: no call, no dispatch.
 pub struct Doorbell {
     register: NonNull<AtomicU32>,
     /// Whatever must live so that the register stays mapped.
@@ -48,7 +48,8 @@ impl Doorbell {
     /// The doorbell at an address of mapped device memory.
     ///
     /// # Safety
-    /// `register` is aligned to 4 bytes and stays a valid, mapped 32-bit register while `keep` lives.
+    /// `register` is aligned to 4 bytes and stays a valid, mapped 32-bit register while `keep`
+    /// lives.
     pub unsafe fn at(register: NonNull<AtomicU32>, keep: Arc<dyn Any + Send + Sync>) -> Self {
         Self {
             register,
@@ -71,8 +72,8 @@ impl Doorbell {
 /// Where doorbells lie in a [`DoorbellArray`]'s file, in bytes: as in a BAR.
 pub const DOORBELLS_IN_FILE: usize = 0x1000;
 
-/// The doorbells of a controller that is no hardware: 32-bit words in a file in memory, which the driver of
-/// another process can map.
+/// The doorbells of a controller that is no hardware: 32-bit words in a file in memory, which the
+/// driver of another process can map.
 pub struct DoorbellArray {
     base: NonNull<AtomicU32>,
     words: usize,
@@ -135,8 +136,8 @@ impl DoorbellArray {
         })
     }
 
-    /// Gives the memory of the words back, which read as zeroes then. For words that nothing here uses any more, while
-    /// another process still has the file: what it touches is charged to it.
+    /// Gives the memory of the words back, which read as zeroes then. For words that nothing here
+    /// uses any more, while another process still has the file: what it touches is charged to it.
     pub(crate) fn give_back(&self) {
         if let Some(file) = &self.file {
             let len = self.mapped_bytes + DOORBELLS_IN_FILE;
@@ -145,8 +146,8 @@ impl DoorbellArray {
         }
     }
 
-    /// The file behind it, laid out as a BAR: the words, in whole pages, lie at [`DOORBELLS_IN_FILE`].
-    /// `None` where this process may not have files that long.
+    /// The file behind it, laid out as a BAR: the words, in whole pages, lie at
+    /// [`DOORBELLS_IN_FILE`]. `None` where this process may not have files that long.
     pub(crate) fn file(&self) -> Option<&File> {
         self.file.as_ref()
     }
@@ -157,9 +158,9 @@ impl Deref for DoorbellArray {
 
     #[inline]
     fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: as many words are mapped while `self` lives, zeroed and aligned to a page; the file's length is
-        // sealed, so they stay. Whoever maps it too can store any value, which is one of an AtomicU32; here
-        // they are only touched as atomics.
+        // SAFETY: as many words are mapped while `self` lives, zeroed and aligned to a page; the
+        // file's length is sealed, so they stay. Another process that maps it can store any value,
+        // and each is a valid AtomicU32; here the words are accessed only as atomics.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
     }
 }

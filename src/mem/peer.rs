@@ -12,7 +12,7 @@ use crate::units::Iova;
 /// Why memory of another process cannot be mapped.
 #[derive(Debug)]
 pub enum PeerFault {
-    /// The request makes no sense, or names what is not taken.
+    /// The request is malformed, or names something unsupported.
     Invalid(&'static str),
     /// A system call failed.
     System(io::Error),
@@ -26,9 +26,9 @@ impl From<io::Error> for PeerFault {
 
 /// A range of device addresses with memory of another process behind it, mapped here until dropped.
 ///
-/// The other process can change the bytes at any time, and can even take the memory away, so it is reached
-/// only by copies and atomic words (through [`super::DmaSpace`]). Memory that was taken away reads as zeroes
-/// from then on.
+/// The other process can change the bytes at any time, and can even take the memory away, so it is
+/// reached only by copies and atomic words (through [`super::DmaSpace`]). Memory that was taken
+/// away reads as zeroes from then on.
 #[derive(Debug)]
 pub struct PeerMemory {
     base: NonNull<u8>,
@@ -47,12 +47,14 @@ unsafe impl Send for PeerMemory {}
 unsafe impl Sync for PeerMemory {}
 
 impl PeerMemory {
-    /// Maps `len_bytes` from `offset_bytes` of a file that another process shares, to stand behind `iova`.
-    /// Only files in memory are taken (`memfd`, tmpfs, hugetlbfs): an access to any other could block.
+    /// Maps `len_bytes` from `offset_bytes` of a file that another process shares, to stand behind
+    /// `iova`. Only files in memory are taken (`memfd`, tmpfs, hugetlbfs): an access to any other
+    /// could block.
     ///
     /// # Errors
-    /// [`PeerFault::Invalid`] for another kind of file, a range that is not in whole pages, runs past
-    /// the file's end or past the last address; [`PeerFault::System`] when it cannot be mapped.
+    /// [`PeerFault::Invalid`] for another kind of file, a range that is not in whole pages, runs
+    /// past the file's end or past the last address; [`PeerFault::System`] when it cannot be
+    /// mapped.
     pub fn map(
         fd: BorrowedFd<'_>,
         offset_bytes: u64,
@@ -131,8 +133,8 @@ impl PeerMemory {
             missing_bytes: 0,
             guard: None,
         };
-        // SAFETY: whole pages that `memory` owns; it drops its guard before it unmaps, and is accessed only
-        // by copies through raw pointers, by system calls and by atomics.
+        // SAFETY: whole pages that `memory` owns; it drops its guard before it unmaps, and is
+        // accessed only by copies through raw pointers, by system calls and by atomics.
         memory.guard = Some(unsafe { Guard::new(base, len_bytes, Cover::Zeroes) }?);
         Ok(memory)
     }
@@ -152,8 +154,8 @@ impl PeerMemory {
         self.len_bytes
     }
 
-    /// Bytes whose memory is charged to the process that touches them first, should the file have none for them, now or
-    /// later.
+    /// Bytes whose memory is charged to the process that touches them first, should the file have
+    /// none for them, now or later.
     pub fn chargeable_bytes(&self) -> u64 {
         self.chargeable_bytes
     }
@@ -172,7 +174,7 @@ impl PeerMemory {
 impl Drop for PeerMemory {
     fn drop(&mut self) {
         self.guard = None;
-        // SAFETY: the mapping that `map` made (or what took its place); whoever accesses it keeps `self`.
+        // SAFETY: the mapping that `map` made (or its replacement); every accessor keeps `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len_bytes) };
     }
 }

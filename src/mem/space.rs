@@ -1,7 +1,8 @@
 //! The device's view of host memory: what an IOMMU is to real hardware.
 //!
-//! The embedded controller reaches host memory only through a [`DmaSpace`]: arenas of this process, or what
-//! another process shared ([`PeerMemory`]). A device address outside is a [`DmaFault`], never an access.
+//! The embedded controller reaches host memory only through a [`DmaSpace`]: arenas of this process,
+//! or what another process shared ([`PeerMemory`]). A device address outside is a [`DmaFault`],
+//! never an access.
 
 use std::fs::File;
 use std::io;
@@ -41,8 +42,8 @@ struct Region {
     iova: Iova,
     len_bytes: usize,
     base: NonNull<u8>,
-    /// References are counted for each device, and not with those of the arena: devices that work side by side would
-    /// contend for that cache line.
+    /// References are counted for each device, and not with those of the arena: devices that work
+    /// side by side would contend for that cache line.
     keep: Arc<CachePadded<Keep>>,
 }
 
@@ -57,13 +58,15 @@ fn counted(keep: Keep) -> Arc<CachePadded<Keep>> {
     Arc::new(CachePadded::new(keep))
 }
 
-// SAFETY: raw memory kept alive by the `Keep`; access is by copies and atomics, as a device does them.
+// SAFETY: raw memory kept alive by the `Keep`; access is by copies and atomics, as a device does
+// them.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl DmaSpace {
-    /// The host memory behind a device range, which must lie in one arena (or one mapping of a peer's).
+    /// The host memory behind a device range, which must lie in one arena (or one mapping of a
+    /// peer's).
     ///
     /// # Errors
     /// [`DmaFault`] for anything that is not mapped.
@@ -104,7 +107,7 @@ impl DmaSpace {
     /// Makes a peer's memory reachable, where it says.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when it overlaps what is mapped already.
+    /// [`ErrorKind::InvalidInput`] when it overlaps an existing mapping.
     pub fn map_peer(&self, memory: PeerMemory) -> Result<()> {
         let memory = Arc::new(memory);
         self.insert(Region {
@@ -125,8 +128,8 @@ impl DmaSpace {
             .any(|region| matches!(&**region.keep, Keep::Peer(memory) if memory.is_lost()))
     }
 
-    /// Makes a peer's memory unreachable, which was mapped with this very address and length; false when
-    /// there is none such.
+    /// Makes a peer's memory unreachable, which was mapped with this very address and length; false
+    /// when there is none such.
     pub fn unmap_peer(&self, iova: Iova, len_bytes: usize) -> bool {
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         let before = regions.len();
@@ -144,8 +147,8 @@ impl DmaSpace {
         self.foreign.store(false, Ordering::Relaxed);
     }
 
-    /// Where, inside of a device range, one mapping of a peer's may end and the next one begin: the length before
-    /// the first such place. Arenas never touch each other.
+    /// Where, inside of a device range, one mapping of a peer's may end and the next one begin: the
+    /// length before the first such place. Arenas never touch each other.
     pub fn edge_within(&self, iova: Iova, len_bytes: u64) -> Option<u64> {
         if !self.foreign.load(Ordering::Relaxed) {
             return None;
@@ -206,8 +209,8 @@ impl Mapper for DmaSpace {
 
 /// A range of mapped host memory, as a device uses it: by copies, and by atomic words for rings.
 ///
-/// The program does not touch memory that is with the device, so copies meet no other access; a program
-/// that breaks that rule (it cannot in safe code) gets torn data, as with real hardware.
+/// The program does not touch memory that is with the device, so copies meet no other access; a
+/// program that breaks that rule (it cannot in safe code) gets torn data, as with real hardware.
 #[derive(Debug)]
 pub struct DmaRange {
     base: NonNull<u8>,
@@ -227,8 +230,8 @@ impl DmaRange {
     /// Copies host memory into `to`, from the range's start; as many bytes as both have.
     pub fn copy_to(&self, to: &mut [u8]) {
         let len = to.len().min(self.len_bytes);
-        // SAFETY: both sides have at least len bytes; `to` is not DMA memory of this range (it is borrowed
-        // mutably, and lent memory cannot be borrowed).
+        // SAFETY: both sides have at least len bytes; `to` is not DMA memory of this range (it is
+        // borrowed mutably, and lent memory cannot be borrowed).
         unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr(), to.as_mut_ptr(), len) };
     }
 
@@ -312,8 +315,8 @@ impl DmaRange {
         if !at.is_aligned() {
             return None;
         }
-        // SAFETY: T is AtomicU32 or AtomicU64 (the two callers): any bytes are valid, the address is aligned
-        // and inside mapped memory, and the host touches ring memory by atomics only.
+        // SAFETY: T is AtomicU32 or AtomicU64 (the two callers): any bytes are valid, the address
+        // is aligned and inside mapped memory, and the host touches ring memory by atomics only.
         Some(unsafe { at.as_ref() })
     }
 }

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use super::buf::DmaBuf;
 use crate::units::Iova;
 
-/// A buffer that a device reads and writes at any time, touched only by atomic loads and stores of 32 and
-/// 64 bits (little-endian on the wire; the caller converts).
+/// A buffer that a device reads and writes at any time, touched only by atomic loads and stores of
+/// 32 and 64 bits (little-endian on the wire; the caller converts).
 ///
-/// All offsets are in bytes, must be multiples of the access size and inside the buffer: the accessors
-/// panic otherwise, as indexing does. Offsets come from the driver's own arithmetic, never from a device.
+/// All offsets are in bytes, must be multiples of the access size and inside the buffer: the
+/// accessors panic otherwise, as indexing does. Offsets come from the driver's own arithmetic,
+/// never from a device.
 #[derive(Debug)]
 pub struct SharedWords {
     base: NonNull<u8>,
@@ -27,7 +28,11 @@ unsafe impl Sync for SharedWords {}
 impl SharedWords {
     /// Shares `buf`, whose length must be a multiple of 8 bytes (it is aligned to 64).
     pub fn new(buf: DmaBuf) -> Self {
-        assert_eq!(buf.len() % 8, 0, "shared memory is made of 64-bit words");
+        assert_eq!(
+            buf.len() % 8,
+            0,
+            "the length of shared memory must be a multiple of 8 bytes"
+        );
         Self {
             base: buf.base(),
             len_bytes: buf.len(),
@@ -49,9 +54,10 @@ impl SharedWords {
 
     #[inline]
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `base` is the start of the buffer kept in `self`: aligned to 64 bytes, `len_bytes` long, and
-        // initialised. AtomicU64 has the layout of u64, any bytes are a valid value, and all access while
-        // `self` lives, ours and a device's, is atomic: the buffer's own bytes are never borrowed.
+        // SAFETY: `base` is the start of the buffer kept in `self`: aligned to 64 bytes,
+        // `len_bytes` long, and initialised. AtomicU64 has the layout of u64, any bytes are a valid
+        // value, and all access while `self` lives, ours and a device's, is atomic: the buffer's
+        // own bytes are never borrowed.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len_bytes / 8) }
     }
 
@@ -96,13 +102,13 @@ impl SharedWords {
         }
     }
 
-    /// Somebody else will want the line at this offset next: this processor's own caches give it to the one that all share,
-    /// where another finds it sooner. A hint; it changes nothing, and does nothing where it is not known.
+    /// CLDEMOTE hint: push the line at this offset to the shared cache level, for another CPU that
+    /// needs it next. It changes no data, and does nothing on processors without the instruction.
     #[inline]
     pub fn demote_line(&self, offset_bytes: usize) {
         let line = &raw const self.words()[offset_bytes / 8];
-        // SAFETY: the address is inside of the buffer; the instruction neither reads nor writes, and is one that does
-        // nothing on a processor without it.
+        // SAFETY: the address is inside of the buffer; the instruction neither reads nor writes,
+        // and is one that does nothing on a processor without it.
         unsafe {
             std::arch::asm!("cldemote [{}]", in(reg) line, options(nostack, preserves_flags));
         }

@@ -1,4 +1,5 @@
-//! Names and limits of what a controller offers (identify, section 5.17.2; NVM 2.1.4 for atomic writes).
+//! Names and limits of what a controller offers (identify, section 5.17.2; NVM 2.1.4 for atomic
+//! writes).
 
 use super::spec::{IdentifyController, IdentifyNamespace, NSFEAT_ATOMIC};
 
@@ -11,7 +12,8 @@ pub struct AtomicLimits {
     pub power_fail_blocks: u32,
     /// Of compare and write (ACWU, NACWU).
     pub compare_and_write_blocks: u32,
-    /// A write that crosses a multiple of so many blocks is not atomic (NABSN); 0 for no boundaries.
+    /// A write that crosses a multiple of so many blocks is not atomic (NABSN); 0 for no
+    /// boundaries.
     pub boundary_blocks: u32,
     /// The first block after a boundary (NABO).
     pub boundary_offset_blocks: u16,
@@ -29,7 +31,8 @@ impl AtomicLimits {
         }
     }
 
-    /// Those of a namespace: the sizes are the controller's unless it has its own, the boundaries are its own.
+    /// Those of a namespace: the sizes are the controller's unless it has its own, the boundaries
+    /// are its own.
     pub(super) fn of_namespace(data: &IdentifyNamespace, controller: Self) -> Self {
         // 0 is no boundary, and not one of a block.
         let boundary = |field: u16| match field {

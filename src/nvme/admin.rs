@@ -28,8 +28,8 @@ const ENTRIES: u32 = 32;
 /// Looks at the queue between two reads of CSTS: a register read crosses the bus.
 const LOOKS_PER_STATUS: u32 = 256;
 
-/// Why an admin command did not succeed. Anything but a status leaves the queue in doubt: the controller
-/// must be reset before the next one.
+/// Why an admin command did not succeed. Anything but a status leaves the queue in doubt: the
+/// controller must be reset before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     Status(StatusField),
@@ -162,8 +162,8 @@ impl Admin {
         }
     }
 
-    /// Puts a command into the ring and tells the device. There is room: one command at a time, and as many
-    /// event requests as leave a place.
+    /// Puts a command into the ring and tells the device. There is room: one command at a time, and
+    /// as many event requests as leave a place.
     fn push(&mut self, command: &Command) {
         let mut words = [0u64; 8];
         for (word, bytes) in words.iter_mut().zip(command.as_bytes().chunks_exact(8)) {
@@ -181,8 +181,8 @@ impl Admin {
         self.push(&request);
     }
 
-    /// Reaps at most one ring's worth; the answer to the command `cid` if it was among that. Ends of event
-    /// requests are kept.
+    /// Reaps at most one ring's worth; the answer to the command `cid` if it was among that. Ends
+    /// of event requests are kept.
     fn take_answer(
         &mut self,
         cid: Option<u16>,
@@ -225,8 +225,8 @@ impl Admin {
         }
     }
 
-    /// Asks for events (5.27.1.8), for all of the first set or, when that is refused, of the second, and
-    /// sends the requests for them: `most` at once.
+    /// Asks for events (5.27.1.8), for all of the first set or, when that is refused, of the
+    /// second, and sends the requests for them: `most` at once.
     pub(super) fn start_events(
         &mut self,
         port: &Port,
@@ -251,7 +251,8 @@ impl Admin {
         Ok(())
     }
 
-    /// Get log page (5.16), a part of it of at most a page of memory. Ends the masking of its events.
+    /// Get log page (5.16), a part of it of at most a page of memory. Ends the masking of its
+    /// events.
     pub(super) fn log_page(
         &mut self,
         port: &Port,
@@ -320,13 +321,14 @@ impl Admin {
         Ok(self.copy_of_data())
     }
 
-    /// Gives the controller the shadows of its doorbells (5.8), if it is to have them: after every enabling, before
-    /// I/O queues are created. A controller that refuses has none from then on.
+    /// Gives the controller the shadows of its doorbells (5.8), if it is to have them: after every
+    /// enabling, before I/O queues are created. A controller that refuses has none from then on.
     pub(super) fn give_shadows(&mut self, port: &Port, counters: &Counters) -> Result<(), Failure> {
         let Some(shadows) = self.shadows.clone() else {
             return Ok(());
         };
-        // Should the controller go by the shadow of this queue too, it finds this command there and no more.
+        // Should the controller go by the shadow of this queue too, it finds this command there and
+        // no more.
         self.sq.shadow_admin(&shadows, 1);
         self.cq.shadow_admin(&shadows);
         let (values, events) = shadows.iovas();
@@ -367,7 +369,8 @@ impl Admin {
         self.run(port, counters, command(ADM_GET_FEATURES, [feature, 0]))
     }
 
-    /// Creates a completion and a submission queue of the same id (5.3, 5.4); completions interrupt by `vector`.
+    /// Creates a completion and a submission queue of the same id (5.3, 5.4); completions interrupt
+    /// by `vector`.
     pub(super) fn create_pair(
         &mut self,
         port: &Port,

@@ -1,15 +1,16 @@
-//! A queue's doorbell: the register, and its shadow in memory where the controller wants one (section 5.8, Doorbell
-//! Buffer Config, and annex B.5).
+//! A queue's doorbell: the register, and its shadow in memory where the controller wants one
+//! (section 5.8, Doorbell Buffer Config, and annex B.5).
 //!
-//! A register write costs an emulated controller a trap. With shadow doorbells the host writes the value to memory,
-//! where the controller looks while it is awake; before it sleeps it says in an event index from which value on it
-//! wants to hear of it by the register.
+//! A register write costs an emulated controller a trap. With shadow doorbells the host writes the
+//! value to memory, where the controller looks while it is awake; before it sleeps it says in an
+//! event index from which value on it wants to hear of it by the register.
 //!
-//! No call is lost between the two. The host stores the value, then a full barrier, then loads the event index; the
-//! controller stores the event index, then a full barrier, then looks at the value once more. Of two such pairs at
-//! least one load sees the other's store: either the host sees the new index, and writes the register, or the
-//! controller sees the new value, and does not sleep. A controller that does not keep to it (emulators have not
-//! always) is called again by the watch ([`Bell::insist`]).
+//! No call is lost between the two. The host stores the value, then a full barrier, then loads the
+//! event index; the controller stores the event index, then a full barrier, then looks at the value
+//! once more. Of two such pairs at least one load sees the other's store: either the host sees the
+//! new index, and writes the register, or the controller sees the new value, and does not sleep. A
+//! controller that does not keep to it (emulators have not always) is called again by the watch
+//! ([`Bell::insist`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::error::Result;
 use crate::mem::{Doorbell, Heap, SharedWords};
 use crate::units::Iova;
 
-/// The two pages that a controller with shadow doorbells looks at. Each is laid out as the doorbell registers are.
+/// The two pages that a controller with shadow doorbells looks at. Each is laid out as the doorbell
+/// registers are.
 #[derive(Debug)]
 pub(super) struct Shadows {
     values: SharedWords,
@@ -93,7 +95,8 @@ impl Bell {
         self.shadow.is_some()
     }
 
-    /// Who is told is a program on another processor: what it is told of is better not kept in this one's own caches.
+    /// The doorbell is polled by another CPU (shadow doorbells): demote the cache lines after the
+    /// stores.
     #[inline]
     pub(super) fn is_heard_through_caches(&self) -> bool {
         self.through_caches
@@ -124,7 +127,7 @@ impl Bell {
             place,
             always,
         } = shadow;
-        // Release: whoever sees the value sees the entries.
+        // Release: a device that sees the value sees the entries.
         pages.values.store_u32_release(*place, new);
         fence(Ordering::SeqCst);
         let event = pages.events.load_u32(*place);
@@ -133,7 +136,8 @@ impl Bell {
         }
     }
 
-    /// Writes the register of a shadowed doorbell, asked or not: for a controller that seems not to have heard.
+    /// Writes the register of a shadowed doorbell, asked or not: for a controller that seems not to
+    /// have heard.
     #[cold]
     pub(super) fn insist(&self, value: u32) {
         if self.is_shadowed() {
@@ -163,8 +167,9 @@ impl fmt::Debug for Bell {
     }
 }
 
-/// Whether going from `old` to `new` passes the event index. Modulo 65,536, as the specification has it: for a
-/// ring that wraps, the way from `old` to its end and on from 0 is all of the values outside of it too.
+/// Whether going from `old` to `new` passes the event index. Modulo 65,536, as the specification
+/// has it: for a ring that wraps, the way from `old` to its end and on from 0 is all of the values
+/// outside of it too.
 fn is_wanted(event: u32, old: u32, new: u32) -> bool {
     let way = |from: u32| new.wrapping_sub(from) & 0xffff;
     way(event.wrapping_add(1)) < way(old)

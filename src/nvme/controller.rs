@@ -29,8 +29,8 @@ pub struct ControllerOptions {
     pub shutdown_timeout: Duration,
     /// Shadow doorbells are used where the controller offers them, as emulated ones do.
     pub shadow_doorbells: bool,
-    /// Scatter-gather lists are used for memory that physical region pages cannot say in one command, where the
-    /// controller offers them.
+    /// Scatter-gather lists are used for memory that physical region pages cannot say in one
+    /// command, where the controller offers them.
     pub sgl: bool,
 }
 
@@ -49,18 +49,20 @@ impl Default for ControllerOptions {
 /// How a queue pair is made.
 #[derive(Debug, Clone)]
 pub struct QueueOptions {
-    /// Chains, and commands, that can be outstanding at once; 1 to 4095. The controller may allow fewer:
-    /// see [`crate::block::Limits::depth`].
+    /// Chains, and commands, that can be outstanding at once; 1 to 4095. The controller may allow
+    /// fewer: see [`crate::block::Limits::depth`].
     pub depth: usize,
     /// Most segments in one chain.
     pub max_segments: usize,
-    /// Deadline of one command, after which it is aborted and, if that does not help, the controller reset.
+    /// Deadline of one command, after which it is aborted and, if that does not help, the
+    /// controller reset.
     pub timeout: Duration,
     /// How often one command is sent again, after a reset or an error that may pass.
     pub retries: u8,
     /// Refuse whatever would change the namespace.
     pub read_only: bool,
-    /// How [`crate::block::Queue::relax`] waits. Anything but polling takes an interrupt vector of the device.
+    /// How [`crate::block::Queue::relax`] waits. Anything but polling takes an interrupt vector of
+    /// the device.
     pub wait: Wait,
     /// The blocks that the queue may access.
     pub range: BlockRange,
@@ -93,7 +95,8 @@ pub struct Stats {
     pub stale_completions: u64,
     /// Commands that missed their deadline, admin commands included.
     pub timeouts: u64,
-    /// Sleeps that ended by the clock although a completion was there: its interrupt was lost, or very late.
+    /// Sleeps that ended by the clock although a completion was there: its interrupt was lost, or
+    /// very late.
     pub lost_interrupts: u64,
     /// Asynchronous events that the controller reported.
     pub events: u64,
@@ -133,8 +136,8 @@ pub(super) struct Counters {
 /// The generation of a controller that is gone for good.
 pub(super) const GONE: u64 = u64::MAX;
 
-/// The generation counts resets above this bit, and changes of namespaces below, from bit 1 on. Bit 0: a
-/// reset is going on.
+/// The generation counts resets above this bit, and changes of namespaces below, from bit 1 on. Bit
+/// 0: a reset is going on.
 const RESET_STEP: u64 = 1 << 32;
 const NAMESPACES_STEP: u64 = 2;
 const RESETTING: u64 = 1;
@@ -151,8 +154,9 @@ const RESET_TRIES: usize = 2;
 ///
 /// Dropping it (its queues hold it too) shuts the controller down and unmaps the heap.
 pub struct Controller {
-    /// Changes with every reset and every change of a namespace; queues made before a reset do not exist any
-    /// more ([`same_rings`]). [`GONE`]: there is no controller any more. Changed under the admin lock only.
+    /// Changes with every reset and every change of a namespace; queues made before a reset do not
+    /// exist any more ([`same_rings`]). [`GONE`]: there is no controller any more. Changed under
+    /// the admin lock only.
     generation: AtomicU64,
     pub(super) port: Port,
     name: String,
@@ -173,8 +177,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] or [`ErrorKind::DeviceGone`] saying what did not happen,
-    /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`] for a controller that cannot be driven, by name
-    /// of the reason.
+    /// [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`] for a controller that cannot be driven,
+    /// by name of the reason.
     pub fn open(
         device: Arc<dyn Device>,
         heap: &Heap,
@@ -193,7 +197,8 @@ impl Controller {
         let port = Port::new(device)?;
         // What an earlier owner left running must stop before our memory is mapped.
         port.disable()?;
-        // Before the first allocation: how much the device's host can pin decides how large arenas are.
+        // Before the first allocation: how much the device's host can pin decides how large arenas
+        // are.
         heap.attach(Arc::clone(&mapper))?;
         let admin = Admin::new(&port, heap, options.admin_timeout).inspect_err(|_| {
             // Of memory that no device was told of.
@@ -297,9 +302,9 @@ impl Controller {
     /// A queue pair on a namespace, for one thread.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] for a namespace that is not there, [`ErrorKind::Unsupported`] for one that
-    /// cannot be used, [`ErrorKind::InvalidInput`] for options, [`ErrorKind::OutOfMemory`] when the
-    /// controller has no queue left or the heap no memory.
+    /// [`ErrorKind::NotFound`] for a namespace that is not there, [`ErrorKind::Unsupported`] for
+    /// one that cannot be used, [`ErrorKind::InvalidInput`] for options, [`ErrorKind::OutOfMemory`]
+    /// when the controller has no queue left or the heap no memory.
     pub fn queue(self: &Arc<Self>, nsid: u32, options: QueueOptions) -> Result<QueuePair> {
         QueuePair::open(self, nsid, &options)
             .map_err(|error| error.during("open queue").on_device(self.name()))
@@ -310,12 +315,13 @@ impl Controller {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The slow path's lock. What a panic left half-done there is in doubt no more than after a timeout.
+    /// The slow path's lock. What a panic left half-done there is in doubt no more than after a
+    /// timeout.
     pub(super) fn admin(&self) -> MutexGuard<'_, Admin> {
         self.admin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock if nobody has it: polls do not wait for another thread's recovery.
+    /// The lock, if it is free: polls do not wait for another thread's recovery.
     pub(super) fn try_admin(&self) -> Option<MutexGuard<'_, Admin>> {
         match self.admin.try_lock() {
             Ok(guard) => Some(guard),
@@ -324,9 +330,9 @@ impl Controller {
         }
     }
 
-    /// Disables and enables the controller. All its I/O queues are gone then, and nothing of theirs is used
-    /// by the device any more; their owners see the new generation. When it fails the controller is
-    /// [`GONE`].
+    /// Disables and enables the controller. All its I/O queues are gone then, and nothing of theirs
+    /// is used by the device any more; their owners see the new generation. When it fails the
+    /// controller is [`GONE`].
     #[cold]
     pub(super) fn reset(&self, admin: &mut Admin) -> Result<()> {
         let before = self.generation();
@@ -334,8 +340,8 @@ impl Controller {
             return Err(Error::new(ErrorKind::DeviceGone, "the controller is gone"));
         }
         self.counters.resets.add(1);
-        // Owners that look now stop ringing; a doorbell that is rung all the same is of a queue that does
-        // not exist, and is ignored by the device.
+        // Owners that look now stop ringing; a doorbell that is rung all the same is of a queue
+        // that does not exist, and is ignored by the device.
         self.generation.store(before | RESETTING, Ordering::Release);
         let result = self.restart(admin);
         match result {
@@ -416,8 +422,8 @@ impl Controller {
         self.generation.store(GONE, Ordering::Release);
     }
 
-    /// Whether memory that the device was given may never be reused. True only for a controller that is
-    /// gone.
+    /// Whether memory that the device was given may never be reused. True only for a controller
+    /// that is gone.
     pub(super) fn dma_is_loose(&self) -> bool {
         self.dma_loose.load(Ordering::Relaxed)
     }
@@ -430,7 +436,8 @@ impl Drop for Controller {
             let _ = self.heap.detach(&self.mapper);
             self.dma_loose.load(Ordering::Relaxed)
         } else {
-            // A shutdown that fails leaves the device as a power cut would; nobody is there to be told.
+            // A failed shutdown leaves the device as a power cut does, and `drop` cannot return an
+            // error.
             let _ = self.port.shut_down(self.options.shutdown_timeout);
             let stopped = self.port.disable().is_ok() || self.port.device.stop_dma().is_ok();
             let unmapped = self.heap.detach(&self.mapper).is_ok();

@@ -1,8 +1,8 @@
-//! Asynchronous events (section 5.2): requests that wait on the admin queue, and what their ends mean.
+//! Asynchronous events (section 5.2): requests that wait on the admin queue, and their completions.
 //!
-//! Nobody waits for an event. Each owner of a queue looks now and then, when it looks at the clock, and a
-//! program looks when it asks for [`Controller::events`]. A device that raises them without end is listened
-//! to [`MOST_A_SECOND`] times a second.
+//! No thread waits for an event. Each owner of a queue checks when it reads the clock, and a
+//! program checks when it calls [`Controller::events`]. A device that raises events without end is
+//! handled [`MOST_A_SECOND`] times a second.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -41,9 +41,9 @@ const WARNINGS_WANTED: u32 = 0x1f;
 pub enum Event {
     /// SMART: a critical warning.
     Health {
-        /// Critical Warning, byte 0 of the SMART log page (bit 0 spare, 1 temperature, 2 reliability,
-        /// 3 read-only, 4 backup, 5 persistent memory); 0 when the warning has passed, or the log could not
-        /// be read.
+        /// Critical Warning, byte 0 of the SMART log page (bit 0 spare, 1 temperature, 2
+        /// reliability, 3 read-only, 4 backup, 5 persistent memory); 0 when the warning has passed,
+        /// or the log could not be read.
         critical_warning: u8,
         /// Composite temperature in kelvins; `None` where it is not known.
         temperature_k: Option<u16>,
@@ -54,8 +54,8 @@ pub enum Event {
     Error {
         /// The kind of error: event information of section 5.2.1.
         information: u8,
-        /// Status code type and status code of the newest entry of the error log; `None` where the log
-        /// could not be read.
+        /// Status code type and status code of the newest entry of the error log; `None` where the
+        /// log could not be read.
         status: Option<(u8, u8)>,
         /// Submission queue of that entry.
         queue: Option<u16>,
@@ -81,7 +81,8 @@ pub enum Event {
         /// Its size now, in bytes.
         to_bytes: u64,
     },
-    /// A namespace has another format, or another namespace has its id. What was open on it is of no use.
+    /// A namespace has another format, or another namespace has its id. What was open on it is of
+    /// no use.
     NamespaceReplaced {
         /// Its id.
         nsid: u32,
@@ -234,7 +235,7 @@ impl Requests {
         if entry.status().is_success() {
             self.raised.push_back(EventWord(word));
         } else {
-            // Aborted, or more than it bears: not sent again.
+            // Aborted, or over the controller's limit: not sent again.
             self.wanted = self.wanted.saturating_sub(1);
         }
         true
@@ -279,15 +280,15 @@ impl Admin {
 }
 
 impl Controller {
-    /// What the controller reported since the last call, oldest first. It is asked when nobody else is
-    /// talking to it; never waits for anything but the controller's answers.
+    /// Events since the last call, oldest first. Polls the admin queue unless another thread uses
+    /// it; waits for nothing but the controller's answers.
     pub fn events(&self) -> Vec<Event> {
         self.look_for_events();
         self.kept().events.drain(..).collect()
     }
 
-    /// A look at the admin queue, unless somebody else is at it. May reset the controller: when it is
-    /// confused, or when a namespace in use is not what it was.
+    /// Polls the admin queue, unless another thread uses it. May reset the controller: when its
+    /// state is inconsistent, or when a namespace in use was replaced.
     pub(super) fn look_for_events(&self) {
         if let Some(mut admin) = self.try_admin()
             && !self.is_gone()
@@ -299,8 +300,8 @@ impl Controller {
         }
     }
 
-    /// Looks into the events that came, and asks for the next. True when a namespace in use is not what it
-    /// was.
+    /// Looks into the events that came, and asks for the next. True when a namespace in use is not
+    /// what it was.
     fn hear(&self, admin: &mut Admin) -> Result<bool, Failure> {
         admin.reap_events(&self.counters)?;
         let mut replaced = false;
@@ -341,7 +342,7 @@ impl Controller {
                     revision: slots.map(active_revision).unwrap_or_default(),
                 }
             }
-            // Its log page is not read: nobody here knows what that would do.
+            // Its log page is not read: the effect of that is unknown.
             (kind, information) => Event::Other {
                 kind,
                 information,
@@ -361,7 +362,7 @@ impl Controller {
                 .take_while(|&id| id != 0)
                 .collect()
         });
-        // All ones: more changed than the list holds. Nothing: somebody else has read it.
+        // All ones: more changed than the list holds. Empty: another host has read it.
         let named = named.filter(|ids| ids.first().is_some_and(|&id| id != u32::MAX));
         let before = self.info();
         let mut now = ControllerInfo::clone(&before);
@@ -369,9 +370,9 @@ impl Controller {
         Ok(self.adopt(admin, now))
     }
 
-    /// Makes `now` what is known of the controller, and keeps an event for each namespace that changed. True
-    /// when one that is in use is not what it was: the controller must then be reset, so that no command
-    /// made for it runs any more.
+    /// Stores `now` as the controller's properties, and records an event for each namespace that
+    /// changed. True when one in use was replaced: the controller must then be reset, so that no
+    /// command made for the old one still runs.
     pub(super) fn adopt(&self, admin: &Admin, now: ControllerInfo) -> bool {
         let before = self.info();
         let mut replaced = false;
@@ -439,7 +440,7 @@ fn active_revision(slots: FirmwareSlots) -> String {
     found.map(|(_, revision)| revision).unwrap_or_default()
 }
 
-/// What a controller refuses to tell is left out; everything else that goes wrong goes on.
+/// Turns a refused command into `None`; other failures stay errors.
 fn unless_refused<T>(result: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match result {
         Ok(value) => Ok(Some(value)),

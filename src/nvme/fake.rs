@@ -1,6 +1,6 @@
-//! A scripted device for the driver's own tests: small, obedient, and as hostile as a test's script makes
-//! it. It works in `relax`, on a clock of its own. The embedded controller is the real thing; this one says
-//! what no real thing would.
+//! A scripted device for the driver's own tests: small, obedient, and as hostile as a test's script
+//! makes it. It works in `relax`, on a clock of its own. The embedded controller is the real thing;
+//! this one says what no real thing would.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -29,8 +29,8 @@ pub(super) struct Answer {
     pub(super) wrong_phase: bool,
 }
 
-/// Sees every command (queue id, entry, the honest answer) and says what is posted: nothing, the answer,
-/// or any number of other things.
+/// Called with every command (queue id, entry, the correct answer). Returns the completions to
+/// post: none, the answer, or any number of others.
 pub(super) type Script = Box<dyn FnMut(u16, &Command, Answer) -> Vec<Answer> + Send>;
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
-//! Learning what a controller and its namespaces are (identify, section 5.17), at bring-up, after a reset,
-//! and when the controller says that something changed.
+//! Learning what a controller and its namespaces are (identify, section 5.17), at bring-up, after a
+//! reset, and when the controller says that something changed.
 
 use zerocopy::FromBytes;
 
@@ -28,8 +28,8 @@ const IDS_AT_ONCE: usize = IDENTIFY_BYTES / 4;
 const SECOND_LOOKS: usize = 3;
 
 impl Controller {
-    /// Identifies the controller, all its namespaces, and its volatile write cache. The granted queues are
-    /// left out.
+    /// Identifies the controller, all its namespaces, and its volatile write cache, but does not
+    /// ask for the number of granted queues.
     pub(super) fn learn(&self, admin: &mut Admin) -> Result<ControllerInfo> {
         let bytes = self
             .identify(admin, CNS_CONTROLLER, 0)
@@ -101,8 +101,8 @@ impl Controller {
         admin.identify(&self.port, &self.counters, cns, nsid)
     }
 
-    /// The active namespaces, ids ascending and at most `highest`, and whether there are more than are
-    /// looked at.
+    /// The active namespaces, ids ascending and at most `highest`, and whether there are more than
+    /// are looked at.
     fn active_namespaces(&self, admin: &mut Admin, highest: u32) -> Result<(Vec<u32>, bool)> {
         let mut ids: Vec<u32> = Vec::new();
         loop {
@@ -143,7 +143,7 @@ impl Controller {
         }
     }
 
-    /// Identifies one namespace. What differs from what is known is read again before it is believed.
+    /// Identifies one namespace. Data that differs from the known is read again before it is used.
     fn identify_namespace(
         &self,
         admin: &mut Admin,

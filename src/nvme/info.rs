@@ -1,4 +1,5 @@
-//! What a controller says of itself (identify, section 5.17), checked before anything is built on it.
+//! What a controller says of itself (identify, section 5.17), checked before anything is built on
+//! it.
 
 use std::fmt;
 
@@ -10,8 +11,8 @@ use super::spec::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// A controller, as it described itself last: at bring-up, after a reset, or when it said that a namespace
-/// changed.
+/// A controller, as it described itself last: at bring-up, after a reset, or when it said that a
+/// namespace changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ControllerInfo {
     /// The device's name for messages.
@@ -64,7 +65,8 @@ pub struct ControllerInfo {
     pub queues: u16,
     /// There is a volatile write cache, and it is on.
     pub volatile_write_cache: bool,
-    /// Doorbells have shadows in memory, which spares an emulated controller the traps of register writes.
+    /// Doorbells have shadows in memory, which spares an emulated controller the traps of register
+    /// writes.
     pub shadow_doorbells: bool,
     /// Scatter-gather lists are offered.
     pub sgl: bool,
@@ -111,7 +113,7 @@ impl fmt::Display for Version {
 /// A format that a namespace can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FormatInfo {
-    /// Bytes of a block; 0 when the format is not available, or its size is beyond belief.
+    /// Block size in bytes; 0 when the format is unavailable or outside the supported range.
     pub block_bytes: u32,
     /// Metadata bytes of a block.
     pub metadata_bytes: u16,
@@ -160,8 +162,8 @@ impl NamespaceInfo {
         self.blocks.saturating_mul(u64::from(self.block_bytes))
     }
 
-    /// Whether commands made for `self` mean the same on `now`: the same namespace, in the same format. Its
-    /// size may differ.
+    /// Whether commands made for `self` mean the same on `now`: the same namespace, in the same
+    /// format. Its size may differ.
     pub(super) fn is_still(&self, now: &Self) -> bool {
         self.nsid == now.nsid
             && self.block_bytes == now.block_bytes
@@ -175,8 +177,8 @@ impl NamespaceInfo {
 /// The largest MDTS shift, in bytes, that is believed: a limit of 2 GiB.
 const MAX_TRANSFER_SHIFT: u32 = 31;
 
-/// Checks identify controller. What depends on features (queues, write cache) and on namespaces is filled
-/// in by the caller.
+/// Checks identify controller. What depends on features (queues, write cache) and on namespaces is
+/// filled in by the caller.
 pub(super) fn parse_controller(
     device: &str,
     cap: Capabilities,
@@ -255,14 +257,15 @@ fn said<T: Default + PartialEq>(value: T) -> Option<T> {
     (value != T::default()).then_some(value)
 }
 
-/// Bytes of a block whose size is a power of two; 0 for none, and for what is beyond belief.
+/// Block size in bytes from its power of two; 0 outside the supported range (512 B to 64 KiB).
 fn block_bytes(shift: u8) -> u32 {
     1u32.checked_shl(shift.into())
         .filter(|_| shift >= 9)
         .unwrap_or(0)
 }
 
-/// Describes a namespace, with the reason when it cannot be used. `atomic` are the controller's limits.
+/// Describes a namespace, with the reason when it cannot be used. `atomic` are the controller's
+/// limits.
 pub(super) fn parse_namespace(
     nsid: u32,
     data: &IdentifyNamespace,
@@ -338,9 +341,9 @@ fn reason_against(info: &NamespaceInfo, data: &IdentifyNamespace) -> Option<Stri
     None
 }
 
-/// The command set in a namespace's list of identification descriptors; the NVM command set when none is
-/// named. A descriptor is its type, its length, two reserved bytes, and as many bytes as the length says; a
-/// length of 0 ends the list.
+/// The command set in a namespace's list of identification descriptors; the NVM command set when
+/// none is named. A descriptor is its type, its length, two reserved bytes, and as many bytes as
+/// the length says; a length of 0 ends the list.
 pub(super) fn parse_command_set(list: &[u8]) -> u8 {
     let mut rest = list;
     while let [kind, len, _, _, behind @ ..] = rest

@@ -17,7 +17,7 @@ pub const DATA_UNIT_BYTES: u128 = 512_000;
 /// SMART / health information of a controller, all namespaces together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmartInfo {
-    /// What is critical now.
+    /// Critical warnings now.
     pub critical_warning: CriticalWarning,
     /// Composite temperature in kelvins; 0 where it is not said.
     pub temperature_k: u16,
@@ -115,7 +115,8 @@ pub struct ErrorEntry {
     pub status: StatusField,
     /// The phase that its completion had.
     pub phase: bool,
-    /// Byte (bits 0 to 7) and bit (bits 8 to 10) of the wrong parameter; `None` where there is none.
+    /// Byte (bits 0 to 7) and bit (bits 8 to 10) of the wrong parameter; `None` where there is
+    /// none.
     pub parameter_location: Option<u16>,
     /// First block that failed, where that makes sense.
     pub lba: u64,
@@ -125,9 +126,9 @@ pub struct ErrorEntry {
     pub vendor_log: u8,
     /// Transport type.
     pub transport: u8,
-    /// What is specific to the command.
+    /// Command-specific information.
     pub command_specific: u64,
-    /// What is specific to the transport.
+    /// Transport-specific information.
     pub transport_specific: u16,
 }
 
@@ -197,7 +198,8 @@ impl Controller {
         Ok(SmartInfo::of(&log))
     }
 
-    /// The newest entries of the error log, at most `most`, newest first. Ends the masking of error events.
+    /// The newest entries of the error log, at most `most`, newest first. Ends the masking of error
+    /// events.
     ///
     /// # Errors
     /// What the controller says, or that it does not answer (it is then reset).

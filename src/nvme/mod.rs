@@ -1,10 +1,11 @@
 //! The polled NVMe driver.
 //!
-//! Layer 3, safe code throughout. It is written against [`crate::device::Device`]; specification section
-//! numbers are those of the NVMe base specification 2.0c and the NVM command set specification 1.0c.
+//! Layer 3, safe code throughout. It is written against [`crate::device::Device`]; specification
+//! section numbers are those of the NVMe base specification 2.0c and the NVM command set
+//! specification 1.0c.
 //!
-//! [`Controller::open`] brings a controller up; [`Controller::queue`] makes one [`QueuePair`] for each
-//! thread, which is a [`crate::block::Queue`].
+//! [`Controller::open`] brings a controller up; [`Controller::queue`] makes one [`QueuePair`] for
+//! each thread, which is a [`crate::block::Queue`].
 #![forbid(unsafe_code)]
 
 mod abilities;

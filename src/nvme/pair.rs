@@ -1,9 +1,9 @@
-//! A queue pair: one thread's way to a namespace. This file is the hot path: submit, poll, and nothing that
-//! locks, allocates, calls the system or reads a clock. What goes wrong is looked after in `recovery`.
+//! A queue pair: one thread's access to a namespace. This file is the hot path, submit and poll: no
+//! lock, allocation, system call or clock read. `recovery` handles failures.
 //!
-//! Each command has a tracker, named by the command id's low bits. The high bits count the tracker's uses, so
-//! that a completion of an earlier use is seen for what it is. A chain (the caller's work) that is one read
-//! or write, as most are, needs nothing more; any other has a slot too, and its trackers name it.
+//! Each command has a tracker, named by the command id's low bits. The high bits count the
+//! tracker's uses, so that a stale completion of an earlier use is detected. A chain (the caller's
+//! request) that is one read or write, as most are, needs only a tracker; others have a slot, too.
 
 use std::sync::Arc;
 
@@ -37,15 +37,16 @@ const RELAX_WEIGHT: u32 = 64;
 
 /// A submission and a completion queue on one namespace. Belongs to one thread at a time.
 ///
-/// Dropping it waits, bounded by the deadline of a command, for what is outstanding, and deletes the queues.
+/// Dropping it waits for in-flight commands, bounded by the deadline of a command, and deletes the
+/// queues.
 pub struct QueuePair {
     pub(super) sq: SubmissionRing,
     pub(super) cq: CompletionRing,
     /// The controller's generation that these rings belong to.
     pub(super) generation: u64,
     pub(super) controller: Arc<Controller>,
-    /// Polls until the next look at the clock; 0 asks for attention at once. It is 0 whenever a chain waits or
-    /// has ended elsewhere than in `reap`, and when the controller is gone.
+    /// Polls until the next look at the clock; 0 asks for attention at once. It is 0 whenever a
+    /// chain waits or has ended elsewhere than in `reap`, and when the controller is gone.
     pub(super) countdown: u32,
     pub(super) free_tracker: u16,
     pub(super) free_slot: u16,
@@ -67,8 +68,8 @@ pub struct QueuePair {
     pub(super) limits: Limits,
     /// The blocks of the namespace that chains count in.
     pub(super) range: BlockRange,
-    /// The most blocks of a chain that [`Queue::submit`] sends as it is: not more than a command may have,
-    /// nor than the range has.
+    /// The most blocks of a chain that [`Queue::submit`] sends as it is: not more than a command
+    /// may have, nor than the range has.
     pub(super) most_plain_blocks: u32,
     /// A page for each tracker: its PRP list, or its dataset management range.
     pub(super) lists: SharedWords,
@@ -109,7 +110,7 @@ impl Queue for QueuePair {
         // Nothing here calls anything: the compiler then saves no registers.
         let nlb = one.blocks.wrapping_sub(1);
         let segment = one.segment;
-        // With a countdown of 0 something may wait; otherwise every outstanding chain has a tracker at least.
+        // With a countdown of 0 chains may wait; otherwise every in-flight chain has a tracker.
         if self.countdown != 0
             // Not zero either.
             && nlb < u64::from(self.most_plain_blocks)
@@ -198,7 +199,8 @@ impl Queue for QueuePair {
 }
 
 impl QueuePair {
-    /// Whatever is not one read or write: several commands, other operations, and what is refused.
+    /// Requests other than a single read or write: several commands, other operations, invalid
+    /// ones.
     #[cold]
     fn submit_slowly(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
         if self.watch.replaced {
@@ -334,7 +336,7 @@ impl QueuePair {
         true
     }
 
-    /// Goes on with the chains that found too few trackers, in their order.
+    /// Continues, in order, with the chains that found too few trackers.
     fn issue_waiting(&mut self) {
         while self.waiting.head != NONE {
             let index = self.waiting.head;
@@ -447,8 +449,9 @@ impl QueuePair {
         (prp, 0, cdw10_11, cdw12)
     }
 
-    /// Takes completions, and hands over the chains that they end. Bounded whatever the device posts: each
-    /// entry ends a command, or uses up one of its retries, or is one of the few stale ones that are borne.
+    /// Reaps completions and delivers the chains that they end. Bounded whatever the device posts:
+    /// each entry ends a command, uses up one of its retries, or counts against the limit of stale
+    /// ones.
     #[inline(never)]
     fn reap(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         let GiveBack(pair) = &mut GiveBack(self);
@@ -478,12 +481,12 @@ impl QueuePair {
         count
     }
 
-    /// Takes the entry at the head if it is what nearly all are: the good end of a chain of one command.
+    /// Fast path: reaps the entry at the head if it is the success of a chain of one command.
     #[inline(always)]
     fn take_plain(&mut self, entry: Entry) -> Option<Token> {
         let cid = entry.cid();
         let at = cid & self.cid_mask;
-        // Both halves of dword 2 at once: another queue's id, or an SQ head outside of the ring, is large.
+        // Both halves of dword 2 at once: a wrong queue id or SQ head makes it too large.
         if entry.dw2 ^ self.sq_id_word > u32::from(self.cid_mask) || !entry.status().is_success() {
             return None;
         }
@@ -524,8 +527,8 @@ impl QueuePair {
         }
     }
 
-    /// Frees a tracker whose command ended with `status`; gives the end of the chain if that was the last of
-    /// it.
+    /// Frees a tracker whose command ended with `status`; gives the end of the chain if that was
+    /// the last of it.
     pub(super) fn settle(&mut self, at: u16, status: Status) -> Option<Completion> {
         let tracker = &mut self.trackers[usize::from(at)];
         let (index, token) = (tracker.chain, tracker.token);
@@ -558,8 +561,8 @@ impl QueuePair {
         }
     }
 
-    /// Keeps the end of a chain for the next poll. A slot is free: no more chains are outstanding than there
-    /// are slots.
+    /// Keeps the end of a chain for the next poll. A slot is free: no more chains are outstanding
+    /// than there are slots.
     pub(super) fn keep(&mut self, completion: Completion) {
         let index = self.free_slot;
         let slot = &mut self.slots[usize::from(index)];

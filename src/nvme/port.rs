@@ -1,4 +1,5 @@
-//! The controller's registers: enable, disable, shut down, each with a deadline (sections 3.5 and 3.6).
+//! The controller's registers: enable, disable, shut down, each with a deadline (sections 3.5 and
+//! 3.6).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Physical region pages (section 4.1.1): how a command names its memory.
 //!
-//! The first entry may start anywhere in a page, at a dword; every other names a whole page. Two pages fit
-//! in the command; for more, the second entry names a list. Every command slot has a list of one page of
-//! its own, so that nothing is allocated, and commands are cut so that one page is enough.
+//! The first entry may start anywhere in a page, at a dword; every other names a whole page. Two
+//! pages fit in the command; for more, the second entry names a list. Every command slot has a list
+//! of one page of its own, so that nothing is allocated, and commands are cut so that one page is
+//! enough.
 
 use super::spec::PAGE_BYTES;
 use super::split::Cursor;
@@ -70,8 +71,8 @@ pub(super) fn contiguous(iova: Iova, len_bytes: u32, lists: &SharedWords, at: u1
     }
 }
 
-/// Names `len_bytes` bytes of a list of segments from `at`, and returns where they end. The segments'
-/// seams inside are at pages ([`super::split::piece_bytes`] has seen to that).
+/// Names `len_bytes` bytes of a list of segments from `at`, and returns where they end. The
+/// segments' seams inside are at pages ([`super::split::piece_bytes`] has seen to that).
 pub(super) fn scattered(
     segments: &[Segment],
     mut at: Cursor,
@@ -132,7 +133,8 @@ mod tests {
         SharedWords::new(heap.alloc(4 * PAGE_BYTES, PAGE_BYTES).unwrap())
     }
 
-    /// The entries of slot 2's list that name `bytes` bytes after the first page, where there are so many.
+    /// The entries of slot 2's list that name `bytes` bytes after the first page, where there are
+    /// so many.
     fn entries(lists: &SharedWords, prp: Prp, len_bytes: u32) -> Vec<u64> {
         let rest = (prp.first % PAGE + u64::from(len_bytes)).saturating_sub(PAGE);
         let pages = usize::try_from(rest.div_ceil(PAGE)).unwrap();

@@ -1,5 +1,5 @@
-//! The two rings of a queue pair (sections 3.3.1 and 3.3.3): entries in shared memory, a tail or head, the
-//! phase, and the doorbell, which is rung once for a batch.
+//! The two rings of a queue pair (sections 3.3.1 and 3.3.3): entries in shared memory, a tail or
+//! head, the phase, and the doorbell, which is rung once for a batch.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ impl SubmissionRing {
         }
     }
 
-    /// Writes an entry at the tail. The caller knows that there is room: it has fewer commands outstanding
-    /// than the ring has entries.
+    /// Writes an entry at the tail. The caller knows that there is room: it has fewer commands
+    /// outstanding than the ring has entries.
     #[inline]
     pub(super) fn push(&mut self, entry: &[u64; 8]) {
         self.words
@@ -56,8 +56,8 @@ impl SubmissionRing {
         }
     }
 
-    /// As [`ring`](Self::ring), when that takes nothing but a store to the register; false, and nothing done,
-    /// otherwise. For the hot path, which calls no function.
+    /// As [`ring`](Self::ring), when that takes nothing but a store to the register; false, and
+    /// nothing done, otherwise. For the hot path, which calls no function.
     #[inline(always)]
     pub(super) fn ring_register(&mut self) -> bool {
         if self.tail == self.rung {
@@ -70,7 +70,8 @@ impl SubmissionRing {
         plain
     }
 
-    /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
+    /// As new, for a queue that the device does not have (any more), with or without a shadow of
+    /// its doorbell.
     pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
         self.tail = 0;
@@ -78,8 +79,8 @@ impl SubmissionRing {
         self.bell.shadow_by(shadows, 0, false);
     }
 
-    /// Shadows the doorbell of the admin queue, which is running. It is always rung as well: not every controller
-    /// looks at the shadow of that one. `ahead` commands are about to follow.
+    /// Shadows the doorbell of the admin queue, which is running. It is always rung as well: not
+    /// every controller looks at the shadow of that one. `ahead` commands are about to follow.
     pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>, ahead: u32) {
         let tail = (self.tail + ahead) & self.mask;
         self.bell.shadow_by(Some(shadows), tail, true);
@@ -152,7 +153,7 @@ pub(super) struct CompletionRing {
 }
 
 const PHASE: u32 = 1 << 16;
-/// Of a cache.
+/// Completion queue entries per 64-byte cache line.
 const ENTRIES_A_LINE: u32 = 4;
 
 impl CompletionRing {
@@ -170,8 +171,8 @@ impl CompletionRing {
         }
     }
 
-    /// The entry at the head, when the device has written it. What the device wrote before the entry (the
-    /// data of a read) is visible from here on.
+    /// The entry at the head, when the device has written it. What the device wrote before the
+    /// entry (the data of a read) is visible from here on.
     #[inline]
     pub(super) fn peek(&self) -> Option<Entry> {
         let at = self.head as usize * CQE_BYTES;
@@ -220,11 +221,11 @@ impl CompletionRing {
         }
     }
 
-    /// Gives the device back what was popped, once that is worth a doorbell. The device has room for every
-    /// command that is outstanding all the same, so it cannot tell the difference.
+    /// Gives the device back what was popped, once that is worth a doorbell. The device has room
+    /// for every command that is outstanding all the same, so it cannot tell the difference.
     ///
-    /// The doorbell shares a cache line with that of the submission queue, which a controller that is a program
-    /// keeps looking at; and on PCI it is a write across the bus.
+    /// The doorbell shares a cache line with that of the submission queue, which a controller that
+    /// is a program keeps looking at; and on PCI it is a write across the bus.
     #[inline]
     pub(super) fn give_back(&mut self) {
         if self.owes() {
@@ -238,7 +239,8 @@ impl CompletionRing {
         self.head.wrapping_sub(self.rung) & self.mask > self.lag
     }
 
-    /// As new, for a queue that the device does not have (any more), with or without a shadow of its doorbell.
+    /// As new, for a queue that the device does not have (any more), with or without a shadow of
+    /// its doorbell.
     pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
         self.words.clear();
         self.head = 0;
@@ -277,8 +279,8 @@ impl CompletionRing {
     }
 }
 
-/// Of a ring of so many entries, at most a quarter is kept back, and no more than what is to spare: a ring is full
-/// with one entry free.
+/// Completion entries whose return to the device may be delayed: at most a quarter of the ring, and
+/// at most the spare ones. A ring is full with one entry free.
 fn lag(entries: u32, commands: u32) -> u32 {
     let spare = (entries - 1).saturating_sub(commands);
     spare.min(entries / 4)

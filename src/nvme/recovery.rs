@@ -1,12 +1,13 @@
-//! What a queue pair does when something is wrong: deadline, abort, controller reset, retry, and the end of
-//! every operation when nothing helps.
+//! What a queue pair does when something is wrong: deadline, abort, controller reset, retry, and
+//! the end of every operation when nothing helps.
 //!
-//! No command carries a clock reading. The watch looks through the trackers now and then, notes when it saw
-//! a command first, and takes that for its start: a deadline is enforced late by at most one look, and
-//! never early, however long the program did not poll.
+//! No command carries a clock reading. The watch looks through the trackers now and then, notes
+//! when it saw a command first, and takes that for its start: a deadline is enforced late by at
+//! most one look, and never early, however long the program did not poll.
 //!
-//! Any thread may reset the controller (under the admin lock). The queues of the others are gone then; each
-//! owner sees the new generation at its next poll, creates its own again and sends its commands again.
+//! Any thread may reset the controller (under the admin lock). The queues of the others are gone
+//! then; each owner sees the new generation at its next poll, creates its own again and sends its
+//! commands again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +24,19 @@ use crate::block::{Completion, Status};
 /// Resets in a row before a queue that the controller does not create again is given up.
 const RESETS_IN_A_ROW: usize = 3;
 
-/// Completions of earlier uses that are only counted, in one generation. More show a confused device.
+/// Completions of earlier uses that are only counted, in one generation. More show a confused
+/// device.
 const STALE_ALLOWED: u32 = 16;
 
 /// Polls between two looks at the clock while chains wait for trackers.
 const CALLS_PER_LOOK: u32 = 64;
 
-/// The watch looks at least this often, and at a sixteenth of the deadline where that is more often.
+/// The watch looks at least this often, and at a sixteenth of the deadline where that is more
+/// often.
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
-/// Nothing coming for this long, a controller with shadow doorbells is called again; then for twice as long, and
-/// so on.
+/// Nothing coming for this long, a controller with shadow doorbells is called again; then for twice
+/// as long, and so on.
 const FIRST_PATIENCE_NS: u64 = 2_000_000;
 
 /// What the slow side of a queue pair keeps.
@@ -43,13 +46,13 @@ pub(super) struct Watch {
     /// Between two looks.
     look_ns: u64,
     next_look_ns: u64,
-    /// When shadow doorbells are rung again by their registers, unless the completion queue has gone on from where
-    /// it was; and the patience in between.
+    /// When shadow doorbells are rung again by their registers, unless the completion queue has
+    /// gone on from where it was; and the patience in between.
     call_again_ns: u64,
     called_at: u32,
     patience_ns: u64,
-    /// Where the completion queue was when commands were looked through last; and whether one was found late that
-    /// may have ended since, so that this is looked into once more.
+    /// Where the completion queue was when commands were looked through last; and whether one was
+    /// found late that may have ended since, so that this is looked into once more.
     looked_at: u32,
     reap_first: bool,
     /// Where it was when there was nothing to do last, and how many times in a row.
@@ -61,8 +64,8 @@ pub(super) struct Watch {
     calls: u32,
     /// Stale completions in this generation.
     stale: u32,
-    /// The device broke the protocol, or does not answer: the controller must be reset before anything of it
-    /// is believed.
+    /// The device broke the protocol, or does not answer: the controller must be reset before
+    /// anything of it is believed.
     must_reset: bool,
     /// The controller is gone, and all that was outstanding has been ended.
     pub(super) gone: bool,
@@ -99,8 +102,8 @@ impl Watch {
         }
     }
 
-    /// One more round without anything to do, the completion queue being at `head`; how many it were before,
-    /// since something came.
+    /// One more round without anything to do, the completion queue being at `head`; how many it
+    /// were before, since something came.
     pub(super) fn silent_rounds(&mut self, head: u32) -> u32 {
         let before = if head == self.relaxed_at {
             self.silent.saturating_add(1)
@@ -117,7 +120,8 @@ impl Watch {
         self.next_look_ns = 0;
     }
 
-    /// Whether a reset is due, or everything is over: nobody is to wait for the device then.
+    /// Whether a reset is due, or the controller is gone: no caller should wait for the device
+    /// then.
     pub(super) fn is_busy(&self) -> bool {
         self.must_reset || self.gone
     }
@@ -139,8 +143,8 @@ impl Watch {
 }
 
 impl QueuePair {
-    /// Looks after what the hot path does not. False when the queue cannot be used just now: another thread
-    /// is resetting the controller, or it is gone.
+    /// Looks after what the hot path does not. False when the queue cannot be used just now:
+    /// another thread is resetting the controller, or it is gone.
     #[cold]
     pub(super) fn attend(&mut self) -> bool {
         // Whatever cannot be done now is tried again at the next poll.
@@ -195,8 +199,8 @@ impl QueuePair {
         self.rejoin_with(&mut admin)
     }
 
-    /// Rings the registers of a controller with shadow doorbells when nothing has come of it for a while. A call
-    /// that was lost costs that while, and no command.
+    /// Rings the registers of a controller with shadow doorbells when nothing has come of it for a
+    /// while. A call that was lost costs that while, and no command.
     fn call_again(&mut self, now: u64) {
         if !self.sq.is_shadowed() {
             return;
@@ -225,7 +229,8 @@ impl QueuePair {
         if !answered && !went_on && self.is_lost() {
             return true;
         }
-        // The device answered and nobody looked: first reap, then judge, but once, lest it never be judged.
+        // The device answered and the queue was not polled: first reap, then judge, but only once,
+        // so that the judgement comes.
         let reaped = std::mem::take(&mut self.watch.reap_first);
         let may_judge = !answered || reaped;
         for at in 0..self.trackers.len() {
@@ -262,7 +267,7 @@ impl QueuePair {
     fn is_lost(&self) -> bool {
         match self.controller.port.device.read32(REG_CSTS) {
             ALL_ONES => true,
-            // Without RDY somebody else disabled or reset it.
+            // Without RDY another process disabled or reset it.
             csts => csts & CSTS_CFS != 0 || csts & CSTS_RDY == 0,
         }
     }
@@ -271,7 +276,7 @@ impl QueuePair {
     fn abort(&mut self, at: usize, now: u64) -> bool {
         let controller = Arc::clone(&self.controller);
         let Some(mut admin) = controller.try_admin() else {
-            // Whoever has the lock may be resetting the controller; look again soon.
+            // The lock's owner may be resetting the controller; check again soon.
             self.watch.next_look_ns = now;
             return false;
         };
@@ -289,7 +294,8 @@ impl QueuePair {
                 tracker.seen_ns = controller.port.device.now_ns().max(1);
                 false
             }
-            // Not aborted: it may have ended in between, which the next reap shows; otherwise it is stuck.
+            // Not aborted: it may have ended in between, which the next reap shows; otherwise it is
+            // stuck.
             Ok(false) => {
                 tracker.stage = Stage::Stuck;
                 self.watch.next_look_ns = now;
@@ -303,8 +309,8 @@ impl QueuePair {
         }
     }
 
-    /// Creates the queues in the controller's present generation and sends again what is outstanding. False
-    /// when there is no way to the controller any more; everything has ended then.
+    /// Creates the queues in the controller's current generation and submits the in-flight commands
+    /// again. False when the controller is gone; everything has ended then.
     pub(super) fn rejoin_with(&mut self, admin: &mut Admin) -> bool {
         let controller = Arc::clone(&self.controller);
         for _ in 0..RESETS_IN_A_ROW {
@@ -315,8 +321,8 @@ impl QueuePair {
             }
             let usable = self.renew_namespace();
             if same_rings(generation, self.generation) {
-                // A namespace changed, and the rings are what they were. One that cannot be used any more
-                // comes with a reset: whoever found that makes it, and if not, we do.
+                // A namespace changed, and the rings are unchanged. One that became unusable comes
+                // with a reset, by the thread that detected it or, failing that, by this one.
                 self.generation = generation;
                 self.watch.must_reset |= !usable;
                 self.countdown = if self.watch.must_reset {
@@ -346,8 +352,8 @@ impl QueuePair {
         false
     }
 
-    /// Takes over what the controller says of the namespace by now; false when it is not the one that this
-    /// queue was opened on.
+    /// Takes over what the controller says of the namespace by now; false when it is not the one
+    /// that this queue was opened on.
     pub(super) fn renew_namespace(&mut self) -> bool {
         let info = self.controller.info();
         let found = info.namespace(self.watch.nsid());
@@ -386,7 +392,8 @@ impl QueuePair {
         }
     }
 
-    /// Sends a command again under a new id; false when its retries are used up, or its chain has failed.
+    /// Sends a command again under a new id; false when its retries are used up, or its chain has
+    /// failed.
     fn retry(&mut self, at: usize) -> bool {
         let tracker = &mut self.trackers[at];
         let chain = self.slots.get(usize::from(tracker.chain));
@@ -425,8 +432,8 @@ impl QueuePair {
         self.settle(at, status)
     }
 
-    /// A completion that names no outstanding command. True when it may be passed over: a doubled or late
-    /// one of an earlier use of a tracker, as long as they are few.
+    /// A completion that names no outstanding command. True when it may be passed over: a doubled
+    /// or late one of an earlier use of a tracker, as long as they are few.
     #[cold]
     pub(super) fn stale(&mut self, cid: u16) -> bool {
         let slot = usize::from(cid & self.cid_mask);
@@ -478,14 +485,15 @@ impl QueuePair {
     }
 }
 
-/// Whether the same command may succeed when sent again: not forbidden by the device (DNR), and an error of
-/// the moment rather than of the command.
+/// Whether the same command may succeed when sent again: not forbidden by the device (DNR), and an
+/// error of the moment rather than of the command.
 fn may_pass(field: StatusField) -> bool {
     if field.dnr() {
         return false;
     }
     match field.sct() {
-        // Data transfer, power loss, internal, abort, queue deleted, interrupted, transport, not ready.
+        // Data transfer, power loss, internal, abort, queue deleted, interrupted, transport, not
+        // ready.
         0 => matches!(field.sc(), 0x04..=0x08 | 0x21 | 0x22 | 0x82),
         // Media: write fault, unrecovered read. Path errors.
         2 => matches!(field.sc(), 0x80 | 0x81),

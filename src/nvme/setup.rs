@@ -74,8 +74,8 @@ impl QueuePair {
                 ))
             }
             Err(failure) => {
-                // Anything but a status leaves the controller in doubt (another queue's trouble, perhaps): a
-                // reset makes it forget the rings, and may mend it.
+                // Anything but a status leaves the controller in doubt (another queue's trouble,
+                // perhaps): a reset makes it forget the rings, and may mend it.
                 let in_doubt = !matches!(failure, Failure::Status(_));
                 if in_doubt && controller.reset(&mut admin).is_ok() && self.rejoin_with(&mut admin)
                 {
@@ -168,7 +168,8 @@ impl QueuePair {
     }
 }
 
-/// Completion queues are longer than they need be: so the device seldom has to be told what was taken.
+/// Completion queues are longer than they need be: so the device seldom has to be told what was
+/// taken.
 const LEAST_COMPLETION_ENTRIES: usize = 128;
 
 fn usable_namespace(info: &ControllerInfo, nsid: u32) -> Result<&NamespaceInfo> {
@@ -260,12 +261,13 @@ impl Drop for QueuePair {
             }
         }
         let mut admin = controller.admin();
-        // In another generation than the controller's, the device does not know the rings (any more).
+        // In another generation than the controller's, the device does not know the rings (any
+        // more).
         if same_rings(controller.generation(), self.generation) {
             let deleted = admin.delete_pair(&controller.port, &controller.counters, self.id);
             if deleted.is_err() {
-                // After a reset the device has certainly let go of the rings. Should that fail too, the
-                // controller is gone, which `dma_is_loose` looks at.
+                // After a reset the device has certainly let go of the rings. Should that fail too,
+                // the controller is gone, which `dma_is_loose` looks at.
                 let _ = controller.reset(&mut admin);
             }
         }
@@ -278,7 +280,7 @@ impl Drop for QueuePair {
     }
 }
 
-/// Dropped only when the callback of a poll panics: the next poll does what is left of this one.
+/// Dropped only when the callback of a poll panics: the next poll continues this one.
 pub(super) struct Unwinding<'a>(pub(super) &'a mut QueuePair);
 
 impl Drop for Unwinding<'_> {
@@ -288,8 +290,8 @@ impl Drop for Unwinding<'_> {
     }
 }
 
-/// Gives consumed completion entries back to the device at the end of a poll, also when its callback panics:
-/// a device whose completion queue is full would never complete another command.
+/// Gives consumed completion entries back to the device at the end of a poll, also when its
+/// callback panics: a device whose completion queue is full would never complete another command.
 pub(super) struct GiveBack<'a>(pub(super) &'a mut QueuePair);
 
 impl Drop for GiveBack<'_> {
@@ -299,7 +301,7 @@ impl Drop for GiveBack<'_> {
     }
 }
 
-/// Has the next poll attend to what is left waiting, also when the callback panics.
+/// Makes the next poll handle the waiting chains, also when the callback panics.
 pub(super) struct AttendAgain<'a>(pub(super) &'a mut QueuePair);
 
 impl Drop for AttendAgain<'_> {

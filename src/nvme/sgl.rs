@@ -1,9 +1,10 @@
-//! Scatter-gather lists (section 4.1.2): memory that physical region pages cannot say in one command, as its seams
-//! are not at pages.
+//! Scatter-gather lists (section 4.1.2): memory that physical region pages cannot say in one
+//! command, as its seams are not at pages.
 //!
-//! A list is one page of data block descriptors, which the command's last segment descriptor names: it takes the
-//! place of the tracker's PRP list. Descriptors are used for dwords only, which every controller with SGLs takes.
-//! (MSDBD, the most descriptors of a command, is a limit of message based transports.)
+//! A list is one page of data block descriptors, which the command's last segment descriptor names:
+//! it takes the place of the tracker's PRP list. Descriptors are used for dwords only, which every
+//! controller with SGLs takes. (MSDBD, the most descriptors of a command, is a limit of message
+//! based transports.)
 
 use super::prp::{List, Prp};
 use super::spec::{SGL_DATA_BLOCK, SGL_DESCRIPTOR_BYTES, SGL_LAST_SEGMENT, SGL_TYPE_SHIFT};
@@ -21,8 +22,8 @@ pub(super) fn reach(segments: &[Segment], at: Cursor, limit_bytes: u32, block_sh
     bytes >> block_shift << block_shift
 }
 
-/// Names `len_bytes` bytes of a list of segments from `at`, at most as many as [`reach`] says, and returns where
-/// they end.
+/// Names `len_bytes` bytes of a list of segments from `at`, at most as many as [`reach`] says, and
+/// returns where they end.
 pub(super) fn describe(
     segments: &[Segment],
     mut at: Cursor,

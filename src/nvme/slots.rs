@@ -1,4 +1,5 @@
-//! What a queue pair remembers of its chains and commands. All of it is allocated when the pair is made.
+//! What a queue pair remembers of its chains and commands. All of it is allocated when the pair is
+//! made.
 
 use super::spec::OPC_FLUSH;
 use super::split::Cursor;
@@ -16,7 +17,8 @@ pub(super) const SINGLE: u16 = u16::MAX - 1;
 pub(super) struct Tracker {
     /// Identifies this use: sequence | slot.
     pub(super) cid: u16,
-    /// The slot of the chain it belongs to, or [`SINGLE`]; [`NONE`] when no command is outstanding here.
+    /// The slot of the chain it belongs to, or [`SINGLE`]; [`NONE`] when no command is outstanding
+    /// here.
     pub(super) chain: u16,
     pub(super) next_free: u16,
     pub(super) retries: u8,

@@ -1,5 +1,6 @@
-//! How far one command may reach: the device's largest transfer (MDTS), its optimal boundary (NOIOB), what
-//! a PRP list can name, 65,536 blocks (NLB has 16 bits, NVM 3.2.4), and the seams between memory segments.
+//! How far one command may reach: the device's largest transfer (MDTS), its optimal boundary
+//! (NOIOB), what a PRP list can name, 65,536 blocks (NLB has 16 bits, NVM 3.2.4), and the seams
+//! between memory segments.
 
 use super::spec::{PAGE_BYTES, SGL_DESCRIPTOR_BYTES};
 use crate::block::Refused;
@@ -8,7 +9,8 @@ use crate::mem::Segment;
 /// Most descriptors of one command.
 pub(super) const MAX_DESCRIPTORS: usize = PAGE_BYTES / SGL_DESCRIPTOR_BYTES;
 
-/// Most bytes of one command: a PRP list is one page, and the first page of the memory is named apart.
+/// Most bytes of one command: a PRP list is one page, and the first page of the memory is named
+/// apart.
 pub(super) const PRP_MAX_BYTES: u32 = 2 << 20;
 const _: () = assert!(PRP_MAX_BYTES as usize == PAGE_BYTES / 8 * PAGE_BYTES);
 
@@ -29,7 +31,8 @@ pub(super) struct Geometry {
     pub(super) max_blocks: u32,
     /// A command does not cross a multiple of this many blocks; 0 for no boundary.
     pub(super) boundary_blocks: u16,
-    /// The boundary less one when it is a power of two, all ones when there is none, 0 when it is odd.
+    /// The boundary less one when it is a power of two, all ones when there is none, 0 when it is
+    /// odd.
     boundary_mask: u64,
 }
 
@@ -48,8 +51,8 @@ impl Geometry {
         }
     }
 
-    /// Whether a command for `nlb + 1` blocks from `lba` certainly crosses no boundary. With a boundary that is
-    /// not a power of two, only that of one block is certain.
+    /// Whether a command for `nlb + 1` blocks from `lba` certainly crosses no boundary. With a
+    /// boundary that is not a power of two, only that of one block is certain.
     #[inline]
     pub(super) fn surely_holds(&self, lba: u64, nlb: u64) -> bool {
         // No overflow: the range was found to be on the device.
@@ -105,8 +108,8 @@ pub(super) fn piece_bytes(segments: &[Segment], at: Cursor, limit_bytes: u32) ->
     bytes.min(limit_bytes)
 }
 
-/// Checks a chain's memory: what it sums up to, alignment, and that each seam is one that a command can
-/// cross, or that a command can end at: with SGLs (`sgl`), nearly any.
+/// Checks a chain's memory: what it sums up to, alignment, and that each seam is one that a command
+/// can cross, or that a command can end at: with SGLs (`sgl`), nearly any.
 pub(super) fn check_memory(
     segments: &[Segment],
     total_bytes: u64,

@@ -1,12 +1,12 @@
-//! Waiting with closed eyes: a queue whose owner sleeps until the device interrupts.
+//! Interrupt-driven completion waiting: a queue whose owner sleeps until the device interrupts.
 //!
-//! No wakeup is missed. The device posts an entry and then raises the vector's counter; the owner looks at the
-//! queue and then sleeps on the counter. An entry posted after the look raises the counter after the look, and a
-//! counter above zero ends the sleep, or does not let it begin. The counter is set back only by the sleeper as it
-//! wakes, and the queue is looked at after that. A device may hold the next interrupt back until the entries of the
-//! last one are given back: that is why the doorbell of the completion queue is rung before every sleep. And an
-//! interrupt that never comes, or a device that is silent altogether, costs no more than one look of the watch: no
-//! sleep is longer.
+//! No wakeup is missed. The device posts an entry and then raises the vector's counter; the owner
+//! polls the queue and then sleeps on the counter. An entry posted after the poll raises the
+//! counter after the poll, and a counter above zero ends the sleep, or does not let it begin. Only
+//! the sleeper resets the counter, as it wakes, and it polls the queue after that. A device may
+//! withhold the next interrupt until the entries of the last one are returned: therefore the
+//! completion queue's doorbell is rung before every sleep. A lost interrupt, or a silent device,
+//! costs at most one check interval of the deadline watch: no sleep is longer.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub(super) struct Sleeper {
     idle: (u32, u32),
 }
 
-/// The vectors for I/O queues, the next one last. Vector 0 is the admin queue's: it comes when all others are in
-/// use, and its queue is woken by admin commands for nothing.
+/// The vectors for I/O queues, the next one last. Vector 0 is the admin queue's: it comes when all
+/// others are in use, and its queue is woken by admin commands for nothing.
 pub(super) fn free_vectors(device: &dyn Device) -> Vec<u16> {
     let all = device.interrupt_vectors();
     let mut free: Vec<_> = (1..all).rev().collect();
@@ -98,13 +98,14 @@ impl Drop for Sleeper {
 }
 
 impl QueuePair {
-    /// The counter that the device raises when something ended; `None` for a queue that only polls.
+    /// The counter that the device raises when a request has completed; `None` for a queue that
+    /// only polls.
     pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.sleeper.as_ref().map(|sleeper| sleeper.event.as_fd())
     }
 
-    /// Sets the counter of [`QueuePair::event_fd`] back, for a caller that waits for it next. False when
-    /// something is there to be polled, or may be: the caller polls again instead of waiting.
+    /// Resets the counter of [`QueuePair::event_fd`], for a caller that waits for it next. False
+    /// when there may be a completion to poll: the caller polls again instead of waiting.
     pub(crate) fn arm(&mut self) -> bool {
         let may_have_more = self.ended.head != NONE
             || self.watch.is_busy()
@@ -112,16 +113,17 @@ impl QueuePair {
         let Some(sleeper) = &self.sleeper else {
             return false;
         };
-        // As in `doze`: the look comes after the counter is set back.
+        // As in `doze`: the queue is checked after the counter is reset.
         let _ = sleeper.event.take();
         self.sq.ring();
         self.cq.ring();
-        // The next poll looks at the deadlines: the caller may have waited long.
+        // The next poll checks the deadlines: the caller may have waited for long.
         self.countdown = 0;
         !may_have_more && self.cq.peek().is_none()
     }
 
-    /// Sleeps, where polling has brought nothing for long enough and only the device can bring anything.
+    /// Sleeps, where polling has brought nothing for long enough and only the device can bring
+    /// anything.
     #[cold]
     pub(super) fn doze(&mut self) {
         let head = self.cq.head();
@@ -135,8 +137,8 @@ impl QueuePair {
         if nothing_to_come || !sleeper.is_tired(head) {
             return;
         }
-        // What the device was not told of, it will not end; and a device whose doorbells take its `relax` to arrive
-        // has not had one since.
+        // What the device was not told of, it will not end; and a device whose doorbells take its
+        // `relax` to arrive has not had one since.
         if !self.sq.is_rung() || !self.cq.is_rung() {
             self.sq.ring();
             self.cq.ring();
@@ -145,7 +147,7 @@ impl QueuePair {
         if self.cq.peek().is_some() {
             return;
         }
-        // A sleep that fails is none: the caller goes on as if it polled.
+        // A failed sleep is no sleep: the caller continues as if it polled.
         let longest = self.watch.longest_sleep(self.sq.is_shadowed());
         let woken = sleeper.event.wait(Some(longest));
         if matches!(woken, Ok(false)) && self.cq.peek().is_some() {

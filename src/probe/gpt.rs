@@ -52,8 +52,8 @@ struct Entry {
 }
 const _: () = assert!(size_of::<Entry>() == 128);
 
-/// The table of a device that has one, with blocks of `sector_bytes`. `None` where neither header is
-/// there; with `must` an error says what is wrong with them.
+/// The table of a device that has one, with blocks of `sector_bytes`. `None` without
+/// a header; with `must` an error that names the fault.
 pub(super) fn read_partitions(
     source: &mut impl Source,
     sector_bytes: u64,
@@ -91,7 +91,7 @@ pub(super) fn read_partitions(
     }
 }
 
-/// The table by the header in one block; otherwise what is wrong with it, `None` for no signature.
+/// The table by the header in one block; otherwise the fault in it, `None` for no signature.
 fn read_one(
     source: &mut impl Source,
     sector_bytes: u64,

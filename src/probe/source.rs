@@ -1,4 +1,4 @@
-//! What is probed, and bounded reads of it.
+//! The probed device, and bounded reads of it.
 
 use crate::error::Result;
 

@@ -42,7 +42,7 @@ pub struct PartitionTable {
     pub sector_bytes: u64,
     /// In order of their numbers.
     pub partitions: Vec<Partition>,
-    /// What is wrong with it.
+    /// A fault in the table, if any.
     pub damage: Option<String>,
 }
 

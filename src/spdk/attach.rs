@@ -42,8 +42,8 @@ fn trid(id: &TransportId) -> Result<ffi::spdk_nvme_transport_id> {
     let mut trid = ffi::spdk_nvme_transport_id::default();
     let mut text = id.to_string();
     if id.transport == Transport::VfioUser && id.subnqn.is_none() {
-        // SPDK takes a controller without a name for something else and shows no namespaces of it; no
-        // controller checks it on this transport.
+        // SPDK takes a controller without a name for something else and shows no namespaces of it;
+        // no controller checks it on this transport.
         text.push_str(" subnqn=nqn.2019-07.io.spdk:vfio-user");
     }
     let text = c_string(&text)?;
@@ -68,11 +68,11 @@ unsafe impl Send for Attached {}
 /// An attach that has begun.
 struct Pending(*mut ffi::xtent_spdk_attach);
 
-// SAFETY: only its address moves, to the one thread that goes on polling it.
+// SAFETY: only its address moves, to the one thread that continues to poll it.
 unsafe impl Send for Pending {}
 
 impl Pending {
-    /// `None` while it goes on; it must not be polled again after anything else.
+    /// `None` while attaching is in progress; it must not be polled again after any other result.
     fn poll(&self) -> Option<Result<Attached, i32>> {
         let mut ctrlr = ptr::null_mut();
         let _one_at_a_time = attaching();
@@ -141,7 +141,7 @@ fn abandon(pending: Pending) {
     });
 }
 
-/// Gives a controller up. Nobody may use it or its queue pairs any more.
+/// Detaches a controller. It and its queue pairs must not be used afterwards.
 pub(super) fn detach(attached: Attached) {
     let _one_at_a_time = attaching();
     // SAFETY: attached, and given up once: the value is consumed.
@@ -166,15 +166,16 @@ fn failed(id: &TransportId, what: &str) -> Error {
 /// How long SPDK waits for an answer on a controller's socket.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// The process that serves a controller on a socket, and SPDK's connection to it, which from now on waits for
-/// [`ANSWER_LIMIT`] at most. `None` for other controllers, or when it is not found.
+/// The process that serves a controller on a socket, and SPDK's connection to it, which from now on
+/// waits for [`ANSWER_LIMIT`] at most. `None` for other controllers, or when it is not found.
 pub(super) fn peer_of(id: &TransportId) -> Option<SocketPeer> {
     let peer = SocketPeer::find(&id.transport.socket(&id.address)?)?;
     peer.set_timeout(ANSWER_LIMIT).ok()?;
     Some(peer)
 }
 
-/// Hangs up when it is not dropped in time: SPDK itself waits for ever for the server of a socket.
+/// Closes the connection if it is not dropped in time: SPDK itself waits forever for a socket's
+/// server.
 struct Patience {
     _dropped: Option<mpsc::Sender<()>>,
 }
@@ -208,7 +209,7 @@ fn short(id: &TransportId) -> String {
     )
 }
 
-/// What would only be found out after a long wait, or in words that nobody understands.
+/// Checks for failures that SPDK reports only after a long wait or in an unclear message.
 fn check_reach(id: &TransportId) -> Result<()> {
     if let Some(socket) = id.transport.socket(&id.address)
         && !socket.exists()

@@ -1,5 +1,5 @@
-//! The calls into SPDK that hand it a command of a [`Core`], and the callbacks by which it reads the command's
-//! memory and ends it.
+//! The calls into SPDK that hand it a command of a [`Core`], and the callbacks by which it reads
+//! the command's memory and ends it.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -28,8 +28,8 @@ impl Core {
         let done = Some(on_done as OnDone);
         match slot.op.get() {
             Op::Flush => {
-                // SAFETY: namespace and queue pair are the controller's, valid while the generation is; the
-                // argument lives in the core, which outlives the queue pair.
+                // SAFETY: namespace and queue pair are the controller's, valid while the generation
+                // is; the argument lives in the core, which outlives the queue pair.
                 unsafe { ffi::spdk_nvme_ns_cmd_flush(ns, qpair, done, argument) }
             }
             Op::WriteZeroes => {
@@ -85,7 +85,8 @@ impl Core {
             } else {
                 ffi::spdk_nvme_ns_cmd_read
             };
-            // SAFETY: as in `issue`; the memory is lent to this chain, and long enough, until it is handed over.
+            // SAFETY: as in `issue`; the memory is lent to this chain, and long enough, until it is
+            // handed over.
             return unsafe { call(ns, qpair, memory, lba, count, done, argument, flags) };
         }
         let call = if write {
@@ -94,7 +95,8 @@ impl Core {
             ffi::spdk_nvme_ns_cmd_readv
         };
         let (reset, next) = (Some(reset_sgl as ResetSgl), Some(next_sge as NextSge));
-        // SAFETY: as above; the list is read through the command, which stays with SPDK until its end.
+        // SAFETY: as above; the list is read through the command, which stays with SPDK until its
+        // end.
         unsafe { call(ns, qpair, lba, count, done, argument, flags, reset, next) }
     }
 }
@@ -108,8 +110,8 @@ const STATUS_AT: usize = 14;
 
 /// SPDK ends a command.
 unsafe extern "C" fn on_done(argument: *mut c_void, cpl: *const ffi::spdk_nvme_cpl) {
-    // SAFETY: the argument that `issue` gave: a command of a core that outlives the queue pair, shared only with
-    // code of this thread (see `Core`), through cells.
+    // SAFETY: the argument that `issue` gave: a command of a core that outlives the queue pair,
+    // shared only with code of this thread (see `Core`), through cells.
     let command = unsafe { &*argument.cast::<Command>() };
     // SAFETY: set by `send` to the core that the command is part of.
     let core = unsafe { &*command.core.get() };

@@ -92,14 +92,14 @@ pub(super) struct Shared {
     pub(super) info: ControllerInfo,
     /// Even while it is up, odd during a reset, or [`GONE`].
     pub(super) generation: AtomicU64,
-    /// The generation that somebody wants to end by a reset, plus one; 0 for none.
+    /// The generation to be ended by a requested reset, plus one; 0 for none.
     wanted: AtomicU64,
     pub(super) ctrlr: AtomicPtr<ffi::spdk_nvme_ctrlr>,
-    /// Who serves it, where that is another process.
+    /// The process that serves the controller, for vfio-user.
     pub(super) peer: Mutex<Option<SocketPeer>>,
     /// SPDK keeps it to the end of the process, because it could not be cut off from memory.
     pub(super) kept: AtomicBool,
-    /// Who has this makes queue pairs, or resets.
+    /// Held while queue pairs are made or the controller is reset.
     pub(super) cores: Mutex<Vec<Arc<Core>>>,
     pub(super) stop: AtomicBool,
     bell: Mutex<()>,
@@ -153,11 +153,13 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Gives the core a queue pair. The caller has the lock of `cores`; the core's own is taken only once the queue pair
-    /// is connected, which may take a while: its owner does not wait for that.
+    /// Gives the core a queue pair. The caller has the lock of `cores`; the core's own is taken
+    /// only once the queue pair is connected, which may take a while: its owner does not wait for
+    /// that.
     pub(super) fn equip(&self, core: &Core) -> Result<()> {
         let ctrlr = self.ctrlr.load(Ordering::Acquire);
-        // SAFETY: the controller is attached: the keeper gives it up under the lock of `cores`, which callers hold.
+        // SAFETY: the controller is attached: the keeper gives it up under the lock of `cores`,
+        // which callers hold.
         let ns = unsafe { ffi::spdk_nvme_ctrlr_get_ns(ctrlr, self.nsid) };
         if ns.is_null() {
             return Err(Error::new(ErrorKind::NotFound, "the namespace is gone"));
@@ -194,19 +196,20 @@ pub struct Controller {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// Of connections that are cut, that of a new queue may be the first on which it shows: so long it is asked again.
+/// Of connections that are cut, that of a new queue may be the first on which it shows: so long it
+/// is asked again.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(320);
 
 /// Controllers that are open in this process: SPDK would hand out the same one twice.
 static OPEN: Mutex<Vec<(TransportId, Weak<Shared>)>> = Mutex::new(Vec::new());
 
 impl Controller {
-    /// Attaches a controller; `nsid` names a namespace where it has several. The environment is started, if
-    /// it is not, as `XTENT_SPDK` says.
+    /// Attaches a controller; `nsid` names a namespace where it has several. The environment is
+    /// started, if it is not, as `XTENT_SPDK` says.
     ///
     /// # Errors
-    /// What keeps the environment from starting; a controller that cannot be reached or does not come up; a
-    /// namespace that is not there or has a format that cannot be used.
+    /// What keeps the environment from starting; a controller that cannot be reached or does not
+    /// come up; a namespace that is not there or has a format that cannot be used.
     pub fn open(
         id: &TransportId,
         nsid: Option<u32>,
@@ -280,7 +283,8 @@ impl Controller {
         }
     }
 
-    /// Lets the controller reach the memory of a heap (see [`Controller::arena_source`]), until it is dropped.
+    /// Lets the controller reach the memory of a heap (see [`Controller::arena_source`]), until it
+    /// is dropped.
     ///
     /// # Errors
     /// When SPDK cannot map it.
@@ -306,7 +310,8 @@ impl Controller {
         }
     }
 
-    /// Resets the controller, or connects to it again: what is outstanding is sent again. Returns at once.
+    /// Resets the controller, or reconnects to it; in-flight chains are submitted again. Returns at
+    /// once.
     pub fn reset(&self) {
         self.shared
             .ask_reset(self.shared.generation.load(Ordering::Acquire) & !1);
@@ -352,7 +357,8 @@ impl Controller {
 }
 
 impl Controller {
-    /// Gives a new core a queue pair and a place among the others. The generation that it belongs to.
+    /// Gives a new core a queue pair and a place among the others. The generation that it belongs
+    /// to.
     fn admit(&self, core: &Arc<Core>) -> Result<u64> {
         let shared = &self.shared;
         let start = Instant::now();
@@ -379,7 +385,7 @@ impl Controller {
                 return Err(refused);
             }
             if lost {
-                // The connection is gone, and nobody has noticed yet.
+                // The connection is lost, and no queue has noticed yet.
                 was_reset = true;
                 shared.ask_reset(generation);
                 while shared.generation.load(Ordering::Acquire) == generation {

@@ -1,9 +1,9 @@
-//! What a queue and its controller's keeper share: an SPDK queue pair, the chains on it, and the commands
-//! that SPDK has.
+//! What a queue and its controller's keeper share: an SPDK queue pair, the chains on it, and the
+//! commands that SPDK has.
 //!
-//! A chain is cut into commands of at most the largest transfer; SPDK cuts further where it must. A command
-//! that the transport lost sends its whole chain again. Everything here is changed by one thread at a time:
-//! by the owner inside of its gate, and otherwise by whoever holds `lock`.
+//! A chain is cut into commands of at most the largest transfer; SPDK cuts further where it must. A
+//! command that the transport lost sends its whole chain again. Everything here is changed by one
+//! thread at a time: by the owner inside its gate, and otherwise by the thread that holds `lock`.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -22,8 +22,8 @@ const NLB_MAX_BLOCKS: u64 = 1 << 16;
 
 /// Force unit access, in the upper half of dword 12.
 const IO_FUA: u32 = 1 << 30;
-/// Status codes (base specification 2.0c, figures 93 and 94): the command was aborted by an abort command,
-/// because its queue was deleted; and the type of path related ones.
+/// Status codes (base specification 2.0c, figures 93 and 94): the command was aborted by an abort
+/// command, because its queue was deleted; and the type of path related ones.
 const SC_ABORT_REQUESTED: u8 = 0x07;
 const SC_SQ_DELETED: u8 = 0x08;
 const SCT_PATH: u8 = 3;
@@ -41,9 +41,10 @@ pub(super) struct CoreShape {
 
 pub(super) struct Core {
     pub(super) gate: Gate,
-    /// For whoever is not the owner inside of the gate.
+    /// For threads other than the owner inside the gate.
     pub(super) lock: Mutex<()>,
-    /// There is an owner. Otherwise it is whoever has the lock of the cores that frees the queue pair, if there is one.
+    /// The queue has an owner. Without one the thread that holds `cores` frees the queue pair, if
+    /// any.
     pub(super) owned: AtomicBool,
     /// Null while there is none.
     pub(super) qpair: Cell<*mut ffi::spdk_nvme_qpair>,
@@ -63,9 +64,10 @@ pub(super) struct Core {
     pub(super) in_flight: Cell<u32>,
 }
 
-// SAFETY: the cells and pointers are used by one thread at a time: the owner inside of its gate while the
-// generation is its own, else whoever holds `lock` (see `gate.rs`); SPDK allows a queue pair to be used by
-// changing threads, one at a time. Memory of chains is lent to the device and not touched from here.
+// SAFETY: the cells and pointers are used by one thread at a time: the owner inside of its gate
+// while the generation is its own, else the thread that holds `lock` (see `gate.rs`); SPDK allows a
+// queue pair to be used by changing threads, one at a time. Memory of chains is lent to the device
+// and not touched from here.
 unsafe impl Send for Core {}
 // SAFETY: as above; `gate`, `lock` and `owned` are atomics and a mutex.
 unsafe impl Sync for Core {}
@@ -105,8 +107,8 @@ impl Core {
         }
     }
 
-    /// Takes a chain that was checked, with its memory; false when there is no room. It is on the waiting
-    /// list then, to be sent by [`Core::send_waiting`].
+    /// Takes a chain that was checked, with its memory; false when there is no room. It is on the
+    /// waiting list then, to be sent by [`Core::send_waiting`].
     #[inline]
     pub(super) fn take(&self, chain: &Chain<'_>, mut piece: impl FnMut(usize) -> Piece) -> bool {
         let index = self.free_slot.get();
@@ -244,7 +246,8 @@ impl Core {
     /// SPDK does not have the command any more.
     #[inline]
     fn release(&self, command: &Command) {
-        // SAFETY: pointer arithmetic inside of one slice: `command` is an element of `self.commands`.
+        // SAFETY: pointer arithmetic inside of one slice: `command` is an element of
+        // `self.commands`.
         let place = unsafe { ptr::from_ref(command).offset_from(self.commands.as_ptr()) };
         command.busy.set(false);
         command.next.set(self.free_command.get());
@@ -270,7 +273,8 @@ impl Core {
         }
     }
 
-    /// Nothing of a chain is outstanding, and nothing of it waits: it has ended, or it is sent again.
+    /// Nothing of a chain is outstanding, and nothing of it waits: it has ended, or it is sent
+    /// again.
     fn settle(&self, index: u32) {
         let slot = &self.slots[index as usize];
         if slot.again.get() && slot.tries.get() < self.shape.retries {
@@ -306,8 +310,8 @@ impl Core {
         self.ended.head.get() != NONE
     }
 
-    /// Ends all chains, for good: nothing may be taken any more. The memory of those of which SPDK has commands is
-    /// lost: whoever these are for may still write to it.
+    /// Ends all chains permanently: no chain may be submitted any more. The memory of those of
+    /// which SPDK has commands is leaked: the device may still write to it.
     pub(super) fn end_all(&self) {
         let end = |index: u32, slot: &Slot| {
             slot.status.set(match slot.pending.get() {
@@ -338,8 +342,8 @@ impl Core {
         }
     }
 
-    /// Looks through the commands: `overdue` is called with those that are past their deadline (in stage
-    /// and age) and says what is done; true when one of them said that the controller must be reset.
+    /// Scans the commands: `overdue` is called with those past their deadline (stage and age) and
+    /// returns the action; true when one of them requests a reset of the controller.
     pub(super) fn look(
         &self,
         now_ns: u64,
@@ -372,8 +376,8 @@ pub(super) enum Overdue {
     Reset,
 }
 
-/// A command that SPDK does not take, though it was checked: this controller wants something else. The status
-/// is that of an invalid field.
+/// A command that SPDK does not take, though it was checked: this controller wants something else.
+/// The status is that of an invalid field.
 const REFUSED: Status = Status::Device { sct: 0, sc: 2 };
 
 #[cold]

@@ -32,8 +32,8 @@ pub struct DiscoveryEntry {
 }
 
 impl DiscoveryEntry {
-    /// The target by which it is opened; `None` for a transport over which there is nothing to be reached from here
-    /// (a target also names what it serves on its own machine).
+    /// The target by which it is opened; `None` for a transport over which there is nothing to be
+    /// reached from here (a target also names what it serves on its own machine).
     pub fn target(&self) -> Option<String> {
         let id = format!(
             "trtype={} adrfam={} traddr={} trsvcid={} subnqn={}",
@@ -47,7 +47,8 @@ impl DiscoveryEntry {
     }
 }
 
-/// Asks a discovery service what it offers. `id` needs no `subnqn`; its port is 8009 or that of the target.
+/// Asks a discovery service what it offers. `id` needs no `subnqn`; its port is 8009 or that of the
+/// target.
 ///
 /// # Errors
 /// When the service cannot be reached or does not answer in time.
@@ -112,7 +113,7 @@ fn named(number: u8, names: &[(u8, &str)]) -> String {
 }
 
 unsafe extern "C" fn each(context: *mut c_void, entry: *const ffi::xtent_spdk_log_entry) {
-    // SAFETY: the list that `discover` gave, which nobody else uses during the call.
+    // SAFETY: the list that `discover` passed, which no other code uses during the call.
     let entries = unsafe { &mut *context.cast::<Vec<DiscoveryEntry>>() };
     // SAFETY: valid for this call.
     let entry = unsafe { &*entry };

@@ -14,7 +14,8 @@ use crate::sys::{hugetlbfs_mounts, remove_stale_huge_files, spawn_thread, unrese
 /// Where SPDK's own memory comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePageUse {
-    /// Hugepages if enough are free and not reserved by other processes; otherwise ordinary memory, with a warning.
+    /// Hugepages if enough are free and not reserved by other processes; otherwise ordinary memory,
+    /// with a warning.
     #[default]
     Auto,
     /// Hugepages.
@@ -28,14 +29,16 @@ pub enum HugePageUse {
 pub struct EnvironmentOptions {
     /// Where SPDK's own memory comes from.
     pub huge_pages: HugePageUse,
-    /// The processors that SPDK is told of, as a mask (`0x2`) or list (`[1,2]`). No thread is bound to them.
+    /// The processors that SPDK is told of, as a mask (`0x2`) or list (`[1,2]`). No thread is bound
+    /// to them.
     pub core_mask: Option<String>,
-    /// The number under which SPDK's processes share memory and controllers; `None` shares with nobody.
+    /// The id under which SPDK's processes share memory and controllers; `None` for no sharing.
     pub shm_id: Option<u32>,
-    /// Memory for SPDK at the start, in MiB; with hugepages it grows as needed. `None` is half of the free hugepages,
-    /// 512 at most, and without hugepages 1 GiB of addresses.
+    /// Memory for SPDK at the start, in MiB; with hugepages it grows as needed. `None` is half of
+    /// the free hugepages, 512 at most, and without hugepages 1 GiB of addresses.
     pub memory_mib: Option<u32>,
-    /// PCI devices may be used. Off, SPDK does not look for any. A target with `trtype=PCIe` turns it on.
+    /// PCI devices may be used. Off, SPDK does not look for any. A target with `trtype=PCIe` turns
+    /// it on.
     pub pci: bool,
 }
 
@@ -55,10 +58,10 @@ impl Default for EnvironmentOptions {
 const VARIABLE: &str = "XTENT_SPDK";
 
 impl EnvironmentOptions {
-    /// What the variable `XTENT_SPDK` says: `huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off`.
+    /// Parses the variable `XTENT_SPDK`: `huge=auto|on|off,cores=MASK,shm=ID,mem=MIB,pci=on|off`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] with what is known.
+    /// [`ErrorKind::InvalidInput`] with the known keys and values.
     pub fn from_environment() -> Result<Self> {
         match std::env::var(VARIABLE) {
             Ok(text) => Self::parse(&text),
@@ -116,8 +119,8 @@ impl EnvironmentOptions {
 /// Free hugepages below which [`HugePageUse::Auto`] goes without.
 const FEWEST_HUGE_PAGES: u64 = 64;
 
-/// Memory at the start, with hugepages, in MiB. In one piece: a controller on a socket can be lent 16 of them at
-/// most, and each time that SPDK's memory grows makes one.
+/// Memory at the start, with hugepages, in MiB. In one piece: a controller on a socket can be lent
+/// 16 of them at most, and each time that SPDK's memory grows makes one.
 const FIRST_HUGE_MIB: u64 = 512;
 
 /// The environment of this process.
@@ -183,7 +186,8 @@ fn is_writable(dir: &Path) -> bool {
     unsafe { libc::access(dir.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
 }
 
-/// Decides what is left open: hugepages or not, and how much, of this many that are neither in use nor promised to others.
+/// Chooses the automatic options, hugepages and their amount, from `pages`: the free, unreserved
+/// ones.
 fn decide(options: &mut EnvironmentOptions, pages: u64, has_hugetlbfs: bool) {
     if options.huge_pages == HugePageUse::Auto {
         let wanted = u64::from(options.memory_mib.unwrap_or(0)).div_ceil(2);
@@ -220,7 +224,8 @@ fn dpdk_arguments(options: &EnvironmentOptions) -> Option<CString> {
         arguments.push("--log-level=*:4");
     }
     if options.huge_pages == HugePageUse::Always && options.shm_id.is_none() {
-        // Hugepages without files: they need no mounted hugetlbfs, and are gone with the process, however it ends.
+        // Hugepages without files: they need no mounted hugetlbfs, and are gone with the process,
+        // however it ends.
         arguments.push("--in-memory");
     }
     match arguments.is_empty() {
@@ -253,8 +258,8 @@ fn start(options: &EnvironmentOptions) -> Result<(), String> {
     // SAFETY: the callback is a function of this file that lives as long as the process.
     unsafe { ffi::xtent_spdk_log_to(Some(on_log)) };
     forget_words();
-    // SAFETY: all strings live until the call returns, and SPDK copies them; called once in the process, under
-    // the lock of `STARTING`.
+    // SAFETY: all strings live until the call returns, and SPDK copies them; called once in the
+    // process, under the lock of `STARTING`.
     match unsafe { ffi::xtent_spdk_env_start(&raw const start) } {
         0 => Ok(()),
         rc => Err(format!(
@@ -277,7 +282,8 @@ fn noisy() -> bool {
 }
 
 thread_local! {
-    /// The first complaints of SPDK on this thread since they were last asked for: the first is the cause.
+    /// The first complaints of SPDK on this thread since they were last asked for: the first is the
+    /// cause.
     static WORDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -331,8 +337,8 @@ pub(super) fn words() -> String {
     }
 }
 
-/// SPDK's lists of controllers are changed by one thread at a time, and so is what it says on the socket of a
-/// controller that another process serves: registers, and memory that comes and goes.
+/// SPDK's lists of controllers are changed by one thread at a time, and so is what it says on the
+/// socket of a controller that another process serves: registers, and memory that comes and goes.
 pub(super) fn attaching() -> MutexGuard<'static, ()> {
     static ATTACHING: Mutex<()> = Mutex::new(());
     ATTACHING.lock().unwrap_or_else(PoisonError::into_inner)

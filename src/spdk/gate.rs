@@ -1,12 +1,14 @@
-//! How a queue's owner and the controller's keeper share a queue pair without a lock in the hot path.
+//! How a queue's owner and the controller's keeper share a queue pair without a lock in the hot
+//! path.
 //!
-//! The controller has a generation: even while it is up, odd while it is being reset. The owner enters its
-//! gate, looks at the generation, uses the queue pair if it is the one that the queue pair belongs to, and
-//! leaves. The keeper makes the generation odd, and then waits until each owner is outside: whoever enters
-//! after that sees the new generation and leaves again. From then on the queue pair is the keeper's.
+//! The controller has a generation: even while it is up, odd while it is being reset. The owner
+//! enters its gate, looks at the generation, uses the queue pair if it is the one that the queue
+//! pair belongs to, and leaves. The keeper makes the generation odd, and then waits until each
+//! owner is outside: an owner that enters after that sees the new generation and leaves again. From
+//! then on the queue pair is the keeper's.
 //!
-//! Both sides store and then load what the other stored, so each needs a full fence in between; the owner's
-//! is paid for by the keeper ([`heavy_barrier`]).
+//! Both sides store and then load what the other stored, so each needs a full fence in between; the
+//! owner's is paid for by the keeper ([`heavy_barrier`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

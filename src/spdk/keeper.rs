@@ -1,7 +1,7 @@
 //! A controller's keeper: the thread that polls the admin queue, resets, reconnects, and gives up.
 //!
-//! A thread of its own, because keep-alive must go on while the program computes, and because SPDK's resets
-//! block. It sleeps between polls; queues never wait for it.
+//! A thread of its own, because keep-alive must go on while the program computes, and because
+//! SPDK's resets block. It sleeps between polls; queues never wait for it.
 
 use std::path::Path;
 use std::ptr;
@@ -63,8 +63,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// Takes the core's queue pair away. SPDK ends what it has of the core's: to be sent again. The caller has the
-/// lock of the cores, and the owner is kept out by the generation. False when SPDK did not end all of it.
+/// Takes the core's queue pair away. SPDK ends what it has of the core's: to be sent again. The
+/// caller has the lock of the cores, and the owner is kept out by the generation. False when SPDK
+/// did not end all of it.
 fn free(core: &Arc<Core>) -> bool {
     // First what may take a while: the owner waits for the core's lock.
     let _one_at_a_time = attaching();
@@ -78,13 +79,14 @@ fn free(core: &Arc<Core>) -> bool {
 /// Gives the core's queue pair back. False when SPDK did not end all commands of it.
 ///
 /// # Safety
-/// Nobody else uses the core or its queue pair, which is one of an attached controller; and the caller is the one that is
-/// [`attaching`].
+/// No other code uses the core or its queue pair, which is one of an attached controller; and the
+/// caller is the thread that is [`attaching`].
 pub(super) unsafe fn release(core: &Arc<Core>) -> bool {
     let qpair = core.qpair.replace(ptr::null_mut());
     core.ns.set(ptr::null_mut());
     if !qpair.is_null() {
-        // SAFETY: by the caller. The callbacks find their commands in the core, which the caller has.
+        // SAFETY: by the caller. The callbacks find their commands in the core, which the caller
+        // has.
         unsafe { ffi::spdk_nvme_ctrlr_free_io_qpair(qpair) };
     }
     let ended = core.in_flight.get() == 0;
@@ -116,8 +118,8 @@ fn peer_has_ended(shared: &Shared) -> bool {
 enum Attempt {
     Up,
     Down,
-    /// It came up, and grants no queues or shows another namespace: so it may go on for ever when it is only reset,
-    /// as SPDK's own target does after a reset that its disk was too slow for.
+    /// It came up, and grants no queues or shows another namespace: so it may go on for ever when
+    /// it is only reset, as SPDK's own target does after a reset that its disk was too slow for.
     Useless,
     /// It may still write to memory that it was lent.
     Unfenced,
@@ -182,8 +184,8 @@ fn detach_failed(shared: &Shared) {
     }
 }
 
-/// The device could not be cut off from memory. What SPDK has of it, rings and lists, is memory that the device
-/// may touch as well: so it is neither freed nor used, to the end of the process.
+/// The device could not be cut off from memory. What SPDK has of it, rings and lists, is memory
+/// that the device may touch as well: so it is neither freed nor used, to the end of the process.
 fn keep(shared: &Arc<Shared>, cores: &[Arc<Core>]) {
     shared.kept.store(true, Ordering::Release);
     std::mem::forget(Arc::clone(shared));
@@ -205,9 +207,9 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
     let mut up = false;
     if !ctrlr.is_null() {
-        // First the controller: SPDK's word that a command has ended, once its queue pair is freed, is only as good
-        // as that the device knows nothing of it any more.
-        // An answer that nobody waits for is one that came too late.
+        // First the controller: SPDK's report that a command has ended when its queue pair is freed
+        // holds only if the device no longer has the command. An unread answer in the socket is one
+        // that came too late.
         let stale = lock(&shared.peer)
             .as_ref()
             .is_some_and(SocketPeer::has_unread);
@@ -241,18 +243,18 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
     }
 }
 
-/// Whether the controller that was disconnected does not reach this process's memory any more. `stale`: what it says
-/// on its socket is not to be trusted.
+/// Whether the controller that was disconnected does not reach this process's memory any more.
+/// `stale`: what it says on its socket is not to be trusted.
 fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> bool {
     let disabled = || {
         let _one_at_a_time = attaching();
-        // SAFETY: attached; nobody else uses it: the owners are kept out.
+        // SAFETY: attached; no other code uses it: the owners are outside their gates.
         unsafe { ffi::xtent_spdk_is_disabled(ctrlr) }
     };
     let id = &shared.host.id;
     match id.transport {
-        // By TCP it is SPDK that moves the bytes, and by RDMA the queue pair of this host; both end with the
-        // connection, which this host closes.
+        // By TCP it is SPDK that moves the bytes, and by RDMA the queue pair of this host; both end
+        // with the connection, which this host closes.
         Transport::Tcp | Transport::Rdma => true,
         Transport::Pcie => {
             disabled() || !Path::new(&format!("/sys/bus/pci/devices/{}", id.address)).exists()
@@ -262,7 +264,8 @@ fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> 
             let Some(peer) = &*peer else {
                 return disabled();
             };
-            // Once an answer was missed, which SPDK says, each may be that to another question: then one is left over.
+            // Once an answer was missed, which SPDK says, each may be that to another question:
+            // then one is left over.
             if !stale && !has_complained() && disabled() && !has_complained() {
                 thread::sleep(LEFT_OVER);
                 if !peer.has_unread() {
@@ -282,11 +285,11 @@ fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> 
 /// Disables the controller (PCI), or hangs up (fabrics). False when it does not hear of that.
 fn disconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     let one_at_a_time = attaching();
-    // SAFETY: attached; nobody else uses it: the owners are kept out.
+    // SAFETY: attached; no other code uses it: the owners are outside their gates.
     let rc = unsafe { ffi::spdk_nvme_ctrlr_disconnect(ctrlr) };
     drop(one_at_a_time);
     if rc != 0 {
-        // Busy: SPDK has begun itself, and goes on below.
+        // Busy: SPDK has begun by itself, and continues below.
         return rc == -libc::EBUSY;
     }
     let start = Instant::now();
@@ -309,7 +312,8 @@ fn disconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
 fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     let start = Instant::now();
     let mut failed = false;
-    // SAFETY: attached and disconnected. From here to the end of the polling this thread has SPDK's lock of it.
+    // SAFETY: attached and disconnected. From here to the end of the polling this thread has SPDK's
+    // lock of it.
     unsafe { ffi::spdk_nvme_ctrlr_reconnect_async(ctrlr) };
     loop {
         let one_at_a_time = attaching();
@@ -329,8 +333,8 @@ fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     }
 }
 
-/// Gives the controller up and attaches it anew: what is left when a reset does not help, and the only way back
-/// to one that another process serves and that was started again. The cores have no queue pairs.
+/// Detaches the controller and attaches it anew: the last resort when a reset does not help, and
+/// the only way to reach one whose serving process was restarted. The cores have no queue pairs.
 fn attach_anew(shared: &Shared) -> bool {
     detach_failed(shared);
     match attach(&shared.host, shared.options.connect_timeout) {

@@ -1,6 +1,7 @@
 //! Memory that SPDK reaches: our arenas, registered with it, or arenas out of its own memory.
 //!
-//! SPDK names memory by host addresses, chains by device addresses: [`Windows`] leads from one to the other.
+//! SPDK names memory by host addresses, chains by device addresses: [`Windows`] leads from one to
+//! the other.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -16,7 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, ArenaSource, Mapper, Segment};
 use crate::sys::{HUGE_PAGE_BYTES, PageKind, Pages};
 
-/// How often each arena was registered with SPDK, by its address: SPDK takes each once in a process.
+/// How often each arena was registered with SPDK, by its address: SPDK takes each once in a
+/// process.
 static REGISTERED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,8 +80,8 @@ fn register(arena: &Arena) -> Result<()> {
     let uses = registered.entry(arena.base().as_ptr().addr()).or_insert(0);
     if *uses == 0 {
         let base = arena.base().as_ptr().cast::<c_void>();
-        // SAFETY: an arena is one mapping, in whole hugepages by address and length, and stays mapped until
-        // `unregister`: the caller keeps it.
+        // SAFETY: an arena is one mapping, in whole hugepages by address and length, and stays
+        // mapped until `unregister`: the caller keeps it.
         let rc = unsafe { ffi::spdk_mem_register(base, arena.len_bytes()) };
         if rc != 0 {
             return Err(refused("register", rc));
@@ -125,7 +127,7 @@ pub(super) struct Windows {
     last: usize,
 }
 
-// SAFETY: the addresses are only handed out, as numbers would be; who uses them proves that they are lent.
+// SAFETY: the addresses are only returned, as numbers; their users prove that the memory is lent.
 unsafe impl Send for Windows {}
 
 impl Windows {
@@ -182,7 +184,8 @@ fn within(window: &Window, segment: &Segment) -> Option<NonNull<u8>> {
     if end > window.len_bytes {
         return None;
     }
-    // SAFETY: offset lies within the arena's one mapping, just checked (it fits usize: so does the arena).
+    // SAFETY: offset lies within the arena's one mapping, just checked (it fits usize: so does the
+    // arena).
     Some(unsafe { window.base.add(usize::try_from(offset).ok()?) })
 }
 
@@ -213,7 +216,8 @@ impl ArenaSource for SpdkMemory {
         let len_bytes = len_bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
         // It may be brought into reach of a controller on a socket.
         let one_at_a_time = attaching();
-        // SAFETY: the environment is started (there is a reference to it); the third argument must be null.
+        // SAFETY: the environment is started (there is a reference to it); the third argument must
+        // be null.
         let base = unsafe {
             ffi::spdk_zmalloc(
                 len_bytes,
@@ -236,7 +240,8 @@ impl ArenaSource for SpdkMemory {
             true => PageKind::Huge,
             false => PageKind::Pageable,
         };
-        // SAFETY: zeroed memory of that length and alignment, ours alone until the piece gives it back.
+        // SAFETY: zeroed memory of that length and alignment, ours alone until the piece gives it
+        // back.
         let pages = unsafe { Pages::lent(base, len_bytes, kind, Box::new(Piece(base))) };
         Arena::of(pages)
     }

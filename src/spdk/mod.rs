@@ -1,13 +1,13 @@
-//! SPDK's NVMe driver as an engine: PCIe, NVMe over TCP and RDMA, and vfio-user, for whoever runs SPDK.
+//! SPDK's NVMe driver as an engine: PCIe, NVMe over TCP and RDMA, and vfio-user.
 //!
 //! Layer 3, an unsafe island, and without the cargo feature `spdk` only the names of targets
-//! ([`TransportId`]). With it: `Controller::open` attaches a controller, `Controller::queue` makes one
-//! `SpdkQueue` for each thread, which is a [`crate::block::Queue`] over one SPDK queue pair.
+//! ([`TransportId`]). With it: `Controller::open` attaches a controller, `Controller::queue` makes
+//! one `SpdkQueue` for each thread, which is a [`crate::block::Queue`] over one SPDK queue pair.
 //!
-//! Who may touch what: a queue pair belongs to the thread that has its `SpdkQueue`, and everything of the
-//! controller to the controller's keeper, a thread that polls the admin queue (keep-alive, events) and
-//! resets and reconnects. For a reset the keeper needs the queue pairs as well; `gate.rs` says how it gets
-//! them without a lock in the hot path.
+//! Ownership: a queue pair belongs to the thread that has its `SpdkQueue`, and everything of the
+//! controller to the controller's keeper, a thread that polls the admin queue (keep-alive, events),
+//! resets and reconnects. For a reset the keeper needs the queue pairs as well; `gate.rs` describes
+//! how it gets them without a lock in the hot path.
 #![cfg_attr(
     feature = "spdk",
     expect(
@@ -52,7 +52,7 @@ pub use discover::{DiscoveryEntry, discover};
 pub use env::{Environment, EnvironmentOptions, HugePageUse};
 #[cfg(feature = "spdk")]
 pub use queue::SpdkQueue;
-/// What is said where SPDK would be needed.
+/// The error of `spdk:` targets in a build without SPDK.
 #[cfg(not(feature = "spdk"))]
 pub fn not_built() -> crate::Error {
     crate::Error::new(

@@ -21,9 +21,9 @@ use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
 const POLLS_PER_LOOK: u32 = 4096;
 /// One [`Queue::relax`] counts as this many polls.
 const RELAX_WEIGHT: u32 = 64;
-/// Rounds without a completion before a waiting thread offers its processor to others, and between two such offers. The
-/// controller may be a program on this machine that has none; one that has answers sooner. A round of TCP is a system
-/// call, the others read memory.
+/// Rounds without a completion before a waiting thread offers its processor to others, and between
+/// two such offers. The controller may be a program on this machine that has none; one that has
+/// answers sooner. A round of TCP is a system call, the others read memory.
 fn offers_of(transport: Transport) -> (u32, u32) {
     match transport {
         // Hardware needs no processor, but a reset of it takes long.
@@ -32,14 +32,15 @@ fn offers_of(transport: Transport) -> (u32, u32) {
         _ => (1024, 64),
     }
 }
-/// How long a waiting thread sleeps at a time while the controller is being reset or its target is away.
+/// How long a waiting thread sleeps at a time while the controller is being reset or its target is
+/// away.
 const AWAY_SLEEP: Duration = Duration::from_micros(100);
 /// Completions that are taken out at once.
 const BATCH: usize = 32;
 
 /// A queue over one SPDK queue pair. Belongs to one thread at a time.
 ///
-/// Dropping it waits for what is outstanding, which ends by its deadline or with the controller.
+/// Dropping it waits for in-flight chains, which end by their deadline or with the controller.
 pub struct SpdkQueue {
     core: Arc<Core>,
     controller: Arc<Controller>,
@@ -51,8 +52,8 @@ pub struct SpdkQueue {
     countdown: u32,
     timeout_ns: u64,
     next_look_ns: u64,
-    /// Completions that were taken out of the core, to be handed over from `next_in_batch` on. They stay here
-    /// when the caller's code panics.
+    /// Completions that were taken out of the core, to be handed over from `next_in_batch` on. They
+    /// stay here when the caller's code panics.
     batch: [Option<Completion>; BATCH],
     next_in_batch: usize,
     /// [`Queue::relax`] since the last completion.
@@ -140,7 +141,7 @@ impl SpdkQueue {
         }
     }
 
-    /// What is done now and then, and when something is wrong. False when the queue pair cannot be used.
+    /// Periodic checks, also made after a failure. False when the queue pair is unusable.
     #[cold]
     fn look(&mut self) {
         self.countdown = POLLS_PER_LOOK;
@@ -163,8 +164,8 @@ impl SpdkQueue {
                         return Overdue::Reset;
                     }
                     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
-                    // SAFETY: attached, and the queue pair is its: inside of the gate. SPDK compares the command's
-                    // address; the callback touches nothing.
+                    // SAFETY: attached, and the queue pair is its: inside of the gate. SPDK
+                    // compares the command's address; the callback touches nothing.
                     let rc = unsafe {
                         ffi::spdk_nvme_ctrlr_cmd_abort_ext(
                             ctrlr,
@@ -192,8 +193,8 @@ impl SpdkQueue {
         }
     }
 
-    /// The controller has another generation: it is being reset, was reset, or is gone. Hands over what has
-    /// ended meanwhile.
+    /// The controller has another generation: it is being reset, was reset, or is gone. Hands over
+    /// what has ended meanwhile.
     #[cold]
     fn rejoin(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         self.countdown = 0;
@@ -230,7 +231,7 @@ impl SpdkQueue {
         }
     }
 
-    /// Hands over what is left of the batch; returns how many.
+    /// Delivers the rest of the batch; returns their number.
     #[inline]
     fn hand_over(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         let mut count = 0;
@@ -301,7 +302,8 @@ impl Queue for SpdkQueue {
         let piece = |at: usize| {
             let segment = &chain.segments[at];
             Piece {
-                // Found by `check` just before; otherwise nothing is sent, as a piece without length has no room.
+                // Found by `check` just before; otherwise nothing is sent, as a piece without
+                // length has no room.
                 base: windows
                     .find(segment)
                     .unwrap_or(std::ptr::NonNull::dangling()),
@@ -371,7 +373,7 @@ impl Queue for SpdkQueue {
 
 impl Drop for SpdkQueue {
     fn drop(&mut self) {
-        // Its end is certain: by its deadline, or by that of the controller. The bound is for what nobody foresaw.
+        // It ends by its deadline, or by that of the controller. The bound is for unforeseen cases.
         let options = &self.controller.shared.options;
         let patience = Duration::from_nanos(self.timeout_ns.saturating_mul(2))
             .saturating_add(options.loss_timeout)
@@ -392,7 +394,7 @@ impl Drop for SpdkQueue {
             unsafe { release(&self.core) };
         }
         drop(one_at_a_time);
-        // From here on nobody uses the core but who has the lock of the cores.
+        // From here on only the thread that holds `cores` uses the core.
         self.core.owned.store(false, Ordering::Release);
     }
 }

@@ -1,4 +1,5 @@
-//! The tables of a [`Core`]: a slot for each chain, a command for each that SPDK can have, and lists of slots.
+//! The tables of a [`Core`]: a slot for each chain, a command for each that SPDK can have, and
+//! lists of slots.
 //!
 //! Everything is in cells: callbacks of SPDK come back to it while the caller is at work on it.
 
@@ -25,7 +26,7 @@ pub(super) enum State {
     Waiting,
     /// All of it was sent.
     Sent,
-    /// On the list of what is to be handed over.
+    /// On the list of completed chains to deliver.
     Ended,
 }
 

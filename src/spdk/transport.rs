@@ -36,7 +36,8 @@ impl Transport {
         matches!(self, Self::Tcp | Self::Rdma)
     }
 
-    /// Whether SPDK can abort commands: by vfio-user it would call a function that it has not (v26.05).
+    /// Whether SPDK can abort commands: by vfio-user it would call a function that it has not
+    /// (v26.05).
     #[cfg(feature = "spdk")]
     pub(super) fn has_aborts(self) -> bool {
         self != Self::VfioUser
@@ -232,7 +233,7 @@ fn local(transport: Transport, address: String, words: Words) -> Result<Transpor
     ] {
         if given.is_some() {
             return Err(invalid(format!(
-                "`{key}` says nothing of {name}: leave it out"
+                "`{key}` does not apply to {name}: omit it"
             )));
         }
     }

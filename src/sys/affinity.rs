@@ -13,8 +13,8 @@ pub fn pin_thread(cpus: &[usize]) -> io::Result<()> {
         mask[cpu / 64] |= 1 << (cpu % 64);
     }
     let bytes = size_of_val(mask.as_slice());
-    // SAFETY: the kernel reads `bytes` bytes from the start of `mask`, which has as many, and keeps nothing of it;
-    // thread 0 is the calling one.
+    // SAFETY: the kernel reads `bytes` bytes from the start of `mask`, which has as many, and keeps
+    // nothing of it; thread 0 is the calling one.
     let result = unsafe { libc::sched_setaffinity(0, bytes, mask.as_ptr().cast()) };
     if result == 0 {
         Ok(())

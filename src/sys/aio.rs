@@ -1,10 +1,11 @@
 //! Signals of event counters that another process holds as well.
 //!
-//! A `write` to an `eventfd` whose counter is full blocks unless O_NONBLOCK is set. The flag belongs to the open file
-//! description, which the peer shares: it can clear the flag, and fill the counter, between any check and the write. The
-//! kernel's `eventfd_signal()` never blocks: a full counter stays full. Linux AIO calls it when a request with
-//! IOCB_FLAG_RESFD completes (`aio_complete()` in fs/aio.c), so each signal is a read of no bytes from `/dev/null`,
-//! which completes inside `io_submit`. The kernel refuses an `aio_resfd` that is no eventfd.
+//! A `write` to an `eventfd` whose counter is full blocks unless O_NONBLOCK is set. The flag
+//! belongs to the open file description, which the peer shares: it can clear the flag, and fill the
+//! counter, between any check and the write. The kernel's `eventfd_signal()` never blocks: a full
+//! counter stays full. Linux AIO calls it when a request with IOCB_FLAG_RESFD completes
+//! (`aio_complete()` in fs/aio.c), so each signal is a read of no bytes from `/dev/null`, which
+//! completes inside `io_submit`. The kernel refuses an `aio_resfd` that is no eventfd.
 
 use std::fs::File;
 use std::io;
@@ -50,12 +51,14 @@ fn context() -> io::Result<&'static Mutex<Context>> {
 /// Whether [`signal`] works here.
 ///
 /// # Errors
-/// The errno of `io_setup`: ENOSYS for a kernel without AIO, EAGAIN when `/proc/sys/fs/aio-max-nr` is reached.
+/// The errno of `io_setup`: ENOSYS for a kernel without AIO, EAGAIN when `/proc/sys/fs/aio-max-nr`
+/// is reached.
 pub(super) fn prepare() -> io::Result<()> {
     context().map(drop)
 }
 
-/// Adds one to an eventfd's counter, unless it is full, and wakes its waiters. Never blocks on the counter.
+/// Adds one to an eventfd's counter, unless it is full, and wakes its waiters. Never blocks on the
+/// counter.
 pub(super) fn signal(event: BorrowedFd<'_>) {
     if let Ok(context) = context() {
         let mut context = context.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,8 +93,8 @@ impl Context {
         request.aio_flags = FLAG_RESFD;
         request.aio_resfd = event.as_raw_fd().cast_unsigned();
         let mut requests = [&raw mut request];
-        // SAFETY: one pointer to one initialised request, which reads no bytes into a null buffer; it completes
-        // before the call returns, and the kernel keeps neither pointer.
+        // SAFETY: one pointer to one initialised request, which reads no bytes into a null buffer;
+        // it completes before the call returns, and the kernel keeps neither pointer.
         unsafe {
             libc::syscall(
                 libc::SYS_io_submit,

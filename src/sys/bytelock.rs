@@ -1,5 +1,5 @@
-//! Locks of bytes of a file that belong to the open file (`fcntl(2)`, `F_OFD_SETLK`), as QEMU has them
-//! on its images.
+//! Locks of bytes of a file that belong to the open file (`fcntl(2)`, `F_OFD_SETLK`), as QEMU has
+//! them on its images.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +25,8 @@ fn bytes(kind: libc::c_int, first: u8, count: u8) -> libc::flock {
 /// Takes a shared lock of `count` bytes from `first` on.
 ///
 /// # Errors
-/// `EAGAIN` when another open file has one of them locked exclusively; `EINVAL` or `ENOLCK` where there are no such
-/// locks.
+/// `EAGAIN` when another open file has one of them locked exclusively; `EINVAL` or `ENOLCK` where
+/// there are no such locks.
 pub fn lock_bytes(file: &File, first: u8, count: u8) -> io::Result<()> {
     set(file, libc::F_RDLCK, first, count)
 }

@@ -21,7 +21,8 @@ impl DirectAlign {
     pub fn of(file: &File) -> io::Result<Option<Self>> {
         // SAFETY: a structure of integers, for which zeroes are a value.
         let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-        // SAFETY: the path is an empty string, and `stat` is a structure of the size that statx fills.
+        // SAFETY: the path is an empty string, and `stat` is a structure of the size that statx
+        // fills.
         let result = unsafe {
             libc::statx(
                 file.as_raw_fd(),

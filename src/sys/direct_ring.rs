@@ -37,8 +37,8 @@ impl PinnedMemory {
     /// Names memory.
     ///
     /// # Safety
-    /// `len_bytes` from `base` on stay mapped while `keep` lives, and nobody relies on what is in a part of
-    /// them that an operation of a ring was told to fill.
+    /// `len_bytes` from `base` on stay mapped while `keep` lives, and no code relies on the content
+    /// of a part that an operation of a ring is to fill.
     pub unsafe fn new(base: NonNull<u8>, len_bytes: usize, keep: Arc<dyn Pinned>) -> Self {
         Self {
             base,
@@ -163,8 +163,8 @@ impl DirectRing {
                 iov_base: memory.base.as_ptr().cast(),
                 iov_len: memory.len_bytes,
             };
-            // SAFETY: the memory stays mapped while the ring has it: `Drop` gives it up after the ring, or
-            // leaks both.
+            // SAFETY: the memory stays mapped while the ring has it: `Drop` gives it up after the
+            // ring, or leaks both.
             unsafe {
                 inner
                     .ring
@@ -192,8 +192,8 @@ impl DirectRing {
             .entry(op)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?
             .user_data(user_data);
-        // SAFETY: the entry names the ring's own file, and memory inside of a region (`entry` looked), which
-        // stays mapped until its completion was reaped (`Drop`).
+        // SAFETY: the entry names the ring's own file, and memory inside of a region (`entry`
+        // looked), which stays mapped until its completion was reaped (`Drop`).
         unsafe { inner.ring.submission().push(&entry) }
             .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
         inner.in_flight += 1;
@@ -201,7 +201,8 @@ impl DirectRing {
         Ok(())
     }
 
-    /// Tells the kernel of all that was pushed, and lets it finish what waits for this thread. Never waits.
+    /// Tells the kernel of all that was pushed, and lets it finish what waits for this thread.
+    /// Never waits.
     ///
     /// # Errors
     /// The errno of `io_uring_enter`.
@@ -227,11 +228,11 @@ impl DirectRing {
         }
     }
 
-    /// The kernel is never told of the [`DirectRing::untold`] operations, which do not end then, nor of
-    /// any other one: it only ends what it has.
+    /// The kernel is never told of the [`DirectRing::untold`] operations, which do not end then,
+    /// nor of any other one: it only ends what it has.
     ///
-    /// In a child, after `fork(2)`, nothing is in flight: the queues are those of the parent, and the
-    /// kernel uses the parent's memory.
+    /// In a child, after `fork(2)`, nothing is in flight: the queues are those of the parent, and
+    /// the kernel uses the parent's memory.
     pub fn silence(&mut self) {
         let untold = if self.is_inherited() {
             self.inner.in_flight
@@ -247,8 +248,9 @@ impl DirectRing {
         self.inner.pid != std::process::id()
     }
 
-    /// Waits until the kernel is done with all that it was told of. False when it is not, after a long
-    /// time: it may still write to the file and the memory, which stay open and mapped for good.
+    /// Waits until the kernel is done with all that it was told of. False when it is not, after a
+    /// long time: it may still write to the file and the memory, which stay open and mapped for
+    /// good.
     pub fn finish(&mut self) -> bool {
         if self.is_inherited() {
             self.inner.abandoned = true;
@@ -282,7 +284,8 @@ impl DirectRing {
         Ok(())
     }
 
-    /// Tells the kernel of all that was pushed, and sleeps until something has ended, or for so long.
+    /// Tells the kernel of all that was pushed, and sleeps until something has ended, or for so
+    /// long.
     ///
     /// # Errors
     /// The errno of `io_uring_enter`, except those that say that nothing ended.
@@ -306,8 +309,8 @@ impl DirectRing {
         }
     }
 
-    /// Takes the end of one operation: its user data, and what the kernel returned (bytes, or minus an
-    /// errno).
+    /// Takes the end of one operation: its user data, and what the kernel returned (bytes, or minus
+    /// an errno).
     #[inline]
     pub fn reap(&mut self) -> Option<(u64, i32)> {
         let inner = &mut *self.inner;
@@ -411,8 +414,8 @@ impl Drop for DirectRing {
             // The kernel may still write to the memory: leak it.
             return;
         }
-        // The kernel tears a ring down later, on a worker of its own; until then a registered file would keep
-        // its filesystem busy.
+        // The kernel tears a ring down later, on a worker of its own; until then a registered file
+        // would keep its filesystem busy.
         let _ = self.inner.ring.submitter().unregister_files();
         let _ = self.inner.ring.submitter().unregister_buffers();
         // SAFETY: nothing is in flight, and `inner` is not used after this.

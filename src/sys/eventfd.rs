@@ -1,4 +1,5 @@
-//! Event counters: how the kernel tells of an interrupt or a request, and how threads wake each other.
+//! Event counters: how the kernel tells of an interrupt or a request, and how threads wake each
+//! other.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -10,7 +11,8 @@ use super::aio;
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
-    /// Another process has it too, and may clear O_NONBLOCK, fill the counter and drain it at any time.
+    /// Another process has it too, and may clear O_NONBLOCK, fill the counter and drain it at any
+    /// time.
     shared: bool,
 }
 
@@ -30,8 +32,8 @@ impl EventFd {
         Ok(Self { fd, shared: false })
     }
 
-    /// As [`EventFd::new`], for a counter that is sent to another process: no call of this type blocks on it,
-    /// whatever the peer does to the counter and its flags.
+    /// As [`EventFd::new`], for a counter that is sent to another process: no call of this type
+    /// blocks on it, whatever the peer does to the counter and its flags.
     ///
     /// # Errors
     /// As for [`EventFd::new`].
@@ -42,11 +44,12 @@ impl EventFd {
         })
     }
 
-    /// The counter that another process has sent, to be raised. As for [`EventFd::shared`], nothing that the
-    /// peer does to it makes a call block.
+    /// The counter that another process has sent, to be raised. As for [`EventFd::shared`], nothing
+    /// that the peer does to it makes a call block.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for any other kind of descriptor; the errno of `io_setup` or `fcntl`.
+    /// [`io::ErrorKind::InvalidInput`] for any other kind of descriptor; the errno of `io_setup` or
+    /// `fcntl`.
     pub fn of_peer(fd: BorrowedFd<'_>) -> io::Result<Self> {
         // First: a copy of another kind of descriptor could not be closed safely (see `PeerFds`).
         if !super::is_eventfd(fd) {
@@ -63,7 +66,8 @@ impl EventFd {
             return aio::signal(self.fd.as_fd());
         }
         let one = 1_u64;
-        // SAFETY: eight readable bytes. It fails only when the counter is full, and then it wakes as well.
+        // SAFETY: eight readable bytes. It fails only when the counter is full, and then it wakes
+        // as well.
         unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
@@ -76,8 +80,8 @@ impl EventFd {
                 iov_base: (&raw mut count).cast(),
                 iov_len: 8,
             };
-            // SAFETY: one range of eight writable bytes; RWF_NOWAIT keeps the call from blocking even where the
-            // peer has cleared O_NONBLOCK.
+            // SAFETY: one range of eight writable bytes; RWF_NOWAIT keeps the call from blocking
+            // even where the peer has cleared O_NONBLOCK.
             let got = unsafe {
                 libc::preadv2(
                     self.fd.as_raw_fd(),
@@ -94,8 +98,9 @@ impl EventFd {
         got == 8 && count > 0
     }
 
-    /// Sleeps until the counter is above zero, for `timeout` at most (`None` for ever; rounded up to a
-    /// millisecond), and sets it back. Says whether it was raised. A signal ends the sleep early, as "no".
+    /// Sleeps until the counter is above zero, for `timeout` at most (`None` for ever; rounded up
+    /// to a millisecond), and sets it back. Says whether it was raised. A signal ends the sleep
+    /// early, as "no".
     ///
     /// # Errors
     /// The errno of `poll`.
@@ -120,7 +125,8 @@ impl EventFd {
         let milliseconds = timeout.map_or(-1, |t| {
             i32::try_from(t.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
         });
-        // SAFETY: `polled` is an array of this many initialised entries that the kernel may write to.
+        // SAFETY: `polled` is an array of this many initialised entries that the kernel may write
+        // to.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, milliseconds) };
         if ready < 0 {
             let error = io::Error::last_os_error();
@@ -160,7 +166,7 @@ mod tests {
         let peers = EventFd::of_peer(event.as_fd()).unwrap();
         peers.raise();
         assert!(event.take());
-        // The peer makes it block, and fills it: a `write` of one would wait for ever.
+        // The peer makes it block, and fills it: a `write` of one would wait forever.
         // SAFETY: plain integers.
         unsafe { libc::fcntl(event.fd.as_raw_fd(), libc::F_SETFL, 0) };
         let full = u64::MAX - 1;
@@ -172,7 +178,7 @@ mod tests {
         let mut shared = EventFd::shared().unwrap();
         shared.fd = copy();
         assert!(shared.take());
-        // Empty, and blocking: a `read` would wait for ever.
+        // Empty, and blocking: a `read` would wait forever.
         assert!(!shared.take());
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(EventFd::of_peer(file.as_fd()).is_err());
@@ -186,7 +192,8 @@ mod tests {
         let mut shared = EventFd::shared().unwrap();
         shared.fd = copy();
         let filler = copy();
-        // The peer fills the counter as soon as there is room. It is left behind when the test ends.
+        // The peer fills the counter as soon as there is room. It is left behind when the test
+        // ends.
         std::thread::spawn(move || {
             let full = u64::MAX - 1;
             loop {

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Frees a range of a file (or discards one of a block device): it reads as zeroes, the length stays.
+/// Frees a range of a file (or discards one of a block device): it reads as zeroes, the length
+/// stays.
 ///
 /// # Errors
 /// The errno of `fallocate`; `EOPNOTSUPP` where the filesystem cannot.
@@ -37,8 +38,8 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
     }
 }
 
-/// The first byte that this process may not write to in any file (`RLIMIT_FSIZE`, `ulimit -f`). A write
-/// there is answered with SIGXFSZ, which ends a process that does not expect it.
+/// The first byte that this process may not write to in any file (`RLIMIT_FSIZE`, `ulimit -f`). A
+/// write there is answered with SIGXFSZ, which ends a process that does not expect it.
 pub fn file_size_limit() -> u64 {
     // SAFETY: a structure of integers, for which zeroes are a value.
     let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };

@@ -1,5 +1,5 @@
-//! The gate that every write to a file passes, so that writes can be stopped from another thread, and
-//! those under way waited for.
+//! The gate that every write to a file passes, so that writes can be stopped from another thread,
+//! and those under way waited for.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -32,8 +32,8 @@ impl GateState {
     }
 }
 
-/// The state of a gate, in a page of its own that is zeroes in a child after `fork(2)`: the file is its
-/// parent's.
+/// The state of a gate, in a page of its own that is zeroes in a child after `fork(2)`: the file is
+/// its parent's.
 #[derive(Debug)]
 struct StateWord {
     word: NonNull<AtomicU8>,
@@ -145,8 +145,8 @@ impl WriteGate {
         heavy_barrier();
     }
 
-    /// Waits until no write is under way, after the gate was paused or closed. False when the deadline
-    /// comes first.
+    /// Waits until no write is under way, after the gate was paused or closed. False when the
+    /// deadline comes first.
     pub fn drain(&self, deadline: Instant) -> bool {
         while !self.is_idle() {
             if Instant::now() > deadline {

@@ -16,8 +16,8 @@ use super::lease::{
 use super::loopstat::{FileId, loop_device_of};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long writes wait for another opener to close the file again, before they are refused for good:
-/// one that may write, and one that only reads (`file`, a short `cp`).
+/// How long writes wait for another opener to close the file again, before they are refused for
+/// good: one that may write, and one that only reads (`file`, a short `cp`).
 const WRITER_GRACE: Duration = Duration::from_secs(2);
 /// See [`WRITER_GRACE`]. Shorter than the default deadline of a command.
 const READER_GRACE: Duration = Duration::from_secs(10);
@@ -29,8 +29,8 @@ const CLOCK_STEP: Duration = Duration::from_millis(20);
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
 /// How often a file without a lease is looked at, besides each sync: a program may never sync.
 const LOOK_WITHOUT_LEASE: Duration = Duration::from_secs(5);
-/// The watcher checks the lease this often even without a notice, or more often where the kernel breaks
-/// leases early ([`look_interval`]).
+/// The watcher checks the lease this often even without a notice, or more often where the kernel
+/// breaks leases early ([`look_interval`]).
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Why a file may not be written any more.
@@ -98,8 +98,8 @@ enum Watch {
     Looks,
 }
 
-/// An open file with its locks. They go when this is dropped, not when the last descriptor is closed:
-/// a child of another thread has a copy of it between fork and exec.
+/// An open file with its locks. They go when this is dropped, not when the last descriptor is
+/// closed: a child of another thread has a copy of it between fork and exec.
 #[derive(Debug)]
 pub struct HeldFile {
     shared: Arc<Shared>,
@@ -150,8 +150,8 @@ impl HeldFile {
         })
     }
 
-    /// A file to be written, without a lease: it is looked at again at each sync and each write, and by
-    /// a thread every few seconds.
+    /// A file to be written, without a lease: it is looked at again at each sync and each write,
+    /// and by a thread every few seconds.
     ///
     /// # Errors
     /// The errno of `fstat`, or that of starting the thread.
@@ -165,8 +165,8 @@ impl HeldFile {
         })
     }
 
-    /// A file to be written, with a write lease ([`take_lease`]) that was just taken on it. A thread
-    /// notices when it is broken.
+    /// A file to be written, with a write lease ([`take_lease`]) that was just taken on it. A
+    /// thread notices when it is broken.
     ///
     /// # Errors
     /// The errno of `fstat`, or that of starting the thread.
@@ -195,8 +195,8 @@ impl HeldFile {
         self.shared.id
     }
 
-    /// Before a write that ends at this byte, where there is no lease that would tell of a file that is
-    /// cut short: whether it is still that long.
+    /// Before a write that ends at this byte, where there is no lease that would tell of a file
+    /// that is cut short: whether it is still that long.
     #[inline]
     pub fn has(&self, end_bytes: u64) -> bool {
         self.shared.watch != Watch::Looks || self.shared.look_at_len(end_bytes)
@@ -205,8 +205,8 @@ impl HeldFile {
     /// Looks again: whether the file is still this process's alone, and as long as it was.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when another process has it or changed it, [`ErrorKind::Io`] when it was cut
-    /// short. Writing has stopped then.
+    /// [`ErrorKind::Busy`] when another process has it or changed it, [`ErrorKind::Io`] when it was
+    /// cut short. Writing has stopped then.
     pub fn look_again(&self) -> Result<()> {
         self.shared.look_again();
         match self.lost() {
@@ -228,8 +228,8 @@ impl HeldFile {
 impl Drop for HeldFile {
     fn drop(&mut self) {
         if self.shared.is_inherited() {
-            // Lease and locks are the parent's, which are given up through any descriptor of the file, and
-            // so is the thread.
+            // Lease and locks are the parent's, which are given up through any descriptor of the
+            // file, and so is the thread.
             std::mem::forget(self.watcher.take());
             return;
         }
@@ -273,7 +273,8 @@ impl Shared {
         if self.lost.set(lost).is_ok() {
             self.gate.set(GateState::Closed);
             if let Some(lost) = self.lost.get() {
-                // Each later write and sync returns it, but a controller that is served has no such caller.
+                // Each later write and sync returns it, but a controller that is served has no such
+                // caller.
                 tracing::warn!("{}", lost.error());
             }
         }
@@ -336,9 +337,9 @@ impl Shared {
         }
     }
 
-    /// Another opener waits. Stops writing, lets it in, and goes on writing once the file is this
-    /// process's alone again and is as it was: so it is when the opener only asked, or found the locks.
-    /// False when writing has stopped for good.
+    /// Another opener waits. Stops writing, lets it in, and resumes writing once no other
+    /// descriptor of the file exists and the file is unchanged: so it is when the opener only
+    /// probed it, or found the locks. False when writing has stopped permanently.
     fn answer_break(&self, notice: &BreakNotice, grace: Duration) -> bool {
         self.gate.set(GateState::Paused);
         let time = lease_break_time().map_or(LONGEST_DRAIN, |time| LONGEST_DRAIN.min(time / 2));
@@ -359,7 +360,8 @@ impl Shared {
         let until = Instant::now() + grace;
         while self.lost.get().is_none() && !self.stop.load(Ordering::Acquire) {
             match take_lease(&self.file, LeaseKind::Write) {
-                // A lease that was given back took the owner of its signal with it (`lease_modify()`).
+                // A lease that was given back took the owner of its signal with it
+                // (`lease_modify()`).
                 Ok(()) if notice.direct(&self.file).is_ok() => return self.go_on(&before),
                 Ok(()) => self.lose(Lost::Forced),
                 Err(_) if Instant::now() > until => self.lose(Lost::Opened(None)),
@@ -390,7 +392,8 @@ impl Shared {
     }
 }
 
-/// How often the lease is checked: a missed notice leaves time for the drain before the kernel's deadline.
+/// How often the lease is checked: a missed notice leaves time for the drain before the kernel's
+/// deadline.
 fn look_interval() -> Duration {
     lease_break_time().map_or(LOOK, |time| LOOK.min(time / 4))
 }
@@ -468,8 +471,8 @@ mod tests {
         assert_eq!(settled(&held), GateState::Open);
         held.look_again().unwrap();
         assert_eq!(lease_of(held.file()).unwrap(), Some(LeaseKind::Write));
-        // The lease that was taken again announces its break, too. Without a notice the kernel lets this
-        // one in by force, while the gate is open.
+        // The lease that was taken again announces its break, too. Without a notice the kernel lets
+        // this one in by force, while the gate is open.
         let other = File::open(&path).unwrap();
         assert_ne!(held.gate().state(), GateState::Open);
         drop(other);
@@ -516,7 +519,8 @@ mod tests {
         let mut writer = held.gate().writer();
         writer.enter().unwrap();
         writer.leave();
-        // SAFETY: the child only does what is below, and ends without running anything of the test's.
+        // SAFETY: the child runs only the code below and exits without returning to the test
+        // harness.
         let child = unsafe { libc::fork() };
         if child == 0 {
             let refused = writer.enter() == Err(GateState::Closed) && !writer.enter_waiting();

@@ -1,5 +1,5 @@
-//! A directory of the host, reached by its descriptor: nothing made in it can land elsewhere, whatever
-//! symbolic links others put on the way.
+//! A directory of the host, reached by its descriptor: nothing made in it can land elsewhere,
+//! whatever symbolic links others put on the way.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -64,7 +64,7 @@ impl HostDir {
     fn open_at(at: libc::c_int, name: &CStr, flags: libc::c_int) -> io::Result<Self> {
         // SAFETY: the name is a C string that outlives the call.
         let fd = check(unsafe { libc::openat(at, name.as_ptr(), flags) })?;
-        // SAFETY: a descriptor just opened, owned by nobody else.
+        // SAFETY: a descriptor just opened, without another owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
@@ -115,7 +115,8 @@ impl HostDir {
         self.0.try_clone().map(Self)
     }
 
-    /// Makes and opens the new file `name` for writing, with these permission bits less the process's umask.
+    /// Makes and opens the new file `name` for writing, with these permission bits less the
+    /// process's umask.
     ///
     /// # Errors
     /// The errno of `openat`: `AlreadyExists` when there is anything of that name.
@@ -126,7 +127,7 @@ impl HostDir {
         let mode: libc::c_uint = mode & 0o7777;
         // SAFETY: the name is a C string that outlives the call; O_CREAT comes with its mode.
         let fd = check(unsafe { libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode) })?;
-        // SAFETY: a descriptor just opened, owned by nobody else.
+        // SAFETY: a descriptor just opened, without another owner.
         Ok(unsafe { File::from_raw_fd(fd) })
     }
 
@@ -143,7 +144,8 @@ impl HostDir {
         check(result).map(drop)
     }
 
-    /// Gives the entry `from` the name `to`; what was there is replaced if `replace`, else an error.
+    /// Gives the entry `from` the name `to`; what was there is replaced if `replace`, else an
+    /// error.
     ///
     /// # Errors
     /// The errno of `renameat2`: `AlreadyExists` without `replace`.
@@ -155,7 +157,8 @@ impl HostDir {
             // SAFETY: both names are C strings that outlive the call.
             let done = unsafe { libc::renameat2(fd, from.as_ptr(), fd, to.as_ptr(), flags) };
             match check(done) {
-                // Some filesystems know no RENAME_NOREPLACE; a hard link refuses to replace everywhere.
+                // Some filesystems know no RENAME_NOREPLACE; a hard link refuses to replace
+                // everywhere.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     // SAFETY: as above.
                     check(unsafe { libc::linkat(fd, from.as_ptr(), fd, to.as_ptr(), 0) })?;
@@ -179,7 +182,7 @@ impl HostDir {
         check(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
     }
 
-    /// What is known of the entry `name`, of a link itself when it is one.
+    /// Metadata of the entry `name`; of a symbolic link, those of the link itself.
     pub(super) fn stat_of(&self, name: &[u8]) -> io::Result<libc::stat> {
         let name = component(name)?;
         // SAFETY: all-zero bytes are a valid `stat`.

@@ -82,7 +82,8 @@ impl HostNode<'_> {
         let (data, len) = (value.as_ptr().cast(), value.len());
         match self {
             Self::Open(fd) => {
-                // SAFETY: the name is a C string, and `data` has `len` bytes; both outlive the call.
+                // SAFETY: the name is a C string, and `data` has `len` bytes; both outlive the
+                // call.
                 check(unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), data, len, 0) })
             }
             Self::Named(dir, entry) => {
@@ -115,8 +116,8 @@ impl HostNode<'_> {
     }
 }
 
-/// A path that leads to an entry through the descriptor of its directory: the calls on extended attributes take no
-/// directory before Linux 6.13.
+/// A path that leads to an entry through the descriptor of its directory: the calls on extended
+/// attributes take no directory before Linux 6.13.
 fn path_of(dir: &HostDir, entry: &[u8]) -> io::Result<CString> {
     component(entry)?;
     let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
@@ -126,7 +127,8 @@ fn path_of(dir: &HostDir, entry: &[u8]) -> io::Result<CString> {
 
 /// The permission bits that new files of this process do not get (umask).
 pub fn umask() -> u32 {
-    // SAFETY: a plain call that cannot fail. A file that another thread makes meanwhile gets fewer rights, not more.
+    // SAFETY: a plain call that cannot fail. A file that another thread makes meanwhile gets fewer
+    // rights, not more.
     let mask = unsafe { libc::umask(0o777) };
     // SAFETY: as above.
     unsafe { libc::umask(mask) };
@@ -138,7 +140,8 @@ impl HostDir {
     pub fn has_default_acl(&self) -> bool {
         let fd = self.as_fd().as_raw_fd();
         let name = c"system.posix_acl_default";
-        // SAFETY: the name is a C string that outlives the call; nothing is written with a size of 0.
+        // SAFETY: the name is a C string that outlives the call; nothing is written with a size of
+        // 0.
         unsafe { libc::fgetxattr(fd, name.as_ptr(), std::ptr::null_mut(), 0) > 0 }
     }
 

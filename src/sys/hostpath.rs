@@ -9,8 +9,8 @@ const OPEN_ABOVE: usize = 8;
 
 /// A directory of the host and those above it, down from where the walk began.
 ///
-/// Any depth needs the same number of descriptors: a directory that was closed is opened again as the
-/// parent (`..`) of the one below, and must then be the same directory.
+/// Any depth needs the same number of descriptors: a directory that was closed is opened again as
+/// the parent (`..`) of the one below, and must then be the same directory.
 #[derive(Debug)]
 pub struct HostPath {
     here: HostDir,

@@ -1,4 +1,5 @@
-//! Hugepages of the system that programs share: what is free, and files that programs left behind.
+//! The system's hugepages, which programs share: free counts, and files that ended programs left
+//! behind.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -6,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// Hugepages of 2 MiB that are free and not promised: those that another process has mapped and not yet touched count
-/// as free in `free_hugepages`, but are reserved for it.
+/// Hugepages of 2 MiB that are free and not promised: those that another process has mapped and not
+/// yet touched count as free in `free_hugepages`, but are reserved for it.
 pub fn unreserved_huge_pages() -> u64 {
     unreserved_in(Path::new(POOL))
 }
@@ -35,8 +36,8 @@ fn mounts_in(text: &str) -> Vec<PathBuf> {
     mounts.collect()
 }
 
-/// Removes the files `PREFIX<pid>map_<number>` below the mounts of hugetlbfs whose process is gone and that no process
-/// holds a lock on, as DPDK does while it uses them. Returns how many.
+/// Removes the files `PREFIX<pid>map_<number>` below the mounts of hugetlbfs whose process is gone
+/// and that no process holds a lock on, as DPDK does while it uses them. Returns how many.
 pub fn remove_stale_huge_files(prefix: &str) -> usize {
     let mounts = hugetlbfs_mounts();
     let count = |dir: &PathBuf| remove_stale_in(dir, prefix, Path::new("/proc"));

@@ -1,9 +1,10 @@
-//! File leases (`fcntl(2)`, `F_SETLEASE`): the kernel holds up another opener until the holder of the
-//! lease has agreed.
+//! File leases (`fcntl(2)`, `F_SETLEASE`): the kernel holds up another opener until the holder of
+//! the lease has agreed.
 //!
 //! A break is announced by a signal. It is sent to one thread, with `SIGURG`, which that thread has
-//! blocked and takes with `sigtimedwait(2)`: no handler is installed, and no other thread or signal of
-//! the process is concerned. `SIGURG` is ignored by default, so nothing is lost when it comes too late.
+//! blocked and takes with `sigtimedwait(2)`: no handler is installed, and no other thread or signal
+//! of the process is concerned. `SIGURG` is ignored by default, so nothing is lost when it comes
+//! too late.
 
 use std::fs::File;
 use std::io;
@@ -55,7 +56,7 @@ pub fn take_lease(file: &File, kind: LeaseKind) -> io::Result<()> {
     )
 }
 
-/// Gives a lease back: an opener that waits for it goes on.
+/// Gives a lease back: an opener that waits for it continues.
 ///
 /// # Errors
 /// The errno of `fcntl`.
@@ -71,7 +72,7 @@ fn set_lease(file: &File, kind: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// The lease that is held, or, while it is being broken, what is to be left of it.
+/// The held lease or, while it is being broken, the lease to downgrade to.
 ///
 /// # Errors
 /// The errno of `fcntl`.
@@ -164,8 +165,8 @@ impl BreakNotice {
 
 /// Ends the [`BreakNotice::wait`] of a thread, or its next one.
 pub(super) fn wake<T>(thread: &JoinHandle<T>) {
-    // SAFETY: a thread that was not joined, for its handle is there. The signal is ignored where it is
-    // not blocked.
+    // SAFETY: a thread that was not joined, for its handle is there. The signal is ignored where it
+    // is not blocked.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), NOTICE) };
 }
 

@@ -3,16 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes of memory that this process may use: the machine's, or less by the limits of its control groups (v1 and v2)
-/// and by RLIMIT_AS.
+/// Bytes of memory that this process may use: the machine's, or less by the limits of its control
+/// groups (v1 and v2) and by RLIMIT_AS.
 pub fn memory_limit_bytes() -> u64 {
     let groups = groups(|group| Some(group.limit_bytes)).min();
     let limits = [physical_bytes(), address_space_bytes(), groups];
     limits.into_iter().flatten().min().unwrap_or(u64::MAX)
 }
 
-/// Bytes that may still be charged to this process's control groups before one of them is at its limit and has no
-/// page cache left to reclaim.
+/// Bytes that may still be charged to this process's control groups before one of them is at its
+/// limit and has no page cache left to reclaim.
 pub fn charge_room_bytes() -> u64 {
     groups(|group| group.room_bytes()).min().unwrap_or(u64::MAX)
 }

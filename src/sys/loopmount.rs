@@ -1,7 +1,7 @@
 //! Loop devices and mounts, so that the kernel's filesystem can be compared with on the same image.
 //!
-//! Both clean up after themselves even when the process is killed: the loop device detaches with its last
-//! user (autoclear), and a mount made after [`private_mounts`] vanishes with the process.
+//! Both clean up after themselves even when the process is killed: the loop device detaches with
+//! its last user (autoclear), and a mount made after [`private_mounts`] vanishes with the process.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -64,7 +64,8 @@ pub struct LoopDevice {
     attachment: Attachment,
 }
 
-/// What identifies one use of a loop device: another process may attach another file to the same device right after.
+/// What identifies one use of a loop device: another process may attach another file to the same
+/// device right after.
 #[derive(Debug, PartialEq, Eq)]
 struct Attachment {
     /// `/sys/block/loop*`.
@@ -115,8 +116,9 @@ impl LoopDevice {
             .write(true)
             .open("/dev/loop-control")
             .map_err(|e| Error::system("cannot open /dev/loop-control", e))?;
-        // As losetup does: another process may take the free device first, or have it open exclusively while it attaches
-        // its own file; or the kernel has just made the device, and its node is not there yet.
+        // As losetup does: another process may take the free device first, or have it open
+        // exclusively while it attaches its own file; or the kernel has just made the device, and
+        // its node is not there yet.
         let give_up = Instant::now() + ATTACH_TIMEOUT;
         loop {
             if let Some(attached) = Self::attach_free(&control, &backing, options)? {
@@ -173,7 +175,8 @@ impl LoopDevice {
     }
 }
 
-/// Whether the error comes from what other processes do with the same device: attach, detach or remove it.
+/// Whether the error comes from what other processes do with the same device: attach, detach or
+/// remove it.
 fn is_of_others(error: &io::Error) -> bool {
     let passing = [libc::EBUSY, libc::EAGAIN, libc::ENXIO, libc::ENOENT];
     error
@@ -200,8 +203,9 @@ fn configure(device: &File, backing: &File, options: LoopOptions) -> io::Result<
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        // The last close detaches it (autoclear), and udev or another losetup may have it open for a moment. A file that
-        // another process attaches to the same device afterwards is none of ours.
+        // The last close detaches it (autoclear), and udev or another losetup may have it open for
+        // a moment. A file that another process attaches to the same device afterwards is none of
+        // ours.
         drop(self.device.take());
         let give_up = Instant::now() + DETACH_TIMEOUT;
         while !self.attachment.is_over() && Instant::now() < give_up {
@@ -229,8 +233,8 @@ impl XfsMount {
         Ok(mount)
     }
 
-    /// Mounts the XFS on a block device (`/dev/nvme0n1`) in a new private directory under `parent`. Needs
-    /// root.
+    /// Mounts the XFS on a block device (`/dev/nvme0n1`) in a new private directory under `parent`.
+    /// Needs root.
     ///
     /// # Errors
     /// The system call that failed, with its errno.
@@ -311,13 +315,14 @@ impl Drop for XfsMount {
     }
 }
 
-/// Gives this thread, and those it starts from now on, mounts of their own: what they mount nobody else
-/// sees, and it ends with the process. Needs root.
+/// Gives this thread, and those it starts from now on, a mount namespace of their own: no other
+/// process sees its mounts, and they end with the process. Needs root.
 ///
 /// # Errors
 /// The errno of `unshare` or `mount`.
 pub fn private_mounts() -> io::Result<()> {
-    // SAFETY: a plain call; it changes this thread's view of mounts (and unshares its working directory).
+    // SAFETY: a plain call; it changes this thread's view of mounts (and unshares its working
+    // directory).
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -39,7 +39,8 @@ fn what_others_do_with_a_device_is_no_failure() {
     }
 }
 
-/// Many threads attach and detach at once, as other programs do: each has its own image behind its own device.
+/// Many threads attach and detach at once, as other programs do: each has its own image behind its
+/// own device.
 #[test]
 fn devices_are_attached_beside_many_who_do_the_same() {
     if !is_root() || !Path::new("/dev/loop-control").exists() {

@@ -31,8 +31,9 @@ impl FileId {
     }
 }
 
-/// A serial number for a file that stands for a disk: `XI` and 16 hexadecimal digits. It is the same by
-/// every name of the file, also after its content was overwritten, and another one for a copy.
+/// A serial number for a file that stands for a disk: `XI` and 16 hexadecimal digits. It is the
+/// same by every name of the file, also after its content was overwritten, and another one for a
+/// copy.
 pub fn file_serial(file: FileId) -> String {
     // FNV-1a, for both numbers have up to 64 bits and a serial number has at most 20 characters.
     let bytes = file.device.to_le_bytes().into_iter();
@@ -44,9 +45,9 @@ pub fn file_serial(file: FileId) -> String {
     format!("XI{hash:016X}")
 }
 
-/// The name (`loop3`) of a loop device that is attached to the file, as far as this process may see. The
-/// kernel is asked for device and inode number; where the device node cannot be opened, the path that
-/// sysfs has is looked up instead.
+/// The name (`loop3`) of a loop device that is attached to the file, as far as this process may
+/// see. The kernel is asked for device and inode number; where the device node cannot be opened,
+/// the path that sysfs has is looked up instead.
 pub fn loop_device_of(file: FileId) -> Option<String> {
     for entry in fs::read_dir("/sys/block").ok()?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

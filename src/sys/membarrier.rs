@@ -1,7 +1,7 @@
 //! Barriers of unequal weight: one side nearly free, for the hot path; the other a system call.
 //!
-//! Two threads that each store to one variable and then load the other's need a full fence on both sides, or
-//! both may miss the other's store. `membarrier(2)` lets one side have both fences.
+//! Two threads that each store to one variable and then load the other's need a full fence on both
+//! sides, or both may miss the other's store. `membarrier(2)` lets one side have both fences.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, compiler_fence, fence};

@@ -9,8 +9,8 @@ use super::file_size_limit;
 /// The hugepage size that arenas are made of, in bytes.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// A file of `len_bytes` in memory, all zeroes; with `huge` of 2 MiB hugepages, reserved when it is mapped.
-/// Its length is sealed: whoever else gets it can neither cut nor grow it.
+/// A file of `len_bytes` in memory, all zeroes; with `huge` of 2 MiB hugepages, reserved when it is
+/// mapped. Its length is sealed: other holders of the descriptor can neither shrink nor grow it.
 ///
 /// # Errors
 /// The errno of `memfd_create`, `ftruncate` or `fcntl`.
@@ -45,18 +45,19 @@ pub fn memory_file(len_bytes: usize, huge: bool) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether a descriptor is a file whose content is memory (`memfd`, tmpfs, hugetlbfs): only those have seals.
+/// Whether a descriptor is a file whose content is memory (`memfd`, tmpfs, hugetlbfs): only those
+/// have seals.
 ///
-/// The one question that may be asked of a peer's descriptor before anything else: `memfd_fcntl()` looks at the file's
-/// type and calls no filesystem. On a file of a FUSE filesystem `fstat`, `fstatfs`, `mmap` and even `close` may wait
-/// for the peer for ever.
+/// The one question that may be asked of a peer's descriptor before anything else: `memfd_fcntl()`
+/// looks at the file's type and calls no filesystem. On a file of a FUSE filesystem `fstat`,
+/// `fstatfs`, `mmap` and even `close` may wait for the peer for ever.
 pub fn is_memory(fd: impl AsFd) -> bool {
     // SAFETY: plain integers.
     unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GET_SEALS) >= 0 }
 }
 
-/// The page size, in bytes, of a file whose content is memory; `None` for any other file. Mapping such a file cannot
-/// block on a disk, or on a process that plays a filesystem.
+/// The page size, in bytes, of a file whose content is memory; `None` for any other file. Mapping
+/// such a file cannot block on a disk, or on a process that plays a filesystem.
 ///
 /// # Errors
 /// The errno of `fstatfs`.
@@ -79,13 +80,15 @@ pub fn memory_page_bytes(file: &File) -> io::Result<Option<u64>> {
     })
 }
 
-/// Filesystems whose files lie on a disk of this machine, or in its memory: none of them waits for another process.
+/// Filesystems whose files lie on a disk of this machine, or in its memory: none of them waits for
+/// another process.
 const LOCAL: &[&str] = &[
     "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs",
 ];
 
-/// Whether a descriptor is memory, or a file of a mounted filesystem that waits for no other process or machine.
-/// Decided by the kernel's tables of descriptors and mounts, without a call into the file's filesystem.
+/// Whether a descriptor is memory, or a file of a mounted filesystem that waits for no other
+/// process or machine. Decided by the kernel's tables of descriptors and mounts, without a call
+/// into the file's filesystem.
 pub fn is_local_file(fd: impl AsFd) -> bool {
     is_memory(&fd) || filesystem_of(fd.as_fd()).is_some_and(|name| LOCAL.contains(&name.as_str()))
 }
@@ -106,7 +109,8 @@ fn filesystem_of(fd: BorrowedFd<'_>) -> Option<String> {
     behind.split(' ').next().map(str::to_owned)
 }
 
-/// Whether a descriptor is an `eventfd`, and not a pipe or file whose other end might block a writer.
+/// Whether a descriptor is an `eventfd`, and not a pipe or file whose other end might block a
+/// writer.
 pub fn is_eventfd(fd: impl AsFd) -> bool {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     std::fs::read_link(path)

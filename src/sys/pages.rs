@@ -1,4 +1,5 @@
-//! Memory for DMA: hugepages of 2 MiB, or ordinary locked pages; anonymous, or a file that can be shared.
+//! Memory for DMA: hugepages of 2 MiB, or ordinary locked pages; anonymous, or a file that can be
+//! shared.
 
 use std::alloc::Layout;
 use std::fmt;
@@ -20,7 +21,7 @@ pub enum PageKind {
     Pageable,
 }
 
-/// A zeroed memory mapping of this process's own, aligned to 2 MiB; unmapped on drop.
+/// A private, zeroed memory mapping, aligned to 2 MiB; unmapped on drop.
 #[derive(Debug)]
 pub struct Pages {
     base: NonNull<u8>,
@@ -44,7 +45,7 @@ enum Mapping {
         len_bytes: usize,
         file: File,
     },
-    /// Not ours: whoever lent it takes it back when this is dropped.
+    /// Borrowed memory: dropping this value releases it to its owner.
     Lent { _owner: Box<dyn Send + Sync> },
 }
 
@@ -59,8 +60,8 @@ impl fmt::Debug for Mapping {
     }
 }
 
-// SAFETY: `Pages` owns its mapping; it hands out only the address, and unmapping from another thread is
-// what munmap allows.
+// SAFETY: `Pages` owns its mapping; it hands out only the address, and unmapping from another
+// thread is what munmap allows.
 unsafe impl Send for Pages {}
 // SAFETY: a shared `Pages` has only getters of plain values.
 unsafe impl Sync for Pages {}
@@ -105,7 +106,8 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Reserves `len_bytes` (rounded up to 2 MiB) of ordinary pages and locks them where the limit allows.
+    /// Reserves `len_bytes` (rounded up to 2 MiB) of ordinary pages and locks them where the limit
+    /// allows.
     ///
     /// # Errors
     /// The errno of `mmap`.
@@ -119,7 +121,8 @@ impl Pages {
         Ok(pages)
     }
 
-    /// As [`Pages::huge`] or [`Pages::ordinary`], of a file that another process can map: see [`Pages::file`].
+    /// As [`Pages::huge`] or [`Pages::ordinary`], of a file that another process can map: see
+    /// [`Pages::file`].
     ///
     /// # Errors
     /// The errno of `memfd_create`, `ftruncate` or `mmap`.
@@ -130,8 +133,8 @@ impl Pages {
         let reserved = len_bytes
             .checked_add(HUGE_PAGE_BYTES)
             .ok_or_else(impossible)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. It only
-        // reserves the addresses.
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory. It
+        // only reserves the addresses.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -166,7 +169,7 @@ impl Pages {
         let Mapping::Shared { file, .. } = &pages.mapping else {
             return Err(impossible());
         };
-        // SAFETY: replaces a part of the reservation above, which nobody uses yet.
+        // SAFETY: replaces a part of the reservation above, which is not in use yet.
         let mapped = unsafe {
             libc::mmap(
                 base.as_ptr().cast(),
@@ -191,11 +194,11 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Zeroed memory that someone else reserved, and that `owner` gives back when it is dropped.
+    /// Zeroed memory that another library reserved, and that `owner` releases when it is dropped.
     ///
     /// # Safety
-    /// `len_bytes` from `base` are readable and writable until `owner` is dropped, and nobody else touches
-    /// them; both are multiples of 2 MiB.
+    /// `len_bytes` from `base` are readable and writable until `owner` is dropped, and no other
+    /// code accesses them; both are multiples of 2 MiB.
     pub unsafe fn lent(
         base: NonNull<u8>,
         len_bytes: usize,
@@ -211,12 +214,14 @@ impl Pages {
     }
 
     fn map(len_bytes: usize, flags: libc::c_int, kind: PageKind) -> io::Result<Self> {
-        // Ordinary mappings are aligned to 4 KiB only: reserve one step more and use the aligned part.
+        // Ordinary mappings are aligned to 4 KiB only: reserve one step more and use the aligned
+        // part.
         let slack = if flags == 0 { HUGE_PAGE_BYTES } else { 0 };
         let reserved = len_bytes
             .checked_add(slack)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing
+        // memory.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -233,7 +238,8 @@ impl Pages {
         let start: NonNull<u8> =
             NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let skip = start.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        // SAFETY: skip < 2 MiB of slack, or 0 for hugepages (aligned by the kernel), so it stays inside.
+        // SAFETY: skip < 2 MiB of slack, or 0 for hugepages (aligned by the kernel), so it stays
+        // inside.
         let base = unsafe { start.add(skip) };
         let pages = Self {
             base,
@@ -250,12 +256,13 @@ impl Pages {
 
     /// Faults in every page for writing. `mmap` only reserves hugepages; a hugetlb control group is
     /// charged at the fault, and a fault that it refuses is SIGBUS. `MAP_POPULATE` ignores such a
-    /// failure, `MADV_POPULATE_WRITE` (Linux 5.14) reports it as `EFAULT`. Earlier kernels do not know
-    /// it: there nothing is faulted in.
+    /// failure, `MADV_POPULATE_WRITE` (Linux 5.14) reports it as `EFAULT`. Earlier kernels do not
+    /// know it: there nothing is faulted in.
     fn populate(&self) -> io::Result<()> {
         let again = [libc::EINTR, libc::EAGAIN].map(Some);
         loop {
-            // SAFETY: the range is a mapping of ours, of exactly this length; its content stays the same.
+            // SAFETY: the range is a mapping of ours, of exactly this length; its content stays the
+            // same.
             let result = unsafe {
                 libc::madvise(
                     self.base.as_ptr().cast(),
@@ -275,9 +282,11 @@ impl Pages {
         }
     }
 
-    /// A forked child must not share (and by copy-on-write move away) memory that a device writes to.
+    /// A forked child must not share (and by copy-on-write move away) memory that a device writes
+    /// to.
     fn keep_from_children(&self) {
-        // SAFETY: the range is a mapping of ours, of exactly this length; a failure changes nothing.
+        // SAFETY: the range is a mapping of ours, of exactly this length; a failure changes
+        // nothing.
         unsafe {
             libc::madvise(
                 self.base.as_ptr().cast(),
@@ -302,8 +311,8 @@ impl Pages {
         self.kind
     }
 
-    /// The file behind the memory, from its first byte on, when it was made to be shared. It cannot be cut
-    /// short.
+    /// The file behind the memory, from its first byte on, when it was made to be shared. It cannot
+    /// be cut short.
     pub(crate) fn file(&self) -> Option<&File> {
         match &self.mapping {
             Mapping::Shared { file, .. } => Some(file),
@@ -312,8 +321,9 @@ impl Pages {
     }
 }
 
-/// Puts what memory of ordinary pages it can behind a large table into transparent huge pages, so that looking things up in it
-/// misses the TLB less. Where the kernel has none to spare, or does not know how (before 6.1), all stays as it is.
+/// Puts what memory of ordinary pages it can behind a large table into transparent huge pages, so
+/// that looking things up in it misses the TLB less. Where the kernel has none to spare, or does
+/// not know how (before 6.1), all stays as it is.
 pub fn prefer_huge_pages<T>(table: &[T]) {
     /// `MADV_COLLAPSE`, which the libc crate does not name on every target.
     const COLLAPSE: libc::c_int = 25;
@@ -321,7 +331,8 @@ pub fn prefer_huge_pages<T>(table: &[T]) {
     let end = table.as_ptr_range().end.addr() & !(HUGE_PAGE_BYTES - 1);
     if start < end {
         let at = table.as_ptr().with_addr(start).cast_mut();
-        // SAFETY: inside of a slice that is borrowed; what is in the memory stays the same, and so do its addresses.
+        // SAFETY: inside of a borrowed slice; MADV_COLLAPSE changes neither its content nor its
+        // addresses.
         unsafe { libc::madvise(at.cast(), end - start, COLLAPSE) };
     }
 }
@@ -330,14 +341,16 @@ impl Drop for Pages {
     fn drop(&mut self) {
         match &self.mapping {
             Mapping::HugepageRs(layout) => {
-                // SAFETY: allocated by `hugepage_rs::alloc` with this very layout, and given back once.
+                // SAFETY: allocated by `hugepage_rs::alloc` with this very layout, and given back
+                // once.
                 unsafe { hugepage_rs::dealloc(self.base.as_ptr(), *layout) };
             }
             Mapping::Own { start, len_bytes }
             | Mapping::Shared {
                 start, len_bytes, ..
             } => {
-                // SAFETY: the whole reservation that was made; nothing refers to it once its owner drops.
+                // SAFETY: the whole reservation that was made; nothing refers to it once its owner
+                // drops.
                 unsafe { libc::munmap(start.as_ptr().cast(), *len_bytes) };
             }
             Mapping::Lent { .. } => {}
@@ -374,7 +387,7 @@ mod tests {
         assert_eq!(pages.base().as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
         let file = pages.file().unwrap();
         file.write_all_at(&[7], 4097).unwrap();
-        // SAFETY: inside of the mapping, which nobody else reads or writes.
+        // SAFETY: inside of the mapping, which no other code reads or writes.
         let at = unsafe { pages.base().add(4097) };
         // SAFETY: as above.
         assert_eq!(unsafe { at.read_volatile() }, 7);

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use super::wait_readable;
 
-/// A connection of this process to a socket, found by the socket's path, and the process that serves it.
+/// A connection of this process to a socket, found by the socket's path, and the process that
+/// serves it.
 #[derive(Debug)]
 pub struct SocketPeer {
     /// Another descriptor of the same connection: the other end sees it closed when both are.
@@ -41,24 +42,26 @@ impl SocketPeer {
         // SAFETY: the kernel has just made this descriptor for us alone.
         let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(copy) });
         let process = process_of(&socket)
-            // A number may be given to another process once the first has ended: it has not, if it still serves.
+            // A number may be given to another process once the first has ended: it has not, if it
+            // still serves.
             .filter(|_| !has_hung_up(&socket));
         Some(Self { socket, process })
     }
 
-    /// Whether the process has ended, and with it its access to memory. False where that is not known.
+    /// Whether the process has ended, and with it its access to memory. False where that is not
+    /// known.
     pub fn has_ended(&self) -> bool {
         let process = self.process.as_ref();
         process
             .is_some_and(|process| wait_readable(process.as_fd(), Duration::ZERO).unwrap_or(false))
     }
 
-    /// Whether something came that nobody has read.
+    /// Whether unread data is in the socket.
     pub fn has_unread(&self) -> bool {
         wait_readable(self.socket.as_fd(), Duration::ZERO).unwrap_or(true)
     }
 
-    /// How long whoever uses the connection waits for the other end.
+    /// Sets how long calls on the connection wait for the other end.
     ///
     /// # Errors
     /// Those of `setsockopt`.
@@ -67,7 +70,7 @@ impl SocketPeer {
         self.socket.set_write_timeout(Some(timeout))
     }
 
-    /// Ends the connection, for whoever uses it as well.
+    /// Shuts the connection down for all of its users.
     pub fn hang_up(&self) {
         // It may have ended already.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);

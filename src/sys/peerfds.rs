@@ -13,12 +13,13 @@ const MOST_UNCLOSED: usize = 128;
 /// The longest wait for the closing thread to close one more, before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Descriptors that came with a message. Nothing is known of them: any use but [`is_memory`] or [`is_eventfd`] may
-/// block, `close` included, which a FUSE filesystem may keep waiting (`fuse_flush()`). So a drop closes memory and
-/// event counters, and leaves the rest to a thread that does nothing else.
+/// Descriptors that came with a message. Nothing is known of them: any use but [`is_memory`] or
+/// [`is_eventfd`] may block, `close` included, which a FUSE filesystem may keep waiting
+/// (`fuse_flush()`). So a drop closes memory and event counters, and leaves the rest to a thread
+/// that does nothing else.
 ///
-/// A process that holds a descriptor whose `close` never returns ends, but is not reaped before the filesystem
-/// answers or is unmounted (`umount -f`).
+/// A process that holds a descriptor whose `close` never returns ends, but is not reaped before the
+/// filesystem answers or is unmounted (`umount -f`).
 #[derive(Debug, Default)]
 pub struct PeerFds(pub Vec<OwnedFd>);
 
@@ -42,8 +43,8 @@ impl Drop for PeerFds {
     }
 }
 
-/// Whether so many descriptors of peers cannot be closed that no more may be taken. Waits a little for a thread
-/// that is only behind.
+/// Whether so many descriptors of peers cannot be closed that no more may be taken. Waits a little
+/// for a thread that is only behind.
 pub(super) fn are_stuck() -> bool {
     CLOSER.is_stuck(MOST_UNCLOSED, PATIENCE)
 }

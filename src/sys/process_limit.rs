@@ -4,8 +4,9 @@ use std::io;
 
 use crate::error::{Error, ErrorKind};
 
-/// The error of a system call that a limit of the process may have failed: names the limit where the
-/// errno is one that limits cause. `ulimit -l`, `-n`, `-v`, `-u` and `-f` are those of the shell.
+/// The error of a system call that a limit of the process may have failed: names the limit where
+/// the errno is one that limits cause. `ulimit -l`, `-n`, `-v`, `-u` and `-f` are those of the
+/// shell.
 #[cold]
 pub fn limit_error(what: impl Into<String>, source: io::Error, limit: ProcessLimit) -> Error {
     let mut what = what.into();

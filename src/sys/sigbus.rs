@@ -1,15 +1,17 @@
 //! Accesses to mapped memory that is no longer there.
 //!
-//! When what is behind a mapping goes away (a BAR's device is unplugged, or its memory decoding is switched
-//! off; a peer truncates the file that it shares), the kernel sends SIGBUS to the thread that touches it. The handler
-//! here puts other memory in its place, notes that, and lets the access go on: all ones for a BAR, as reads of
-//! an absent PCI device give, and zeroes for shared memory. The owner of the mapping then sees that its peer is
-//! gone. All other faults go to the handler that was there before.
+//! When the object behind a mapping goes away (a BAR's device is unplugged, or its memory decoding
+//! is switched off; a peer truncates the file that it shares), the kernel sends SIGBUS to the
+//! thread that accesses it. The handler here maps other memory in its place, records that, and
+//! restarts the access: all ones for a BAR, as reads of an absent PCI device return, and zeroes for
+//! shared memory. The owner of the mapping then sees that its peer is gone. All other faults go to
+//! the previous handler.
 //!
-//! The handler is installed with the first guarded mapping, so by `pci:` and `vfio-user:` targets and a vfio-user server
-//! only. A program that has a SIGBUS handler of its own leaves it out ([`leave_out_handler`]) and may call
-//! [`handle_sigbus`] from its own. Without either nothing is put in the place of memory that went away: the access
-//! faults again and again, or ends the process, as the program's own disposition of SIGBUS has it.
+//! The handler is installed with the first guarded mapping, so by `pci:` and `vfio-user:` targets
+//! and a vfio-user server only. A program that has a SIGBUS handler of its own disables this one
+//! ([`leave_out_handler`]) and may call [`handle_sigbus`] from its own. Without either, memory that
+//! went away is not replaced: the access faults repeatedly, or ends the process, depending on the
+//! program's own disposition of SIGBUS.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -49,8 +51,8 @@ impl Cover {
     }
 }
 
-/// One guarded mapping. The handler reads it while other threads change it, so it is a sequence lock: an odd
-/// `sequence` says that it is being changed.
+/// One guarded mapping. The handler reads it while other threads change it, so it is a sequence
+/// lock: an odd `sequence` says that it is being changed.
 struct Slot {
     taken: AtomicBool,
     sequence: AtomicU32,
@@ -74,7 +76,7 @@ impl Slot {
         }
     }
 
-    /// Changes the range; only whoever has `taken` the slot calls this.
+    /// Changes the range. Only for the thread that has `taken` the slot.
     fn set(&self, start: usize, len_bytes: usize) {
         self.sequence.fetch_add(1, Ordering::Acquire);
         fence(Ordering::Release);
@@ -83,8 +85,8 @@ impl Slot {
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
-    /// The range, if `address` lies in it. A slot that changes meanwhile is not the one of `address`: that
-    /// one's mapping is in use, so its slot stays.
+    /// The range, if `address` lies in it. A slot that changes meanwhile is not the one of
+    /// `address`: that one's mapping is in use, so its slot stays.
     fn range_with(&self, address: usize) -> Option<(usize, usize)> {
         let before = self.sequence.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Relaxed);
@@ -112,8 +114,8 @@ static HANDLER: OnceLock<Handler> = OnceLock::new();
 /// Makes one of several first guards install the handler.
 static INSTALL: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Leaves SIGBUS to the program: no handler is installed from now on. Whether that is so: false when one is installed
-/// already.
+/// Leaves SIGBUS to the program: no handler is installed from now on. Whether that is so: false
+/// when one is installed already.
 pub fn leave_out_handler() -> bool {
     let _one = INSTALL
         .lock()
@@ -124,11 +126,12 @@ pub fn leave_out_handler() -> bool {
     LEFT_OUT.load(Ordering::Relaxed)
 }
 
-/// Covers the guarded mapping that a fault was met in, from a program's own SIGBUS handler; false for any other
-/// fault. Async-signal-safe.
+/// Covers the guarded mapping that a fault was met in, from a program's own SIGBUS handler; false
+/// for any other fault. Async-signal-safe.
 ///
 /// # Safety
-/// `info` is the `siginfo_t` that the kernel has passed to a handler with SA_SIGINFO, for a fault of this thread.
+/// `info` is the `siginfo_t` that the kernel has passed to a handler with SA_SIGINFO, for a fault
+/// of this thread.
 pub unsafe fn handle_sigbus(info: *const c_void) -> bool {
     // `OnceLock::get` is one atomic load once it is set, and it is set before anything is guarded.
     let Some(handler) = HANDLER.get() else {
@@ -137,7 +140,8 @@ pub unsafe fn handle_sigbus(info: *const c_void) -> bool {
     // SAFETY: a valid siginfo, by the contract.
     let told = unsafe { &*info.cast::<libc::siginfo_t>() };
     let code = told.si_code;
-    // SAFETY: a fault's siginfo has an address; of another one it is a number that is not looked at.
+    // SAFETY: a fault's siginfo has an address; of another one it is a number that is not looked
+    // at.
     let address = unsafe { told.si_addr() }.addr();
     // Codes above zero come from the kernel; only those carry an address.
     let found = TABLE
@@ -152,8 +156,8 @@ pub unsafe fn handle_sigbus(info: *const c_void) -> bool {
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let kept = unsafe { errno.read() };
-    // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in use by
-    // the faulting access, so that it is not unmapped meanwhile.
+    // SAFETY: the slot's mapping is guarded, hence ours and in whole pages (`Guard::new`); it is in
+    // use by the faulting access, so that it is not unmapped meanwhile.
     let covered = unsafe { cover(handler, start, len_bytes, with) };
     // SAFETY: as above.
     unsafe { errno.write(kept) };
@@ -178,11 +182,12 @@ unsafe impl Send for Guard {}
 unsafe impl Sync for Guard {}
 
 impl Guard {
-    /// Guards a mapping; the first guard installs the process-wide handler, unless it is left out.
+    /// Guards a mapping; the first guard installs the process-wide handler, unless it is disabled.
     ///
     /// # Safety
-    /// `start` and `len_bytes` are whole pages of one mapping of the caller's, which stays mapped while the
-    /// guard lives and is accessed only through raw pointers or atomics: its content may change at any time.
+    /// `start` and `len_bytes` are whole pages of one mapping of the caller's, which stays mapped
+    /// while the guard lives and is accessed only through raw pointers or atomics: its content may
+    /// change at any time.
     ///
     /// # Errors
     /// When the handler cannot be installed, or too many mappings are guarded.
@@ -255,8 +260,8 @@ unsafe fn cover(handler: &Handler, start: usize, len_bytes: usize, with: Cover) 
     }
     let mut at = 0;
     while at < len_bytes {
-        // SAFETY: replaces pages that are the caller's by private pages of a file; the length stays inside of
-        // both. Whoever reads meanwhile sees the old or the new page.
+        // SAFETY: replaces pages that are the caller's by private pages of a file; the length stays
+        // inside of both. A concurrent reader sees the old or the new page.
         let mapped = unsafe {
             libc::mmap(
                 std::ptr::with_exposed_provenance_mut::<c_void>(start + at),
@@ -345,8 +350,8 @@ fn pass_on(
         // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO.
         libc::SIG_IGN if unsafe { (*info).si_code } <= 0 => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // A fault cannot be ignored: the access would fault for ever. Back to the default action, then
-            // raise: that comes through when this handler returns.
+            // A fault cannot be ignored: the access would fault for ever. Back to the default
+            // action, then raise: that comes through when this handler returns.
             // SAFETY: all-zero bytes are a valid `sigaction`: SIG_DFL, no flags, empty mask.
             let default: libc::sigaction = unsafe { std::mem::zeroed() };
             // SAFETY: async-signal-safe; the action is a valid one.
@@ -355,8 +360,8 @@ fn pass_on(
             unsafe { libc::raise(signal) };
         }
         address if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: with SA_SIGINFO this is the address of a function with three arguments, installed
-            // before.
+            // SAFETY: with SA_SIGINFO this is the address of a function with three arguments,
+            // installed before.
             let handler = unsafe { std::mem::transmute::<libc::sighandler_t, WithInfo>(address) };
             handler(signal, info, context);
         }
@@ -408,7 +413,7 @@ mod tests {
             assert!(at + 4 <= self.len_bytes);
             // SAFETY: inside of the mapping.
             let register = unsafe { self.start.add(at) }.cast::<u32>();
-            // SAFETY: aligned; a fault is what is tested.
+            // SAFETY: aligned; the test needs the fault.
             unsafe { register.read_volatile() }
         }
 

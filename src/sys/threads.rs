@@ -5,7 +5,8 @@ use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 use super::process_limit::{ProcessLimit, limit_error};
 use crate::error::{Error, Result};
 
-/// Starts a thread with this name. `std::thread::spawn` panics where a limit forbids another thread.
+/// Starts a thread with this name. `std::thread::spawn` panics where a limit forbids another
+/// thread.
 ///
 /// # Errors
 /// An error that names the limit (`ulimit -u`, `pids.max`).
@@ -33,9 +34,9 @@ pub fn spawn_scoped<'scope, T: Send + 'scope>(
         .map_err(|error| cannot_start(&name, error))
 }
 
-/// Starts a thread with all signals blocked, but for those that report a fault of the thread itself:
-/// a signal for the process goes to a thread of the program, which may expect it (`signalfd(2)`,
-/// `sigwait(3)`).
+/// Starts a thread with all signals blocked, but for those that report a fault of the thread
+/// itself: a signal for the process goes to a thread of the program, which may expect it
+/// (`signalfd(2)`, `sigwait(3)`).
 fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     const FAULTS: [libc::c_int; 7] = [
         libc::SIGSEGV,

@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// A point in time, in units of the fastest steady clock: the time stamp counter where it runs at one rate
-/// in all states of the processor, the system's monotonic clock otherwise.
+/// A point in time, in units of the fastest steady clock: the time stamp counter where it runs at
+/// one rate in all states of the processor, the system's monotonic clock otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticks(u64);
 
@@ -19,7 +19,8 @@ struct Clock {
 
 static CLOCK: OnceLock<Clock> = OnceLock::new();
 
-/// How long the counter is compared with the system's clock: a rate that is right to a few millionths.
+/// How long the counter is compared with the system's clock: a rate that is right to a few
+/// millionths.
 const CALIBRATION: Duration = Duration::from_millis(20);
 
 impl Ticks {
@@ -87,7 +88,8 @@ fn counter() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Whether the counter is invariant (Intel's manual, volume 3, 18.17.1: CPUID leaf 8000_0007, EDX bit 8).
+/// Whether the counter is invariant (Intel's manual, volume 3, 18.17.1: CPUID leaf 8000_0007, EDX
+/// bit 8).
 fn counter_is_steady() -> bool {
     use core::arch::x86_64::__cpuid;
     __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & 1 << 8 != 0

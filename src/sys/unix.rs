@@ -74,15 +74,17 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Listens at a new socket with these permission bits, whatever the umask. At no time has the socket more than these.
+/// Listens at a new socket with these permission bits, whatever the umask. At no time has the
+/// socket more than these.
 ///
 /// # Errors
-/// The errno of `socket`, `fchmod`, `bind`, `chmod` or `listen`; [`io::ErrorKind::InvalidInput`] for a path that is too
-/// long for a socket. No socket is left behind.
+/// The errno of `socket`, `fchmod`, `bind`, `chmod` or `listen`; [`io::ErrorKind::InvalidInput`]
+/// for a path that is too long for a socket. No socket is left behind.
 pub fn listen_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let address = address_of(path)?;
     let socket = new_socket()?;
-    // The file takes its bits from the socket's own inode, less the umask (unix_bind_bsd() in net/unix/af_unix.c).
+    // The file takes its bits from the socket's own inode, less the umask (unix_bind_bsd() in
+    // net/unix/af_unix.c).
     // SAFETY: plain integers.
     if unsafe { libc::fchmod(socket.as_raw_fd(), mode & 0o777) } < 0 {
         return Err(io::Error::last_os_error());
@@ -126,8 +128,8 @@ fn allow(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(name, Permissions::from_mode(mode))
 }
 
-/// Waits until a descriptor can be read from (or accepted from), for `timeout` at most; whether it can. A
-/// signal ends the wait early, as "no".
+/// Waits until a descriptor can be read from (or accepted from), for `timeout` at most; whether it
+/// can. A signal ends the wait early, as "no".
 ///
 /// # Errors
 /// The errno of `poll`.
@@ -150,12 +152,12 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> 
     Ok(ready > 0)
 }
 
-/// Sends bytes, and descriptors with the first of them; how many bytes went out. The socket's own time-out
-/// holds; a closed peer is an error, not a signal.
+/// Sends bytes, and descriptors with the first of them; how many bytes went out. The socket's own
+/// time-out holds; a closed peer is an error, not a signal.
 ///
 /// # Errors
-/// The errno of `sendmsg`; [`io::ErrorKind::InvalidInput`] for more than [`MOST_FDS`] descriptors, or for
-/// descriptors without a byte to go with.
+/// The errno of `sendmsg`; [`io::ErrorKind::InvalidInput`] for more than [`MOST_FDS`] descriptors,
+/// or for descriptors without a byte to go with.
 pub fn send_with_fds(
     socket: &UnixStream,
     bytes: &[u8],
@@ -194,7 +196,8 @@ pub fn send_with_fds(
         }
     }
     loop {
-        // SAFETY: the message points to the slice and the control buffer, both alive and initialised.
+        // SAFETY: the message points to the slice and the control buffer, both alive and
+        // initialised.
         let sent =
             unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
         match usize::try_from(sent) {
@@ -209,13 +212,13 @@ pub fn send_with_fds(
     }
 }
 
-/// Receives bytes, 0 at the stream's end, and adds the descriptors that came with them to `fds`, closed on
-/// exec. The socket's own time-out holds; a signal is [`io::ErrorKind::Interrupted`].
+/// Receives bytes, 0 at the stream's end, and adds the descriptors that came with them to `fds`,
+/// closed on exec. The socket's own time-out holds; a signal is [`io::ErrorKind::Interrupted`].
 ///
 /// # Errors
 /// The errno of `recvmsg`; [`io::ErrorKind::InvalidData`] when there were more descriptors than
-/// [`MOST_FDS`], or any while too many that peers have sent cannot be closed ([`PeerFds`]). All of this message are
-/// closed then.
+/// [`MOST_FDS`], or any while too many that peers have sent cannot be closed ([`PeerFds`]). All of
+/// this message are closed then.
 pub fn receive_with_fds(
     socket: &UnixStream,
     bytes: &mut [u8],
@@ -237,7 +240,8 @@ pub fn receive_with_fds(
     } else {
         CONTROL_BYTES
     };
-    // SAFETY: the message points to the slice over `bytes` and to the control buffer, both writable.
+    // SAFETY: the message points to the slice over `bytes` and to the control buffer, both
+    // writable.
     let got =
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;

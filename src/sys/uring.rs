@@ -1,7 +1,7 @@
 //! The kernel's asynchronous I/O on one file, with registered buffers, as a safe interface.
 //!
-//! Used as the other side of a comparison: it gives the kernel what it is best at (registered file and
-//! buffers, one `io_uring_enter` for all that was pushed, completions run by the waiting task).
+//! Used as the other side of a comparison: it gives the kernel what it is best at (registered file
+//! and buffers, one `io_uring_enter` for all that was pushed, completions run by the waiting task).
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,8 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::{HUGE_PAGE_BYTES, PageKind, Pages};
 
-/// Memory cut into equal slots, aligned for direct I/O: to 4 KiB, from hugepages where there are some.
+/// Memory cut into equal slots, aligned for direct I/O: to 4 KiB, from hugepages where there are
+/// some.
 #[derive(Debug)]
 pub struct Slots {
     pages: Pages,
@@ -58,8 +59,9 @@ impl Slots {
     /// # Panics
     /// When there is no such slot.
     pub fn slot(&self, index: usize) -> &[u8] {
-        // SAFETY: `start` checks the index; the slot lies inside the mapping, which is zeroed when made, and
-        // `&self` keeps it from being written: a ring that lends slots to the kernel hides them meanwhile.
+        // SAFETY: `start` checks the index; the slot lies inside the mapping, which is zeroed when
+        // made, and `&self` keeps it from being written: a ring that lends slots to the kernel
+        // hides them meanwhile.
         unsafe { std::slice::from_raw_parts(self.start(index), self.slot_bytes) }
     }
 
@@ -110,7 +112,8 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// Makes a ring of `count` slots of `slot_bytes` over `file`. To be used by the thread that made it.
+    /// Makes a ring of `count` slots of `slot_bytes` over `file`. To be used by the thread that
+    /// made it.
     ///
     /// # Errors
     /// The errno of `io_uring_setup` (`EPERM` where it is disabled), `io_uring_register` or `mmap`.
@@ -135,8 +138,8 @@ impl Uring {
                 iov_len: slot_bytes,
             })
             .collect();
-        // SAFETY: the vectors name slots of a mapping that outlives the ring: `Drop` ends every operation
-        // before it frees the mapping, or leaks it.
+        // SAFETY: the vectors name slots of a mapping that outlives the ring: `Drop` ends every
+        // operation before it frees the mapping, or leaks it.
         unsafe { ring.submitter().register_buffers(&vectors) }?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         Ok(Self {
@@ -172,7 +175,8 @@ impl Uring {
         }
     }
 
-    /// Puts an operation on the whole slot into the submission queue; [`Uring::enter`] tells the kernel.
+    /// Puts an operation on the whole slot into the submission queue; [`Uring::enter`] tells the
+    /// kernel.
     ///
     /// # Errors
     /// `EBUSY` when the slot is in flight, `EINVAL` when there is no such slot.
@@ -195,8 +199,8 @@ impl Uring {
                 .build(),
         };
         let entry = entry.user_data(index as u64);
-        // SAFETY: the entry names registered slot memory that stays mapped until its completion was reaped
-        // (`Drop`), that nobody else touches (`busy` hides it), and the registered file.
+        // SAFETY: the entry names registered slot memory that stays mapped until its completion was
+        // reaped (`Drop`), that no other code accesses (`busy` hides it), and the registered file.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
         if let Some(busy) = self.busy.get_mut(index) {
@@ -206,8 +210,8 @@ impl Uring {
         Ok(())
     }
 
-    /// Hands everything pushed to the kernel and waits until at least one operation has ended (if any is
-    /// in flight), in one system call.
+    /// Hands everything pushed to the kernel and waits until at least one operation has ended (if
+    /// any is in flight), in one system call.
     ///
     /// # Errors
     /// The errno of `io_uring_enter`; `EINTR` when a signal came.
@@ -253,8 +257,8 @@ impl Drop for Uring {
                 Err(_) => return,
             }
         }
-        // The kernel tears a ring down later, on a worker of its own; until then a registered file would
-        // keep its filesystem busy.
+        // The kernel tears a ring down later, on a worker of its own; until then a registered file
+        // would keep its filesystem busy.
         let _ = self.ring.submitter().unregister_files();
         let _ = self.ring.submitter().unregister_buffers();
         // SAFETY: nothing is in flight, and `slots` is not used after this.

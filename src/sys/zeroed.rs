@@ -6,9 +6,9 @@ use std::ptr::NonNull;
 /// Address space that stays free for allocations that may not fail.
 const SPARE_BYTES: usize = 8 << 20;
 
-/// `len_bytes` bytes of zeroes, backed page by page as they are touched. `None` when there is no memory or address space
-/// for them, where `vec![0; n]` ends the process, or when they would leave too little for the program's other
-/// allocations.
+/// `len_bytes` bytes of zeroes, backed page by page as they are touched. `None` when there is no
+/// memory or address space for them, where `vec![0; n]` ends the process, or when they would leave
+/// too little for the program's other allocations.
 pub fn zeroed_bytes(len_bytes: usize) -> Option<Box<[u8]>> {
     let layout = Layout::array::<u8>(len_bytes).ok()?;
     if !has_room(len_bytes.checked_add(SPARE_BYTES)?) {
@@ -20,12 +20,12 @@ pub fn zeroed_bytes(len_bytes: usize) -> Option<Box<[u8]>> {
     // SAFETY: the layout's size is not zero.
     let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
     let bytes = NonNull::slice_from_raw_parts(base, len_bytes);
-    // SAFETY: just allocated by the global allocator with the layout of `[u8; len_bytes]`, initialised, and owned by
-    // nothing else.
+    // SAFETY: just allocated by the global allocator with the layout of `[u8; len_bytes]`,
+    // initialised, and owned by nothing else.
     Some(unsafe { Box::from_raw(bytes.as_ptr()) })
 }
 
-/// Whether so much address space can be had (RLIMIT_AS, and what is mapped).
+/// Whether this much address space is available (RLIMIT_AS less the mapped size).
 fn has_room(len_bytes: usize) -> bool {
     // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
     let base = unsafe {

@@ -18,7 +18,7 @@ pub struct Disk {
     pub(super) arenas: Arc<Arenas>,
 }
 
-/// What is known of it.
+/// Properties of the disk or file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskInfo {
     /// Bytes in a logical block.
@@ -33,18 +33,19 @@ pub struct DiskInfo {
     pub is_device: bool,
     /// Model, or what kind of file it is.
     pub model: String,
-    /// Serial number; of a file one made of its inode, of a device that says none its name.
+    /// Serial number: of a file one derived from its inode; of a device without one its name.
     pub serial: String,
     /// Firmware revision, where the kernel knows it.
     pub firmware: String,
 }
 
 impl Disk {
-    /// Takes over an open file or block device; `path` is what it was opened by. `block_bytes` asks for larger
-    /// blocks than it has itself. Memory of `heap` can be used with it from then on.
+    /// Takes over an open file or block device; `path` is what it was opened by. `block_bytes` asks
+    /// for larger blocks than it has itself. Memory of `heap` can be used with it from then on.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when it has no direct I/O or no such blocks; what the system says.
+    /// [`ErrorKind::Unsupported`] when it has no direct I/O or no such blocks; what the system
+    /// says.
     pub fn open(file: File, path: &Path, block_bytes: Option<u32>, heap: &Heap) -> Result<Self> {
         let held =
             HeldFile::unwatched(file).map_err(|e| Error::system("cannot look at the file", e))?;
@@ -119,7 +120,7 @@ impl Disk {
         Ok(Self { held, info, arenas })
     }
 
-    /// What is known of it.
+    /// Properties of the disk or file.
     pub fn info(&self) -> &DiskInfo {
         &self.info
     }

@@ -1,5 +1,4 @@
-//! One thread's ring: chains become operations of io_uring, one each (two where a chain must be made durable
-//! afterwards).
+//! One thread's ring: a chain is one operation of io_uring, or two if it must be made durable.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -16,16 +15,16 @@ use crate::sys::{
     limit_error,
 };
 
-/// The longest sleep in [`Queue::relax`]: whoever waits has other things to look at now and then.
+/// The longest sleep in [`Queue::relax`]: its caller has other conditions to check.
 const NAP: Duration = Duration::from_millis(10);
 
-/// How often an operation that the kernel asks to repeat is repeated.
+/// Most repetitions of an operation that the kernel interrupts.
 const RETRIES: u8 = 16;
 
 /// No slot.
 const NONE: u16 = u16::MAX;
 
-/// How a queue is made.
+/// Options of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct RingOptions {
     /// Chains that can be outstanding at once; at most 4096.
@@ -105,8 +104,8 @@ impl Disk {
     /// A queue for one thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when the kernel lets nobody use io_uring; [`ErrorKind::InvalidInput`] for a
-    /// depth that cannot be.
+    /// [`ErrorKind::Unsupported`] when io_uring is disabled on this system;
+    /// [`ErrorKind::InvalidInput`] for an unusable depth.
     pub fn queue(&self, options: RingOptions) -> Result<RingQueue> {
         let depth = u16::try_from(options.depth).ok();
         let depth = depth
@@ -127,7 +126,7 @@ impl Disk {
                 max_segments: 1,
                 dma_align_bytes: info.memory_align_bytes,
                 max_transfer_bytes: None,
-                // The kernel decides for each write and flush: what it says of the device may change.
+                // The kernel decides for each write and flush: the device's properties may change.
                 volatile_write_cache: true,
                 fua: true,
                 write_zeroes: true,
@@ -181,8 +180,7 @@ fn no_ring(error: std::io::Error) -> Error {
     .because(error)
 }
 
-// What makes system calls anyway is kept out of line: an engine queue that is matched on should not grow, nor save
-// registers, for the engine that it is not.
+// Code that makes system calls is kept out of line, so that matching on an engine stays small.
 impl Queue for RingQueue {
     #[inline]
     fn limits(&self) -> &Limits {
@@ -248,7 +246,7 @@ impl Queue for RingQueue {
             }
         }
         if self.ring.tell().is_err() {
-            // Short of memory, or interrupted: what was pushed is told at the next poll.
+            // Short of memory, or interrupted: the next poll submits the pushed entries.
             self.idle = 0;
         }
         let mut count = self.reap(budget, done);
@@ -285,7 +283,7 @@ impl Queue for RingQueue {
 }
 
 impl RingQueue {
-    /// The ring, which polls readable when an operation has ended; `None` for a queue that only polls.
+    /// The ring, which polls readable after a completion; `None` for a queue that only polls.
     pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         (self.wait != Wait::Poll).then(|| self.ring.as_fd())
     }
@@ -305,15 +303,15 @@ impl Drop for RingQueue {
             self.ring.silence();
         }
         if !self.ring.finish() {
-            // The kernel may still write to the file: it stays locked, and its writes count as under way.
+            // The kernel may still write to the file: it stays locked, its writes counted.
             std::mem::forget((self.writer.take(), Arc::clone(&self.held)));
         }
     }
 }
 
 impl RingQueue {
-    /// Counts a write to a file as under way; whether it is one. Where writes are paused it waits, but not
-    /// while any of this queue are under way: those must be reaped first.
+    /// Counts a write to a file as under way; whether it is one. Where writes are paused it waits,
+    /// but not while any of this queue are under way: those must be reaped first.
     fn enter(&mut self, chain: &Chain<'_>) -> Result<bool, Refused> {
         let Some(writer) = &mut self.writer else {
             return Ok(false);
@@ -491,7 +489,7 @@ impl RingQueue {
         Some(Completion { token, status })
     }
 
-    /// What is not the plain end: sends the rest, or says how the chain has ended.
+    /// Handles all completions but plain success: submits the rest, or ends the chain with an error.
     #[cold]
     fn go_on(&mut self, at: u16, result: i32) -> Option<Status> {
         let slot = self.slots.get_mut(usize::from(at))?;
@@ -581,8 +579,8 @@ impl Slot {
     }
 }
 
-/// The NVMe status that the kernel makes such an error of (the reverse of its `nvme_error_status`), so that one
-/// error reads the same from every engine.
+/// The NVMe status that the kernel makes such an error of (the reverse of its `nvme_error_status`),
+/// so that one error reads the same from every engine.
 #[cold]
 fn status_of(result: i32, op: Op) -> Status {
     const GENERIC: u8 = 0;

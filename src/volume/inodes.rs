@@ -384,7 +384,6 @@ mod tests {
             btime: time,
             xfs_flags: 0,
             xfs_flags2: 0,
-            has_attributes: false,
         };
         CoreInode::new(metadata, FileMap::empty())
     }

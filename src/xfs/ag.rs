@@ -20,8 +20,8 @@ pub(super) struct Root {
 }
 
 impl Fs {
-    /// Looks at the headers of the first group, as mounting does: features that the disk does not have show
-    /// there.
+    /// Looks at the headers of the first group, as mounting does: features that the disk does not
+    /// have show there.
     pub(super) fn check_first_group(&self, io: &mut impl MetaIo) -> Result<()> {
         self.inobt_root(io, 0)?;
         self.refcount_root(io, 0)?;

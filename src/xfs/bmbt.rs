@@ -1,7 +1,7 @@
 //! The extent btree of a fork: read whole into an [`ExtentMap`], or asked for one block.
 //!
-//! Both end on any disk: each step goes one level down, extents must be sorted and must not overlap, and
-//! there can be no more of them than the inode says.
+//! Both end on any disk: each step goes one level down, extents must be sorted and must not
+//! overlap, and there can be no more of them than the inode says.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;
@@ -38,7 +38,8 @@ struct Child {
     offsets: Range<u64>,
 }
 
-/// The children in the keys and pointers of a node or root; `offsets` are those the node itself may hold.
+/// The children in the keys and pointers of a node or root; `offsets` are those the node itself may
+/// hold.
 fn children(
     body: &[u8],
     count: usize,
@@ -86,7 +87,8 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// The last child whose first offset is at most `offset`; the first offset of all when there is none.
+    /// The last child whose first offset is at most `offset`; the first offset of all when there is
+    /// none.
     fn child_at(&self, offset: u64) -> Result<Result<Child, u64>, &'static str> {
         let key = |index: usize| be64(self.body, index.wrapping_mul(KEY_BYTES));
         let (mut low, mut high) = (0, self.count);
@@ -123,8 +125,8 @@ impl Step<'_> {
 }
 
 impl Fs {
-    /// The extent of a fork in btree form that covers a block, or the hole that the block lies in. Reads one
-    /// block of each level.
+    /// The extent of a fork in btree form that covers a block, or the hole that the block lies in.
+    /// Reads one block of each level.
     pub(super) fn find_in_bmbt(
         &self,
         io: &mut impl MetaIo,
@@ -184,8 +186,8 @@ impl Fs {
         Extent::checked(self.geometry(), record, addr).map(Some)
     }
 
-    /// The leaf that a block's extent would be in: its address, its bytes, the offsets that it may hold. The
-    /// first offset of all extents when that is behind the block.
+    /// The leaf that a block's extent would be in: its address, its bytes, the offsets that it may
+    /// hold. The first offset of all extents when that is behind the block.
     #[expect(clippy::type_complexity, reason = "the parts of a leaf; used twice")]
     fn leaf_at(
         &self,

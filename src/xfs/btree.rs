@@ -1,8 +1,8 @@
 //! Btrees inside an allocation group: inodes, reference counts, free space.
 //!
-//! A walk visits the records of a key range in order. It ends on any disk: each step goes one level down,
-//! and every block's keys must lie between its own key in the parent and the next one, so that no block can
-//! be met twice.
+//! A walk visits the records of a key range in order. It ends on any disk: each step goes one level
+//! down, and every block's keys must lie between its own key in the parent and the next one, so
+//! that no block can be met twice.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::{ControlFlow, Range};
@@ -27,7 +27,8 @@ pub(super) struct Tree {
     pub(super) key_bytes: usize,
     /// The order of a key or record.
     pub(super) key: fn(&[u8]) -> Option<u64>,
-    /// Whether the pointers between neighbours are checked: a reader needs none of them, a writer does.
+    /// Whether the pointers between neighbours are checked: a reader needs none of them, a writer
+    /// does.
     pub(super) siblings: bool,
 }
 
@@ -98,8 +99,8 @@ struct Walk<'a, V> {
 }
 
 impl Fs {
-    /// Visits the records whose keys lie in `keys`, and the last one before them, in order, until `visit`
-    /// breaks.
+    /// Visits the records whose keys lie in `keys`, and the last one before them, in order, until
+    /// `visit` breaks.
     pub(super) fn walk_tree(
         &self,
         io: &mut impl MetaIo,

@@ -1,8 +1,8 @@
 //! Chains of blocks that come back to themselves.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-/// Detects a circle in constant memory (Brent's algorithm): the chain is compared with one of its blocks,
-/// which is moved on at each power of two of steps.
+/// Detects a circle in constant memory (Brent's algorithm): the chain is compared with one of its
+/// blocks, which is moved on at each power of two of steps.
 #[derive(Debug)]
 pub(super) struct Circle {
     mark: u64,

@@ -26,8 +26,8 @@ impl Extent {
         self.offset_blocks.saturating_add(self.blocks)
     }
 
-    /// The extent of a record, checked against the geometry. `addr` is where on the device it was found, for
-    /// the error.
+    /// The extent of a record, checked against the geometry. `addr` is where on the device it was
+    /// found, for the error.
     pub(crate) fn checked(geometry: &Geometry, record: &BmbtRecord, addr: u64) -> Result<Self> {
         let extent = Self {
             offset_blocks: record.offset_blocks(),
@@ -70,8 +70,8 @@ impl Extent {
 pub enum Found {
     /// The extent that covers the block.
     Extent(Extent),
-    /// A hole: from the end of the extent before (or 0), to the start of the next (`u64::MAX` when there is
-    /// none).
+    /// A hole: from the end of the extent before (or 0), to the start of the next (`u64::MAX` when
+    /// there is none).
     Hole {
         /// First block of the hole.
         start_blocks: u64,
@@ -130,8 +130,8 @@ impl ExtentMap {
         self.extents.get(index.checked_sub(1)?).copied()
     }
 
-    /// Appends a record, checked against the geometry and the one before. `addr` is where on the device it
-    /// was found, for the error.
+    /// Appends a record, checked against the geometry and the one before. `addr` is where on the
+    /// device it was found, for the error.
     pub(crate) fn push(
         &mut self,
         geometry: &Geometry,

@@ -1,5 +1,5 @@
-//! Free space of an allocation group ("AG Free Space B+trees"): the same extents in two btrees, one by block
-//! number, one by length.
+//! Free space of an allocation group ("AG Free Space B+trees"): the same extents in two btrees, one
+//! by block number, one by length.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::{ControlFlow, Range};
@@ -66,10 +66,12 @@ pub struct FreeSpace {
 }
 
 impl Fs {
-    /// Calls `visit` with each free extent of a group that has a block in `blocks`, by block number.
+    /// Calls `visit` with each free extent of a group that has a block in `blocks`, by block
+    /// number.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the btree is broken; what the device reports.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the btree is broken; what the device
+    /// reports.
     pub fn free_by_block(
         &self,
         io: &mut impl MetaIo,
@@ -116,8 +118,8 @@ impl Fs {
         })
     }
 
-    /// Adds up the free space of a group, and checks that both btrees have the same extents and the AGF the
-    /// same sums.
+    /// Adds up the free space of a group, and checks that both btrees have the same extents and the
+    /// AGF the same sums.
     ///
     /// # Errors
     /// As [`Fs::free_by_block`].

@@ -1,11 +1,10 @@
 //! The open filesystem.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::cache::{BlockKind, Cache, Key};
 use super::extents::{Extent, ExtentMap, Found};
-use super::format::btree::InobtRecord;
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{FileType, Fork, Inode};
 use super::log::{LogEnd, LogState};
@@ -16,8 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// How to open a filesystem.
 #[derive(Debug, Clone, Copy)]
 pub struct FsOptions {
-    /// Open a filesystem whose log holds changes, for reading what stands on disk without them, as the
-    /// mount option of that name does. Such a filesystem may look torn.
+    /// Open a filesystem whose log holds changes, for reading what stands on disk without them, as
+    /// the mount option of that name does. Such a filesystem may look torn.
     pub norecovery: bool,
     /// Most memory for metadata blocks.
     pub cache_bytes: usize,
@@ -40,8 +39,6 @@ pub struct Fs {
     log_end: Option<LogEnd>,
     read_only: Option<String>,
     cache: Cache,
-    /// The inode chunk that was looked up last: allocation group, record and where it was found.
-    pub(super) last_chunk: Mutex<Option<(u32, InobtRecord, u64)>>,
 }
 
 /// What there is to tell about a filesystem.
@@ -92,12 +89,12 @@ impl Fs {
         Self::open_with(io, &FsOptions::default())
     }
 
-    /// Reads and checks the superblock and looks whether the log is clean.
+    /// Reads and checks the superblock and checks that the log is clean.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when there is no filesystem or it contradicts itself,
-    /// [`ErrorKind::Unsupported`] with the name of the feature, [`ErrorKind::NeedsRecovery`] when the log
-    /// holds changes, and what the device reports.
+    /// [`ErrorKind::Corrupt`] when the superblock is missing or inconsistent,
+    /// [`ErrorKind::Unsupported`] with the name of the feature, [`ErrorKind::NeedsRecovery`] when
+    /// the log holds changes, and what the device reports.
     pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
         let superblock = Superblock::read(io, options.norecovery)?;
         let log_end = check_log(io, &superblock);
@@ -123,7 +120,6 @@ impl Fs {
             log_end,
             read_only,
             cache: Cache::new(options.cache_bytes),
-            last_chunk: Mutex::new(None),
         };
         fs.check_first_group(io)?;
         Ok(fs)
@@ -134,8 +130,8 @@ impl Fs {
         self.superblock.internal_inodes.contains(&ino.0)
     }
 
-    /// Whether metadata with this log sequence number was changed after all that the log holds: the log is not
-    /// the one that the change went through, as xfs_log_check_lsn().
+    /// Whether metadata with this log sequence number was changed after all that the log holds: the
+    /// log is not the one that the change went through, as xfs_log_check_lsn().
     pub(super) fn is_ahead_of_log(&self, lsn: u64) -> bool {
         self.log_end.is_some_and(|end| end.is_behind(lsn))
     }
@@ -200,8 +196,8 @@ impl Fs {
         }
     }
 
-    /// Reads `len_bytes` of metadata at a device address, through the cache. `check` runs on what was read,
-    /// once; the block is then kept as one of that kind and owner.
+    /// Reads `len_bytes` of metadata at a device address, through the cache. `check` runs on what
+    /// was read, once; the block is then kept as one of that kind and owner.
     pub(crate) fn read_block(
         &self,
         io: &mut impl MetaIo,
@@ -225,12 +221,13 @@ impl Fs {
         Ok(data)
     }
 
-    /// Reads the directory block at `offset_blocks` of a directory's data fork; `None` when that is a hole.
-    /// `check` verifies magic, checksum, uuid, owner and address, once; the block is then kept.
+    /// Reads the directory block at `offset_blocks` of a directory's data fork; `None` when that is
+    /// a hole. `check` verifies magic, checksum, uuid, owner and address, once; the block is then
+    /// kept.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when the block is partly a hole or unwritten or the fork is broken; what
-    /// `check` and the device report.
+    /// [`ErrorKind::Corrupt`] when the block is partly a hole or unwritten or the fork is broken;
+    /// what `check` and the device report.
     pub fn read_dir_block(
         &self,
         io: &mut impl MetaIo,
@@ -248,9 +245,9 @@ impl Fs {
         )
     }
 
-    /// Reads `blocks` blocks at `offset_blocks` of an inode's data fork, as one buffer; `None` when the first
-    /// of them is a hole. As [`Fs::read_dir_block`]. The range must be that of one metadata buffer: at most
-    /// 64 KiB.
+    /// Reads `blocks` blocks at `offset_blocks` of an inode's data fork, as one buffer; `None` when
+    /// the first of them is a hole. As [`Fs::read_dir_block`]. The range must be that of one
+    /// metadata buffer: at most 64 KiB.
     ///
     /// # Errors
     /// As [`Fs::read_dir_block`].
@@ -306,7 +303,8 @@ impl Fs {
         Ok(Some(block))
     }
 
-    /// Where on the device a range of a fork lies: address and length of each piece, and the first address.
+    /// Where on the device a range of a fork lies: address and length of each piece, and the first
+    /// address.
     #[expect(
         clippy::type_complexity,
         reason = "the pieces and their first address; used once"
@@ -348,7 +346,8 @@ impl Fs {
     /// All extents of an inode's data fork, read on first use and kept in the inode.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when they are broken, [`ErrorKind::InvalidInput`] for a fork without extents.
+    /// [`ErrorKind::Corrupt`] when they are broken, [`ErrorKind::InvalidInput`] for a fork without
+    /// extents.
     pub fn extents<'a>(&self, io: &mut impl MetaIo, inode: &'a Inode) -> Result<&'a ExtentMap> {
         match &inode.data {
             Fork::Extents(map) => Ok(map),
@@ -363,8 +362,8 @@ impl Fs {
         }
     }
 
-    /// The extent of an inode's data fork that covers a block, or the hole that the block lies in. Of a fork
-    /// in btree form one block of each level is read.
+    /// The extent of an inode's data fork that covers a block, or the hole that the block lies in.
+    /// Of a fork in btree form one block of each level is read.
     ///
     /// # Errors
     /// As [`Fs::extents`].
@@ -434,8 +433,8 @@ impl Fs {
     }
 }
 
-/// Where the log ends, and whether it holds changes. A log that is older than the superblock is not this filesystem's: what it
-/// says of itself counts for nothing, as in xlog_recover().
+/// Where the log ends, and whether it holds changes. A log that is older than the superblock is not
+/// this filesystem's: what it says of itself counts for nothing, as in xlog_recover().
 fn check_log(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEnd> {
     let log = log::end(io, superblock)?;
     if log.is_behind(superblock.lsn) {

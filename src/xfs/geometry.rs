@@ -1,13 +1,14 @@
 //! The shape of a filesystem: sizes, and where numbers point.
 //!
-//! All fields were checked against each other when the superblock was read; numbers that come from elsewhere
-//! on the disk go through [`Geometry::check_extent`] or [`Geometry::locate_inode`] before they are used.
+//! All fields were checked against each other when the superblock was read; numbers that come from
+//! elsewhere on the disk go through [`Geometry::check_extent`] or [`Geometry::locate_inode`] before
+//! they are used.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::fmt;
 
-/// A block of the filesystem, as metadata numbers it: the allocation group's number above, the block inside
-/// the group in the low bits. Not linear on the device: see [`Geometry::block_addr`].
+/// A block of the filesystem, as metadata numbers it: the allocation group's number above, the
+/// block inside the group in the low bits. Not linear on the device: see [`Geometry::block_addr`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FsBlock(pub u64);
@@ -53,7 +54,8 @@ pub struct Geometry {
     pub data_blocks: u64,
     /// Blocks of an allocation group; the last one may be shorter.
     pub ag_blocks: u32,
-    /// Logarithm of the blocks of an allocation group, rounded up: bits of the block number in a group.
+    /// Logarithm of the blocks of an allocation group, rounded up: bits of the block number in a
+    /// group.
     pub ag_block_log: u32,
     /// Allocation groups.
     pub ag_count: u32,
@@ -63,7 +65,8 @@ pub struct Geometry {
     pub log_blocks: u32,
     /// Bytes of the log's sectors.
     pub log_sector_bytes: u32,
-    /// Whether the log does not count, as the mount option `norecovery` says: not even where it lies was checked.
+    /// Whether the log does not count, as the mount option `norecovery` says: not even where it
+    /// lies was checked.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) log_ignored: bool,
     /// Stripe unit of the log in bytes; 0 without.
@@ -109,8 +112,8 @@ impl Geometry {
         FsBlock(u64::from(ag).wrapping_shl(self.ag_block_log) | u64::from(ag_block))
     }
 
-    /// Group and block inside the group. The group is `u32::MAX` when the number has more bits than any
-    /// group number.
+    /// Group and block inside the group. The group is `u32::MAX` when the number has more bits than
+    /// any group number.
     #[inline]
     pub fn split(&self, block: FsBlock) -> (u32, u32) {
         let ag = u32::try_from(block.0.wrapping_shr(self.ag_block_log)).unwrap_or(u32::MAX);
@@ -157,11 +160,11 @@ impl Geometry {
         headers.div_ceil(self.block_bytes.max(1))
     }
 
-    /// Whether `blocks` blocks from `start` exist, lie in one group, and touch neither group headers nor
-    /// the log. The text says what is wrong.
+    /// Whether `blocks` blocks from `start` exist, lie in one group, and touch neither group
+    /// headers nor the log. The text names the fault.
     ///
     /// # Errors
-    /// What is wrong.
+    /// A description of the fault.
     pub fn check_extent(&self, start: FsBlock, blocks: u64) -> Result<(), &'static str> {
         let (ag, ag_block) = self.split(start);
         let length = self.ag_length(ag);
@@ -209,14 +212,14 @@ impl Geometry {
         })
     }
 
-    /// The group and the number inside the group, as used in inode btrees; `None` for a number that cannot
-    /// exist.
+    /// The group and the number inside the group, as used in inode btrees; `None` for a number that
+    /// cannot exist.
     pub fn split_inode(&self, ino: Ino) -> Option<(u32, u32)> {
         self.locate_inode(ino).map(|place| (place.ag, place.ag_ino))
     }
 
-    /// Blocks that are read together for the sake of an inode: 16 inodes at least, as the kernel's inode
-    /// clusters.
+    /// Blocks that are read together for the sake of an inode: 16 inodes at least, as the kernel's
+    /// inode clusters.
     pub(crate) fn cluster_blocks(&self) -> u32 {
         let bytes = self.inode_bytes.saturating_mul(32);
         bytes.checked_shr(self.block_log).unwrap_or(1).max(1)

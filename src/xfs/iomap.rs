@@ -1,8 +1,8 @@
 //! iomap's view of a file: byte ranges to device addresses.
 //!
-//! A [`FileMap`] is made once when a file is opened, with everything that [`FileOps::begin`] needs in bytes,
-//! so that a lookup is a comparison or two. Where blocks are shared, the map for writing and reporting is cut
-//! at the borders of what is shared, as the kernel's answers are.
+//! A [`FileMap`] is made once when a file is opened, with everything that [`FileOps::begin`] needs
+//! in bytes, so that a lookup is a comparison or two. Where blocks are shared, the map for writing
+//! and reporting is cut at the borders of shared extents, as the kernel's answers are.
 
 use std::sync::OnceLock;
 
@@ -45,8 +45,8 @@ impl Fs {
     /// The map of a file's data fork. Before writing or reporting, [`Fs::learn_sharing`].
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] when the extents are broken, [`ErrorKind::InvalidInput`] for a pipe, socket or
-    /// device.
+    /// [`ErrorKind::Corrupt`] when the extents are broken, [`ErrorKind::InvalidInput`] for a pipe,
+    /// socket or device.
     pub fn file_map(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<FileMap> {
         let runs = if let Fork::Local(content) = &inode.data {
             let run = Run {
@@ -154,7 +154,7 @@ impl FileMap {
 fn sharing_unknown() -> Error {
     Error::new(
         ErrorKind::InvalidInput,
-        "the file may share blocks with others, and nobody looked which: open it for writing",
+        "the file may share blocks with others, and its sharing is not loaded: open it for writing",
     )
 }
 
@@ -183,7 +183,8 @@ fn search(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
             return run.mapping();
         }
         Some(run) => run.offset,
-        // To the end of the last block, a byte past the largest size: direct reads are of whole blocks.
+        // To the end of the last block, a byte past the largest size: direct reads are of whole
+        // blocks.
         None => Geometry::MAX_FILE_BYTES + 1,
     };
     let before = index.checked_sub(1).and_then(|before| runs.get(before));
@@ -358,7 +359,8 @@ mod tests {
         }
     }
 
-    /// Blocks 0-3 written, 4-5 hole, 6-7 unwritten, 8 written, 9-10 shared, then a hole; size 10.5 blocks.
+    /// Blocks 0-3 written, 4-5 hole, 6-7 unwritten, 8 written, 9-10 shared, then a hole; size 10.5
+    /// blocks.
     fn map() -> FileMap {
         let plain = MapFlags::empty();
         let whole = [

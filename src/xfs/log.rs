@@ -1,14 +1,14 @@
 //! The log, as far as reading needs it: is it clean, and how far has it come?
 //!
-//! "Journaling Log". The log is a ring of basic blocks. Each has the number of the pass (cycle) that wrote it in
-//! its first word, or in its second where a record begins. The head, where the next record goes, is the first
-//! block of an older pass. Clean means that the last whole record before the head is the one that unmounting
-//! writes, or that nothing was ever written.
+//! "Journaling Log". The log is a ring of basic blocks. Each has the number of the pass (cycle)
+//! that wrote it in its first word, or in its second where a record begins. The head, where the
+//! next record goes, is the first block of an older pass. Clean means that the last whole record
+//! before the head is the one that unmounting writes, or that nothing was ever written.
 //!
-//! The kernel's xlog_find_tail() decides whether it replays anything, so the search for the head ([`head`](mod@head)) and for
-//! torn records ([`records`](mod@records)) follows it step by step. Blocks that it does not look at are not
-//! looked at here: tools of xfsprogs clear a log by writing one record and zeroes, or headers of the previous
-//! cycle, behind it.
+//! The kernel's xlog_find_tail() decides whether it replays anything, so the search for the head
+//! ([`head`](mod@head)) and for torn records ([`records`](mod@records)) follows it step by step.
+//! Blocks that it does not look at are not looked at here: tools of xfsprogs clear a log by writing
+//! one record and zeroes, or headers of the previous cycle, behind it.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::format::log as layout;
@@ -44,12 +44,14 @@ pub enum LogState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogEnd {
     pub(super) state: LogState,
-    /// The log sequence number of the next record: the cycle in the upper half, the block in the lower.
+    /// The log sequence number of the next record: the cycle in the upper half, the block in the
+    /// lower.
     pub(super) lsn: u64,
 }
 
 impl LogEnd {
-    /// Whether metadata with this sequence number is newer than the log, as xfs_log_check_lsn() sees it.
+    /// Whether metadata with this sequence number is newer than the log, as xfs_log_check_lsn()
+    /// sees it.
     pub(super) fn is_behind(&self, lsn: u64) -> bool {
         lsn != layout::NULL_LSN && lsn > self.lsn
     }
@@ -125,7 +127,8 @@ impl Log {
         )
     }
 
-    /// Reads `count` basic blocks from block `first`, in whole sectors. The range must lie in the log.
+    /// Reads `count` basic blocks from block `first`, in whole sectors. The range must lie in the
+    /// log.
     fn read(&self, io: &mut impl MetaIo, first: u64, count: u64) -> Result<Vec<u8>> {
         if count == 0 {
             return Ok(Vec::new());

@@ -1,11 +1,11 @@
 //! XFS version 5, on disk.
 //!
-//! Layer 5, safe code throughout ([`format`](mod@format), the pure layouts, is layer 0). Disk content is hostile input:
-//! every block's checksum, uuid, owner and address is checked before use, and nothing on disk can make this
-//! code panic, hang or grow without bound.
+//! Layer 5, safe code throughout ([`format`](mod@format), the pure layouts, is layer 0). Disk
+//! content is hostile input: every block's checksum, uuid, owner and address is checked before use,
+//! and nothing on disk can make this code panic, hang or grow without bound.
 //!
-//! [`Fs`] is the open filesystem, shared by threads; [`Inode`] a file of it as it was read; [`FileMap`] what
-//! I/O on an open file needs, precomputed.
+//! [`Fs`] is the open filesystem, shared by threads; [`Inode`] a file of it as it was read;
+//! [`FileMap`] what I/O on an open file needs, precomputed.
 #![forbid(unsafe_code)]
 
 pub mod dir;
@@ -47,10 +47,11 @@ pub use superblock::Features;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How metadata reaches this layer: whole sectors, read synchronously. Implemented by a volume's per-thread
-/// handle, and by plain files in tests.
+/// How metadata reaches this layer: whole sectors, read synchronously. Implemented by a volume's
+/// per-thread handle, and by plain files in tests.
 pub trait MetaIo {
-    /// Fills `buf` from the device at a byte address. Both are multiples of the device's block size.
+    /// Fills `buf` from the device at a byte address. Both are multiples of the device's block
+    /// size.
     ///
     /// # Errors
     /// The device's, with its name and the offset.
@@ -65,7 +66,7 @@ pub trait MetaIo {
     }
 }
 
-/// The error for disk content that contradicts itself; `addr_bytes` is where on the device it lies.
+/// The error for corrupt disk content at `addr_bytes` on the device.
 #[cold]
 pub(crate) fn corrupt(addr_bytes: u64, detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, detail).at_offset(addr_bytes)

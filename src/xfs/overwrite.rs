@@ -1,8 +1,8 @@
-//! Which files may be overwritten: what the kernel refuses, and what it does before a write that is not done
-//! here.
+//! Which files may be overwritten: what the kernel refuses, and what it does before a write that is
+//! not done here.
 //!
-//! Asked at open. Nothing changes the answer later: while a volume is open for writing nothing else writes
-//! to it, and xtent changes neither flags nor modes nor attributes.
+//! Asked at open. Nothing changes the answer later: while a volume is open for writing nothing else
+//! writes to it, and xtent changes neither flags nor modes nor attributes.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::format::attr::FLAG_SECURE;
@@ -14,9 +14,10 @@ impl Fs {
     /// Checks that the content of a file may be overwritten.
     ///
     /// # Errors
-    /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file, as the kernel (EPERM), naming
-    /// the flag. [`ErrorKind::NotOverwrite`] for a file with set-user-ID, set-group-ID or file capabilities,
-    /// which a write has to take away. [`ErrorKind::Corrupt`] for a broken attribute fork.
+    /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file, as the kernel (EPERM),
+    /// naming the flag. [`ErrorKind::NotOverwrite`] for a file with set-user-ID, set-group-ID or
+    /// file capabilities, which a write has to take away. [`ErrorKind::Corrupt`] for a broken
+    /// attribute fork.
     pub fn check_overwrite(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<()> {
         for (flag, name, letter) in [
             (layout::FLAG_IMMUTABLE, "immutable", 'i'),
@@ -30,7 +31,8 @@ impl Fs {
         if inode.file_type != FileType::Regular {
             return Ok(());
         }
-        // As setattr_should_drop_suidgid(): set-group-ID without the right to execute is no privilege.
+        // As setattr_should_drop_suidgid(): set-group-ID without the right to execute is no
+        // privilege.
         let group = layout::S_ISGID | layout::S_IXGRP;
         let privilege = if inode.mode & layout::S_ISUID != 0 {
             Some(("the set-user-ID bit", "chmod u-s"))

@@ -24,12 +24,12 @@ const TREE: Tree = Tree {
 };
 
 impl Fs {
-    /// The first run of blocks among `blocks` from `start` that have several owners; `None` when there is
-    /// none. The range must lie in one allocation group.
+    /// The first run of blocks among `blocks` from `start` that have several owners; `None` when
+    /// there is none. The range must lie in one allocation group.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a range that does not exist, [`ErrorKind::Corrupt`] when the tree is
-    /// broken.
+    /// [`ErrorKind::InvalidInput`] for a range that does not exist, [`ErrorKind::Corrupt`] when the
+    /// tree is broken.
     pub fn shared_in(
         &self,
         io: &mut impl MetaIo,

@@ -1,9 +1,10 @@
 //! Which blocks of a file are shared with others.
 //!
-//! The refcount btree is asked once for each block that the file has, however many of its extents have that
-//! block, and the map is cut where shared and unshared blocks meet. Where extents of one file overlap on the
-//! device, their blocks must be shared: then there are at most twice as many pieces as extents and shared
-//! runs together. Without that rule it would be their product, which a small image makes as large as memory.
+//! The refcount btree is asked once for each block that the file has, however many of its extents
+//! have that block, and the map is cut where shared and unshared blocks meet. Where extents of one
+//! file overlap on the device, their blocks must be shared: then there are at most twice as many
+//! pieces as extents and shared runs together. Without that rule it would be their product, which a
+//! small image makes as large as memory.
 
 use std::ops::{ControlFlow, Range};
 
@@ -17,12 +18,12 @@ use crate::iomap::{Kind, MapFlags};
 type Bytes = Range<u64>;
 
 impl Fs {
-    /// Finds out which blocks of a file are shared, once. Needed before a write or a report; costs nothing
-    /// for a file that shares no blocks.
+    /// Finds out which blocks of a file are shared, once. Needed before a write or a report; costs
+    /// nothing for a file that shares no blocks.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the refcount btree is broken, or extents of
-    /// the file overlap that are not shared.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the refcount btree is broken, or
+    /// extents of the file overlap that are not shared.
     pub fn learn_sharing(&self, io: &mut impl MetaIo, map: &FileMap) -> Result<()> {
         if !map.may_share || map.cut.get().is_some() {
             return Ok(());
@@ -61,7 +62,8 @@ impl Fs {
     }
 }
 
-/// The device ranges of a file's blocks, in order and without overlap; and those that several runs have.
+/// The device ranges of a file's blocks, in order and without overlap; and those that several runs
+/// have.
 fn on_device(runs: &[Run]) -> (Vec<Bytes>, Vec<Bytes>) {
     let mut all: Vec<Bytes> = runs
         .iter()
@@ -76,7 +78,8 @@ fn on_device(runs: &[Run]) -> (Vec<Bytes>, Vec<Bytes>) {
                 let overlap = range.start..range.end.min(last.end);
                 last.end = last.end.max(range.end);
                 match overlaps.last_mut() {
-                    // Those that only touch stay apart, as the ranges do: the refcount btree is asked for each range.
+                    // Those that only touch stay apart, as the ranges do: the refcount btree is
+                    // asked for each range.
                     Some(before) if overlap.start < before.end => {
                         before.end = before.end.max(overlap.end);
                     }

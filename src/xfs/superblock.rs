@@ -17,7 +17,8 @@ mod features;
 use check::{check_features, check_geometry, check_log2, internal_inodes, read_only_reason};
 pub use features::Features;
 
-/// What the first read fetches: any device block up to this size can be read, and every field is in it.
+/// What the first read fetches: any device block up to this size can be read, and every field is in
+/// it.
 const FIRST_READ_BYTES: usize = 4096;
 
 /// A superblock that passed its checks.

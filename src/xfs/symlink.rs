@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// The target of a symbolic link: 1 to 1024 bytes, any but NUL.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] for an inode of another type, [`ErrorKind::Corrupt`] with the address, and
-/// what the device reports.
+/// [`ErrorKind::InvalidInput`] for an inode of another type, [`ErrorKind::Corrupt`] with the
+/// address, and what the device reports.
 pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>> {
     if link.file_type != FileType::Symlink {
         let detail = format!("{} is not a symbolic link", link.ino);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// Every item with what is indented below it, and the types that appear in the API although a
+/// Every item with its children, and the types that appear in the API although a
 /// program cannot name them.
 pub(crate) fn items(json: &Value) -> (BTreeMap<String, Vec<String>>, BTreeSet<String>) {
     let mut walk = Walk {

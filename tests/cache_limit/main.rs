@@ -1,5 +1,6 @@
-//! The page cache's limit of memory, kept: twenty times the limit is written through it, while the allocator's own count, and
-//! what the kernel counts of the process, hugepages included, are looked at.
+//! The page cache's limit of memory, kept: twenty times the limit is written through it, while the
+//! allocator's own count, and what the kernel counts of the process, hugepages included, are looked
+//! at.
 //!
 //! A test of its own process: what it measures is the process.
 #![allow(
@@ -24,8 +25,8 @@ use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueueP
 const LIMIT: usize = 8 << 20;
 const FILE: usize = 24 << 20;
 const DEVICE: u64 = 32 << 20;
-/// What may come on top of the limit: rounding to arenas of 2 MiB, what the test filesystem knows of 6,000 blocks, what the
-/// process's own allocator keeps.
+/// What may come on top of the limit: rounding to arenas of 2 MiB, what the test filesystem knows
+/// of 6,000 blocks, what the process's own allocator keeps.
 const SLACK: usize = 4 << 20;
 
 /// Bytes that are resident, hugepages included.
@@ -100,7 +101,7 @@ fn twenty_times_the_limit_is_written_in_the_limit() {
         };
         Cache::new(&heap, config).unwrap()
     };
-    // A small one first, so that what is there once for all is there before.
+    // A small one first, so that one-time allocations are made before.
     {
         let small = cache(1 << 20);
         let file = FileCache::new(&small, 0, 4096).unwrap();

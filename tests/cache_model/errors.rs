@@ -1,4 +1,4 @@
-//! Failures of writing back: kept, told once to each who syncs, and the data stays.
+//! Writeback errors: recorded, reported once to each handle that syncs, and the data stays dirty.
 
 use xtent::ErrorKind;
 use xtent::internals::cache::{Cache, CacheConfig, FileCache};

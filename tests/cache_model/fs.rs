@@ -1,6 +1,7 @@
-//! A filesystem of a few files behind `iomap`, with everything that a mapping can be: holes, promised space, written and
-//! preallocated blocks, blocks shared with a snapshot, data inside of the inode. Its metadata is in memory; what survives
-//! a loss of power is a copy, taken at each commit as a log would.
+//! A filesystem of a few files behind `iomap`, with everything that a mapping can be: holes,
+//! promised space, written and preallocated blocks, blocks shared with a snapshot, data inside of
+//! the inode. Its metadata is in memory; what survives a loss of power is a copy, taken at each
+//! commit as a log would.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,7 @@ pub(crate) enum Block {
     Unwritten(u64),
     /// Promised.
     Delalloc,
-    /// Shared at the first place; what is written goes to the second one, when that is known.
+    /// Shared at the first place; writes go to the second one, once it is allocated.
     Copying(u64, Option<u64>),
 }
 
@@ -105,7 +106,8 @@ impl Fs {
                 rng: SmallRng::seed_from_u64(seed),
             }),
             block_bytes,
-            // Above all that were given before the power went: `commit` tells by them what is newer.
+            // Above all cookies from before the power cut: `commit` compares them to find the newer
+            // state.
             cookies: AtomicU64::new(newest + 1),
         })
     }
@@ -136,7 +138,8 @@ impl Fs {
         let first = size.div_ceil(self.block_bytes);
         let inode = &mut state.now.inodes[ino];
         inode.blocks.split_off(&first);
-        // Exactly: what was written between the size on disk and the new one counts with the next sync.
+        // Exactly: what was written between the size on disk and the new one counts with the next
+        // sync.
         inode.disk_size = size;
         if let Some(inline) = &mut inode.inline {
             inline.truncate(usize::try_from(size).unwrap());
@@ -173,7 +176,8 @@ impl Fs {
         self.change(&mut state.now.inodes[ino]);
     }
 
-    /// Shares a file's written blocks with a new snapshot; the oldest of three goes. Nothing of the file is cached.
+    /// Shares a file's written blocks with a new snapshot; the oldest of three goes. Nothing of the
+    /// file is cached.
     pub(crate) fn snapshot(&self, ino: usize) {
         let mut state = self.lock();
         let inode = &mut state.now.inodes[ino];
@@ -190,7 +194,7 @@ impl Fs {
         state.collect();
     }
 
-    /// The snapshots as they are, for whoever compares what they hold.
+    /// All snapshots, for comparisons of their content.
     pub(crate) fn snapshots(&self) -> Vec<BTreeMap<u64, u64>> {
         self.lock().now.shared.clone()
     }
@@ -231,7 +235,7 @@ impl State {
         Some(at)
     }
 
-    /// Blocks that are used neither now nor by what is durable are free.
+    /// Frees the blocks that neither the current nor the durable state uses.
     fn collect(&mut self) {
         if self.free.len() > 512 && self.rng.random_bool(0.9) {
             return;
@@ -252,7 +256,7 @@ fn full() -> Error {
 }
 
 impl FileOps {
-    /// What stands behind a block, as far as it goes on like that.
+    /// The mapping at a position, up to the end of the contiguous run.
     fn mapping(&self, state: &State, pos: u64, most: u64) -> Mapping {
         let bytes = self.fs.block_bytes;
         let inode = &state.now.inodes[self.ino];
@@ -317,7 +321,7 @@ impl FileOps {
                 let mut made = self.mapping(state, pos, count);
                 if now {
                     made.flags |= MapFlags::NEW;
-                    // What is new need not be said to be unwritten.
+                    // A new extent may be reported as mapped instead of unwritten.
                     if state.rng.random_bool(0.5) {
                         made.kind = Kind::Mapped;
                     }

@@ -1,8 +1,9 @@
-//! The exerciser of filesystems, fsx, over the page cache: its operations, its data and its checks, in library form, as there
-//! is no mount to run the original on. One file, one buffer that says what it must hold. Reads and writes of odd places and
-//! lengths; mapped ones by views, which lend the cached bytes; truncation both ways; fsync; dropping what is clean
-//! (invalidate); closing (which writes all out and forgets it) and opening again. Each read is compared, and so is what
-//! lies behind the end in the last page, as far as it can be seen: after the file grew.
+//! The exerciser of filesystems, fsx, over the page cache: its operations, its data and its checks,
+//! in library form, as there is no mount to run the original on. One file, one buffer that says
+//! what it must hold. Reads and writes of odd places and lengths; mapped ones by views, which lend
+//! the cached bytes; truncation both ways; fsync; dropping clean pages (invalidate); closing (which
+//! writes all out and forgets it) and opening again. Each read is compared, and so is what lies
+//! behind the end in the last page, as far as it can be seen: after the file grew.
 //!
 //! `XTENT_FSX_RUNS` says how many operations (20,000), `XTENT_SEED` the seed (1).
 

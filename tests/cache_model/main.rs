@@ -1,8 +1,8 @@
-//! The page cache against a model: seeded mixed operations on a small cache over a filesystem that hands out every kind of
-//! mapping, by 1 and by 4 threads, with power cuts.
+//! The page cache against a model: seeded mixed operations on a small cache over a filesystem that
+//! hands out every kind of mapping, by 1 and by 4 threads, with power cuts.
 //!
-//! `XTENT_RUNS` says how many operations each test does (20,000), `XTENT_SEED` the first seed (1). A failure prints its
-//! seed; what one thread does with nobody who writes back in the background is the same each time.
+//! `XTENT_RUNS` is the number of operations of each test (20,000), `XTENT_SEED` the first seed (1).
+//! A failure prints its seed; with one thread and without a flusher a run is reproducible.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

@@ -23,7 +23,8 @@ impl Values {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Model {
     pub(crate) now: Vec<u8>,
-    /// For each byte up to the longest length since it was synced: what it may be after a loss of power.
+    /// For each byte up to the longest length since it was synced: what it may be after a loss of
+    /// power.
     legal: Vec<Values>,
     /// The least and the most that the length may be then.
     least: usize,
@@ -82,7 +83,7 @@ impl Model {
         self.most = self.now.len();
     }
 
-    /// What is wrong with what was found after a loss of power.
+    /// The error in content found after a power cut, if any.
     pub(crate) fn recovered(&self, found: &[u8]) -> Option<String> {
         if found.len() < self.least || found.len() > self.most {
             return Some(format!(

@@ -10,7 +10,8 @@ use std::time::Duration;
 static STEPS: AtomicU64 = AtomicU64::new(0);
 /// What failed to get on, for the message.
 static WHAT: RwLock<String> = RwLock::new(String::new());
-/// Looks in a row without a step. They are counted, not timed: a process that stood still as a whole is not stuck.
+/// Looks in a row without a step. They are counted, not timed: a process that stood still as a
+/// whole is not stuck.
 const PATIENCE: u32 = 120;
 
 /// A thread did something.

@@ -21,7 +21,7 @@ use crate::{COMMON_BYTES, Machine};
 const MOST_BYTES: usize = 200_000;
 const STRIPE: usize = 1000;
 
-/// Who writes a byte of the common file.
+/// The thread that writes a byte of the common file.
 pub(crate) fn stripe_owner(at: usize, threads: usize) -> usize {
     at / STRIPE % threads
 }
@@ -293,7 +293,8 @@ impl<'a> Worker<'a> {
             let from = block * bytes;
             let len = size.saturating_sub(from).min(bytes);
             self.compare(from, &found[..len], "direct read");
-            // What lies behind the end may be anything: the size may be from before a loss of power, the block from after.
+            // What lies behind the end may be anything: the size may be from before a loss of
+            // power, the block from after.
         }
     }
 
@@ -406,7 +407,7 @@ impl<'a> Worker<'a> {
         self.common.write(pos, &data);
         let ino = self.shared.threads;
         let file = &self.shared.files[ino];
-        // What is there is overwritten without a lock.
+        // Cached bytes are overwritten without a lock.
         let done = if self.rng.random_bool(0.7) {
             file.write_hit(self.buffered.tally(), pos as u64, &data)
         } else {

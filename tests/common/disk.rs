@@ -1,5 +1,5 @@
-//! A disk that goes back and forth: the kernel makes and fills a filesystem, xtent works on it, the kernel
-//! looks at the result.
+//! A disk that goes back and forth: the kernel makes and fills a filesystem, xtent works on it, the
+//! kernel looks at the result.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::process::Command;
 use super::image::Mount;
 use super::{run, sys};
 
-/// Who has the disk, and how it changes hands.
+/// The current user of the disk, kernel or xtent, and the handover between them.
 pub trait Hands: Send {
     /// Gives it to the kernel: the image file or block device that mkfs.xfs and mount take.
     fn to_kernel(&mut self) -> PathBuf;
@@ -18,7 +18,8 @@ pub trait Hands: Send {
     fn to_xtent(&mut self) -> String;
 }
 
-/// A disk, with a filesystem once it is made. It is with the kernel or with xtent, as the last call asked.
+/// A disk, with a filesystem once it is made. It is with the kernel or with xtent, as the last call
+/// asked.
 pub struct Disk {
     hands: Box<dyn Hands>,
     lba_bytes: u32,
@@ -42,8 +43,8 @@ impl Disk {
         self.lba_bytes
     }
 
-    /// Makes an XFS of `size_bytes` with these arguments of mkfs.xfs, and sectors of a block unless they are
-    /// said to be larger.
+    /// Makes an XFS of `size_bytes` with these arguments of mkfs.xfs, and sectors of a block unless
+    /// they are said to be larger.
     pub fn make(&mut self, size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) {
         let path = self.hands.to_kernel();
         let sector = format!("size={}", sector_bytes.max(self.lba_bytes));
@@ -61,7 +62,8 @@ impl Disk {
         Mount::new(&path, self.lba_bytes, options, &self.dir.path().join("mnt"))
     }
 
-    /// The image file or block device, for tools. It is with the kernel then, and must not be mounted.
+    /// The image file or block device, for tools. It is with the kernel then, and must not be
+    /// mounted.
     pub fn for_tools(&mut self) -> PathBuf {
         self.hands.to_kernel()
     }
@@ -77,8 +79,8 @@ impl Disk {
         run("xfs_repair", &args);
     }
 
-    /// A checksum of every byte of the filesystem. Blank stretches are only counted: most of it is blank, and
-    /// an emulated machine is slow at sums.
+    /// A checksum of every byte of the filesystem. Blank stretches are only counted: most of it is
+    /// blank, and an emulated machine is slow at sums.
     pub fn checksum(&mut self) -> u32 {
         let path = self.hands.to_kernel();
         let disk = File::open(path).expect("the disk");
@@ -105,8 +107,9 @@ impl Disk {
     }
 }
 
-/// Where images lie: in memory, where it has ample room and `TMPDIR` names no other place. Each mount and each sync would
-/// wait for the machine's disk otherwise, which nothing is asked about here.
+/// Where images lie: in memory, where it has ample room and `TMPDIR` names no other place. Each
+/// mount and each sync would wait for the machine's disk otherwise, which nothing is asked about
+/// here.
 fn place() -> PathBuf {
     const AMPLE_BYTES: u64 = 6 << 30;
     // scripts/test.sh names a place there that it clears when it ends, however that may be.
@@ -171,7 +174,7 @@ pub struct PciHands {
 }
 
 impl PciHands {
-    /// The controller at this full address, whoever has it.
+    /// The controller at this full address, whichever driver has it.
     pub fn new(address: &str) -> Self {
         Self {
             address: address.to_owned(),
@@ -203,7 +206,8 @@ impl Hands for PciHands {
     }
 }
 
-/// Runs vfio-setup.sh, which lies where tests run: in the root of the repository, or beside the test programs.
+/// Runs vfio-setup.sh, which lies where tests run: in the root of the repository, or beside the
+/// test programs.
 fn setup(args: &[&str]) {
     let output = Command::new("sh")
         .arg("./vfio-setup.sh")

@@ -28,9 +28,9 @@ pub struct Plan {
     pub extents: u64,
     /// Whether files can share blocks.
     pub reflink: bool,
-    /// Names of one and the same hash in one directory, at most 4096. When they fill a leaf block and more,
-    /// xfs_repair 6.1 takes the kernel's directory for broken ("expected > X / saw X"): for tests that run
-    /// it, at most an eighth of `dir_block_bytes / 8`.
+    /// Names of one and the same hash in one directory, at most 4096. When they fill a leaf block
+    /// and more, xfs_repair 6.1 takes the kernel's directory for broken ("expected > X / saw X"):
+    /// for tests that run it, at most an eighth of `dir_block_bytes / 8`.
     pub names_of_one_hash: usize,
 }
 
@@ -94,7 +94,8 @@ impl Filler<'_> {
         file.write_all_at(&bytes, offset).unwrap();
     }
 
-    /// A directory of `count` names: some files of their own, most of them links to one, some removed.
+    /// A directory of `count` names: some files of their own, most of them links to one, some
+    /// removed.
     fn populate(&mut self, dir: &Path, count: usize) {
         fs::create_dir_all(dir).unwrap();
         let first = dir.join("entry-0000000");
@@ -372,7 +373,8 @@ impl Filler<'_> {
         }
     }
 
-    /// Attributes move the border between the forks, and may take the inode's room from the data fork.
+    /// Attributes move the border between the forks, and may take the inode's room from the data
+    /// fork.
     fn attributes(&mut self) {
         let dir = self.dir("attributes");
         for length in [1, 40, 150, 400, 3000, 60_000] {
@@ -402,8 +404,8 @@ impl Filler<'_> {
     }
 }
 
-/// Names, links and inodes made when free space is in single blocks: directories and their blocks in many
-/// extents, and inode chunks of which only a part exists.
+/// Names, links and inodes made when free space is in single blocks: directories and their blocks
+/// in many extents, and inode chunks of which only a part exists.
 impl Filler<'_> {
     fn fragmented(&mut self) {
         let dir = self.dir("fragmented");

@@ -1,4 +1,5 @@
-//! Which on-disk forms a filesystem holds, so that a test can tell that its filler still reaches all of them.
+//! Which on-disk forms a filesystem holds, so that a test can tell that its filler still reaches
+//! all of them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -24,8 +25,9 @@ impl MetaIo for Disk {
     }
 }
 
-/// `short`, `block`, `leaf`, `node`; `btree` for a directory whose extents are in a btree; `scattered` for
-/// one with a block of several extents; `remote` and `inline` for symbolic links; `file btree`.
+/// `short`, `block`, `leaf`, `node`; `btree` for a directory whose extents are in a btree;
+/// `scattered` for one with a block of several extents; `remote` and `inline` for symbolic links;
+/// `file btree`.
 pub fn forms(disk: &Path) -> BTreeSet<&'static str> {
     let mut disk = Disk(File::open(disk).expect("the disk"));
     let fs = Fs::open(&mut disk).expect("the filesystem");

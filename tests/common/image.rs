@@ -16,8 +16,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image of `size_bytes` made with these mkfs.xfs arguments. With `sector_bytes` 4096 the loop device
-    /// has that logical block size, and `-s size=4096` is added.
+    /// An image of `size_bytes` made with these mkfs.xfs arguments. With `sector_bytes` 4096 the
+    /// loop device has that logical block size, and `-s size=4096` is added.
     pub fn make(size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) -> Self {
         let image = Self::empty(size_bytes, sector_bytes);
         let sector = format!("size={sector_bytes}");
@@ -116,10 +116,12 @@ impl Mount {
         &self.device
     }
 
-    /// Unmounts and detaches, and panics when that does not succeed. Afterwards the image holds all.
+    /// Unmounts and detaches, and panics when that does not succeed. Afterwards the image holds
+    /// all.
     pub fn unmount(mut self) {
         let dir = self.dir.to_str().expect("UTF-8").to_owned();
-        // A child that another test is just starting holds our descriptors until its exec: busy for a moment.
+        // A child that another test is just starting holds our descriptors until its exec: busy for
+        // a moment.
         for _ in 0..100 {
             if quiet("umount", &[dir.as_ref()]) {
                 self.mounted = false;
@@ -137,7 +139,8 @@ impl Mount {
         }
     }
 
-    /// The kernel detaches only when the last user (udev, another losetup that looks around) is gone.
+    /// The kernel detaches only when the last user (udev, another losetup that looks around) is
+    /// gone.
     fn wait_for_detach(&self, image: &Path) {
         let name = self.device.trim_start_matches("/dev/");
         let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));

@@ -1,7 +1,7 @@
 //! The kernel's verdict on an image, many times over: one loop device that cannot be written to.
 //!
-//! On such a device the kernel mounts a filesystem with a clean log, and refuses one whose log it would have to
-//! replay; it changes nothing. The image file may be changed between two questions.
+//! On such a device the kernel mounts a filesystem with a clean log, and refuses one whose log it
+//! would have to replay; it changes nothing. The image file may be changed between two questions.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -63,8 +63,8 @@ impl Judge {
 }
 
 impl Judge {
-    /// The kernel would mount again what is mounted already, without a look at the disk: a process that made a
-    /// mount namespace in the meantime has the last mount, too, until it ends.
+    /// The kernel would reuse a mount that still exists, without reading the disk again: a process
+    /// that made a mount namespace in the meantime has the last mount, too, until it ends.
     fn wait_until_unused(&self) {
         for _ in 0..6000 {
             let mut options = File::options();
@@ -87,7 +87,8 @@ impl Drop for Judge {
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
-    /// A child that another test is just starting holds our descriptors until its exec: busy for a moment.
+    /// A child that another test is just starting holds our descriptors until its exec: busy for a
+    /// moment.
     fn drop(&mut self) {
         for _ in 0..200 {
             if quiet("umount", &["-i", path(self.0)]) {

@@ -1,8 +1,9 @@
-//! The kernel as oracle: images made by mkfs.xfs, filled and read through the kernel's own xfs on a loop
-//! device, and the tree as the kernel shows it. Shared by the tests that compare xtent with it.
+//! The kernel as oracle: images made by mkfs.xfs, filled and read through the kernel's own xfs on a
+//! loop device, and the tree as the kernel shows it. Shared by the tests that compare xtent with
+//! it.
 //!
-//! Needs root, mkfs.xfs, losetup and a kernel with xfs; a test whose need is missing says `SKIPPED`:
-//! begin with `if !common::kernel_is_here() { return; }`.
+//! Needs root, mkfs.xfs, losetup and a kernel with xfs; a test whose need is missing says
+//! `SKIPPED`: begin with `if !common::kernel_is_here() { return; }`.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -54,7 +55,8 @@ pub fn tool(name: &str) -> Option<std::path::PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Whether the kernel's xfs can be asked about an image. Prints `SKIPPED` and the reason when it cannot.
+/// Whether the kernel's xfs can be asked about an image. Prints `SKIPPED` and the reason when it
+/// cannot.
 pub fn kernel_is_here() -> bool {
     match kernel_is_missing().or_else(loop_is_missing) {
         Some(reason) => {
@@ -90,8 +92,8 @@ pub fn loop_is_missing() -> Option<String> {
     (!here).then(|| "this kernel has no loop devices".to_owned())
 }
 
-/// How much a test does: all of it, or with `XTENT_SCALE=small`, for machines that are emulated, less of the
-/// same.
+/// How much a test does: all of it, or with `XTENT_SCALE=small`, for machines that are emulated,
+/// less of the same.
 pub fn scaled<T>(full: T, small: T) -> T {
     match std::env::var("XTENT_SCALE").as_deref() {
         Err(_) | Ok("full") => full,
@@ -121,8 +123,8 @@ pub fn run(name: &str, args: &[&str]) -> String {
     let program = tool(name).unwrap_or_else(|| panic!("{name} is not installed"));
     let output = Command::new(program)
         .args(args)
-        // With these mkfs.xfs allows what is too small or too few for daily use: one allocation group,
-        // groups of a few MiB, a short log.
+        // With these mkfs.xfs allows sizes and counts that are too small for daily use: one
+        // allocation group, groups of a few MiB, a short log.
         .envs(["TEST_DIR", "TEST_DEV", "QA_CHECK_FS"].map(|name| (name, "1")))
         .output()
         .unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -1,6 +1,7 @@
 //! SPDK's own target, started by a test: disks over NVMe/TCP on loopback and over vfio-user.
 //!
-//! The program is looked for in `XTENT_SPDK_BIN`, on the path, and where pkg-config says that SPDK is.
+//! The program is looked for in `XTENT_SPDK_BIN`, on the path, and where pkg-config says that SPDK
+//! is.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -216,7 +217,7 @@ impl Nvmf {
         self.rpc("nvmf_subsystem_add_listener", &self.tcp_listener());
     }
 
-    /// Closes the socket of its controller, and goes on running.
+    /// Closes the socket of its controller, and continues to run.
     pub fn hang_up(&self) {
         let listener = json!({
             "nqn": SUBNQN,

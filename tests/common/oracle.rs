@@ -56,14 +56,14 @@ pub enum Content {
 /// Paths from the root (which is `/`) with what stands there.
 pub type Tree = BTreeMap<Vec<u8>, (Stat, Rc<Content>)>;
 
-/// Files up to this size are read from end to end; of longer ones only what `SEEK_DATA` calls data, and the
-/// edges of their holes.
+/// Files up to this size are read from end to end; of longer ones only what `SEEK_DATA` calls data,
+/// and the edges of their holes.
 const READ_WHOLE_BYTES: u64 = 24 << 20;
 /// Files are read in pieces of this size.
 pub const CHUNK_BYTES: u64 = 256 << 10;
 
-/// SHA-256 over a file: its size and its chunks that are not all zero, with their positions. So the digest
-/// does not depend on how the file was read.
+/// SHA-256 over a file: its size and its chunks that are not all zero, with their positions. So the
+/// digest does not depend on how the file was read.
 pub fn digest(size: u64, data: &[(u64, u64)], mut read: impl FnMut(u64, &mut [u8])) -> [u8; 32] {
     let mut sha = Sha256::new();
     sha.update(size.to_le_bytes());
@@ -114,8 +114,8 @@ pub fn data_ranges(
     ranges
 }
 
-/// Walks a mounted tree. Mount it read-only and anew before: a page cache with unwritten data changes what
-/// `SEEK_DATA` says, and reading changes access times.
+/// Walks a mounted tree. Mount it read-only and anew before: a page cache with unwritten data
+/// changes what `SEEK_DATA` says, and reading changes access times.
 pub fn kernel_tree(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut contents = HashMap::new();

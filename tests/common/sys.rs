@@ -63,7 +63,8 @@ pub fn make_node(path: &Path, mode: u32, major: u32, minor: u32) -> Result<()> {
     check(unsafe { libc::mknod(path.as_ptr(), mode, libc::makedev(major, minor)) })
 }
 
-/// Sets access and modification time (seconds since 1970, nanoseconds) of a path, not following a link.
+/// Sets access and modification time (seconds since 1970, nanoseconds) of a path, not following a
+/// link.
 pub fn set_times(path: &Path, accessed: (i64, i64), modified: (i64, i64)) -> Result<()> {
     let path = c_path(path);
     let times = [accessed, modified].map(|(tv_sec, tv_nsec)| libc::timespec { tv_sec, tv_nsec });
@@ -129,8 +130,8 @@ pub fn fiemap(file: &File) -> Result<Vec<FiemapExtent>> {
             extents: [RawExtent::default(); BATCH],
         });
         let pointer: *mut RawFiemap = &raw mut *request;
-        // SAFETY: the kernel writes the header and at most `extent_count` extents, which all lie inside
-        // the boxed request.
+        // SAFETY: the kernel writes the header and at most `extent_count` extents, which all lie
+        // inside the boxed request.
         check(unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP_REQUEST, pointer) })?;
         let mapped = &request.extents[..request.mapped_extents as usize];
         all.extend(mapped.iter().map(|extent| FiemapExtent {
@@ -153,7 +154,8 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
     let path = c_path(path);
     let name = CString::new(name).expect("a name without NUL");
     let (data, length) = (value.as_ptr().cast(), value.len());
-    // SAFETY: both strings are NUL-terminated and `data` points to `length` bytes; all outlive the call.
+    // SAFETY: both strings are NUL-terminated and `data` points to `length` bytes; all outlive the
+    // call.
     check(unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), data, length, 0) })
 }
 

@@ -1,5 +1,6 @@
-//! Buffered files: through the page cache the bytes are the kernel's, and what is written there is what the kernel reads
-//! afterwards, also beside direct I/O. `XTENT_RUNS` sets the number of operations, `XTENT_SEED` the seed.
+//! Buffered files: bytes read through the page cache equal the kernel's, and bytes written through
+//! it are those that the kernel reads afterwards, also together with direct I/O. `XTENT_RUNS` sets
+//! the number of operations, `XTENT_SEED` the seed.
 
 use std::fs;
 
@@ -173,7 +174,7 @@ fn views_lend_what_is_cached(stand: &Stand) -> Outcome {
     let mut model = random_bytes(1, usize::try_from(file.len()).unwrap());
     let old = file.view(&mut io, 5000..6000).unwrap().unwrap();
     assert!(old[..] == model[5000..6000]);
-    // In place, in a page that somebody has a view of.
+    // In place, in a page that a view pins.
     {
         let mut place = file.view_mut(&mut io, 5100..5200).unwrap().unwrap();
         assert!(place[..] == model[5100..5200]);
@@ -235,7 +236,7 @@ fn what_was_written_stays_when_handles_go(stand: &Stand) -> Outcome {
     let mut io = volume.io().unwrap();
     let (file, direct) = both(&volume, &mut io, "odd");
     let stats = io.cache_stats().unwrap();
-    assert!(stats.dirty_pages > 0, "nobody synced: {stats:?}");
+    assert!(stats.dirty_pages > 0, "no sync was made: {stats:?}");
     assert!(all(&file, &mut io) == model);
     // A sync by a handle of another kind is a sync of the file.
     direct.sync_all(&mut io).unwrap();
@@ -259,7 +260,7 @@ fn what_was_written_stays_when_handles_go(stand: &Stand) -> Outcome {
     write(&mut io, &file, &mut model, 80_000, 5);
     volume.sync(&mut io).unwrap();
     assert_eq!(io.cache_stats().unwrap().dirty_pages, 0);
-    // And what nobody syncs is there when the volume is closed.
+    // And bytes that were never synced are on the device when the volume is closed.
     write(&mut io, &file, &mut model, 90_000, 6);
     drop((volume, durable, direct, file, io));
     disk.assert_clean();
@@ -271,8 +272,9 @@ fn what_was_written_stays_when_handles_go(stand: &Stand) -> Outcome {
 
 const FILES: [&str; 3] = ["plain", "shredded", "odd"];
 
-/// One thread's part of every file, from one byte to another, at borders of pages: nobody mixes direct I/O with what others
-/// have in the cache. Of the last file it has every other stretch of bytes, through the cache only.
+/// One thread's part of every file, from one byte to another, at page borders: no thread uses
+/// direct I/O where others have cached pages. Of the last file it has every other stretch of bytes,
+/// through the cache only.
 struct Worker {
     rng: SmallRng,
     files: Vec<(File, File)>,
@@ -365,7 +367,8 @@ impl Worker {
     }
 }
 
-/// Stretches of a file that one thread writes and no other, through the cache, many of them in one page.
+/// Stretches of a file that one thread writes and no other, through the cache, many of them in one
+/// page.
 fn stripes(file: &File, io: &mut Io, model: &mut [u8], thread: usize, rng: &mut SmallRng) {
     const STRIPE: usize = 300;
     let count = model.len() / STRIPE / 2;

@@ -1,5 +1,5 @@
-//! The driver: blocks of every size in every shape of memory, every depth, several threads, a device that is
-//! cut off under them.
+//! The driver: blocks of every size in every shape of memory, every depth, several threads, a
+//! device that is cut off under them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -170,7 +170,7 @@ fn threads_with_a_queue_each_share_a_controller(stand: &Stand) -> Outcome {
     Ok(())
 }
 
-/// Sets it when it goes, after a panic too, so that nobody waits for one who failed.
+/// Sets the flag when it is dropped, also by a panic, so that no thread waits for one that failed.
 struct AtLast<'a>(&'a AtomicBool);
 
 impl Drop for AtLast<'_> {
@@ -199,7 +199,7 @@ fn a_device_that_is_cut_off_under_its_threads_comes_up_again(stand: &Stand) -> O
                     rig.cut_off();
                 }
                 drop(at_last);
-                // Nobody goes before the others have noticed.
+                // No thread ends before the others have noticed.
                 while !cut.load(Ordering::Relaxed) {
                     write_and_read(memory, &mut pair, thread, 1);
                 }

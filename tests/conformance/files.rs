@@ -1,5 +1,5 @@
-//! Files beside the kernel: paths, metadata, reads, refusals, operations in flight, and what makes a filesystem
-//! one that is opened.
+//! Files beside the kernel: paths, metadata, reads, refusals, operations in flight, and what makes
+//! a filesystem one that is opened.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,17 +1,18 @@
 //! One list of tests, for every device: the driver's, and those of files beside the kernel's xfs.
 //!
 //! Each test is made once for each stand that it is for, and is called `STAND::MODULE::TEST`:
-//! `pci:0000:00:04.0::files::paths_lead_where_the_kernel_leads`. The usual options of a test program choose
-//! among them. `XTENT_CONFORMANCE` names the stands, with commas between: `embedded` (the embedded controller
-//! in many shapes), `vfio-user` (the same behind a socket; these two are meant when nothing is said),
-//! `vfio-user:SOCKET` (a controller that another process serves, SPDK's say; only for the driver's tests, and
-//! **all that is on its disk is lost**) and `pci:ADDRESS` (a controller over VFIO; **all that is on its disk is
-//! lost**, and it must be one that vfio-setup.sh gives away). `spdk-tcp` and `spdk-vfio-user` (with the feature
-//! `spdk`) are SPDK's driver on a disk of SPDK's own target. Stands are independent:
-//! with `--test-threads=2` two of them work at once.
+//! `pci:0000:00:04.0::files::paths_lead_where_the_kernel_leads`. The usual options of a test
+//! program choose among them. `XTENT_CONFORMANCE` names the stands, with commas between: `embedded`
+//! (the embedded controller in many shapes), `vfio-user` (the same behind a socket; these two are
+//! meant when nothing is said), `vfio-user:SOCKET` (a controller that another process serves,
+//! SPDK's say; only for the driver's tests, and **all that is on its disk is lost**) and
+//! `pci:ADDRESS` (a controller over VFIO; **all that is on its disk is lost**, and it must be one
+//! that vfio-setup.sh gives away). `spdk-tcp` and `spdk-vfio-user` (with the feature `spdk`) are
+//! SPDK's driver on a disk of SPDK's own target. Stands are independent: with `--test-threads=2`
+//! two of them work at once.
 //!
-//! `XTENT_SCALE=small` does less of everything, for a machine that is emulated. `XTENT_SEED` changes random
-//! choices, and `XTENT_RUNS` the number of overwrites.
+//! `XTENT_SCALE=small` does less of everything, for a machine that is emulated. `XTENT_SEED`
+//! changes random choices, and `XTENT_RUNS` the number of overwrites.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod buffered;

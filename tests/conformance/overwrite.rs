@@ -1,4 +1,5 @@
-//! Overwrite equality: random direct overwrites by two threads, then every byte as the kernel sees it.
+//! Overwrite equality: random direct overwrites by two threads, then every byte as the kernel sees
+//! it.
 //!
 //! `XTENT_RUNS` sets the number of overwrites on each stand, `XTENT_SEED` the seed.
 
@@ -67,7 +68,7 @@ fn make_files(root: &Path, lba_bytes: usize) -> Vec<Vec<u8>> {
     models
 }
 
-/// One thread's part of the files: what it writes, what must be there, what is in flight.
+/// One thread's part of the files: its range, the expected content, the requests in flight.
 struct Worker {
     rng: SmallRng,
     files: Vec<File>,
@@ -127,7 +128,8 @@ impl Worker {
         self.reap(io, DEPTH);
     }
 
-    /// A range that nothing in flight touches, often across the border of two blocks of the filesystem.
+    /// A range that nothing in flight touches, often across the border of two blocks of the
+    /// filesystem.
     fn pick(&mut self) -> Option<(usize, usize, usize)> {
         let file = self.rng.random_range(0..self.files.len());
         let blocks = self.parts[file].1.len() / self.lba_bytes;

@@ -1,8 +1,8 @@
-//! Reading through xtent equals reading through the kernel: on filesystems of many geometries, filled by the
-//! kernel with one of everything, the listing with all metadata, the content of every file, FIEMAP and
-//! SEEK_HOLE/SEEK_DATA.
+//! Reading through xtent equals reading through the kernel: on filesystems of many geometries,
+//! filled by the kernel with one of everything, the listing with all metadata, the content of every
+//! file, FIEMAP and SEEK_HOLE/SEEK_DATA.
 //!
-//! `XTENT_SEED` changes what is in the files; it is printed when a geometry fails.
+//! `XTENT_SEED` changes the content of the files; it is printed when a geometry fails.
 
 use super::common::disk::Disk;
 use super::common::fill::{self, Plan};

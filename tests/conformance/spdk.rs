@@ -104,7 +104,8 @@ impl Rig for SpdkRig {
         }
     }
 
-    /// A connection is cut; a device of another process that were cut off would be lost, so that is reset instead.
+    /// A connection is cut; a device of another process that were cut off would be lost, so that is
+    /// reset instead.
     fn cut_off(&self) {
         match self.vfio_user {
             true => self.controller.reset(),

@@ -1,7 +1,8 @@
 //! Stands: the devices that the list runs on.
 //!
-//! A new kind of device is one more [`Engine`] and one more line in [`kinds_of`]; every test of the list then
-//! runs on it. An engine that brings its own driver makes [`Engine::open`] give out a [`Rig`] of its own.
+//! A new kind of device is one more [`Engine`] and one more line in [`kinds_of`]; every test of the
+//! list then runs on it. An engine that brings its own driver makes [`Engine::open`] give out a
+//! [`Rig`] of its own.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,7 +62,7 @@ pub(crate) enum For {
 /// One device, by name. One test at a time has it.
 pub(crate) struct Stand {
     pub(crate) name: String,
-    /// What is dealt out goes to one stand of each kind and block size.
+    /// Tests that need only some stands go to one stand of each kind and block size.
     pub(crate) kind: &'static str,
     pub(crate) is_for: For,
     engine: Box<dyn Engine>,
@@ -324,7 +325,8 @@ impl Engine for Embedded {
 fn embedded() -> Vec<Stand> {
     let mut stands = Vec::new();
     for lba_bytes in [512, 4096] {
-        // For files, a device's way of working and its largest command each make a difference, by themselves.
+        // For files, a device's way of working and its largest command each make a difference, by
+        // themselves.
         for (mode, mdts) in [(Mode::Inline, 1), (Mode::Threaded, 5)] {
             let noiob_blocks = 0;
             let shape = Embedded {
@@ -478,8 +480,8 @@ fn kinds_of(word: &str) -> Vec<Stand> {
     }
 }
 
-/// The stands that `XTENT_CONFORMANCE` names; without it the embedded controller, in this process and behind a
-/// socket.
+/// The stands that `XTENT_CONFORMANCE` names; without it the embedded controller, in this process
+/// and behind a socket.
 pub(crate) fn stands() -> Vec<Arc<Stand>> {
     let words = std::env::var("XTENT_CONFORMANCE").unwrap_or_else(|_| {
         println!("SKIPPED: pci: XTENT_CONFORMANCE names no controllers");

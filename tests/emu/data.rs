@@ -18,8 +18,8 @@ fn dnr(status: StatusField) -> StatusField {
     status.do_not_retry()
 }
 
-/// PRP fields for `len` bytes that start `skip` bytes into `buf`, with the list at `list_at` of `list`.
-/// The list goes on, page after page, where it does not fit.
+/// PRP fields for `len` bytes that start `skip` bytes into `buf`, with the list at `list_at` of
+/// `list`. The list continues, page after page, where it does not fit.
 fn prps(buf: &DmaBuf, skip: u64, len: u64, list: &SharedWords, list_at: usize) -> (u64, u64) {
     let start = buf.iova().0 + skip;
     let mut pages = Vec::new();

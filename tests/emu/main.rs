@@ -1,4 +1,5 @@
-//! The embedded controller, driven by a host of a few lines that can say what a real driver never would.
+//! The embedded controller, driven by a host of a few lines that can say what a real driver never
+//! would.
 #![expect(
     clippy::unwrap_used,
     reason = "the helpers of a test fail like the test itself"

@@ -24,8 +24,8 @@ fn config(medium: Medium, seed: u64) -> EmuConfig {
     }
 }
 
-/// What a block may hold after a cut: the durable version, and everything written since. A version is the
-/// number that fills the block; 0 is a block of zeroes.
+/// What a block may hold after a cut: the durable version, and everything written since. A version
+/// is the number that fills the block; 0 is a block of zeroes.
 #[derive(Clone, Default)]
 struct Legal(BTreeSet<u64>);
 

@@ -308,7 +308,7 @@ fn a_full_completion_queue_is_not_overwritten() {
         assert_eq!(
             host.device.step(100),
             0,
-            "nothing goes on before the head moves"
+            "no command is executed before the head moves"
         );
         cq.consume();
     }
@@ -555,7 +555,7 @@ fn senseless_configurations_are_refused_with_a_reason() {
                 medium: xtent::internals::device::emu::Medium::memory(4095),
                 ..stepped()
             },
-            "smaller than one block",
+            "too small to be a disk image (4095 bytes)",
         ),
     ] {
         let error = EmuDevice::start(config).unwrap_err();

@@ -106,7 +106,7 @@ fn run(seed: u64, disks: &[Disk]) -> bool {
             .collect();
         pause.wait();
         for disk in disks {
-            // What is closed from here on is closed well.
+            // Closing succeeds from here on.
             disk.device.set_faults(FaultPlan::none(seed));
             ends.push(disk.is_alive());
             disk.unmount();
@@ -130,7 +130,8 @@ fn run(seed: u64, disks: &[Disk]) -> bool {
     is_gone
 }
 
-/// Ends the process when a thread panics, for others would wait for it: the seed is printed by then.
+/// Ends the process when a thread panics, for others would wait for it: the seed is printed by
+/// then.
 struct EndsAll;
 
 impl EndsAll {

@@ -59,7 +59,7 @@ impl Disk {
         Ok((token, volume, state.generation))
     }
 
-    /// Lets go of the volume; who uses it goes on.
+    /// Drops this handle of the volume; its other users continue.
     pub(crate) fn unmount(&self) {
         let mounted = self.state().mounted.take();
         drop(mounted);

@@ -9,7 +9,8 @@ use xtent::volume::{Advice, Io, OpenOptions, RwFlags};
 
 use super::stand::{alone, beside_others, buffered, device, direct, open, options, plain, status};
 
-/// An `Io` that goes completes the writes that it did not hand over: pages that were read meanwhile are stale.
+/// An `Io` that goes completes the writes that it did not hand over: pages that were read meanwhile
+/// are stale.
 #[test]
 fn a_dropped_io_leaves_no_stale_page() {
     let Some(_beside) = beside_others() else {
@@ -40,7 +41,8 @@ fn a_dropped_io_leaves_no_stale_page() {
     }
 }
 
-/// What was read or written and never handed over gives its memory back, with the heap that it is of.
+/// What was read or written and never handed over gives its memory back, with the heap that it is
+/// of.
 #[test]
 fn volumes_with_operations_that_were_not_handed_over_leave_no_memory() {
     let Some(_alone) = alone() else {
@@ -68,7 +70,8 @@ fn volumes_with_operations_that_were_not_handed_over_leave_no_memory() {
     assert!(grown < 100 << 10, "{grown} KiB more after 20 volumes");
 }
 
-/// A device that takes writes and never ends them does not keep a handle from going: recovery ends them.
+/// A device that takes writes and never ends them does not keep a handle from going: recovery ends
+/// them.
 #[test]
 fn a_device_that_hangs_does_not_hang_drop() {
     let Some(_beside) = beside_others() else {

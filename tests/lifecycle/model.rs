@@ -9,7 +9,8 @@ const PAGE_SECTORS: usize = 8;
 pub(crate) const THREADS: usize = 4;
 /// Sectors of a thread in each file.
 pub(crate) const OWN: usize = 128;
-/// Sectors of all threads lie side by side in it, so that they meet in each page; it is not written by direct I/O.
+/// Sectors of all threads lie side by side in it, so that they meet in each page; it is not written
+/// by direct I/O.
 pub(crate) const SHARED: usize = 2;
 
 /// A run of a thread's sectors in a file.
@@ -45,7 +46,7 @@ fn sector_no(thread: usize, file: usize, index: usize) -> usize {
 
 #[derive(Debug, Clone)]
 struct Sector {
-    /// What a read may find: one tag where that is known. 0 is zeroes.
+    /// Possible results of a read: one tag if certain. 0 is zeroes.
     now: Vec<u64>,
     /// What the device may hold.
     device: Vec<u64>,
@@ -79,8 +80,8 @@ impl Model {
         &mut self.files[place.file][place.first..place.first + place.count]
     }
 
-    /// Whether something is in flight on the pages of a place: a buffered write beside a direct one of the same page is
-    /// not what either of them is for.
+    /// Whether something is in flight on the pages of a place: a buffered write beside a direct one
+    /// of the same page is not what either of them is for.
     pub(crate) fn is_busy(&self, place: Place) -> bool {
         let end = (place.first + place.count).next_multiple_of(PAGE_SECTORS);
         let pages = place.first / PAGE_SECTORS * PAGE_SECTORS..end.min(OWN);
@@ -122,8 +123,8 @@ impl Model {
         }
     }
 
-    /// A buffered write ended so. One that failed may have left any part of its bytes in the cache, and the device
-    /// may have had them since.
+    /// A buffered write ended so. One that failed may have left any part of its bytes in the cache,
+    /// and the device may have had them since.
     pub(crate) fn wrote(&mut self, place: Place, tag: u64, result: Result<usize>) -> Result<()> {
         let count = match result {
             Ok(written) => written / SECTOR,

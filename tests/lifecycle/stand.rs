@@ -1,4 +1,5 @@
-//! Small XFS disks in memory: an image made once by mkfs.xfs, on controllers that are stepped and can fail.
+//! Small XFS disks in memory: an image made once by mkfs.xfs, on controllers that are stepped and
+//! can fail.
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use super::common;
 pub(crate) const FILE_BYTES: usize = 256 << 10;
 /// The files, all zeroes: there is no need for a mount, and so for root, to make them.
 pub(crate) const FILES: [&str; 3] = ["first", "second", "shared"];
-/// Deadline of a command, on the device's clock, which a waiting thread moves on by a tick for each look.
+/// Deadline of a command, on the device's clock, which a waiting thread moves on by a tick for each
+/// look.
 const TIMEOUT: Duration = Duration::from_millis(4);
 const TICK_NS: u64 = 20_000;
 const IMAGE_BYTES: u64 = 24 << 20;

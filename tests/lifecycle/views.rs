@@ -70,8 +70,8 @@ fn a_leaked_mutable_view_hangs_nothing() {
     drop((file, by_device, io, volume));
 }
 
-/// What is written beside a mutable view while it is held is kept, by whatever way it is written, read and dropped from
-/// the cache.
+/// Bytes written beside a mutable view while it is held are kept, whichever way they are written
+/// and read or their page is dropped from the cache.
 #[test]
 fn a_mutable_view_that_is_held_for_long_loses_no_other_write() {
     let Some(_beside) = beside_others() else {

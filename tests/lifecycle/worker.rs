@@ -52,7 +52,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Does its operations, waits for the others to have done theirs, and for faults to be over, and lets go of all.
+    /// Does its operations, waits for the others to have done theirs, and for faults to be over,
+    /// and lets go of all.
     pub(crate) fn run(mut self, pause: &Barrier) -> Models {
         for _ in 0..OPERATIONS {
             self.step();
@@ -140,7 +141,7 @@ impl<'a> Worker<'a> {
             90..92 => self.drop_io(seat),
             92..94 => self.read_ahead(seat),
             94..96 => self.mix_volumes(seat),
-            96 => self.crowd(seat),
+            96 => self.exhaust_pins(seat),
             97 => Self::raw(),
             _ => return false,
         };
@@ -471,7 +472,7 @@ impl<'a> Worker<'a> {
     }
 
     /// More views of a page than its word counts, while it is dirty.
-    fn crowd(&mut self, seat: &mut Seat<'_>) -> Result<()> {
+    fn exhaust_pins(&mut self, seat: &mut Seat<'_>) -> Result<()> {
         let place = Place {
             file: SHARED,
             first: self.rng.random_range(0..OWN),

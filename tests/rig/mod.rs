@@ -1,5 +1,5 @@
-//! A driver over an embedded controller, for tests: buffers that are with the device for good, and a view
-//! of them by a second mapping, as another device would have it.
+//! A driver over an embedded controller, for tests: buffers that are with the device for good, and
+//! a view of them by a second mapping, as another device would have it.
 #![allow(
     dead_code,
     unreachable_pub,

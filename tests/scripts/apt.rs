@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use crate::{path_with, program};
 
-/// Runs `need_packages` for a program that is not there, with an apt-get that is this script. `$calls` counts its calls.
+/// Runs `need_packages` for a program that is not there, with an apt-get that is this script.
+/// `$calls` counts its calls.
 fn need_packages(apt_get: &str, wait_seconds: u32) -> (Output, String) {
     let dir = tempfile::tempdir().unwrap();
     let calls = dir.path().join("calls");
@@ -30,7 +31,8 @@ fn need_packages(apt_get: &str, wait_seconds: u32) -> (Output, String) {
 
 #[test]
 fn locks_of_another_apt_are_waited_for() {
-    // What apt 2.6 says of the locks that DPkg::Lock::Timeout does not cover, and of those that it does.
+    // What apt 2.6 says of the locks that DPkg::Lock::Timeout does not cover, and of those that it
+    // does.
     for message in [
         "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 17 (apt-get)",
         "E: Could not get lock /var/cache/apt/archives/lock - open (11: Resource temporarily unavailable)",

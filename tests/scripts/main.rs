@@ -1,5 +1,5 @@
-//! The scripts of the repository, run against programs and a sysfs that the tests make: no package is installed, no
-//! device is touched.
+//! The scripts of the repository, run against programs and a sysfs that the tests make: no package
+//! is installed, no device is touched.
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod apt;

@@ -1,5 +1,6 @@
-//! vfio-setup.sh on a fake sysfs, in which a thread plays the kernel. The disk is a loop device, so that the kernel's own
-//! rules for exclusive openers hold. `scripts/vm/jobs/setup*.sh` run it with real disks.
+//! vfio-setup.sh on a fake sysfs, in which a thread plays the kernel. The disk is a loop device, so
+//! that the kernel's own rules for exclusive openers hold. `scripts/vm/jobs/setup*.sh` run it with
+//! real disks.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
@@ -230,8 +231,8 @@ impl Machine {
         self.settled(|| self.command(&script(), args))
     }
 
-    /// Runs a command; again while it finds the disk open in a losetup: one that was told the same free loop
-    /// device opens it late, and lets go of it.
+    /// Runs a command; again while it finds the disk open in a losetup: one that was told the same
+    /// free loop device opens it late, and lets go of it.
     fn settled(&self, command: impl Fn() -> Command) -> (i32, String) {
         let mut result = said(&command().output().unwrap());
         for _ in 0..100 {
@@ -381,8 +382,9 @@ fn use_is_looked_at_again_when_the_disk_is_taken() {
 #[test]
 fn the_disk_is_held_until_its_driver_has_let_go() {
     let Some(machine) = machine() else { return };
-    // udevadm, blkid and wipefs are what the script runs last before it lets go of the disk; a stand-in of wipefs, which
-    // the second look calls with the disk held, tries to claim it as a mount does.
+    // udevadm, blkid and wipefs are what the script runs last before it lets go of the disk; a
+    // stand-in of wipefs, which the second look calls with the disk held, tries to claim it as a
+    // mount does.
     let claims = machine.path("claims");
     let script = format!(
         "for node; do :; done\nif perl -e 'sysopen(F, $ARGV[0], 128) or exit 1' \"$node\"; \
@@ -410,7 +412,7 @@ fn a_failure_or_a_signal_undoes_what_was_done() {
     let Some(machine) = machine() else { return };
     let node = machine.path("dev/vfio/1");
     fs::remove_file(&node).unwrap();
-    let args = ["bind", "--force", BDF, "--user", "nobody", BDF];
+    let args = ["bind", "--force", BDF, "--user", "daemon", BDF];
     let (status, text) = machine.run(&args);
     assert_eq!(status, 1, "{text}");
     assert!(text.contains("did not appear"), "{text}");

@@ -1,4 +1,5 @@
-//! Blocks of every size in every shape of memory read back what was written; what is wrong is refused.
+//! Blocks of every size in every shape of memory read back as written; invalid requests are
+//! refused.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

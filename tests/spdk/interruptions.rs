@@ -1,5 +1,5 @@
-//! Connections that are cut and targets that are killed under load: every operation ends once, and what was
-//! written is there.
+//! Connections that are cut and targets that are killed under load: every operation ends once, and
+//! what was written is there.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -151,7 +151,8 @@ fn run(mut load: Load<'_>, controller: &Arc<Controller>, stop: &AtomicBool, ende
     load.check(&mut queue);
 }
 
-/// Two threads under load while `interrupt` is called `rounds` times, each time after some operations.
+/// Two threads under load while `interrupt` is called `rounds` times, each time after some
+/// operations.
 fn interrupted(id: &str, rounds: u64, mut interrupt: impl FnMut(u64, &Controller)) {
     let seed = number("XTENT_SEED", 43);
     println!("XTENT_SEED={seed}");

@@ -1,7 +1,8 @@
-//! SPDK as an engine, against SPDK's own target: blocks, errors, discovery, lost connections, restarts.
+//! SPDK as an engine, against SPDK's own target: blocks, errors, discovery, lost connections,
+//! restarts.
 //!
-//! Needs an installed SPDK and root; says `SKIPPED` otherwise. Without the feature `spdk` there is nothing here.
-//! `XTENT_SEED` changes random choices, `XTENT_RUNS` the number of interruptions.
+//! Needs an installed SPDK and root; says `SKIPPED` otherwise. Without the feature `spdk` there is
+//! nothing here. `XTENT_SEED` changes random choices, `XTENT_RUNS` the number of interruptions.
 #![cfg(feature = "spdk")]
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 

@@ -1,4 +1,4 @@
-//! What is found by name, and what is said of a wrong one.
+//! Targets found by name, and the errors for wrong names.
 
 use std::process::Command;
 use std::time::Duration;

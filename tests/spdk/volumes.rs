@@ -1,4 +1,5 @@
-//! Files on a disk of another process's target, which is killed and started again while they are overwritten.
+//! Files on a disk of another process's target, which is killed and started again while they are
+//! overwritten.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

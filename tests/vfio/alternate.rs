@@ -1,7 +1,9 @@
-//! The kernel and xtent take turns on one disk: random overwrites by both, all bytes equal to a model each time.
+//! The kernel and xtent take turns on one disk: random overwrites by both, all bytes equal to a
+//! model each time.
 //!
-//! `XTENT_ALTERNATE`: the controllers, which the kernel has at first; what is on them is erased. `XTENT_ROUNDS` says
-//! how often each side has its turn (20), `XTENT_SEED` the seed. Disks take their turns at the same time.
+//! `XTENT_ALTERNATE`: the controllers, which the kernel has at first; their content is erased.
+//! `XTENT_ROUNDS` says how often each side has its turn (20), `XTENT_SEED` the seed. Disks take
+//! their turns at the same time.
 
 use std::fs::File;
 use std::io::Write;

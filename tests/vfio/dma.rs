@@ -1,4 +1,5 @@
-//! A deliberate DMA to nowhere, so that the virtual machine's look at the IOMMU's faults is seen to work.
+//! A deliberate DMA to nowhere, so that the virtual machine's look at the IOMMU's faults is seen to
+//! work.
 
 use xtent::internals::block::{Op, Queue};
 use xtent::internals::mem::{Heap, HeapConfig, Segment};

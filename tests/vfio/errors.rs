@@ -1,8 +1,9 @@
-//! Sectors that the disk cannot read or write: exactly the operations that touch them fail, all others succeed,
-//! and nothing is lost.
+//! Sectors that the disk cannot read or write: exactly the operations that touch them fail, all
+//! others succeed, and nothing is lost.
 //!
-//! `XTENT_ERRORS`: pairs `GOOD=BAD` of controllers of one disk; the kernel has the good one, vfio-pci the bad one,
-//! which fails at the 512-byte sectors of `XTENT_BAD_READS` and `XTENT_BAD_WRITES`. They lie in the [`ZONE`].
+//! `XTENT_ERRORS`: pairs `GOOD=BAD` of controllers of one disk; the kernel has the good one,
+//! vfio-pci the bad one, which fails at the 512-byte sectors of `XTENT_BAD_READS` and
+//! `XTENT_BAD_WRITES`. They lie in the [`ZONE`].
 
 #[path = "../common/sys.rs"]
 #[allow(
@@ -29,7 +30,7 @@ use xtent::volume::{Done, Io, MountOptions, OpenOptions, Volume};
 use super::rig::{self, Mounted, alone, chain, disk_of, open, run, seed, told, told_pairs};
 use super::window::Memory;
 
-/// What is read and written, in bytes of the disk.
+/// The range that is read and written, in bytes of the disk.
 const ZONE: Range<u64> = 40 << 20..42 << 20;
 /// Operations go on at the same time, each in a lane of its own.
 const LANES: usize = 16;
@@ -39,7 +40,7 @@ const OPERATIONS: u64 = 1500;
 /// What the blocks of the zone may hold, and which of them are bad.
 struct Zone {
     block_bytes: usize,
-    /// One tag where that is known; several after writes that failed.
+    /// One tag if certain; several after failed writes.
     blocks: Vec<Vec<u64>>,
     bad_reads: Vec<bool>,
     bad_writes: Vec<bool>,
@@ -199,8 +200,8 @@ impl Zone {
         !whole
     }
 
-    /// Takes the end of a file operation; whether it failed, as it had to. It may have got as far as the first
-    /// bad block.
+    /// Takes the end of a file operation; whether it failed, as it had to. It may have got as far
+    /// as the first bad block.
     fn settle(&mut self, flight: &Flight, done: &Done, seed: u64) -> bool {
         let Flight { read, range, tag } = flight;
         let reach = self.reach(*read, range.clone());
@@ -397,7 +398,7 @@ fn mixed(volume: &Volume, io: &mut Io, zone: &mut Zone, from: u64, seed: u64) {
         io.relax();
     }
     tally.check();
-    // What lies behind the zone was never written: a read goes on into it.
+    // The range behind the zone was never written: a read continues into it.
     let mut buf = io.alloc(64 << 10).unwrap();
     let offset = from + (ZONE.end - ZONE.start) - 4096;
     assert_eq!(file.read_dma_at(io, &mut buf, offset).unwrap(), 64 << 10);

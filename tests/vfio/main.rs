@@ -1,11 +1,12 @@
-//! The driver on PCI controllers over VFIO: what is not the same on the embedded controller.
+//! The driver on PCI controllers over VFIO: behaviour that differs from the embedded controller's.
 //!
-//! Runs in the virtual machine (`scripts/vm/test`), whose jobs say by environment variables which controllers a
-//! test gets, and what is special about them; without, a test is skipped.
+//! Runs in the virtual machine (`scripts/vm/test`), whose jobs say by environment variables which
+//! controllers a test gets, and their properties; without one, a test is skipped.
 //!
-//! Here: `XTENT_VFIO` names controllers, with commas between, that vfio-pci has, each with an XFS that holds a
-//! file `data` of at least 1 MiB, which is overwritten. With `XTENT_VFIO_UNPLUG` the last test takes the first of
-//! them away; `XTENT_VFIO_CYCLES` says how often controllers are opened and closed.
+//! Here: `XTENT_VFIO` names controllers, with commas between, that vfio-pci has, each with an XFS
+//! that holds a file `data` of at least 1 MiB, which is overwritten. With `XTENT_VFIO_UNPLUG` the
+//! last test takes the first of them away; `XTENT_VFIO_CYCLES` says how often controllers are
+//! opened and closed.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -175,7 +176,8 @@ fn sleepers_are_woken_by_the_device() {
                 for _ in 0..READS {
                     assert_eq!(read_once(&mut pair, &heap), Status::Success);
                 }
-                // One that arrives just as a sleep has lasted long enough counts as lost, too: a few, where all is slow.
+                // One that arrives just as a sleep has lasted long enough counts as lost, too: a
+                // few, where all is slow.
                 let stats = controller.stats();
                 let lost = stats.lost_interrupts;
                 assert!(lost < u64::from(READS) / 4, "{wait:?} {round}: {stats:?}");
@@ -191,7 +193,8 @@ fn sleepers_are_woken_by_the_device() {
     }
 }
 
-/// QEMU's controller offers both, and others are to be driven too: what they do not offer is passed over.
+/// QEMU's controller offers both, and others are to be driven too: what they do not offer is passed
+/// over.
 #[test]
 fn shadow_doorbells_and_scattered_memory() {
     let Some(addresses) = controllers() else {
@@ -248,7 +251,8 @@ fn shadow_doorbells_and_scattered_memory() {
                 run(Op::Read, &whole);
                 assert!(memory.bytes(&whole) == want, "{address}");
             }
-            // Through the rings' ends several times, with a queue that sleeps in between and one that does not.
+            // Through the rings' ends several times, with a queue that sleeps in between and one
+            // that does not.
             for round in 0..300u64 {
                 for token in 0..=round % 16 {
                     let block = pair.limits().block_bytes as usize;
@@ -336,7 +340,7 @@ fn z_an_unplugged_controller_ends_all_operations_and_is_let_go() {
             while !started.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
-            // Returns when the device is removed: everybody has let it go.
+            // Returns when the device is removed: every process has released it.
             fs::write(format!("{dir}/remove"), "1")
         });
         let mut good = 0;

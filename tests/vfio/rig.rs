@@ -1,4 +1,5 @@
-//! What the tests share: which controllers they have, bringing them up, asking the host for something.
+//! What the tests share: which controllers they have, bringing them up, asking the host for
+//! something.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,7 +15,8 @@ use xtent::internals::mem::{Heap, Segment};
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
 use xtent::internals::units::Lba;
 
-/// What a job says in an environment variable, a list with commas; `None`, and a word about it, when it is unset.
+/// What a job says in an environment variable, a list with commas; `None`, and a word about it,
+/// when it is unset.
 pub(crate) fn told(variable: &str) -> Option<Vec<String>> {
     let list = std::env::var(variable).unwrap_or_default();
     let list: Vec<_> = list.split_terminator(',').map(str::to_owned).collect();
@@ -143,8 +145,8 @@ pub(crate) fn run(program: &str, args: &[&str]) -> String {
     text
 }
 
-/// As [`run`], for what wants nobody to have something open: a child that another thread is just starting holds
-/// our descriptors until its exec.
+/// As [`run`], for programs that need a file that no process has open: a child that another thread
+/// is just starting holds our descriptors until its exec.
 pub(crate) fn run_when_free(program: &str, args: &[&str]) {
     let free = (0..50).any(|_| {
         let output = Command::new(program).args(args).output();

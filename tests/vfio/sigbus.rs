@@ -1,4 +1,5 @@
-//! A BAR that is switched off under its users: the kernel takes the mapping away, and accesses fault.
+//! A BAR that is switched off under its users: the kernel takes the mapping away, and accesses
+//! fault.
 #![expect(unsafe_code, reason = "borrows a descriptor that the device has")]
 
 use std::fs::File;
@@ -104,7 +105,7 @@ fn a_bar_that_is_switched_off_ends_all_operations() {
     assert!(device.is_gone());
     assert_eq!(device.read32(0x1c), u32::MAX);
     drop((controller, device));
-    // The process lives, and the next one to open it finds it as ever.
+    // The process keeps running, and the device can be opened again.
     let device = open(address);
     let (_controller, mut pair) = bring_up(&device, &heap);
     assert_eq!(read_once(&mut pair, &heap), Status::Success);

@@ -1,7 +1,7 @@
 //! A controller that stops answering: the host throttles its disk to a standstill.
 //!
-//! `XTENT_STALL`: `ADDRESS=DRIVE` of a controller with an XFS that holds a file `data`, and the name that the
-//! host's QEMU has for its drive.
+//! `XTENT_STALL`: `ADDRESS=DRIVE` of a controller with an XFS that holds a file `data`, and the
+//! name that the host's QEMU has for its drive.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const RETRIES: u8 = 1;
 const DEPTH: usize = 8;
 
-/// The most time that an operation may take, in deadlines: each time it is sent it waits one, then for the abort
-/// and the reset, of its own or of the other queue; the rest is for a slow host.
+/// The most time that an operation may take, in deadlines: each time it is sent it waits one, then
+/// for the abort and the reset, of its own or of the other queue; the rest is for a slow host.
 const MOST_DEADLINES: u64 = 10 * (RETRIES as u64 + 1);
 
 /// Lets the drive do `bytes_per_second`; 0 is all it can.
@@ -103,7 +103,7 @@ fn operations_of_a_controller_that_stops_answering_end_and_it_is_reset() {
     assert!(!device.is_gone());
 
     throttle(drive, 0);
-    // The host does it when it comes to it: what is sent before may still be lost.
+    // The host does it asynchronously: a command that is sent before may still be lost.
     for pair in &mut queues {
         let status = (0..10)
             .map(|_| read_once(pair, &heap))

@@ -1,8 +1,9 @@
-//! Controllers that are unplugged under load: every operation ends, and the process lives.
+//! Controllers that are removed under load: every operation completes or fails, and the process
+//! keeps running.
 //!
-//! `XTENT_UNPLUG`: two controllers as `ADDRESS=ID` that the host's QEMU unplugs when asked, in the orderly way: the
-//! guest is told. `XTENT_SURPRISE`: two as `ADDRESS=PORT` that are torn out of their ports. The second of
-//! each has an XFS that holds a file `data` of at least 1 MiB, which is overwritten.
+//! `XTENT_UNPLUG`: two controllers as `ADDRESS=ID` that the host's QEMU removes in the orderly way,
+//! which notifies the guest. `XTENT_SURPRISE`: two as `ADDRESS=PORT` that are removed by surprise.
+//! The second of each has an XFS that holds a file `data` of at least 1 MiB, which is overwritten.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -25,7 +26,8 @@ const THREADS: u64 = 3;
 const DEPTH: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads and writes on a raw queue until the device is gone. Every operation ends, and no more than once.
+/// Reads and writes on a raw queue until the device is gone. Every operation ends, and no more than
+/// once.
 fn raw_load(mut pair: QueuePair, heap: &Heap, mut rng: SmallRng, good: &AtomicU64) {
     let memory = heap.alloc(DEPTH * 4096, 4096).unwrap().lend();
     let blocks = 4096 / u64::from(pair.limits().block_bytes);
@@ -147,7 +149,7 @@ fn under_load(controllers: &[(String, String)], take_away: impl FnOnce() + Send)
     println!("good before: {good:?}");
     drop((controller, device, volume));
     for (address, _) in controllers {
-        // The kernel finishes the removal once everybody has let go.
+        // The kernel finishes the removal once every process has released the device.
         let dir = format!("/sys/bus/pci/devices/{address}");
         let gone = (0..600).any(|_| {
             std::thread::sleep(Duration::from_millis(100));
@@ -174,8 +176,9 @@ fn unplugged_in_the_orderly_way() {
     });
 }
 
-/// Tears out what is in a slot: the device disappears at once, and the kernel hears of it afterwards. QEMU lets go of
-/// a device whose slot is switched off; with the power on again, the empty slot looks as it does after a surprise.
+/// Removes the device of a slot by surprise: it disappears at once, and the kernel detects that
+/// afterwards. QEMU frees a device whose slot is switched off; with the power on again, the empty
+/// slot looks as it does after a surprise.
 fn tear_out(port: &str) {
     const PCI_COMMAND: u64 = 0x04;
     const COMMAND_MEMORY: u16 = 1 << 1;
@@ -208,14 +211,16 @@ fn tear_out(port: &str) {
         u16::from_le_bytes(word)
     };
     let write = |at: u64, word: u16| config.write_all_at(&word.to_le_bytes(), at).unwrap();
-    // First the registers. QEMU frees a device without regard to a processor that is about to ring one of
-    // its doorbells, and crashes; once nobody reaches them, and those under way have arrived, it does not.
+    // First the registers. QEMU frees a device without regard to a processor that is about to ring
+    // one of its doorbells, and crashes; with the registers disabled, and pending accesses
+    // complete, it does not.
     let command = word(PCI_COMMAND);
     write(PCI_COMMAND, command & !COMMAND_MEMORY);
     std::thread::sleep(Duration::from_millis(5));
     let at = at + SLOT_CONTROL;
     let control = word(at);
-    // Without interrupts first: a kernel that looked between the two would take the slot for switched off.
+    // Without interrupts first: a kernel that looked between the two would take the slot for
+    // switched off.
     for control in [
         (control | POWER_OFF) & !INTERRUPTS,
         control | PRESENCE_CHANGED,

@@ -25,14 +25,14 @@ const SOON: VfioUserOptions = VfioUserOptions {
 };
 
 /// Changes replies to one command.
-fn lying(
+fn altering(
     serving: &Serving,
     command: u16,
-    mut lie: impl FnMut(&mut Packet) -> Then + Send + 'static,
+    mut alter: impl FnMut(&mut Packet) -> Then + Send + 'static,
 ) -> Proxy {
     Proxy::start(&serving.socket(), move |way, packet| {
         if way == Way::ToClient && packet.command() == command {
-            lie(packet)
+            alter(packet)
         } else {
             Then::Pass
         }
@@ -46,7 +46,7 @@ fn an_honest_proxy_is_not_noticed() {
     drive(&proxy.socket(), PLENTY, 3).unwrap();
 }
 
-type Lie = fn(&mut Packet) -> Then;
+type Alter = fn(&mut Packet) -> Then;
 
 /// Replaces a reply by an error.
 fn refuse(packet: &mut Packet) -> Then {
@@ -65,9 +65,9 @@ fn add_fds(packet: &mut Packet, count: usize) -> Then {
     Then::Pass
 }
 
-/// Lies about replies to a command while a device is opened, and the errors they may lead to; none where the lie
-/// is harmless.
-static LIES: &[(&str, u16, Lie, &[ErrorKind])] = &[
+/// Malformed replies to a command while a device is opened, and the possible errors; none where the
+/// device must open all the same.
+static MALFORMED: &[(&str, u16, Alter, &[ErrorKind])] = &[
     (
         "another major",
         VERSION,
@@ -338,8 +338,8 @@ static LIES: &[(&str, u16, Lie, &[ErrorKind])] = &[
 #[test]
 fn every_lie_while_a_device_is_opened_is_an_error() {
     let serving = serving();
-    for (name, command, lie, kinds) in LIES {
-        let proxy = lying(&serving, *command, *lie);
+    for (name, command, alter, kinds) in MALFORMED {
+        let proxy = altering(&serving, *command, *alter);
         let opened = VfioUserDevice::open(proxy.socket(), &SOON);
         match opened {
             Err(error) => assert!(
@@ -356,7 +356,7 @@ fn every_lie_while_a_device_is_opened_is_an_error() {
 #[test]
 fn memory_that_is_refused_is_an_error_of_the_heap() {
     let serving = serving();
-    let proxy = lying(&serving, DMA_MAP, refuse);
+    let proxy = altering(&serving, DMA_MAP, refuse);
     let device = VfioUserDevice::open(proxy.socket(), &SOON).unwrap();
     let memory = Memory::new();
     let error = Controller::open(device, &memory.heap, ControllerOptions::default()).unwrap_err();
@@ -424,7 +424,8 @@ fn end_under_load(end: impl FnOnce(Serving, Proxy), proxy: (Serving, Proxy)) {
         let _ = pair.submit(&chain(Op::Read, 0, 8, &segments, token));
     }
     for (token, status) in drain(&mut pair) {
-        // Whoever cut the connection may still have the memory: the driver says so when it tried to stop it.
+        // The peer that cut the connection may still have the memory: the driver reports that if it
+        // tried to stop it.
         let ended = matches!(status, Status::Gone | Status::Unfenced);
         assert!(ended, "{token}: {status}");
     }
@@ -452,7 +453,7 @@ fn doorbells_that_are_taken_away_are_a_device_that_is_gone() {
     file.set_len(0x4000).unwrap();
     let serving = serving();
     let shared = file.try_clone().unwrap();
-    let proxy = lying(&serving, GET_REGION_INFO, move |packet| {
+    let proxy = altering(&serving, GET_REGION_INFO, move |packet| {
         for fd in &mut packet.fds {
             *fd = shared.as_fd().try_clone_to_owned().unwrap();
         }

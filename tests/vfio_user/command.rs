@@ -208,7 +208,7 @@ fn a_connection_that_is_lost_is_reported_with_its_reason() {
 fn memory_that_cannot_be_had_fails_the_write_and_not_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().to_str().unwrap();
-    // Room for the process and its threads, and not for what is written.
+    // Enough for the process and its threads, but not for written blocks.
     let limit = format!("ulimit -v 600000; exec \"$0\" serve vfio-user {text} --media ram:4G");
     let mut command = Command::new("sh");
     command.args(["-c", &limit, XTENT]).stderr(Stdio::piped());

@@ -1,5 +1,5 @@
-//! A file of a filesystem whose server answers until the file is open, and nothing more: each call that asks the
-//! filesystem, `close` included, waits for ever.
+//! A file of a filesystem whose server answers until the file is open, and nothing more: each call
+//! that asks the filesystem, `close` included, waits forever.
 #![expect(unsafe_code, reason = "system calls of hostile peers")]
 
 use std::ffi::CString;

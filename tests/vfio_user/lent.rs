@@ -201,7 +201,7 @@ fn what_is_lent_is_bounded_in_sum() {
     map(2 * BASE, LEN as u64).unwrap();
     assert_eq!(map(3 * BASE, 4096), Err(libc::ENOMEM));
     assert_eq!(map(1 << 40, 64 << 20), Err(libc::ENOMEM));
-    // What is not mapped here costs nothing.
+    // Memory that is not mapped here costs nothing.
     raw.map(None, 1 << 40, 1 << 40).unwrap();
     let unmap = |flags, at, len| words(&[24, flags], &[at, len]);
     raw.call(DMA_UNMAP, &unmap(0, 1 << 40, 1 << 40), &[])

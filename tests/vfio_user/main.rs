@@ -1,6 +1,7 @@
 //! Controllers behind sockets: both sides of vfio-user, among friends and among enemies.
 //!
-//! What a driver and files need of one is in the conformance list (`tests/conformance`, stand `vfio-user`).
+//! What a driver and files need of one is in the conformance list (`tests/conformance`, stand
+//! `vfio-user`).
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 #![allow(
     clippy::host_endian_bytes,
@@ -46,7 +47,8 @@ fn serving_with(options: &ServerOptions) -> Serving {
     Serving::start(config, options)
 }
 
-/// A driver's whole life: up, some blocks written and read back, down. The first thing that went wrong.
+/// A driver's whole life: up, some blocks written and read back, down. The first thing that went
+/// wrong.
 fn drive(socket: &Path, timeout: Duration, seed: u8) -> Result<(), String> {
     let options = VfioUserOptions {
         timeout,

@@ -1,4 +1,4 @@
-//! Somebody in between, who changes what is said.
+//! A proxy between client and server that alters messages.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -24,7 +24,7 @@ pub(crate) struct Raw {
     id: u16,
 }
 
-/// What is answered to one request: data and descriptors, or an errno.
+/// The answer to one request: data and descriptors, or an errno.
 pub(crate) type Answer = Result<(Vec<u8>, Vec<OwnedFd>), i32>;
 
 /// Numbers of 32 and 64 bits in a row.

@@ -79,7 +79,7 @@ fn a_short_answer_says_where_the_capabilities_of_a_region_would_be() {
             .unwrap();
         let word = |at: usize| u32::from_le_bytes(answer[at * 4..][..4].try_into().unwrap());
         assert_eq!(word(1) & capabilities, capabilities);
-        // QEMU takes anything below 32, and beyond what is said to be needed, for nonsense.
+        // QEMU rejects sizes below 32 and beyond the announced argsz.
         assert_eq!((word(0), word(3)), (64, 32));
         assert_eq!(answer.len(), if room == 32 { 32 } else { 64 });
     }
@@ -183,7 +183,7 @@ fn mappings_that_make_no_sense_are_refused() {
     let flags = words(&[32, 8], &[0, 0, PAGE]);
     assert_eq!(raw.call(DMA_MAP, &flags, &[]).unwrap_err(), libc::EINVAL);
     assert_eq!(raw.call(DMA_MAP, &[0; 31], &[]).unwrap_err(), libc::EINVAL);
-    // Without a file it is known of, and so is what is only to be read.
+    // A range without a file is recorded, and so is a read-only one.
     raw.map(None, 0x40_0000, PAGE).unwrap();
     assert_eq!(raw.map(fd, 0x40_0000, PAGE), Err(libc::EEXIST));
     let unmap = |flags, at, len| words(&[24, flags], &[at, len]);

@@ -34,7 +34,7 @@ refused() {
     [ "$(start_of $other)" = "$sum" ] || wrong "$other was written to ($2)"
 }
 
-# restored WHAT: the disk is with the kernel, nobody uses it, nothing is left of the run.
+# restored WHAT: the kernel has the disk, no process uses it, and the run left nothing behind.
 restored() {
     [ "$(driver $disk)" = nvme ] || wrong "$1: the driver is $(driver $disk)"
     [ -b "$(node $disk)" ] || wrong "$1: there is no $(node $disk)"
@@ -123,7 +123,7 @@ for phase in erasing mounted bypassing back; do
 done
 
 echo "-- SIGKILL"
-# Nobody removes the empty directory that was mounted on.
+# The empty mount point directory is left behind.
 kill_in mounted KILL
 rmdir /tmp/xtent-*
 restored "SIGKILL while mounted"

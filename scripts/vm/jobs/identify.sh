@@ -1,6 +1,6 @@
 #!/bin/sh
 # What xtent says of a controller and its namespaces equals what nvme-cli said before; namespaces that cannot be
-# used are refused by name; a health warning that QEMU raises is heard.
+# used are rejected with an error that names them; a health warning that QEMU raises is reported.
 # vm: --smp 2 --hugepages 32 --nvme size=64M,slot=4,serial=MANY -- -blockdev null-co,node-name=b2,size=67108864,read-zeroes=on -device nvme-ns,drive=b2,bus=nvme0,nsid=2,logical_block_size=4096,physical_block_size=4096 -blockdev null-co,node-name=b3,size=67108864,read-zeroes=on -device nvme-ns,drive=b3,bus=nvme0,nsid=3,ms=8 -blockdev null-co,node-name=b4,size=67108864,read-zeroes=on -device nvme-ns,drive=b4,bus=nvme0,nsid=4,ms=8,pi=1 -blockdev null-co,node-name=b5,size=67108864,read-zeroes=on -device nvme-ns,drive=b5,bus=nvme0,nsid=5,zoned=on,zoned.zone_size=4M
 set -eu
 disk=0000:00:04.0

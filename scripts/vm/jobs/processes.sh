@@ -30,7 +30,7 @@ wait $second || wrong "the second failed: $(cat "/tmp/said-$large")"
 says "/tmp/said-$small" "read back and right"
 says "/tmp/said-$large" "read back and right"
 
-echo "-- a user who is not root"
+echo "-- a user other than root"
 # shellcheck disable=SC3045 # busybox has it
 ulimit -l unlimited
 as_lab() { su -s /bin/sh lab -c "cd /files && ulimit -l $1 && ./xtent $2"; }
@@ -39,7 +39,7 @@ as_lab 65536 "info pci:$small" >/tmp/said 2>&1 || status=$?
 [ $status != 0 ] || wrong "it ended with status $status"
 says /tmp/said "belongs to another user" "vfio-setup.sh bind $small --user"
 sh ./vfio-setup.sh bind --user lab "$small"
-# The last is what many systems give everybody, and less than an arena usually has.
+# The last is the default of many systems, and less than an arena usually has.
 for limit in unlimited 65536 8192; do
     as_lab $limit "bench pci:$small /data --rw randrw --verify --iodepth 16 --number-ios 500" >/tmp/said 2>&1 ||
         wrong "with $limit KiB of locked memory: $(cat /tmp/said)"

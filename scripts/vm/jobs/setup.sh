@@ -14,7 +14,7 @@ expect 2 "unknown command" setup frobnicate
 expect 2 "PCI addresses" setup bind
 expect 2 "not a PCI address" setup bind /dev/nvme0n1
 expect 2 "not among those" setup bind --force $work $free
-expect 2 "no user 'nobody-here'" setup bind --user nobody-here $free
+expect 2 "no user 'no-such-user'" setup bind --user no-such-user $free
 expect 7 "no device at 0000:77:00.0" setup bind 77:00.0
 expect 7 "is not an NVMe controller" setup bind 00:1f.2
 expect 0 "hugepages N" setup --help

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Controllers that are unplugged under load, in the orderly way and by surprise: every operation ends, the process
-# lives; and the program says which device is gone, and exits.
+# Controllers that are removed under load, orderly and by surprise: every operation completes or fails, and the process
+# keeps running; the command reports which device is gone, and exits.
 # machine: disks
 # tests: vfio
 # shellcheck source=scripts/vm/jobs/lib/disks.sh

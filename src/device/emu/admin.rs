@@ -26,12 +26,13 @@ pub(super) const EVENT_REQUESTS: u8 = 4;
 /// Features by identifier, 0 to 0x0f.
 const FEATURES: usize = 16;
 const FEAT_ARBITRATION: u32 = 0x01;
-/// Keep alive timer: 0, none, and host behaviour support: a page of zeroes, nothing of what a host may ask for. Hosts ask
-/// for both, and neither can be set here.
+/// Keep alive timer: 0, none, and host behaviour support: a page of zeroes, nothing of what a host
+/// may ask for. Hosts ask for both, and neither can be set here.
 const FEAT_KEEP_ALIVE_TIMER: u32 = 0x0f;
 const FEAT_HOST_BEHAVIOUR: u32 = 0x16;
 const HOST_BEHAVIOUR_BYTES: usize = 512;
-/// Temperature threshold: which sensor (0 for the composite temperature, 15 for all), and over or under.
+/// Temperature threshold: which sensor (0 for the composite temperature, 15 for all), and over or
+/// under.
 const THRESHOLD_SENSOR_SHIFT: u32 = 16;
 const THRESHOLD_TYPE_SHIFT: u32 = 20;
 
@@ -150,7 +151,8 @@ impl Controller {
             .ok_or(SC_INVALID_NAMESPACE.do_not_retry())
     }
 
-    /// The checks that both kinds of queue share: id, size, base. Returns the id and the number of entries.
+    /// The checks that both kinds of queue share: id, size, base. Returns the id and the number of
+    /// entries.
     fn check_queue(
         &self,
         command: &Command,
@@ -205,7 +207,8 @@ impl Controller {
             self.entry_shift_is(CC_IOSQES_SHIFT, 6),
         )?;
         let cq_id = low16(command.cdw10_15[1].get() >> 16);
-        // 0 is the admin queue's; from the first that cannot be created on none is valid (section 5.4).
+        // 0 is the admin queue's; from the first that cannot be created on none is valid (section
+        // 5.4).
         if cq_id == 0 || cq_id > self.features.queues {
             return Err(SC_INVALID_QUEUE_ID.do_not_retry());
         }
@@ -265,8 +268,8 @@ impl Controller {
         }
     }
 
-    /// Aborts a command that is held back or an event request. Whatever else it names has ended, or ends
-    /// at once: not aborted (bit 0).
+    /// Aborts a command that is held back or an event request. Whatever else it names has ended, or
+    /// ends at once: not aborted (bit 0).
     fn abort(&mut self, command: &Command) -> Done {
         let dw10 = command.cdw10_15[0].get();
         let (sq, cid) = (low16(dw10), low16(dw10 >> 16));

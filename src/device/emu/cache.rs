@@ -1,8 +1,8 @@
 //! The model of a volatile write cache: what was written and is not durable, block by block.
 //!
-//! Blocks leave the cache by a flush, by a write with FUA, or at any time by themselves (an overwritten
-//! version may or may not have reached the medium). At a power cut each block by itself is kept or lost:
-//! one block is the atomic unit (AWUPF 0).
+//! Blocks leave the cache by a flush, by a write with FUA, or at any time by themselves (an
+//! overwritten version may or may not have reached the medium). At a power cut each block by itself
+//! is kept or lost: one block is the atomic unit (AWUPF 0).
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,8 @@ impl Cache {
         block: Option<&[u8]>,
     ) -> Result<(), StatusField> {
         let old = self.blocks.insert(lba, block.map(Box::from));
-        // The version before may have been written back already: one of the states a power cut may leave.
+        // The version before may have been written back already: one of the states a power cut may
+        // leave.
         if let Some(old) = old
             && rng.random_ratio(1, 4)
         {
@@ -116,7 +117,8 @@ impl Cache {
         medium: &mut Medium,
         rng: &mut SmallRng,
     ) -> Result<(), StatusField> {
-        // From nothing at all to nearly everything: a fair coin a block would hardly ever show the extremes.
+        // From nothing at all to nearly everything: a fair coin a block would hardly ever show the
+        // extremes.
         let keep = rng.random_range(0..=4);
         while let Some((lba, block)) = self.blocks.pop_first() {
             if rng.random_ratio(keep, 4) {

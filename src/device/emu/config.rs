@@ -1,32 +1,35 @@
-//! What an embedded controller is made of.
+//! Configuration of an embedded controller.
 
 use super::fault::FaultPlan;
 use super::medium::Medium;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Who does the controller's work.
+/// The thread that does the controller's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// A thread of its own (`xtent-emu`) polls the doorbells, like hardware does. For benches, and for
-    /// products without hardware.
+    /// A thread of its own (`xtent-emu`) polls the doorbells, like hardware does. For benches, and
+    /// for products without hardware.
     #[default]
     Threaded,
-    /// No thread: whoever waits ([`crate::device::Device::relax`]) or writes a register does the work. For
-    /// small tools.
+    /// No thread: the thread that waits ([`crate::device::Device::relax`]) or writes a register
+    /// does the work. For small tools.
     Inline,
-    /// No thread and no real clock: the controller works only when it is stepped. For deterministic tests.
+    /// No thread and no real clock: the controller works only when it is stepped. For deterministic
+    /// tests.
     Stepped,
 }
 
-/// Writes that are all or nothing, in blocks, as the controller says it. What it says changes nothing of what it
-/// does: a block is never torn, and a write of several may be, by a fault or by a power cut.
+/// Writes that are all or nothing, in blocks, as the controller says it. What it says changes
+/// nothing of what it does: a block is never torn, and a write of several may be, by a fault or by
+/// a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AtomicOffer {
     /// Against other commands, 1 to 65,536.
     pub write_blocks: u32,
     /// Against loss of power, 1 to 65,536.
     pub power_fail_blocks: u32,
-    /// Writes across multiples of so many blocks are not atomic: 2 to 65,536, or 0 for no boundaries.
+    /// Writes across multiples of so many blocks are not atomic: 2 to 65,536, or 0 for no
+    /// boundaries.
     pub boundary_blocks: u32,
 }
 
@@ -40,7 +43,8 @@ impl Default for AtomicOffer {
     }
 }
 
-/// What the SMART log has from before the controller was powered on. Its own start is one more power cycle.
+/// What the SMART log has from before the controller was powered on. Its own start is one more
+/// power cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Past {
     /// Times the power came on.
@@ -52,7 +56,8 @@ pub struct Past {
 }
 
 /// An embedded controller's capabilities, medium, faults and way of working. Start from
-/// [`EmuConfig::default`] (64 MiB of memory, 512-byte blocks, a volatile write cache, no faults, threaded):
+/// [`EmuConfig::default`] (64 MiB of memory, 512-byte blocks, a volatile write cache, no faults,
+/// threaded):
 ///
 /// ```
 /// use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
@@ -76,11 +81,11 @@ pub struct EmuConfig {
     pub mdts: u8,
     /// Optimal I/O boundary in blocks; 0 for none.
     pub noiob_blocks: u16,
-    /// A volatile write cache is present: writes are durable only when flushed or written with FUA. Without
-    /// it every write is durable when it completes (on a file: `fdatasync` after each).
+    /// A volatile write cache is present: writes are durable only when flushed or written with FUA.
+    /// Without it every write is durable when it completes (on a file: `fdatasync` after each).
     pub volatile_write_cache: bool,
-    /// Keeps what is not flushed in an overlay of its own, so that [`super::EmuDevice::power_cut`] can lose
-    /// any part of it. Costs memory and a copy; for tests. Says nothing without a volatile write cache.
+    /// Keeps unflushed writes in an overlay, so that [`super::EmuDevice::power_cut`] can lose any
+    /// part of them. Costs memory and a copy; for tests. No effect without a volatile write cache.
     pub cache_model: bool,
     /// The namespace is write protected.
     pub read_only: bool,
@@ -92,11 +97,11 @@ pub struct EmuConfig {
     pub sgl: bool,
     /// Shadow doorbells (Doorbell Buffer Config) are offered.
     pub shadow_doorbells: bool,
-    /// Interrupt vectors, 0 to 2048; vector 0 is the admin queue's. An [inline](Mode::Inline) controller has none:
-    /// whoever slept there would not do its work.
+    /// Interrupt vectors, 0 to 2048; vector 0 is the admin queue's. An [inline](Mode::Inline)
+    /// controller has none: a thread that sleeps on one would not do its work.
     pub interrupt_vectors: u16,
-    /// CAP.DSTRD: doorbells are `4 << shift` bytes apart, 0 to 10. The default, 3, gives each queue pair a
-    /// cache line of its own.
+    /// CAP.DSTRD: doorbells are `4 << shift` bytes apart, 0 to 10. The default, 3, gives each queue
+    /// pair a cache line of its own.
     pub doorbell_stride_shift: u8,
     /// CAP.TO: the longest time to become ready or not ready, in units of 500 ms.
     pub cap_to: u8,
@@ -106,7 +111,8 @@ pub struct EmuConfig {
     pub write_zeroes: bool,
     /// Dataset management (deallocate) is offered.
     pub dataset_management: bool,
-    /// Most abort commands at a time, 1 to 256. They are executed at once, so the limit is only told.
+    /// Most abort commands at a time, 1 to 256. They are executed at once, so the limit is only
+    /// told.
     pub abort_limit: u16,
     /// What identify says of atomic writes.
     pub atomic: AtomicOffer,
@@ -120,9 +126,10 @@ pub struct EmuConfig {
     pub firmware: String,
     /// What goes wrong.
     pub faults: FaultPlan,
-    /// Who does the work.
+    /// The thread that does the work.
     pub mode: Mode,
-    /// Threaded: how long the thread spins after the last work before it begins to back off, in nanoseconds.
+    /// Threaded: how long the thread spins after the last work before it begins to back off, in
+    /// nanoseconds.
     pub spin_ns: u64,
     /// Stepped: how far the clock moves for each step, in nanoseconds.
     pub tick_ns: u64,
@@ -167,7 +174,7 @@ impl Default for EmuConfig {
 }
 
 impl EmuConfig {
-    /// Says what is wrong with it, if anything.
+    /// Checks the configuration; the error names the fault.
     pub(super) fn check(&self) -> Result<()> {
         let within = |what: &str, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) {
@@ -184,7 +191,8 @@ impl EmuConfig {
             )));
         }
         if self.medium.len_bytes() < u64::from(self.lba_bytes) {
-            return Err(bad("the medium is smaller than one block".to_owned()));
+            let len = self.medium.len_bytes();
+            return Err(bad(format!("too small to be a disk image ({len} bytes)")));
         }
         within("mdts", self.mdts.into(), 0, 16)?;
         within("max_io_queues", self.max_io_queues.into(), 1, 4095)?;

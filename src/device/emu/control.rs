@@ -93,7 +93,8 @@ impl Controller {
         }
         let aqa = self.registers.aqa.load(Ordering::Relaxed);
         let (sq_size, cq_size) = ((aqa & 0xfff) + 1, (aqa >> 16 & 0xfff) + 1);
-        // Pages of 4 KiB, the NVM command set and round robin are all there is; a queue has two entries.
+        // Pages of 4 KiB, the NVM command set and round robin are all there is; a queue has two
+        // entries.
         if cc & CC_FIXED != 0 || sq_size < 2 || cq_size < 2 {
             return self.fail();
         }
@@ -159,7 +160,8 @@ impl Controller {
         self.registers.set_csts(csts | CSTS_SHST_COMPLETE);
     }
 
-    /// A function-level reset: all registers are as after power-on. `false` when a fault prevents it.
+    /// A function-level reset: all registers are as after power-on. `false` when a fault prevents
+    /// it.
     pub(super) fn stop_dma(&mut self) -> bool {
         if let Some(fault) = self.faults.pick(&Target::of(Event::StopDma)) {
             self.count_fault(fault);
@@ -188,8 +190,8 @@ impl Controller {
         registers.interrupt_mask.store(0, Ordering::Relaxed);
     }
 
-    /// The power goes. Commands under way are done or not; what is cached is kept or lost, block by block.
-    /// `None` when the medium was taken before.
+    /// Simulates a power cut. Commands in progress are done or not; cached blocks are kept or lost,
+    /// each at random. `None` when the medium was taken before.
     pub(super) fn power_cut(&mut self, rng: &mut SmallRng) -> Option<Result<Medium, StatusField>> {
         let shut_down = self.registers.csts() & CSTS_SHST_MASK == CSTS_SHST_COMPLETE;
         self.stats.unsafe_shutdowns += u64::from(!shut_down && !self.namespaces.is_empty());

@@ -131,7 +131,7 @@ pub(super) struct Controller {
     pub(super) backlog: bool,
     /// Interrupt vectors to raise when the controller is released.
     pub(super) due: Vec<u16>,
-    /// The completion at work interrupts nobody.
+    /// The current completion raises no interrupt.
     mute: bool,
     /// The identify command at work is to deliver garbage.
     pub(super) garbage: bool,
@@ -197,14 +197,16 @@ impl Controller {
         }
     }
 
-    /// Appends the counters of the interrupts that came due since the last call. The caller raises them after it has
-    /// released the controller: together, and when all of their entries are posted.
+    /// Appends the counters of the interrupts that came due since the last call. The caller raises
+    /// them after it has released the controller: together, and when all of their entries are
+    /// posted.
     pub(super) fn take_due(&mut self, events: &mut Vec<Arc<EventFd>>) {
         let vectors = &self.vectors;
         events.extend(self.due.drain(..).filter_map(|v| vectors.event(v)));
     }
 
-    /// Does what there is to do, at most about `budget` commands and held-back endings; how many it was.
+    /// Does what there is to do, at most about `budget` commands and held-back endings; how many it
+    /// was.
     pub(super) fn pass(&mut self, budget: usize) -> usize {
         if let Some(at) = self.ready_at
             && self.clock.now_ns() >= at
@@ -526,7 +528,7 @@ impl Controller {
         self.ready_at = None;
         self.drop_queues();
         self.registers.gone.store(true, Ordering::Release);
-        // Whoever sleeps there is to see it.
+        // Wake the threads that sleep on a vector, so that they see it.
         self.due.clear();
         self.due.extend(0..self.vectors.count());
     }

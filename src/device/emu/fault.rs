@@ -1,7 +1,7 @@
 //! Faults as data: what goes wrong, to which command, how often.
 //!
-//! A [`FaultPlan`] has rates (seeded chance for each command) and rules (the nth command that matches). The
-//! same plan over the same commands gives the same faults.
+//! A [`FaultPlan`] has rates (seeded chance for each command) and rules (the nth command that
+//! matches). The same plan over the same commands gives the same faults.
 
 use std::ops::Range;
 
@@ -23,13 +23,14 @@ pub enum Fault {
     Lost,
     /// The command is done, but does not end before it is aborted or the controller is reset.
     LostCompletion,
-    /// The command ends this much later. Whether it is done at once or when it ends is left to the seed.
+    /// The command ends this much later. Whether it is done at once or when it ends is left to the
+    /// seed.
     Late {
         /// How much later, in nanoseconds of the device's clock.
         delay_ns: u64,
     },
-    /// The command ends only after this many later completions of its queue (or after a millisecond, so
-    /// that it ends at all).
+    /// The command ends only after this many later completions of its queue (or after a
+    /// millisecond, so that it ends at all).
     Reorder {
         /// How many completions overtake it.
         completions: u32,
@@ -38,19 +39,22 @@ pub enum Fault {
     Torn,
     /// The completion is posted twice.
     Duplicate,
-    /// The completion bears a command id that is not the command's; the command itself never ends.
+    /// The completion has a command id that is not the command's; the command itself never ends.
     WrongCid,
-    /// The completion bears the id of the command that completed before; the command itself never ends.
+    /// The completion has the id of the command that completed before; the command itself never
+    /// ends.
     StaleCid,
-    /// The queue's next event index (with shadow doorbells) is a random number, and the queue sleeps.
+    /// The queue's next event index (with shadow doorbells) is a random number, and the queue
+    /// sleeps.
     GarbageEventIndex,
-    /// The completion is posted, and nobody is interrupted.
+    /// The completion is posted without an interrupt.
     LostInterrupt,
     /// The completion's phase bit is wrong; the entry is skipped, and so never seen.
     WrongPhase,
     /// The completion's submission queue head is a random number.
     GarbageSqHead,
-    /// Identify delivers random bytes, or the right ones with some replaced. Identify commands only.
+    /// Identify delivers random bytes, or the right ones with some replaced. Identify commands
+    /// only.
     GarbageIdentify,
     /// An abort says that it did not abort, and does not. Abort commands only.
     AbortFails,
@@ -236,8 +240,9 @@ impl FaultPlan {
         self
     }
 
-    /// A poor but honest controller: everything that a driver must survive without losing an operation or
-    /// mixing up data, on the I/O queues, in seeded measure. `per_million` is the rate of each kind.
+    /// A poor but honest controller: everything that a driver must survive without losing an
+    /// operation or mixing up data, on the I/O queues, in seeded measure. `per_million` is the rate
+    /// of each kind.
     pub fn flaky(seed: u64, per_million: u32) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let late = Fault::Late {
@@ -267,8 +272,8 @@ impl FaultPlan {
         plan
     }
 
-    /// A hostile controller: a seeded choice of wrong ids, wrong phases, garbage, losses and sudden deaths,
-    /// on all queues.
+    /// A hostile controller: a seeded choice of wrong ids, wrong phases, garbage, losses and sudden
+    /// deaths, on all queues.
     pub fn hostile(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let late = Fault::Late {

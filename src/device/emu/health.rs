@@ -1,4 +1,5 @@
-//! What the controller knows and tells of itself: log pages and asynchronous events (sections 5.2 and 5.16).
+//! What the controller knows and tells of itself: log pages and asynchronous events (sections 5.2
+//! and 5.16).
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -85,8 +86,8 @@ impl Controller {
         None
     }
 
-    /// Tells the host of an event, or keeps it until the host asks. Events of a log page that the host has not
-    /// read since the last are not told.
+    /// Tells the host of an event, or keeps it until the host asks. Events of a log page that the
+    /// host has not read since the last are not told.
     fn report(&mut self, event: EventWord) {
         if self.running && self.events.masked.insert(event.log_page()) {
             self.raise(event);
@@ -133,7 +134,7 @@ impl Controller {
         &mut self.health.under_k
     }
 
-    /// What is critical from now on; the host hears of what was not so before.
+    /// Sets the critical warnings; new ones are reported to the host.
     pub(super) fn set_warning(&mut self, warning: CriticalWarning) {
         let new = warning - self.health.warning;
         self.health.warning = warning;

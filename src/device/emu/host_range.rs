@@ -2,8 +2,8 @@
 
 use crate::units::Iova;
 
-/// A contiguous range of device addresses that a command named. Nothing is known of it yet: an
-/// access goes through [`crate::mem::DmaSpace`], which refuses what is not mapped.
+/// A contiguous range of device addresses that a command named. It is not validated: an access goes
+/// through [`crate::mem::DmaSpace`], which refuses unmapped addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostRange {
     pub(super) iova: Iova,

@@ -101,7 +101,8 @@ pub(super) fn namespace(offer: &Offer, namespace: &Namespace, nsid: u32) -> Page
     zerocopy::transmute!(page)
 }
 
-/// A stable identifier from the serial number: FNV-1a in the vendor's part, the namespace at the end.
+/// A stable identifier from the serial number: FNV-1a in the vendor's part, the namespace at the
+/// end.
 fn nguid(offer: &Offer, nsid: u32) -> [u8; 16] {
     let hash = offer
         .serial

@@ -46,7 +46,8 @@ impl Vectors {
         }
     }
 
-    /// The counter of `vector`, if one is connected. Raised without the controller's lock: a peer has it, too.
+    /// The counter of `vector`, if one is connected. Raised without the controller's lock: a peer
+    /// has it, too.
     pub(super) fn event(&self, vector: u16) -> Slot {
         lock(self.0.get(usize::from(vector))?).clone()
     }

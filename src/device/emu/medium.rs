@@ -1,4 +1,5 @@
-//! Where an embedded controller keeps its blocks: a file, or memory that is taken when it is written.
+//! Where an embedded controller keeps its blocks: a file, or memory that is taken when it is
+//! written.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -17,12 +18,13 @@ use crate::nvme::spec::{
 };
 use crate::sys::{self, GateWriter, HeldFile};
 
-/// Bytes of memory that are taken at a time. The system backs them page by page as they are touched.
+/// Bytes of memory that are taken at a time. The system backs them page by page as they are
+/// touched.
 const CHUNK_BYTES: usize = 2 << 20;
 
 /// A file or memory behind an embedded controller.
 ///
-/// Memory is sparse: `Medium::memory(8 << 30)` takes what is written, not 8 GiB.
+/// Memory is sparse: `Medium::memory(8 << 30)` uses memory for written blocks only, not 8 GiB.
 pub struct Medium {
     store: Store,
     len_bytes: u64,
@@ -77,7 +79,8 @@ impl FileStore {
 impl Medium {
     /// Memory of `len_bytes`, all zeroes.
     pub fn memory(len_bytes: u64) -> Self {
-        // More chunks than a host can address make no medium; the length says so where it is checked.
+        // More chunks than a host can address make no medium; the length says so where it is
+        // checked.
         let chunks = usize::try_from(len_bytes.div_ceil(CHUNK_BYTES as u64)).unwrap_or(0);
         let mut store = Vec::new();
         let enough = store.try_reserve_exact(chunks).is_ok();
@@ -306,8 +309,8 @@ impl Medium {
         }
     }
 
-    /// Makes everything written durable, and looks whether the file is still this process's alone: an
-    /// error when it is not, for then it may not be what was written.
+    /// Makes everything written durable, and looks whether the file is still this process's alone:
+    /// an error when it is not, for then it may not be what was written.
     pub(super) fn flush(&mut self) -> Result<(), StatusField> {
         if let Store::File(file) = &self.store
             && !self.read_only
@@ -317,8 +320,8 @@ impl Medium {
         self.settle()
     }
 
-    /// As [`Medium::flush`] without the look, for durable writes: an error when an earlier look, or the
-    /// file's watcher, found that it was lost.
+    /// As [`Medium::flush`] without the look, for durable writes: an error when an earlier look, or
+    /// the file's watcher, found that it was lost.
     pub(super) fn settle(&mut self) -> Result<(), StatusField> {
         match &self.store {
             Store::File(file) if !self.read_only => {

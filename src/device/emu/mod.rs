@@ -1,13 +1,14 @@
 //! The embedded NVMe controller: a real device side, in this process.
 //!
-//! Layer 1. Registers, doorbells, admin and I/O queues, PRPs and SGLs, identify, features, a volatile write cache
-//! with flush and FUA, deallocate, abort, shutdown: after the NVMe base specification 2.0c and the NVM
-//! command set specification 1.0c, as a controller of version 1.4. The driver above cannot tell it from
-//! hardware. Its medium is a file or memory ([`Medium`]); it works in a thread of its own, in whoever waits
-//! for it, or step by step ([`Mode`]); and it misbehaves as told ([`FaultPlan`]).
+//! Layer 1. Registers, doorbells, admin and I/O queues, PRPs and SGLs, identify, features, a
+//! volatile write cache with flush and FUA, deallocate, abort, shutdown: after the NVMe base
+//! specification 2.0c and the NVM command set specification 1.0c, as a controller of version 1.4.
+//! The driver cannot distinguish it from hardware. Its medium is a file or memory ([`Medium`]); it
+//! runs in a thread of its own, in the thread that waits for it, or step by step ([`Mode`]); and it
+//! fails on request ([`FaultPlan`]).
 //!
-//! Host memory is reached only through [`crate::mem::DmaSpace`], so that a wrong address is a data transfer
-//! error and never an access. Everything that a host can write is hostile input here.
+//! Host memory is reached only through [`crate::mem::DmaSpace`], so that a wrong address is a data
+//! transfer error and never an access. Everything that a host can write is hostile input here.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -61,7 +62,8 @@ const INLINE_PASS: usize = 64;
 /// Waiting rounds of a thread between two offers of its processor to the controller's thread.
 const RELAX_YIELD_EVERY: u32 = 256;
 
-/// An embedded controller, running. Dropping it stops its thread; a file as medium keeps what was written.
+/// An embedded controller, running. Dropping it stops its thread; a file as medium keeps what was
+/// written.
 #[derive(Debug)]
 pub struct EmuDevice {
     name: String,
@@ -90,7 +92,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// Uses the controller, for a host thread; raises the interrupts that come of it once it is released.
+    /// Uses the controller, for a host thread; raises the interrupts that come of it once it is
+    /// released.
     fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> T {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.controller.lock();
@@ -168,8 +171,8 @@ impl EmuDevice {
     /// Powers a controller on, disabled as after a reset.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a configuration that makes no sense, [`ErrorKind::System`] when the
-    /// thread cannot be started.
+    /// [`ErrorKind::InvalidInput`] for a configuration that makes no sense, [`ErrorKind::System`]
+    /// when the thread cannot be started.
     pub fn start(config: EmuConfig) -> Result<Arc<Self>> {
         config.check()?;
         let words = (2 * (usize::from(config.max_io_queues) + 1)) << config.doorbell_stride_shift;
@@ -185,7 +188,7 @@ impl EmuDevice {
         let stride_shift = config.doorbell_stride_shift;
         let vectors = Arc::new(Vectors::new(match config.mode {
             Mode::Threaded | Mode::Stepped => config.interrupt_vectors,
-            // Whoever sleeps there does not do the controller's work.
+            // A thread that sleeps on a vector does not do the controller's work.
             Mode::Inline => 0,
         }));
         let controller = Controller::new(
@@ -225,14 +228,14 @@ impl EmuDevice {
         }))
     }
 
-    /// Who does the work.
+    /// The thread that does the work.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Does up to `commands` commands (or endings of commands that were held back), one after the other,
-    /// each a tick of the clock apart; how many it was. Meant for [`Mode::Stepped`], where nothing else
-    /// makes the controller work; allowed in every mode.
+    /// Does up to `commands` commands (or endings of commands that were held back), one after the
+    /// other, each a tick of the clock apart; how many it was. Meant for [`Mode::Stepped`], where
+    /// nothing else makes the controller work; allowed in every mode.
     pub fn step(&self, commands: usize) -> usize {
         for done in 0..commands {
             if self.shared.with(|controller| controller.pass(1)) == 0 {
@@ -243,7 +246,7 @@ impl EmuDevice {
         commands
     }
 
-    /// Moves the clock of a stepped controller. What is due by then is done by the next step.
+    /// Advances the clock of a stepped controller. The next step does the work that is due by then.
     pub fn advance_ns(&self, ns: u64) {
         self.shared.clock.advance(ns);
     }
@@ -264,15 +267,16 @@ impl EmuDevice {
         self.shared.with(|controller| controller.faults = faults);
     }
 
-    /// Another temperature, in kelvins: over the host's threshold there is a SMART warning, and an event for a
-    /// host that asked for it.
+    /// Another temperature, in kelvins: over the host's threshold there is a SMART warning, and an
+    /// event for a host that asked for it.
     pub fn set_temperature(&self, kelvins: u16) {
         self.shared
             .with(|controller| controller.set_temperature(kelvins));
         self.wake();
     }
 
-    /// What is critical from now on, in the SMART log; the host hears of what is new, if it asked for that.
+    /// Sets the critical warnings in the SMART log; new ones are reported to the host, if it
+    /// enabled that.
     pub fn set_warning(&self, warning: CriticalWarning) {
         self.shared
             .with(|controller| controller.set_warning(warning));
@@ -285,8 +289,8 @@ impl EmuDevice {
         self.wake();
     }
 
-    /// Another size for the namespace, in blocks, at most what its medium has; the host hears of it. Returns
-    /// the size that it has then.
+    /// Another size for the namespace, in blocks, at most what its medium has; the host hears of
+    /// it. Returns the size that it has then.
     ///
     /// # Errors
     /// [`ErrorKind::DeviceGone`] when the medium was taken.
@@ -303,12 +307,12 @@ impl EmuDevice {
         Ok(blocks)
     }
 
-    /// Another size for the namespace's blocks, in bytes: 512 or 4096, as if another host had formatted it; this
-    /// one hears of it.
+    /// Another size for the namespace's blocks, in bytes: 512 or 4096, as if another host had
+    /// formatted it; this one hears of it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for another block size, [`ErrorKind::DeviceGone`] when the medium was taken,
-    /// [`ErrorKind::Io`] when it fails.
+    /// [`ErrorKind::InvalidInput`] for another block size, [`ErrorKind::DeviceGone`] when the
+    /// medium was taken, [`ErrorKind::Io`] when it fails.
     pub fn format(&self, lba_bytes: u32) -> Result<()> {
         if !matches!(lba_bytes, 512 | 4096) {
             return Err(Error::new(
@@ -332,9 +336,10 @@ impl EmuDevice {
             .on_device(self.name.as_str())
     }
 
-    /// Cuts the power: the device is gone for its host (registers read as ones), commands under way are
-    /// done, half done or not done, and with [`EmuConfig::cache_model`] every block that was not made
-    /// durable is kept or lost, by `seed`. The medium that is left can be put into a new controller.
+    /// Cuts the power: the device is gone for its host (registers read as ones), commands under way
+    /// are done, half done or not done, and with [`EmuConfig::cache_model`] every block that was
+    /// not made durable is kept or lost, by `seed`. The medium that is left can be put into a new
+    /// controller.
     ///
     /// # Errors
     /// [`ErrorKind::DeviceGone`] when the medium was taken before, [`ErrorKind::Io`] when it fails.
@@ -368,7 +373,8 @@ impl EmuDevice {
         Err(error.during(operation).on_device(self.name.as_str()))
     }
 
-    /// The doorbells of the host that comes next, which is another process: no host before it has them.
+    /// The doorbells of the host that comes next, which is another process: no host before it has
+    /// them.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfMemory`]; the next host must then not be served.
@@ -381,8 +387,8 @@ impl EmuDevice {
         })
     }
 
-    /// The host has left: the device is as after power-on, whatever faults are planned, reaches no memory of another
-    /// process, and raises no counter.
+    /// The host has left: the device is as after power-on, whatever faults are planned, reaches no
+    /// memory of another process, and raises no counter.
     pub(in crate::device) fn forget_host(&self) {
         self.shared.with(|controller| {
             controller.forget_host();
@@ -390,7 +396,8 @@ impl EmuDevice {
         });
     }
 
-    /// From now on an interrupt vector raises this counter, or none; vectors that there are not raise nothing.
+    /// From now on an interrupt vector raises this counter, or none; vectors that there are not
+    /// raise nothing.
     pub(in crate::device) fn set_interrupt(&self, vector: u16, event: Option<Arc<EventFd>>) {
         self.shared.vectors.set(vector, event);
     }
@@ -423,7 +430,8 @@ impl EmuDevice {
     }
 
     fn unpark(&self, thread: &Thread) {
-        // A doorbell that was rung before is seen by the thread, or its sleep is seen here (see `worker`).
+        // A doorbell that was rung before is seen by the thread, or its sleep is seen here (see
+        // `worker`).
         fence(Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::SeqCst) {
             thread.unpark();
@@ -516,7 +524,8 @@ impl Device for EmuDevice {
                 if let Some(thread) = &self.thread {
                     self.unpark(thread.thread());
                 }
-                // On a machine with fewer processors than pollers the controller's thread must get one.
+                // On a machine with fewer processors than pollers the controller's thread must get
+                // one.
                 if silent % RELAX_YIELD_EVERY == RELAX_YIELD_EVERY - 1 {
                     std::thread::yield_now();
                 } else {

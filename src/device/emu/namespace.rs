@@ -6,7 +6,8 @@ use super::cache::Cache;
 use super::medium::{Medium, Transfer};
 use crate::nvme::spec::{SC_UNRECOVERED_READ, StatusField};
 
-/// More blocks than this are deallocated on the medium at once, rather than one by one in the cache.
+/// More blocks than this are deallocated on the medium at once, rather than one by one in the
+/// cache.
 const MOST_CACHED_ZEROES: u64 = 65536;
 
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Namespace {
         self.medium.flush()
     }
 
-    /// Loses any part of what is not durable; the medium that is left.
+    /// Loses a random part of the volatile data. Returns the medium.
     pub(super) fn power_cut(mut self, rng: &mut SmallRng) -> Result<Medium, StatusField> {
         if let Some(cache) = &mut self.cache {
             cache.power_cut(&mut self.medium, rng)?;

@@ -7,10 +7,11 @@ use crate::units::Iova;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
-/// The host memory that a command's two PRP fields name, `len_bytes` in all, as contiguous segments.
+/// The host memory that a command's two PRP fields name, `len_bytes` in all, as contiguous
+/// segments.
 ///
-/// Ends for any content of host memory: every list page but the first yields at least 511 pages, and the
-/// length is bounded by the command.
+/// Ends for any content of host memory: every list page but the first yields at least 511 pages,
+/// and the length is bounded by the command.
 pub(super) fn walk(
     space: &DmaSpace,
     prp1: u64,
@@ -49,7 +50,8 @@ fn walk_list(
     let mut rest = len_bytes;
     let mut list = list;
     loop {
-        // A list ends with its page; if more is needed than fits, its last entry names the next list.
+        // A list ends with its page; if more is needed than fits, its last entry names the next
+        // list.
         let slots = (PAGE - list % PAGE) / 8;
         let needed = rest.div_ceil(PAGE);
         let entries = usize::try_from(needed.min(slots)).map_err(|_| SC_DATA_TRANSFER)?;
@@ -86,7 +88,8 @@ fn push_page(
     Ok(())
 }
 
-/// Adds `len` bytes (less than 4 GiB), cut where one mapping of the host's may end and the next one begin.
+/// Adds `len` bytes (less than 4 GiB), cut where one mapping of the host's may end and the next one
+/// begin.
 pub(super) fn push(space: &DmaSpace, segments: &mut Vec<HostRange>, iova: u64, len: u64) {
     let (mut iova, mut len) = (iova, len);
     while let Some(before) = space.edge_within(Iova(iova), len) {
@@ -158,7 +161,8 @@ mod tests {
         let (space, words) = host();
         let list = words.iova().0;
         let mut out = Vec::new();
-        // Two slots are left in the first list page: one data page, then the pointer to the next list.
+        // Two slots are left in the first list page: one data page, then the pointer to the next
+        // list.
         words.store_u64(4080, 0x10_0000);
         words.store_u64(4088, list + 4096);
         words.store_u64(4096, 0x20_0000);

@@ -134,8 +134,8 @@ pub(super) struct Entry {
     pub(super) wrong_phase: bool,
 }
 
-/// A completion queue. What finds it full waits in `pending`: nothing that the host did not consume is
-/// overwritten.
+/// A completion queue. What finds it full waits in `pending`: nothing that the host did not consume
+/// is overwritten.
 #[derive(Debug)]
 pub(super) struct Cq {
     pub(super) size: u32,
@@ -202,7 +202,8 @@ impl Cq {
         self.pending.is_empty() && self.next() != self.head
     }
 
-    /// Posts what waits, as far as there is room. `false` when the queue's memory is no longer mapped.
+    /// Posts what waits, as far as there is room. `false` when the queue's memory is no longer
+    /// mapped.
     pub(super) fn drain(&mut self) -> bool {
         while self.next() != self.head {
             let Some(entry) = self.pending.pop_front() else {
@@ -215,7 +216,8 @@ impl Cq {
         true
     }
 
-    /// Posts an entry, now or when there is room. `false` when the queue's memory is no longer mapped.
+    /// Posts an entry, now or when there is room. `false` when the queue's memory is no longer
+    /// mapped.
     #[inline]
     pub(super) fn post(&mut self, entry: Entry) -> bool {
         if !self.has_room() {

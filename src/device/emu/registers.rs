@@ -81,7 +81,7 @@ impl Registers {
             0x2c => high(self.asq.load(Ordering::Relaxed)),
             REG_ACQ => low(self.acq.load(Ordering::Relaxed)),
             0x34 => high(self.acq.load(Ordering::Relaxed)),
-            // NSSR reads as 0, and so does what is reserved; doorbells are for writing.
+            // NSSR and reserved registers read as 0; doorbells are write-only.
             REG_NSSR => 0,
             _ => 0,
         }

@@ -30,8 +30,8 @@ impl Descriptor {
     }
 }
 
-/// The host memory that a command's scatter-gather list names, which must be `len_bytes` in all, as contiguous
-/// segments. `first` and `second` are the halves of the descriptor in the command.
+/// The host memory that a command's scatter-gather list names, which must be `len_bytes` in all, as
+/// contiguous segments. `first` and `second` are the halves of the descriptor in the command.
 pub(super) fn walk(
     space: &DmaSpace,
     first: u64,

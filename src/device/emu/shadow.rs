@@ -1,10 +1,12 @@
-//! The device's side of doorbells: registers, and their shadows in host memory (section 5.8 and annex B.5).
+//! The device's side of doorbells: registers, and their shadows in host memory (section 5.8 and
+//! annex B.5).
 //!
-//! Without shadows the controller looks at the registers all the time. With them it goes by the book: a write to
-//! the register of a submission queue wakes the queue; while it is awake the tail is read from its shadow; before
-//! it sleeps again the event index says so, and the shadow is looked at once more. The admin queue keeps to its
-//! registers. Heads of completion queues are read from their shadows whenever there is something to post, so that
-//! the host need never write those registers.
+//! Without shadows the controller looks at the registers all the time. With them it goes by the
+//! book: a write to the register of a submission queue wakes the queue; while it is awake the tail
+//! is read from its shadow; before it sleeps again the event index says so, and the shadow is
+//! looked at once more. The admin queue keeps to its registers. Heads of completion queues are read
+//! from their shadows whenever there is something to post, so that the host need never write those
+//! registers.
 
 use std::sync::atomic::{Ordering, fence};
 

@@ -17,8 +17,8 @@ const YIELD_EVERY: u32 = 512;
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// Polls until told to stop. After work it spins for `spin`, then yields for as long again, then sleeps in
-/// growing steps; a register access or a waiting host wakes it.
+/// Polls until told to stop. After work it spins for `spin`, then yields for as long again, then
+/// sleeps in growing steps; a register access or a waiting host wakes it.
 pub(super) fn run(shared: &Arc<Shared>, spin: Duration) {
     let mut idle_since = Instant::now();
     let mut empty = 0_u32;

@@ -27,7 +27,8 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// The NUMA node that the device is near to; `None` where there is one node only, or it is not known.
+    /// The NUMA node that the device is near to; `None` where there is one node only, or it is not
+    /// known.
     pub fn numa_node(self) -> Option<u32> {
         let text = fs::read_to_string(self.sysfs().join("numa_node")).ok()?;
         text.trim().parse().ok()
@@ -113,10 +114,10 @@ impl Found {
             .collect()
     }
 
-    /// Finds the device below `sysfs` and checks all that can be known before it is opened.
+    /// Finds the device below `sysfs` and makes all checks that are possible before it is opened.
     ///
     /// # Errors
-    /// What is in the way, and what to do about it.
+    /// The obstacle, and the remedy.
     pub(super) fn look_up(sysfs: &Path, address: PciAddress) -> Result<Self> {
         let dir = sysfs.join(format!("bus/pci/devices/{address}"));
         if !dir.is_dir() {
@@ -176,7 +177,7 @@ fn check_driver(dir: &Path, address: PciAddress) -> Result<()> {
         Some(driver) if is_vfio(driver) => Ok(()),
         Some("nvme") => Err(Error::new(
             ErrorKind::Busy,
-            format!("the kernel's nvme driver has this disk; unmount what is on it, then {hint}"),
+            format!("the kernel's nvme driver has this disk; unmount its filesystems, then {hint}"),
         )),
         Some(driver) => Err(Error::new(
             ErrorKind::Busy,

@@ -13,8 +13,8 @@ use super::caps::Region;
 use crate::mem::Doorbell;
 use crate::sys::{Cover, Guard};
 
-/// The most of the BAR that is mapped: all registers, and the doorbells of all 65,536 queue pairs at the
-/// usual strides. A controller memory buffer may lie behind it.
+/// The most of the BAR that is mapped: all registers, and the doorbells of all 65,536 queue pairs
+/// at the usual strides. A controller memory buffer may lie behind it.
 const LIMIT_BYTES: u64 = 4 << 20;
 
 /// The mapped parts of BAR 0. Doorbells keep it alive.
@@ -23,7 +23,7 @@ pub(in crate::device) struct Bar {
     areas: Vec<Area>,
 }
 
-/// One mapped part. What is in the way of the MSI-X table, say, may be left out by the kernel.
+/// One mapped part. The kernel may exclude some ranges, such as the MSI-X table.
 #[derive(Debug)]
 struct Area {
     /// Offset in the BAR, in bytes.
@@ -34,8 +34,8 @@ struct Area {
     guard: Option<Guard>,
 }
 
-// SAFETY: the mapping is owned; its registers are read and written by volatile and atomic accesses, which any
-// thread may do.
+// SAFETY: the mapping is owned; its registers are read and written by volatile and atomic accesses,
+// which any thread may do.
 unsafe impl Send for Area {}
 // SAFETY: as above.
 unsafe impl Sync for Area {}
@@ -72,14 +72,15 @@ impl Bar {
     /// Reads a register; `None` when it is not mapped.
     pub(in crate::device) fn read32(&self, offset: u32) -> Option<u32> {
         let register = self.register(offset)?;
-        // SAFETY: aligned and mapped while `self` lives; device memory changes at any time, hence volatile.
+        // SAFETY: aligned and mapped while `self` lives; device memory changes at any time, hence
+        // volatile.
         Some(u32::from_le(unsafe {
             register.cast::<u32>().read_volatile()
         }))
     }
 
-    /// Writes a register; `None` when it is not mapped. What was stored to memory before is visible to the
-    /// device when it sees the value.
+    /// Writes a register; `None` when it is not mapped. What was stored to memory before is visible
+    /// to the device when it sees the value.
     pub(in crate::device) fn write32(&self, offset: u32, value: u32) -> Option<()> {
         let register = self.register(offset)?;
         // SAFETY: aligned and mapped while `self` lives, and only accessed as a register.
@@ -100,7 +101,8 @@ impl Bar {
         self.areas.iter().any(Area::vanished)
     }
 
-    /// Lets the device's memory go and puts all ones in its place, for whoever still holds a doorbell.
+    /// Unmaps the device's memory and maps all ones in its place, for threads that still have a
+    /// doorbell.
     ///
     /// # Errors
     /// The errno of `mmap`; parts of the BAR may then still be mapped.
@@ -143,8 +145,8 @@ impl Area {
             len_bytes,
             guard: None,
         };
-        // SAFETY: whole pages that `area` owns; it drops its guard before it unmaps, and is accessed only
-        // by volatile and atomic accesses.
+        // SAFETY: whole pages that `area` owns; it drops its guard before it unmaps, and is
+        // accessed only by volatile and atomic accesses.
         area.guard = Some(unsafe { Guard::new(start, len_bytes, Cover::Ones) }?);
         Ok(area)
     }
@@ -157,8 +159,8 @@ impl Area {
 impl Drop for Area {
     fn drop(&mut self) {
         self.guard = None;
-        // SAFETY: the mapping that `map` made (or what `cover` put in its place); doorbells keep the `Bar`
-        // alive, so nobody accesses it any more.
+        // SAFETY: the mapping that `map` made (or its replacement by `cover`); doorbells keep the
+        // `Bar` alive, so no code accesses it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
     }
 }

@@ -1,8 +1,8 @@
 //! What VFIO and iommufd answer, taken apart from its bytes: information structures with a chain of
 //! capabilities behind them (`linux/vfio.h`, `struct vfio_info_cap_header`).
 //!
-//! The kernel is trusted no further than bytes go: lengths and offsets are checked, and a chain only ever
-//! goes forward, so it ends.
+//! The kernel is trusted no further than bytes go: lengths and offsets are checked, and a chain
+//! only ever goes forward, so it ends.
 
 use std::mem::{offset_of, size_of};
 
@@ -69,7 +69,8 @@ impl<'a> Answer<'a> {
         None
     }
 
-    /// The pairs of 64-bit numbers from byte `at`, as many as byte `count_at` says and the bytes hold.
+    /// The pairs of 64-bit numbers from byte `at`, as many as byte `count_at` says and the bytes
+    /// hold.
     fn pairs(self, count_at: usize, at: usize) -> Option<Vec<(u64, u64)>> {
         let count = usize::try_from(self.u32(count_at)?).ok()?;
         let bytes = count.checked_mul(16)?;
@@ -152,7 +153,8 @@ mod tests {
         }
     }
 
-    /// An answer to `VFIO_IOMMU_GET_INFO` as Linux 6.1 gives it for QEMU's IOMMU: three capabilities.
+    /// An answer to `VFIO_IOMMU_GET_INFO` as Linux 6.1 gives it for QEMU's IOMMU: three
+    /// capabilities.
     fn iommu_info() -> Vec<u8> {
         let mut bytes = Vec::new();
         // argsz, flags, page sizes (4 KiB, 2 MiB, 1 GiB), first capability, padding.

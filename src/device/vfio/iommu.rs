@@ -1,7 +1,9 @@
-//! The two ways to an IOMMU: a container with the device's group (the legacy interface, everywhere), and an
-//! address space of iommufd (kernels with `CONFIG_IOMMUFD` and `CONFIG_VFIO_DEVICE_CDEV`).
+//! The two interfaces of an IOMMU: a container with the device's group (the legacy one,
+//! everywhere), and an address space of iommufd (kernels with `CONFIG_IOMMUFD` and
+//! `CONFIG_VFIO_DEVICE_CDEV`).
 //!
-//! Every device gets a container or an address space of its own: devices and processes do not share faults.
+//! Every device gets a container or an address space of its own: devices and processes do not share
+//! faults.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,8 +19,8 @@ use super::iova::{IovaLimits, IovaRange};
 use super::uapi::{self, Mapping};
 use crate::error::{Error, ErrorKind, Result};
 
-/// With a device that somebody has open: that may be a program that is just ending, or a child that another thread of
-/// this one has forked, and that has all its descriptors until its exec.
+/// Retries while a device is open elsewhere: in a program that is just ending, or in a child that
+/// another thread of this process has forked and that has all its descriptors until its exec.
 struct Patience(Instant);
 
 impl Patience {
@@ -164,8 +166,8 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
     Ok((Iommu { kind, limits }, device))
 }
 
-/// Opens the device for this address space. Anybody may open the file; it is the second to bind who is refused, by
-/// an error that says nothing.
+/// Opens the device for this address space. Several processes may open the file; the second one to
+/// bind is refused, with an errno that does not say why.
 fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
     let patience = Patience::new();
     loop {
@@ -210,7 +212,7 @@ fn open_rw(path: &Path, found: &Found) -> Result<File> {
     })
 }
 
-/// Opens it, and tries again for a moment while somebody has it open.
+/// Opens it, and retries for a short time while another process has it open.
 fn open_when_free(path: &Path) -> io::Result<File> {
     let patience = Patience::new();
     loop {

@@ -12,7 +12,7 @@ pub(super) struct IovaRange {
 }
 
 impl IovaRange {
-    /// Ranges from the kernel's pairs, sorted; those that touch become one, nonsense is left out.
+    /// Ranges from the kernel's pairs, sorted; adjacent ones are merged, invalid ones skipped.
     pub(super) fn list(pairs: &[(u64, u64)]) -> Vec<Self> {
         let mut ranges: Vec<Self> = pairs
             .iter()

@@ -56,7 +56,7 @@ impl Vectors {
         Ok(event)
     }
 
-    /// Wakes whoever sleeps: nobody else will.
+    /// Wakes all sleeping threads: a removed device raises no interrupt.
     fn raise_all(&self) {
         for event in self.events.iter().flatten() {
             event.raise();

@@ -1,12 +1,14 @@
-//! PCI NVMe controllers over VFIO: registers by `mmap`, DMA through the IOMMU, interrupts by eventfd.
+//! PCI NVMe controllers over VFIO: registers by `mmap`, DMA through the IOMMU, interrupts by
+//! eventfd.
 //!
-//! Layer 1, an unsafe island. The interface is that of `linux/vfio.h` and `linux/iommufd.h`; the registers
-//! are those of the NVMe over PCIe transport specification 1.0c, section 3.1.
+//! Layer 1, an unsafe island. The interface is that of `linux/vfio.h` and `linux/iommufd.h`; the
+//! registers are those of the NVMe over PCIe transport specification 1.0c, section 3.1.
 //!
-//! A controller can go away at any time: the kernel asks for it back (unplug, unbind), a read of all ones
-//! shows that it is absent, or an access faults. From then on the [`VfioDevice`] is *gone*: it reads as all
-//! ones and ignores writes, and what still rings a doorbell does no harm. When the kernel asked, everything is
-//! given back at once, so that the removal goes on while the program still holds the device.
+//! A controller can go away at any time: the kernel asks for it back (unplug, unbind), a read of
+//! all ones shows that it is absent, or an access faults. From then on the [`VfioDevice`] is
+//! *gone*: it reads as all ones and ignores writes, and a late doorbell write does no harm. When
+//! the kernel asks, everything is given back at once, so that the removal continues while the
+//! program still has the device.
 #![expect(
     unsafe_code,
     reason = "device memory and the calls of VFIO are handled here"
@@ -84,10 +86,11 @@ impl VfioDevice {
     /// Opens the controller at a PCI address (`0000:01:00.0` or `01:00.0`) that `vfio-pci` has.
     ///
     /// # Errors
-    /// What is in the way and what to do about it: [`ErrorKind::NotFound`] without such a device,
+    /// The obstacle and the remedy: [`ErrorKind::NotFound`] without such a device,
     /// [`ErrorKind::Busy`] while another driver or process has it or its group,
-    /// [`ErrorKind::PermissionDenied`] when the group belongs to another user, [`ErrorKind::Unsupported`]
-    /// without an IOMMU, without the vfio modules or for what is no NVMe controller.
+    /// [`ErrorKind::PermissionDenied`] when the group belongs to another user,
+    /// [`ErrorKind::Unsupported`] without an IOMMU, without the vfio modules or for a device that
+    /// is not an NVMe controller.
     pub fn open(address: &str, options: &VfioOptions) -> Result<Arc<Self>> {
         let name = format!("pci:{address}");
         Self::open_named(&name, address, options).map_err(|e| e.during("open").on_device(name))
@@ -197,8 +200,9 @@ impl Device for VfioDevice {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Nothing: the queue's head is in this processor's cache until the device writes to it, and a pause would only
-    /// let the answer lie (140 cycles on a late Intel; under an emulator it leaves the processor altogether).
+    /// Nothing: the queue's head is in this processor's cache until the device writes to it, and a
+    /// pause would only let the answer lie (140 cycles on a late Intel; under an emulator it leaves
+    /// the processor altogether).
     #[inline]
     fn relax(&self, _silent: u32, _outstanding: u32) {}
 

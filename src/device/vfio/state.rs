@@ -1,4 +1,5 @@
-//! What a device's users share: the mapped registers, the open descriptors, the arenas that are mapped.
+//! What a device's users share: the mapped registers, the open descriptors, the arenas that are
+//! mapped.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -39,8 +40,8 @@ pub(super) struct Shared {
     bar: Arc<Bar>,
     /// Known to be absent. Set once, for good.
     gone: AtomicBool,
-    /// It was gone from the bus before it was let go. A link that goes down resets what is behind it (PCI Express,
-    /// hot reset), so that it touches no memory, come what may.
+    /// It left the bus before it was released. A link that goes down resets the devices behind it
+    /// (PCI Express, hot reset), so that it accesses no memory in any case.
     off_the_bus: AtomicBool,
     /// The device may access memory; changed under the lock of `open`.
     master: AtomicBool,
@@ -49,8 +50,8 @@ pub(super) struct Shared {
     open: Mutex<Option<Open>>,
 }
 
-/// The open device. Fields go in this order: closing the device stops it, closing the IOMMU unmaps all
-/// memory, and then the memory may go.
+/// The open device. Fields go in this order: closing the device stops it, closing the IOMMU unmaps
+/// all memory, and then the memory may go.
 struct Open {
     device: File,
     iommu: Iommu,
@@ -90,7 +91,8 @@ impl Shared {
             bar: Arc::new(bar),
             gone: AtomicBool::new(false),
             off_the_bus: AtomicBool::new(false),
-            // Only with CC.EN: a controller that VFIO could not reset may still be running somebody's queues.
+            // Only with CC.EN: a controller that VFIO could not reset may still run a previous
+            // owner's queues.
             master: AtomicBool::new(false),
             vectors: open.vectors.count(),
             open: Mutex::new(Some(open)),
@@ -122,10 +124,11 @@ impl Shared {
             .read32(offset)
             .or_else(|| self.read_unmapped(offset))
             .unwrap_or(u32::MAX);
-        // Few registers may be all ones; the status never is, unless nobody answers.
+        // Few registers may be all ones; the status never is, unless the device is absent.
         let gone = match value {
             u32::MAX => self.bar.read32(REG_CSTS) == Some(u32::MAX),
-            // Some host bridges answer zeroes in its place. It was enabled; CC has the sizes of the queues' entries.
+            // Some host bridges answer zeroes in its place. It was enabled; CC has the sizes of the
+            // queues' entries.
             0 if offset == REG_CSTS && self.master.load(Ordering::Acquire) => {
                 self.bar.read32(REG_CC) == Some(0) && !self.is_on_the_bus()
             }
@@ -138,7 +141,7 @@ impl Shared {
         value
     }
 
-    /// Whether anybody answers for the device in configuration space.
+    /// Whether the device answers in configuration space.
     #[cold]
     fn is_on_the_bus(&self) -> bool {
         self.lock().as_ref().is_some_and(Open::is_on_the_bus)
@@ -174,7 +177,8 @@ impl Shared {
         }
     }
 
-    /// Lets the device access memory. When that fails, the device does not come up, which the driver sees.
+    /// Lets the device access memory. When that fails, the device does not come up, which the
+    /// driver sees.
     #[cold]
     fn let_master(&self) {
         if let Some(open) = self.lock().as_ref() {
@@ -183,8 +187,8 @@ impl Shared {
         }
     }
 
-    /// Cuts the device off from memory: no bus mastering, and a reset that makes it forget its queues. When that fails,
-    /// the device is given up altogether.
+    /// Cuts the device off from memory: no bus mastering, and a reset that makes it forget its
+    /// queues. When that fails, the device is given up altogether.
     pub(super) fn stop_dma(&self) -> Result<()> {
         if self.is_gone() {
             return self.release_unless_absent();
@@ -204,14 +208,15 @@ impl Shared {
         }
     }
 
-    /// Lets go of the device, unless it is off the bus: the kernel may take more than a minute to let go of such a
-    /// one, for which nobody's operations should wait. It is let go when the device is dropped.
+    /// Releases the device, unless it is off the bus: the kernel may take more than a minute to
+    /// release such a device, and no request should wait for that. It is released when the device
+    /// is dropped.
     fn release_unless_absent(&self) -> Result<()> {
         loop {
             if self.off_the_bus.load(Ordering::Acquire) {
                 return Ok(());
             }
-            // Whoever has the lock may be the one who lets it go, and then says first whether it is absent.
+            // The lock's owner may be releasing it, and then checks first whether it is absent.
             let open = match self.open.try_lock() {
                 Ok(open) => open,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -253,8 +258,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Gives everything back: the kernel stops the device, the IOMMU forgets all memory. The device is
-    /// gone afterwards.
+    /// Gives everything back: the kernel stops the device, the IOMMU forgets all memory. The device
+    /// is gone afterwards.
     pub(super) fn release(&self) -> Result<()> {
         self.gone.store(true, Ordering::Release);
         let mut slot = self.lock();
@@ -336,8 +341,9 @@ impl Mapper for Shared {
             len_bytes: arena.len_bytes() as u64,
         };
         open.iommu.limits().check(mapping.iova, mapping.len_bytes)?;
-        // SAFETY: the arena is memory for DMA, whose bytes are handed out only under the rules of `crate::mem`;
-        // it is kept in `arenas` until it is unmapped, or the whole address space is gone.
+        // SAFETY: the arena is memory for DMA, whose bytes are handed out only under the rules of
+        // `crate::mem`; it is kept in `arenas` until it is unmapped, or the whole address space is
+        // gone.
         unsafe { open.iommu.map(mapping) }?;
         open.arenas.insert(mapping.iova, Arc::clone(arena));
         Ok(())

@@ -1,4 +1,5 @@
-//! The system calls of VFIO and iommufd (`linux/vfio.h`, `linux/iommufd.h`), each with the memory it needs.
+//! The system calls of VFIO and iommufd (`linux/vfio.h`, `linux/iommufd.h`), each with the memory
+//! it needs.
 //!
 //! Structures come from `vfio-bindings` and `iommufd-bindings`, which assert their layouts.
 
@@ -69,14 +70,15 @@ unsafe fn call_number(
 /// A call that takes a structure.
 ///
 /// # Safety
-/// Under this `request` the kernel reads and writes at `argument` no more than a `T`, and whatever addresses
-/// are inside of it are what the request needs.
+/// Under this `request` the kernel reads and writes at `argument` no more than a `T`, and whatever
+/// addresses are inside of it are what the request needs.
 unsafe fn call<T>(
     fd: BorrowedFd<'_>,
     request: libc::Ioctl,
     argument: &mut T,
 ) -> io::Result<libc::c_int> {
-    // SAFETY: the descriptor is open and `argument` is a `T` that may be written to; the rest is the caller's.
+    // SAFETY: the descriptor is open and `argument` is a `T` that may be written to; the rest is
+    // the caller's.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) })
 }
 
@@ -84,12 +86,12 @@ fn size_u32<T>() -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }
 
-/// A call whose answer begins with its own size (`argsz`) and may be longer than first thought: asked again
-/// with as much memory as the kernel wants. `words` follow `argsz` in the question.
+/// A call whose answer begins with its own size (`argsz`) and may be longer than first thought:
+/// asked again with as much memory as the kernel wants. `words` follow `argsz` in the question.
 ///
 /// # Safety
-/// `request` takes a structure of at least `least_bytes` that begins with `argsz`, and the kernel writes no
-/// more than that says.
+/// `request` takes a structure of at least `least_bytes` that begins with `argsz`, and the kernel
+/// writes no more than that says.
 unsafe fn ask(
     fd: BorrowedFd<'_>,
     request: libc::Ioctl,
@@ -102,8 +104,8 @@ unsafe fn ask(
         let mut memory = vec![0_u32; (len_bytes as usize).next_multiple_of(8) / 4];
         memory[0] = len_bytes;
         memory[1..=words.len()].copy_from_slice(words);
-        // SAFETY: the descriptor is open; `memory` has the length that its first word, argsz, says, and
-        // the kernel copies bytes, so that 4-byte alignment is enough.
+        // SAFETY: the descriptor is open; `memory` has the length that its first word, argsz, says,
+        // and the kernel copies bytes, so that 4-byte alignment is enough.
         checked(unsafe { libc::ioctl(fd.as_raw_fd(), request, memory.as_mut_ptr()) })?;
         let wanted = memory[0];
         if wanted <= len_bytes || len_bytes > least_bytes {
@@ -164,7 +166,8 @@ pub(super) fn device_of_group(group: &File, address: PciAddress) -> io::Result<F
     let mut name = [0_u8; 32];
     let text = address.to_string();
     name[..text.len()].copy_from_slice(text.as_bytes());
-    // SAFETY: the request takes a string that ends in a zero byte: the text is at most 16 bytes of the 32.
+    // SAFETY: the request takes a string that ends in a zero byte: the text is at most 16 bytes of
+    // the 32.
     let fd = unsafe { call(group.as_fd(), VFIO_GROUP_GET_DEVICE_FD, &mut name) }?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
@@ -206,7 +209,8 @@ pub(super) fn irq_count(device: &File, index: u32) -> io::Result<u32> {
     Ok(info.count)
 }
 
-/// Connects interrupts of the kind `index`, from number `start` on, to counters; `None` connects nothing.
+/// Connects interrupts of the kind `index`, from number `start` on, to counters; `None` connects
+/// nothing.
 ///
 /// # Errors
 /// The call's errno. `Ok(Some(n))`: nothing is connected, the host could have given `n`.
@@ -257,8 +261,8 @@ pub(super) struct Mapping {
 /// Maps memory for reading and writing.
 ///
 /// # Safety
-/// The memory belongs to the caller, who accesses it as memory that changes at any time, and keeps it
-/// until it is unmapped.
+/// The memory belongs to the caller, who accesses it as memory that changes at any time, and keeps
+/// it until it is unmapped.
 pub(super) unsafe fn map_dma(container: &File, mapping: Mapping) -> io::Result<()> {
     let mut map = vfio::vfio_iommu_type1_dma_map {
         argsz: size_u32::<vfio::vfio_iommu_type1_dma_map>(),
@@ -331,7 +335,8 @@ pub(super) fn ioas_ranges(iommufd: &File, ioas: u32) -> io::Result<(Vec<(u64, u6
         allowed_iovas: raw.as_mut_ptr().expose_provenance() as u64,
         ..Default::default()
     };
-    // SAFETY: the request takes this structure and writes at most `num_iovas` ranges, as many as `raw` has.
+    // SAFETY: the request takes this structure and writes at most `num_iovas` ranges, as many as
+    // `raw` has.
     unsafe { call(iommufd.as_fd(), IOMMU_IOAS_IOVA_RANGES, &mut ranges) }?;
     pairs.truncate(ranges.num_iovas as usize);
     for (pair, range) in pairs.iter_mut().zip(&raw) {

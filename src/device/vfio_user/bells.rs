@@ -1,7 +1,7 @@
 //! Doorbells that cannot be mapped: kept in memory here, and written to the server by message.
 //!
-//! A [`Doorbell`] is a plain store, so somebody has to look what was stored: whoever waits for the device
-//! does, and a thread besides, for programs that submit and go away.
+//! A [`Doorbell`] is a plain store, so the stored values have to be polled: the thread that waits
+//! for the device does that, and so does a thread for programs that submit and do not poll.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
@@ -16,8 +16,8 @@ use crate::sys::spawn_small_thread;
 
 /// Doorbells at most, in words.
 const WORDS: usize = 16 << 10;
-/// What a word holds once its value was taken: no doorbell is ever rung with it. So each ring is seen, even one
-/// with the value of the ring before, as happens when a queue is made anew.
+/// What a word holds once its value was taken: no doorbell is ever rung with it. So each ring is
+/// seen, even one with the value of the ring before, as happens when a queue is made anew.
 const TAKEN: u32 = u32::MAX;
 /// Between two looks of the thread.
 const LOOK: Duration = Duration::from_micros(200);

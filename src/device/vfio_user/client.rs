@@ -1,8 +1,9 @@
-//! The client's side of a connection: one request at a time, each with its time-out and its reply checked.
+//! The client's side of a connection: one request at a time, each with its time-out and its reply
+//! checked.
 //!
-//! A thread receives all the time: it hands replies to the waiting thread, refuses what the server asks for, and
-//! notices at once when the connection is cut. After that, and after anything that breaks the protocol,
-//! the connection is *gone* for good.
+//! A thread receives all the time: it hands replies to the waiting thread, refuses what the server
+//! asks for, and notices at once when the connection is cut. After that, and after anything that
+//! breaks the protocol, the connection is *gone* for good.
 
 use std::io;
 use std::net::Shutdown;
@@ -26,7 +27,7 @@ pub(super) const MOST_PAYLOAD_BYTES: usize = 64 << 10;
 /// Descriptors that are taken with one message: one for each mappable part of a region.
 pub(super) const MOST_REPLY_FDS: usize = 8;
 
-/// What is sent, and what may come back.
+/// A request, and the limits of its reply.
 pub(super) struct Request<'a> {
     pub(super) command: u16,
     pub(super) payload: &'a [&'a [u8]],
@@ -75,7 +76,7 @@ struct Shared {
 #[derive(Debug, Default)]
 enum Waiting {
     #[default]
-    Nobody,
+    Idle,
     For {
         id: u16,
         command: u16,
@@ -163,8 +164,8 @@ impl Connection {
     /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// What the server answered; [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a connection that
-    /// is of no use any more.
+    /// What the server answered; [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a
+    /// connection that is of no use any more.
     pub(super) fn request(&self, request: &Request<'_>) -> Result<Message> {
         let mut turn = lock(&self.turn);
         *turn = turn.wrapping_add(1);
@@ -235,7 +236,7 @@ impl Shared {
                     }
                 }
                 Waiting::Gone(cut) => return Err(gone(*cut)),
-                Waiting::For { .. } | Waiting::Nobody => {}
+                Waiting::For { .. } | Waiting::Idle => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

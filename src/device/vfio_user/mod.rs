@@ -1,11 +1,12 @@
 //! NVMe controllers in another process, over vfio-user: a driver's side ([`VfioUserDevice`]) and a
 //! controller's ([`Server`]).
 //!
-//! Layer 1. Follows the vfio-user specification 0.9 as libvfio-user has it: a Unix socket for everything
-//! slow, shared memory for the rest. The client hands its arenas over as sealed files, so the server can
-//! write what it was lent and cannot take memory away; the server's doorbells are a page of its memory, mapped
-//! here. The socket's other end is hostile: every message has its bounds, every request its time-out, and
-//! a connection that is cut, or breaks the protocol, is a device that is gone.
+//! Layer 1. Follows the vfio-user specification 0.9 as libvfio-user has it: a Unix socket for
+//! everything slow, shared memory for the rest. The client hands its arenas over as sealed files,
+//! so the server can write what it was lent and cannot take memory away; the server's doorbells are
+//! a page of its memory, mapped here. The socket's other end is hostile: every message has its
+//! bounds, every request its time-out, and a connection that is cut, or breaks the protocol, is a
+//! device that is gone.
 #![forbid(unsafe_code)]
 
 mod bells;
@@ -36,21 +37,23 @@ use crate::mem::{Arena, Doorbell, Mapper};
 use crate::nvme::spec::{CC_EN, CSTS_RDY, Capabilities, REG_CAP, REG_CC, REG_CSTS, REG_DOORBELLS};
 use crate::sys::{EventFd, connect_unix};
 
-/// Rounds without an answer before a thread that waits offers its processor to the server: far more than a server
-/// with a processor of its own needs for an answer.
+/// Rounds without an answer before a thread that waits offers its processor to the server: far more
+/// than a server with a processor of its own needs for an answer.
 const RELAX_SPINS: u32 = 4096;
 
 /// From then on, rounds between two such offers.
 const RELAX_YIELD_EVERY: u32 = 256;
-/// From so many operations in flight on, a queue is looked at less often: each look takes the cache line away that the
-/// server is writing its next completions to, and it then needs longer for all of them than a look earlier gains.
-const CROWD: u32 = 16;
-/// The spins between two such looks, for each operation in flight.
-const CROWD_SPINS: u32 = 3;
-/// Operations in flight beyond these do not make it wait longer.
-const CROWD_MOST: u32 = 128;
-/// After so many looks for nothing something is wrong with the server, or it has no processor: no more of this.
-const CROWD_LOOKS: u32 = 64;
+/// From so many in-flight requests on, a queue is polled less often: each poll takes away the cache
+/// line that the server writes its next completions to, which costs the server more than an earlier
+/// poll gains.
+const SPARSE: u32 = 16;
+/// The spins between two such polls, for each request in flight.
+const SPARSE_SPINS: u32 = 3;
+/// Requests in flight beyond these do not make it wait longer.
+const SPARSE_MOST: u32 = 128;
+/// After so many polls without a completion the server is faulty or has no CPU: poll at the normal
+/// rate.
+const SPARSE_POLLS: u32 = 64;
 
 /// How a server is talked to.
 #[derive(Debug, Clone)]
@@ -75,10 +78,11 @@ impl Default for VfioUserOptions {
 /// Memory for it must be shareable ([`crate::mem::HeapConfig::shareable`]). Dropping it closes the
 /// connection, and a server that keeps to the protocol lets go of all memory.
 ///
-/// The server is trusted with the memory that is mapped for it: it has the arenas' files, and nothing takes them back, not
-/// even the end of the connection. It can change at any time what a program reads from a buffer of such an arena, also
-/// while the program holds a `&[u8]` to it. Registers, doorbells, messages, descriptors and interrupts are checked: a
-/// server that breaks the rules there can fail operations, and nothing else.
+/// The server is trusted with the memory that is mapped for it: it has the arenas' files, and
+/// nothing takes them back, not even the end of the connection. It can change at any time what a
+/// program reads from a buffer of such an arena, also while the program holds a `&[u8]` to it.
+/// Registers, doorbells, messages, descriptors and interrupts are checked: a server that breaks the
+/// rules there can fail operations, and nothing else.
 pub struct VfioUserDevice {
     name: String,
     connection: Arc<Connection>,
@@ -92,12 +96,14 @@ pub struct VfioUserDevice {
 }
 
 impl VfioUserDevice {
-    /// Connects to the server at a socket, or at the socket `cntrl` of a directory (as SPDK names them).
+    /// Connects to the server at a socket, or at the socket `cntrl` of a directory (as SPDK names
+    /// them).
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] without such a socket or server, [`ErrorKind::Busy`] while it serves somebody
-    /// else, [`ErrorKind::Unsupported`] for another protocol or what is no NVMe controller,
-    /// [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a server that does not answer or breaks off.
+    /// [`ErrorKind::NotFound`] without such a socket or server, [`ErrorKind::Busy`] while it serves
+    /// another client, [`ErrorKind::Unsupported`] for another protocol or a device that is not an
+    /// NVMe controller, [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a server that does
+    /// not answer or breaks off.
     pub fn open(socket: impl AsRef<Path>, options: &VfioUserOptions) -> Result<Arc<Self>> {
         let socket = socket.as_ref();
         let name = format!("vfio-user:{}", socket.display());
@@ -150,7 +156,7 @@ impl VfioUserDevice {
     fn bells(&self) -> Result<&Bells> {
         if self.bells.get().is_none() {
             let bells = Bells::new(&self.registers)?;
-            // Whoever was faster is as good.
+            // The other thread's value serves as well.
             let _ = self.bells.set(bells);
         }
         self.bells
@@ -158,8 +164,8 @@ impl VfioUserDevice {
             .ok_or_else(|| Error::new(ErrorKind::System, "the doorbells are not there"))
     }
 
-    /// Not every server's reset stops the controller (SPDK's does not), so that it is also disabled, and seen
-    /// to be.
+    /// Not every server's reset stops the controller (SPDK's does not), so it is also disabled, and
+    /// CSTS.RDY checked.
     fn stop(&self) -> Result<()> {
         if self.is_gone() {
             return Err(cut_off());
@@ -204,11 +210,12 @@ impl VfioUserDevice {
     }
 }
 
-/// Memory that the server has mapped cannot be taken from it, only from its device by the server itself.
+/// Memory that the server has mapped cannot be taken from it, only from its device by the server
+/// itself.
 fn cut_off() -> Error {
     Error::new(
         ErrorKind::DeviceGone,
-        "the connection is cut, and whether the server still writes to memory, nobody can say",
+        "the connection is cut; the server may still write to shared memory",
     )
 }
 
@@ -222,11 +229,11 @@ fn cannot_connect(path: &Path, error: io::Error) -> Error {
         ),
         io::ErrorKind::ConnectionRefused => Error::new(
             ErrorKind::NotFound,
-            format!("nobody serves the socket {path_text}: is the server running?"),
+            format!("no server listens at {path_text}: is the server running?"),
         ),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::new(
             ErrorKind::Busy,
-            format!("the server at {path_text} takes no connection: it may serve somebody else"),
+            format!("the server at {path_text} takes no connection: it may serve another client"),
         ),
         _ => return Error::system(format!("cannot connect to {path_text}"), error),
     };
@@ -239,7 +246,7 @@ fn busy_or(error: Error, path: &Path) -> Error {
         ErrorKind::Timeout => Error::new(
             ErrorKind::Busy,
             format!(
-                "the server at {} does not answer: it may serve somebody else",
+                "the server at {} does not answer: it may serve another client",
                 path.display()
             ),
         )
@@ -348,14 +355,15 @@ impl Device for VfioUserDevice {
         {
             return;
         }
-        if outstanding >= CROWD && silent < CROWD_LOOKS {
-            for _ in 0..CROWD_SPINS * outstanding.min(CROWD_MOST) {
+        if outstanding >= SPARSE && silent < SPARSE_POLLS {
+            for _ in 0..SPARSE_SPINS * outstanding.min(SPARSE_MOST) {
                 std::hint::spin_loop();
             }
             return;
         }
-        // On a machine with fewer processors than pollers the server must get one. But a server with its own
-        // answers within microseconds, and neither a system call nor a pause is to stand between.
+        // On a machine with fewer processors than pollers the server must get one. But a server
+        // with its own answers within microseconds, and neither a system call nor a pause is to
+        // stand between.
         if silent >= RELAX_SPINS && silent.is_multiple_of(RELAX_YIELD_EVERY) {
             std::thread::yield_now();
         }

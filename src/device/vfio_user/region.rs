@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Doorbell;
 use crate::sys::{PeerFds, is_local_file};
 
-/// Bytes of a reply that fit every description of a region seen so far; a longer one is asked for again.
+/// Bytes of a reply that fit every description of a region seen so far; a longer one is asked for
+/// again.
 const INFO_BYTES: usize = 1024;
 /// The longest description that is taken.
 const MOST_INFO_BYTES: usize = 16 << 10;
@@ -25,7 +26,8 @@ const PCI_COMMAND: u64 = 4;
 const PCI_CLASS: u64 = 8;
 /// Mass storage, non-volatile memory, NVM Express.
 const CLASS_NVME: u32 = 0x01_0802;
-/// The device answers to accesses of its BARs, interrupts only by message, and may (or not) access memory.
+/// The device answers to accesses of its BARs, interrupts only by message, and may (or not) access
+/// memory.
 const PCI_COMMAND_QUIET: u16 = 1 << 1 | 1 << 10;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
@@ -73,7 +75,7 @@ impl Registers {
         self.bars.iter().any(|bar| bar.vanished())
     }
 
-    /// Reads a register; `None` when nobody answers.
+    /// Reads a register; `None` without an answer.
     pub(super) fn read32(&self, offset: u32) -> Option<u32> {
         match self.bars.iter().find_map(|bar| bar.read32(offset)) {
             Some(value) => Some(value),
@@ -84,7 +86,7 @@ impl Registers {
         }
     }
 
-    /// Reads a 64-bit register, in one access; `None` when nobody answers.
+    /// Reads a 64-bit register, in one access; `None` without an answer.
     pub(super) fn read64(&self, offset: u32) -> Option<u64> {
         self.read(REGION_BAR0, offset.into())
             .ok()
@@ -139,7 +141,8 @@ impl Registers {
         self.check(&access, &reply.payload).map(drop)
     }
 
-    /// The data of a reply to this very access. A server that answers another one is not believed any more.
+    /// The data of a reply to this very access. A server that answers another one is not believed
+    /// any more.
     fn check<'a>(&self, asked: &wire::RegionAccess, reply: &'a [u8]) -> Result<&'a [u8]> {
         match wire::split::<wire::RegionAccess>(reply) {
             Some((done, data)) if done.as_bytes() == asked.as_bytes() => Ok(data),

@@ -21,7 +21,7 @@ pub(super) struct Message {
     pub(super) fds: PeerFds,
 }
 
-/// What is taken of a peer.
+/// Limits of messages from a peer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Bytes behind a header.
@@ -166,7 +166,7 @@ pub(super) fn send(
                     return Err(Cut::Stopped);
                 }
                 if since.elapsed() > patience {
-                    return Err(Cut::Broken("the peer does not take what is sent to it"));
+                    return Err(Cut::Broken("the peer does not read its messages"));
                 }
             }
             Err(_) => return Err(Cut::Closed),

@@ -1,8 +1,8 @@
-//! vfio-user on the wire: the header, the commands and their structures (vfio-user specification 0.9,
-//! "Protocol Specification"; the information structures are those of `linux/vfio.h`).
+//! vfio-user on the wire: the header, the commands and their structures (vfio-user specification
+//! 0.9, "Protocol Specification"; the information structures are those of `linux/vfio.h`).
 //!
-//! All numbers are in the host's byte order. What comes from a peer is hostile: it is taken apart here, with
-//! every length checked, and nothing else of the crate looks at its bytes.
+//! All numbers are in the host's byte order. What comes from a peer is hostile: it is taken apart
+//! here, with every length checked, and nothing else of the crate looks at its bytes.
 
 use std::mem::offset_of;
 
@@ -43,7 +43,7 @@ pub(super) const HEADER_BYTES: usize = 16;
 const FLAGS_TYPE: u32 = 0xf;
 const TYPE_COMMAND: u32 = 0;
 const TYPE_REPLY: u32 = 1;
-/// Of a command: nobody waits for a reply.
+/// Flag of a command without a reply.
 const FLAG_NO_REPLY: u32 = 1 << 4;
 /// Of a reply: the command failed; the header's last field may say how.
 const FLAG_ERROR: u32 = 1 << 5;
@@ -227,8 +227,8 @@ pub(super) struct IrqSet {
 }
 const _: () = assert!(size_of::<IrqSet>() == 20);
 
-/// [`IrqSet::flags`]: no data; a byte for each interrupt; event counters come along. What to do is to
-/// trigger.
+/// [`IrqSet::flags`]: no data; a byte for each interrupt; event counters come along. What to do is
+/// to trigger.
 pub(super) const IRQ_DATA_NONE: u32 = 1;
 pub(super) const IRQ_DATA_BOOL: u32 = 1 << 1;
 pub(super) const IRQ_DATA_EVENTFD: u32 = 1 << 2;
@@ -286,11 +286,11 @@ const CAPABILITIES_BYTES: usize = 4096;
 const CAPABILITIES_BRACKETS: usize = 64;
 
 impl Capabilities {
-    /// Reads the text behind [`Version`], which may be missing. Capabilities that are not known here are
-    /// passed over (a server with migration says so to everybody).
+    /// Parses the text behind [`Version`], which may be missing. Unknown capabilities are ignored
+    /// (a server with migration announces it to every client).
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the fault.
     pub(super) fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let mut found = Self::default();
         if text.is_empty() {

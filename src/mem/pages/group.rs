@@ -12,8 +12,8 @@ const MOST_USES: u8 = 3;
 
 /// ```text
 ///   0.. 64  words, one a slot
-///  64.. 96  versions, one a slot: another one after each write to the page, and after each page that came
-///  96..104  uses since the page came, one byte a slot, saturating at 3: a hint, written without ordering
+///  64.. 96  versions, one a slot: changed by each write to the page and by each new page
+///  96..104  uses since the page came, one byte a slot, saturating at 3: a relaxed hint
 /// 104..128  tag
 /// ```
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub(super) struct Group {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Group>() == 128);
 
-/// What the owner of the slots keeps with a group; nothing here looks at it. It lies where who looks at a word has to
-/// look anyway.
+/// The slot owner's data of a group, which this module does not use. It shares the cache line with
+/// the words, which the owner loads anyway.
 #[derive(Debug)]
 pub(crate) struct Tag {
     /// Which group of the file it is.
@@ -68,7 +68,8 @@ impl Group {
         }
     }
 
-    /// One use more. A page that is used much is not written to for it: its line stays with everybody who reads it.
+    /// Counts a use, up to a limit. A frequently used page is not written to, so that its cache
+    /// line stays shared by all readers.
     #[inline(always)]
     pub(super) fn used(&self, slot: usize) {
         let uses = self.uses[slot].load(Relaxed);
@@ -85,7 +86,8 @@ impl Group {
         self.uses[slot].store(uses.min(MOST_USES), Relaxed);
     }
 
-    /// What was read of the page up to now is out of date. For whoever locked the slot: nobody else writes to it.
+    /// Changes the version, so that concurrent reads of the page fail. Only for the thread that
+    /// locked the slot.
     #[inline(always)]
     pub(super) fn next_version(&self, slot: usize) {
         let version = &self.versions[slot];

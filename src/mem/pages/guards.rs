@@ -42,13 +42,14 @@ impl Pin<'_> {
         self.slot
     }
 
-    /// Whether these granules might become dirty, when it was pinned, without asking the filesystem.
+    /// Whether these granules might become dirty, when it was pinned, without asking the
+    /// filesystem.
     pub(crate) fn claims(&self, granules: u8) -> bool {
         self.word.claims(granules)
     }
 
-    /// Whether its frame is still in its slot. As a frame that is held comes to no slot anew, it was there all the time since
-    /// it was pinned: whoever's page it is now has been so since then.
+    /// Whether its frame is still in its slot. A pinned frame is not put into a slot again, so it
+    /// was there since it was pinned, and the page has had the same owner for that time.
     #[inline(always)]
     pub(crate) fn is_in_place(&self) -> bool {
         let word = self.group.words[self.slot as usize % 8].load(Acquire);
@@ -61,8 +62,9 @@ impl Pin<'_> {
     /// The page.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the frame was the slot's when it was pinned, and is given to nobody before the pin has gone: writers
-        // lock only without pins, and a detached frame waits for its last one. Devices only read it.
+        // SAFETY: the frame was the slot's when it was pinned, and is not reused before the pin
+        // ends: writers lock only without pins, and a detached frame waits for its last one.
+        // Devices only read it.
         unsafe { self.table.memory.bytes(self.word.frame(), 1) }
     }
 }
@@ -93,14 +95,14 @@ impl WriteLock<'_> {
         self.word.frame()
     }
 
-    /// What is up to date and what is dirty, a bit a granule.
+    /// The up-to-date granules and the dirty ones, one bit each.
     #[inline(always)]
     pub fn marks(&self) -> (u8, u8) {
         (self.word.uptodate(), self.word.dirty())
     }
 
-    /// Marks these granules as written, for when it lets go: true when the page was not dirty before. `backed` when the
-    /// blocks of all of the page are known to be there.
+    /// Marks these granules as written, for when it lets go: true when the page was not dirty
+    /// before. `backed` when the blocks of all of the page are known to be there.
     #[inline(always)]
     pub fn written(&mut self, uptodate: u8, dirty: u8, backed: bool) -> bool {
         let was_dirty = self.word.dirty() != 0;
@@ -153,8 +155,8 @@ impl WriteLock<'_> {
     /// The page.
     #[inline(always)]
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the word is locked and had no pins: nobody else reads or writes the frame, no device has it, and it is
-        // borrowed mutably.
+        // SAFETY: the word is locked and had no pins: no other thread reads or writes the frame, no
+        // device has it, and it is borrowed mutably.
         unsafe { self.table.memory.bytes_mut(self.word.frame(), 1) }
     }
 }
@@ -164,8 +166,8 @@ impl Drop for WriteLock<'_> {
     fn drop(&mut self) {
         let slot = self.slot % 8;
         self.group.next_version(slot);
-        // Nobody changes a locked word: it can be overwritten. Release: who pins or locks it next, or reads it without,
-        // sees the bytes and the version.
+        // A locked word is changed only by the lock's owner: it can be overwritten. Release: a
+        // thread that pins, locks or reads it next sees the bytes and the version.
         self.group.words[slot].store(self.word.0, Release);
     }
 }

@@ -1,5 +1,5 @@
-//! The protocol of the words under loom: every interleaving, and every order that the memory model allows. A frame's
-//! bytes are a cell that notices unordered accesses.
+//! The protocol of the words under loom: every interleaving, and every order that the memory model
+//! allows. A frame's bytes are a cell that notices unordered accesses.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,8 +14,9 @@ loom::lazy_static! {
     static ref TURNS: AtomicUsize = AtomicUsize::new(0);
 }
 
-/// A step of one who reads without changing anything, or of one who writes meanwhile: so that loom tries them in every order. It
-/// does that only where the last thread to touch an atomic changes it, and a writer looks at a word before.
+/// A step of a reader, which changes nothing, or of a concurrent writer: makes loom try them in
+/// every order. It does so only where the last thread to touch an atomic changes it, and a writer
+/// loads a word before it changes it.
 fn turn() {
     TURNS.fetch_add(1, Relaxed);
 }
@@ -81,7 +82,7 @@ fn glance(table: &PageTable) -> Option<u8> {
     })
 }
 
-/// What is read without holding on to a page is what it was at one time, or does not count.
+/// An unpinned read returns one state of the page, or fails.
 #[test]
 fn a_glance_and_writers() {
     loom::model(|| {
@@ -95,7 +96,7 @@ fn a_glance_and_writers() {
         let first = glance(&table);
         let second = glance(&table);
         if let (Some(first), Some(second)) = (first, second) {
-            assert!(first <= second, "time goes on");
+            assert!(first <= second, "time went backwards");
         }
         writer.join().unwrap();
         assert_eq!(glance(&table), Some(3));
@@ -186,7 +187,7 @@ fn detached_frames_come_back_once() {
     });
 }
 
-/// What is written back does not change meanwhile, and what is written meanwhile stays dirty.
+/// A page in writeback does not change, and bytes written meanwhile stay dirty.
 #[test]
 fn writeback_and_a_writer() {
     loom::model(|| {
@@ -242,8 +243,8 @@ fn a_fill_and_a_writer() {
     });
 }
 
-/// Puts one of the page's two bytes into a copy, which takes the page's place: as who writes to a pinned page does, and a
-/// mutable view that finds the page changed.
+/// Puts one of the page's two bytes into a copy that replaces the page, as a write to a pinned page
+/// and a mutable view that finds the page changed do.
 fn write_by_copy(table: &PageTable, mut frame: FrameRun, at: usize, value: u8) {
     loop {
         if let Ok(pin) = table.pin_reserved(0, ALL_GRANULES) {
@@ -259,8 +260,8 @@ fn write_by_copy(table: &PageTable, mut frame: FrameRun, at: usize, value: u8) {
     }
 }
 
-/// A copy that was lent takes the page's place when it comes back; what was written beside it meanwhile is not lost, and
-/// meanwhile the page does not go.
+/// A copy that was lent takes the page's place when it comes back; what was written beside it
+/// meanwhile is not lost, and meanwhile the page does not go.
 #[test]
 fn a_lent_copy_and_a_writer() {
     loom::model(|| {

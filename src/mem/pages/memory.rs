@@ -21,11 +21,13 @@ mod real {
         base: NonNull<u8>,
         frames: u32,
         iova: Iova,
-        /// Kept for its memory; its bytes are never borrowed. `None` when it must not be given back.
+        /// Kept for its memory; its bytes are never borrowed. `None` when it must not be given
+        /// back.
         buf: Option<DmaBuf>,
     }
 
-    // SAFETY: the memory is owned, and `bytes` and `bytes_mut` leave who may touch it to their callers.
+    // SAFETY: the memory is owned, and the callers of `bytes` and `bytes_mut` exclude conflicting
+    // access.
     unsafe impl Send for Memory {}
     // SAFETY: as above.
     unsafe impl Sync for Memory {}
@@ -49,35 +51,36 @@ mod real {
         #[inline]
         fn at(&self, frame: u32) -> NonNull<u8> {
             debug_assert!(frame < self.frames);
-            // SAFETY: frames come from tokens and from words that a token was put into; the table makes each
-            // token once, and all of them below `frames`: the offset is inside the buffer.
+            // SAFETY: frames come from tokens and from words that a token was put into; the table
+            // makes each token once, and all of them below `frames`: the offset is inside the
+            // buffer.
             unsafe { self.base.add(frame as usize * PAGE_BYTES) }
         }
 
         /// The bytes of `count` frames.
         ///
         /// # Safety
-        /// Nobody, a device included, writes to them while the slice lives.
+        /// No thread and no device writes to them while the slice lives.
         #[inline]
         pub(in super::super) unsafe fn bytes(&self, frame: u32, count: u32) -> &[u8] {
             let len = count as usize * PAGE_BYTES;
-            // SAFETY: the frames are inside the buffer (see `at`), initialised (zeroed when it was cut), alive
-            // with `self`, and not written to (the caller's promise).
+            // SAFETY: the frames are inside the buffer (see `at`), initialised (zeroed when it was
+            // cut), alive with `self`, and not written to (the caller's promise).
             unsafe { std::slice::from_raw_parts(self.at(frame).as_ptr(), len) }
         }
 
         /// The bytes of `count` frames, to be written to.
         ///
         /// # Safety
-        /// Nobody else, a device included, touches them while the slice lives.
+        /// No other thread and no device accesses them while the slice lives.
         #[inline(always)]
         #[expect(
             clippy::mut_from_ref,
-            reason = "who is alone with a frame is said by tokens and locks"
+            reason = "tokens and locks give exclusive access to a frame"
         )]
         pub(in super::super) unsafe fn bytes_mut(&self, frame: u32, count: u32) -> &mut [u8] {
             let len = count as usize * PAGE_BYTES;
-            // SAFETY: as in `bytes`, and nobody else touches them (the caller's promise).
+            // SAFETY: as in `bytes`, and the caller promises exclusive access.
             unsafe { std::slice::from_raw_parts_mut(self.at(frame).as_ptr(), len) }
         }
 
@@ -101,11 +104,12 @@ mod real {
             unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
         }
 
-        /// Copies from byte `from` of a frame on, while others may be writing to it: see [`super::super::racy`].
+        /// Copies from byte `from` of a frame on, while others may be writing to it: see
+        /// [`super::super::racy`].
         ///
         /// # Safety
-        /// The range lies inside of the frame, and those behind it; what was copied counts only where nobody wrote
-        /// meanwhile.
+        /// The range and its successors lie inside the frame. The copy is valid only if no thread
+        /// wrote to the range during the call.
         #[inline(always)]
         pub(in super::super) unsafe fn copy_out(&self, frame: u32, from: usize, buf: &mut [u8]) {
             // SAFETY: inside of the memory (the caller's promise).
@@ -121,7 +125,7 @@ mod real {
             self.base.as_ptr().wrapping_add(at).cast_const()
         }
 
-        /// Two cache lines of a frame will be wanted; from there on the processor sees for itself what is.
+        /// Prefetches two cache lines of a frame; the hardware prefetcher continues from there.
         #[inline(always)]
         pub(in super::super) fn prefetch(&self, frame: u32, from: usize) {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -150,8 +154,8 @@ mod model {
 
     pub(in super::super) const MODEL_BYTES: usize = 2;
 
-    /// The cells notice every access that is not ordered. What is read without holding on to it is read from atomics
-    /// beside them, as is written whatever is written.
+    /// The cells detect every access that is not ordered. Unpinned reads load from atomics beside
+    /// the cells, which every write updates too.
     #[derive(Debug)]
     pub(in super::super) struct Memory {
         cells: Vec<UnsafeCell<[u8; MODEL_BYTES]>>,
@@ -175,12 +179,12 @@ mod model {
         }
 
         pub(in super::super) fn read(&self, frame: u32) -> [u8; MODEL_BYTES] {
-            // SAFETY: the cell checks that nobody writes meanwhile.
+            // SAFETY: the cell checks that there is no concurrent writer.
             self.cells[frame as usize].with(|bytes| unsafe { *bytes })
         }
 
         pub(in super::super) fn write(&self, frame: u32, value: [u8; MODEL_BYTES]) {
-            // SAFETY: the cell checks that nobody else touches it meanwhile.
+            // SAFETY: the cell checks that there is no concurrent access.
             self.cells[frame as usize].with_mut(|bytes| unsafe { *bytes = value });
             for (shadow, value) in self.shadows[frame as usize].iter().zip(value) {
                 shadow.store(value, Relaxed);

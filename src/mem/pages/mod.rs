@@ -1,26 +1,27 @@
-//! Pages of files in memory that threads and devices share: who may touch which bytes when, in one word a page.
+//! Pages of files in memory that threads and devices share. One atomic word a page controls access.
 //!
-//! Layer 0, part of the island of `mem`. A [`PageTable`] has *frames*, pages of DMA memory, and *slots*, places
-//! in files that a frame can be put into. A slot is one atomic word: which frame, how many hold on to it, what of it is
-//! up to date and dirty, and whether somebody is alone with it. Every right to touch bytes is a value that only a
-//! successful change of a word gives out, so that code outside of here needs no unsafe:
+//! Layer 0, part of the unsafe island `mem`. A [`PageTable`] has *frames*, pages of DMA memory, and
+//! *slots*, places in files that a frame can be put into. A slot is one atomic word: the frame
+//! number, the pin count, the up-to-date and dirty granules, and whether a thread has exclusive
+//! access. Every right to access bytes is a value that only a successful change of a word creates,
+//! so that code outside this module needs no unsafe:
 //!
 //! | value | right | while it lives |
 //! |---|---|---|
 //! | [`FrameRun`] | all | the frames are in no slot |
 //! | [`LentRun`] | a device's | the frames are in no slot, or marked there as being filled |
-//! | [`Pin`] | read | the word counts it; nobody locks the slot |
+//! | [`Pin`] | read | the word counts it; the slot cannot be locked |
 //! | [`WriteLock`] | all | the word is locked and has no pins |
 //! | [`WritebackPage`] | a device's, to read | the word counts it as a pin |
 //!
-//! A page can also be copied from without any right, and what came out is thrown away where somebody wrote to it
-//! meanwhile (`place.rs`): that is how a hit is read.
+//! A page can also be copied without any right; the copy is discarded if the page was written to
+//! during the copy (`place.rs`). Cache hits read this way.
 //!
-//! Nobody waits for a pin to go: whoever must write to a pinned page puts another frame into its slot
-//! ([`PageTable::replace`]), and whoever must have it gone empties the slot ([`PageTable::remove`]). The old frame is
-//! then *detached*: its pins are counted apart, and the last one to go gives it back. A frame has a number, never a
-//! pointer, and nothing here is freed while the table lives; so a stale slot number or word does no harm, and no
-//! reclamation by epochs is needed.
+//! No thread waits for a pin to end. A writer of a pinned page puts another frame into its slot
+//! ([`PageTable::replace`]), and a removal empties the slot ([`PageTable::remove`]). The old frame
+//! is then *detached*: its pins are counted apart, and the last one to go gives it back. A frame
+//! has a number, never a pointer, and nothing here is freed while the table lives; so a stale slot
+//! number or word does no harm, and no reclamation by epochs is needed.
 //!
 //! `loom_tests.rs` runs the protocol under loom (`scripts/loom.sh`).
 #![cfg_attr(

@@ -1,15 +1,17 @@
-//! A group of slots that was looked up, and what can be done with its pages at once.
+//! A group of slots that was looked up, and the operations on its pages.
 //!
-//! A page can be read without holding on to it ([`Place::read`]): its version and its word are looked at, its bytes are
-//! copied, and both are looked at again. Who writes to a page locks its word before, and leaves another version behind
-//! when it unlocks it; a page that comes to a slot brings another version, too. So where word and version are the same as
-//! before, nobody wrote meanwhile: what was copied is one state of the page. A reader writes to nothing that others read, and
-//! nothing makes it wait for its own stores: copies of different pages overlap.
+//! A page can be read without a pin ([`Place::read`]): load version and word, copy the bytes, load
+//! both again (a sequence lock). A writer locks the page's word first and leaves another version
+//! when it unlocks it; a page that is put into a slot changes the version, too. So where word and
+//! version are unchanged there was no writer, and the copy is one state of the page. A reader
+//! writes to no shared memory and does not wait for its own stores: copies of different pages
+//! overlap.
 //!
-//! In terms of the memory model: the writer's lock, a release fence, its stores; the reader's loads, an acquire fence, its
-//! second look. If a load saw one of the stores, the look sees the lock or what came after it. If it sees the unlocked word,
-//! which was stored with release, the version behind it is another one. Versions have 32 bits: to be fooled, a reader
-//! would have to stand still in the middle of a copy for a multiple of 2^32 writes to its page, exactly.
+//! In terms of the memory model: the writer's lock, a release fence, its stores; the reader's
+//! loads, an acquire fence, its second load of word and version. If a load saw one of the stores,
+//! the second load sees the lock or a later value. If it sees the unlocked word, which was stored
+//! with release, the version differs. Versions have 32 bits: a reader would have to stop in the
+//! middle of a copy for an exact multiple of 2^32 writes to its page to miss a change.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -17,7 +19,7 @@ use super::group::{GROUP_SLOTS, Group, Tag};
 use super::guards::{Pin, WriteLock};
 use super::sync::atomic::{AtomicU64, fence};
 use super::table::{Blocked, PageTable};
-use super::word::{AHEAD, CROWDED, FILLING, LOCKED, PIN, PRESENT, Word};
+use super::word::{AHEAD, FILLING, LOCKED, PIN, PINS_FULL, PRESENT, Word};
 #[cfg(not(loom))]
 use super::{ALL_GRANULES, PAGE_BYTES, racy};
 
@@ -48,7 +50,8 @@ impl PageTable {
         }
     }
 
-    /// Holds on to a page, of which these granules are to be read; counts it as a use if `count` says so.
+    /// Holds on to a page, of which these granules are to be read; counts it as a use if `count`
+    /// says so.
     ///
     /// # Errors
     /// [`Blocked`].
@@ -61,8 +64,8 @@ impl PageTable {
         Ok(pin)
     }
 
-    /// Alone with a page, to write to it. All of `granules` must be up to date; and those of `claim` dirty already, unless
-    /// the page is known to be backed by blocks.
+    /// Alone with a page, to write to it. All of `granules` must be up to date; and those of
+    /// `claim` dirty already, unless the page is known to be backed by blocks.
     ///
     /// # Errors
     /// [`Blocked`].
@@ -123,11 +126,11 @@ impl<'a> Place<'a> {
             if !word.lockable(granules, claim) {
                 return Err(why_locked(word, granules, claim));
             }
-            // Acquire: it follows all that readers did before they let go (they only ever change the word by one
-            // operation, so theirs are all in the sequence that is acquired from).
+            // Acquire: it follows all that readers did before they let go (they only ever change
+            // the word by one operation, so theirs are all in the sequence that is acquired from).
             match cell.compare_exchange_weak(seen, seen | LOCKED, Acquire, Relaxed) {
                 Ok(_) => {
-                    // Whoever reads without holding on and sees something of what is written, sees the lock.
+                    // An unpinned reader that sees a part of the write also sees the lock.
                     fence(Release);
                     self.group.used(slot);
                     return Ok(WriteLock {
@@ -145,9 +148,10 @@ impl<'a> Place<'a> {
 
 #[cfg(not(loom))]
 impl Place<'_> {
-    /// Copies from byte `from` of a page on, of which these granules must be up to date, and counts that as a use. The
-    /// frame that it is in; `None` when that is not how things are, when `still` says no (asked after the page was seen and
-    /// before it is known to be the same), or somebody wrote to the page meanwhile; then `buf` holds anything.
+    /// Copies from byte `from` of a page on, of which these granules must be up to date, and counts
+    /// a use. Returns the page's frame; `None` when the granules are not up to date, when `still`
+    /// is false (called after the first load and before the second) or when the page was written to
+    /// during the copy. `buf` is unspecified then.
     #[inline(always)]
     pub(crate) fn read(
         self,
@@ -165,8 +169,8 @@ impl Place<'_> {
         if !still(&self.group.tag) {
             return None;
         }
-        // SAFETY: the range is inside of the frame; who writes to the frame while this reads it has locked the slot, or
-        // took the frame out of it, and the second look shows that.
+        // SAFETY: the range is inside of the frame; a thread that writes to the frame during the
+        // copy has locked the slot or taken the frame out of it, and the second load detects that.
         unsafe { self.table.memory.copy_out(seen.word.frame(), from, buf) };
         self.unchanged(slot, seen).then(|| seen.word.frame())
     }
@@ -174,8 +178,9 @@ impl Place<'_> {
 
 #[cfg(not(loom))]
 impl Place<'_> {
-    /// As [`Place::read`], of a page that is expected to be in a certain frame, and up to date as a whole; false when it
-    /// is not. Where the bytes are does not have to be waited for then: the processor fetches word and bytes at once.
+    /// As [`Place::read`], of a page that is expected to be in a certain frame, and up to date as a
+    /// whole; false when it is not. Where the bytes are does not have to be waited for then: the
+    /// processor fetches word and bytes at once.
     #[inline(always)]
     pub(crate) fn read_expected(
         self,
@@ -192,8 +197,8 @@ impl Place<'_> {
         let bytes = self.table.memory.guess(expected, from);
         match self.peek(slot, ALL_GRANULES) {
             Some(seen) if seen.word.frame() == expected && still(&self.group.tag) => {
-                // SAFETY: the frame is the word's, so it is one of the table's, and the range is inside of it; else as in
-                // `read`.
+                // SAFETY: the frame is the word's, so it is one of the table's, and the range is
+                // inside of it; else as in `read`.
                 unsafe { racy::copy(bytes, buf.as_mut_ptr(), buf.len()) };
                 self.unchanged(slot, seen)
             }
@@ -204,8 +209,8 @@ impl Place<'_> {
 
 #[cfg(not(loom))]
 impl<'a> Place<'a> {
-    /// As [`Place::read`], of pages that follow each other in the group and in memory, from the start of one on, all of them
-    /// up to date: how many of them were copied.
+    /// As [`Place::read`], of pages that follow each other in the group and in memory, from the
+    /// start of one on, all of them up to date: how many of them were copied.
     #[inline]
     pub(crate) fn read_run(
         self,
@@ -230,15 +235,16 @@ impl<'a> Place<'a> {
             return 0;
         }
         let buf = &mut buf[..pages * PAGE_BYTES];
-        // SAFETY: the frames lie side by side, so the range is inside of the memory; else as in `read`.
+        // SAFETY: the frames lie side by side, so the range is inside of the memory; else as in
+        // `read`.
         unsafe { self.table.memory.copy_out(seen[0].word.frame(), 0, buf) };
         (0..pages)
             .take_while(|&page| self.unchanged(first + page, seen[page]))
             .count()
     }
 
-    /// Alone with pages that follow each other in the group and in memory, at most `most`, all of them up to date and with
-    /// blocks: as many as can be had at once.
+    /// Alone with pages that follow each other in the group and in memory, at most `most`, all of
+    /// them up to date and with blocks: as many as can be had at once.
     #[inline]
     pub(crate) fn lock_run(self, slot: u32, most: usize) -> LockedRun<'a> {
         let mut locks = [const { None::<WriteLock<'a>> }; GROUP_SLOTS as usize];
@@ -292,8 +298,8 @@ impl<'a> LockedRun<'a> {
             return false;
         }
         let memory = &first.table.memory;
-        // SAFETY: the frames lie side by side and are those of the locks, which are borrowed: nobody else reads or writes
-        // them, and no device has them.
+        // SAFETY: the frames are adjacent and are those of the locks, which are borrowed: no other
+        // thread reads or writes them, and no device has them.
         let pages = unsafe { memory.part_mut(first.word.frame(), 0, bytes.len()) };
         if self.pages == 1 {
             return racy::copy_in(pages, bytes);
@@ -347,7 +353,7 @@ impl Place<'_> {
         word.legible(granules).then_some(Seen { version, word })
     }
 
-    /// Whether nobody wrote to a page since it was seen. Counts it as a use if so.
+    /// Whether the page is unchanged since `seen` was loaded. Counts a use if so.
     #[inline(always)]
     pub(super) fn unchanged(&self, slot: usize, seen: Seen) -> bool {
         fence(Acquire);
@@ -365,8 +371,8 @@ impl PageTable {
     #[inline(always)]
     pub(super) fn unpin(&self, cell: &AtomicU64, frame: u32) {
         let mut seen = cell.load(Relaxed);
-        // While the slot owns the frame the pin is counted there. A detached frame never comes back to a slot before
-        // its last pin has gone, and that is this one or a later one.
+        // While the slot owns the frame the pin is counted there. A detached frame never comes back
+        // to a slot before its last pin has gone, and that is this one or a later one.
         while Word(seen).owns(frame) {
             match cell.compare_exchange_weak(seen, seen - PIN, Release, Relaxed) {
                 Ok(_) => return,
@@ -393,7 +399,7 @@ impl PageTable {
 #[cold]
 fn why_locked(word: Word, granules: u8, claim: u8) -> Blocked {
     match why(word, granules) {
-        Blocked::Shared | Blocked::Crowded if !word.claims(claim) => Blocked::Unbacked,
+        Blocked::Shared | Blocked::PinsFull if !word.claims(claim) => Blocked::Unbacked,
         why => why,
     }
 }
@@ -410,8 +416,8 @@ pub(super) fn why(word: Word, granules: u8) -> Blocked {
         Blocked::Partial
     } else if word.has(AHEAD) {
         Blocked::Ahead
-    } else if word.has(CROWDED) {
-        Blocked::Crowded
+    } else if word.has(PINS_FULL) {
+        Blocked::PinsFull
     } else {
         Blocked::Shared
     }

@@ -22,7 +22,7 @@
 ///
 /// # Safety
 /// `from` is good for reads of `len` bytes; `to` is good for writes, and no other thread touches it
-/// meanwhile. What is at `from` is written to only between changes of a word or version that the
+/// meanwhile. The bytes at `from` are written to only between changes of a word or version that the
 /// caller compares after the copy.
 #[inline(always)]
 pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
@@ -43,11 +43,11 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 /// From so many bytes on a copy is faster when the lines that it writes to are fetched before.
 const WORTH_FETCHING: usize = 1024;
 
-/// Copies into a page that nobody else touches; false, and nothing, when the lengths are not the same. The lines to be written
-/// to are fetched all at once: memcpy alone asks for them one after the other, as it comes to them, and takes a fifth longer
-/// where they are in the last cache or in memory.
+/// Copies into a page that no other thread accesses. False, without copying, if the lengths differ.
+/// Prefetches the destination lines: plain memcpy fetches them one after the other and takes a
+/// fifth longer where they are in the last-level cache or in memory.
 ///
-/// Not inline, so that it can be told from what a hit costs (`benches/cost.rs`).
+/// Not inlined, so that `benches/cost.rs` can separate it from the cost of a hit.
 #[inline(never)]
 pub(super) fn copy_in(page: &mut [u8], bytes: &[u8]) -> bool {
     if page.len() != bytes.len() {
@@ -55,7 +55,8 @@ pub(super) fn copy_in(page: &mut [u8], bytes: &[u8]) -> bool {
     }
     if bytes.len() >= WORTH_FETCHING {
         for line in page.chunks(64) {
-            // SAFETY: a hint, which faults nowhere; where a processor does not know it, it does nothing.
+            // SAFETY: a hint, which faults nowhere; where a processor does not know it, it does
+            // nothing.
             unsafe {
                 std::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags));
             }

@@ -1,4 +1,4 @@
-//! Frames that somebody owns: tokens, of which there is one a frame.
+//! Owned frames: one token exists for each frame.
 
 use std::ops::Range;
 
@@ -6,9 +6,9 @@ use super::word::PAGE_BYTES;
 use crate::mem::Segment;
 use crate::units::Iova;
 
-/// Frames side by side that belong to whoever holds this: nobody else touches their bytes. Made once, by
-/// [`super::PageTable::new`], and then only cut, joined and put into slots. Dropping it loses the frames for as long as
-/// the table lives, and does no other harm.
+/// Adjacent frames that belong to the holder of this value: no other code accesses their bytes.
+/// Created once, by [`super::PageTable::new`], and then only split, joined and put into slots.
+/// Dropping it loses the frames for the life of the table and does no other harm.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the frames are lost when this is dropped"]
 pub struct FrameRun {

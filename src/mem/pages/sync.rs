@@ -1,5 +1,5 @@
-//! What threads meet by in the page table and in the cache over it: that of std and crossbeam, or loom's under its model
-//! checker.
+//! What threads meet by in the page table and in the cache over it: that of std and crossbeam, or
+//! loom's under its model checker.
 
 #[cfg(not(loom))]
 pub(crate) use crossbeam_queue::ArrayQueue;

@@ -11,19 +11,19 @@ use super::place::why;
 use super::run::{FrameRun, LentRun};
 use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, fence};
 use super::word::{
-    AHEAD, CROWDED, FILLING, LENT, LOCKED, MAX_FRAMES, PIN, PRESENT, WRITEBACK, Word,
+    AHEAD, FILLING, LENT, LOCKED, MAX_FRAMES, PIN, PINS_FULL, PRESENT, WRITEBACK, Word,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Segment};
 
-/// Frames and slots. Slots are numbered from 0; a number that is too large panics, as an index does.
+/// Frames and slots. Slots are numbered from 0; a number out of range panics, as an index does.
 #[derive(Debug)]
 pub struct PageTable {
     pub(super) groups: Groups,
-    /// For each frame: pins that are left from the time when it was in a slot, less those that went before they were
-    /// counted. Whoever brings it to 0 gives the frame back.
+    /// For each frame: pins that are left from the time when it was in a slot, less those that went
+    /// before they were counted. The thread that brings it to 0 gives the frame back.
     pub(super) detached: Box<[AtomicI32]>,
-    /// Detached frames that were given back, by whoever let go last.
+    /// Detached frames given back by the thread that released the last pin.
     pub(super) orphans: ArrayQueue<u32>,
     /// Runs and pages that devices have.
     lent: AtomicUsize,
@@ -31,77 +31,77 @@ pub struct PageTable {
     pub(super) id: u32,
 }
 
-/// Why a slot's bytes cannot be had.
+/// Why a page cannot be read, locked or pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocked {
-    /// There is no page.
+    /// The slot is empty.
     Absent,
-    /// Somebody reads it from the device.
+    /// Another thread reads it from the device.
     Filling,
-    /// It is there, but not all that is wanted is up to date.
+    /// A required granule is not up to date.
     Partial,
     /// It was read ahead and not used yet: [`PageTable::arrive`] first.
     Ahead,
-    /// Somebody writes to it, for a moment.
+    /// Another thread writes to it, for a short time.
     Locked,
-    /// Somebody reads it or writes it back: [`PageTable::replace`] it.
+    /// It is pinned or in writeback: [`PageTable::replace`] it.
     Shared,
-    /// As many views hold on to it as are counted: [`PageTable::replace`] it.
-    Crowded,
+    /// The maximum number of views pin it: [`PageTable::replace`] it.
+    PinsFull,
     /// The filesystem must be asked before it may become dirty.
     Unbacked,
 }
 
-/// What a slot holds, at a glance: it may be another thing already.
+/// Snapshot of a slot, which may have changed already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     /// A page is there.
     pub present: bool,
     /// A page is being read.
     pub filling: bool,
-    /// Which frame, if either.
+    /// The frame, in either case.
     pub frame: u32,
-    /// What is up to date, a bit a granule.
+    /// The up-to-date granules, one bit each.
     pub uptodate: u8,
-    /// What is dirty, a bit a granule.
+    /// The dirty granules, one bit each.
     pub dirty: u8,
-    /// Uses since it came, at most 3.
+    /// Uses since it was put into the slot, at most 3.
     pub uses: u8,
-    /// Written back right now.
+    /// In writeback.
     pub writeback: bool,
     /// Read ahead and not used.
     pub ahead: bool,
-    /// Somebody writes to it right now.
+    /// A thread writes to it right now.
     pub locked: bool,
-    /// Neither dirty, nor written back, nor held by anybody.
+    /// Not dirty, not in writeback and not pinned.
     pub reclaimable: bool,
 }
 
-/// Which pages are to be removed.
+/// Pages that a removal includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// What can be read again from the device, and that no copy is lent of.
+    /// Clean pages without a lent copy.
     Clean,
-    /// The same, with those that copies are lent of: the device has something else by now.
+    /// Clean pages, also with a lent copy: the device's content has changed.
     Stale,
     /// Dirty ones too.
     All,
 }
 
-/// What came of a removal.
+/// Result of a removal.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// There was nothing.
+    /// The slot was empty.
     Nothing,
-    /// A page that was being read; whoever reads it will find out.
+    /// A page that was being filled; the thread that fills it detects the removal.
     Filling,
     /// The page's frame; and whether it was dirty.
     Frame(FrameRun, bool),
-    /// Somebody holds on to the frame, which is given back later; and whether it was dirty.
+    /// The frame is pinned and is given back later. The value says whether it was dirty.
     Detached(bool),
-    /// It is dirty, or a copy of it is lent, and others were asked for.
+    /// Not removed: it is dirty or lent, and the removal excludes such pages.
     Kept,
-    /// It is being written, to the cache or to the device: try again.
+    /// It is locked or in writeback: try again.
     Busy,
 }
 
@@ -150,7 +150,7 @@ impl PageTable {
         &group.words[at]
     }
 
-    /// What a slot holds.
+    /// Snapshot of a slot.
     pub fn look(&self, slot: u32) -> Look {
         let (group, at) = self.group(slot);
         let word = Word(group.words[at].load(Acquire));
@@ -168,12 +168,13 @@ impl PageTable {
         }
     }
 
-    /// Whether as many views hold on to the page as are counted.
-    pub(crate) fn is_crowded(&self, slot: u32) -> bool {
-        Word(self.word(slot).load(Relaxed)).has(CROWDED)
+    /// Whether the maximum number of views pin the page.
+    pub(crate) fn are_pins_full(&self, slot: u32) -> bool {
+        Word(self.word(slot).load(Relaxed)).has(PINS_FULL)
     }
 
-    /// Changes a word as `change` says, until it sticks or `change` does not want to any more. Returns the word before.
+    /// Applies `change` to a word by compare-and-swap until it succeeds or `change` returns `None`.
+    /// Returns the word before.
     fn update(&self, slot: u32, change: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         self.word(slot)
             .fetch_update(AcqRel, Acquire, |word| {
@@ -183,7 +184,7 @@ impl PageTable {
             .map_err(Word)
     }
 
-    /// Forgets that a page was read ahead; true for whoever did.
+    /// Clears the read-ahead mark. True for the thread that cleared it.
     pub fn arrive(&self, slot: u32) -> bool {
         self.update(slot, |word| {
             (word.has(PRESENT) && word.has(AHEAD) && !word.has(LOCKED))
@@ -200,7 +201,7 @@ impl PageTable {
         }
     }
 
-    /// Puts a page into a slot that is empty or being filled; true where it was being filled, which is over then.
+    /// Puts a page into a slot that is empty or being filled; true if that ended a fill.
     ///
     /// # Errors
     /// The frame, when there is a page.
@@ -223,7 +224,7 @@ impl PageTable {
         }
     }
 
-    /// Marks an empty slot as being filled, with the frame at `index` of a run; false when it is not empty.
+    /// Marks an empty slot as being filled, with the frame at `index` of a run; false if not empty.
     pub fn begin_fill(&self, slot: u32, run: &FrameRun, index: u32) -> bool {
         assert!(
             index < run.count && run.table == self.id,
@@ -282,15 +283,16 @@ impl PageTable {
         }
     }
 
-    /// A page came to a slot, locked: it gets another version, and is unlocked. What a `new` page was used before was
-    /// another page's.
+    /// A page came to a slot, locked: it gets another version, and is unlocked. What a `new` page
+    /// was used before was another page's.
     fn settle(&self, slot: u32, new: bool) {
         let (group, at) = self.group(slot);
         group.next_version(at);
         if new {
             group.set_uses(at, 0);
         }
-        // Not a plain store: a page that was replaced may be written back, and the end of that changes its word.
+        // Not a plain store: a page that was replaced may be written back, and the end of that
+        // changes its word.
         group.words[at].fetch_and(!LOCKED, Release);
     }
 
@@ -301,15 +303,15 @@ impl PageTable {
             .is_ok()
     }
 
-    /// Takes away whoever's mark there is; false when there is none.
+    /// Clears the fill mark of any thread; false when there is none.
     pub fn supersede(&self, slot: u32) -> bool {
         self.update(slot, |word| word.has(FILLING).then_some(Word::EMPTY))
             .is_ok()
     }
 
-    /// Puts another frame in the place of a pinned one, made from what the pin showed: `uptodate` says all that is up
-    /// to date in it, `dirty` what is newly dirty, `claim` is as for [`PageTable::lock`]. True when the page was not dirty
-    /// before.
+    /// Replaces a pinned frame with another one that was made from its content. `uptodate` are all
+    /// up-to-date granules in it, `dirty` the newly dirty ones, `claim` is as for
+    /// [`PageTable::lock`]. True when the page was not dirty before.
     ///
     /// # Errors
     /// The frame, when the page has changed or gone since it was pinned.
@@ -325,7 +327,7 @@ impl PageTable {
         self.check_one(&frame);
         assert_eq!(pin.table.id, self.id, "a pin of this table");
         let changed = self.update(pin.slot, |word| {
-            // Pinned, so not written to: its bytes are those that were seen, if it is the same frame.
+            // Pinned, so not written to: the bytes are unchanged if it is the same frame.
             let same = word.owns(pin.frame()) && word.uptodate() == pin.uptodate();
             (same && word.claims(claim)).then(|| {
                 let moved = word.moved_to(frame.first).with_marks(uptodate, dirty);
@@ -343,7 +345,7 @@ impl PageTable {
         }
     }
 
-    /// Marks a pinned page as lent, so that it stays in its slot; false when it is not there any more.
+    /// Marks a pinned page as lent, so that it stays in its slot; false when it has left it.
     pub(crate) fn begin_lending(&self, pin: &Pin<'_>) -> bool {
         let lent = |word: Word| word.owns(pin.frame()).then_some(Word(word.0 | LENT));
         self.update(pin.slot, lent).is_ok()
@@ -357,7 +359,7 @@ impl PageTable {
         !ended.is_err_and(|word| word.has(LENT))
     }
 
-    /// The frame of a page that is clean and held by nobody, for another use.
+    /// Takes the frame of a clean, unpinned page for another use.
     pub fn take(&self, slot: u32, frame: u32) -> Option<FrameRun> {
         self.update(slot, |word| {
             (word.owns(frame) && word.reclaimable()).then_some(Word::EMPTY)
@@ -366,7 +368,7 @@ impl PageTable {
         .map(|word| self.token(word.frame()))
     }
 
-    /// Empties a slot, whoever holds on to its page.
+    /// Empties a slot, even if its page is pinned.
     pub fn remove(&self, slot: u32, which: Which) -> Removed {
         let before = self.update(slot, |word| {
             let keep = match which {
@@ -392,8 +394,8 @@ impl PageTable {
         }
     }
 
-    /// As [`PageTable::pin`], also where views have used up their share of the pin count: for a holder inside of the
-    /// crate that lets go when its operation ends.
+    /// As [`PageTable::pin`], also where views have used up their share of the pin count: for a
+    /// holder inside of the crate that lets go when its operation ends.
     ///
     /// # Errors
     /// [`Blocked`].
@@ -415,7 +417,8 @@ impl PageTable {
         }
     }
 
-    /// Takes a dirty page for writing it to the device: it is clean then, and changes no more in this frame.
+    /// Takes a dirty page for writing it to the device: it is clean then, and changes no more in
+    /// this frame.
     pub(crate) fn begin_writeback(&self, slot: u32) -> Option<WritebackPage> {
         let before = self.update(slot, |word| {
             let ready = word.has(PRESENT) && !word.has(LOCKED | WRITEBACK) && word.has_spare_pin();
@@ -431,8 +434,8 @@ impl PageTable {
         })
     }
 
-    /// The device is done with a page. What was to be written is dirty again where it was not `written`. True when the
-    /// page is clean now.
+    /// The device is done with a page. What was to be written is dirty again where it was not
+    /// `written`. True when the page is clean now.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the right to the page ends here"
@@ -469,7 +472,7 @@ impl PageTable {
         ))
     }
 
-    /// A detached frame that nobody holds any more.
+    /// A detached frame without pins.
     pub fn orphan(&self) -> Option<FrameRun> {
         self.orphans.pop().map(|frame| self.token(frame))
     }
@@ -488,8 +491,8 @@ impl PageTable {
 
     /// The one token of a frame that has just lost its slot or its last pin.
     fn token(&self, frame: u32) -> FrameRun {
-        // Whoever reads without holding on and sees something of what is written to it from here on, sees that it has
-        // left its slot.
+        // An unpinned reader that sees a part of a later write to the frame also sees that the
+        // frame has left its slot.
         fence(Release);
         FrameRun {
             table: self.id,
@@ -520,7 +523,7 @@ impl PageTable {
     #[inline]
     pub fn bytes_mut<'a>(&'a self, run: &'a mut FrameRun) -> &'a mut [u8] {
         assert_eq!(run.table, self.id, "frames of this table");
-        // SAFETY: a token is the only one of its frames, no slot owns them, and it is borrowed mutably.
+        // SAFETY: the token is the only one, no slot owns its frames, and it is borrowed mutably.
         unsafe { self.memory.bytes_mut(run.first, run.count) }
     }
 
@@ -531,16 +534,17 @@ impl PageTable {
         unsafe { self.memory.bytes(run.first, run.count) }
     }
 
-    /// Copies `bytes` to `start` of frames that are with a device and zeroes what follows, `len` bytes together, where no
-    /// command in flight covers the range (a hole that was read). Out of range: nothing.
+    /// Copies `bytes` to `start` of frames that are with a device and zeroes what follows, `len`
+    /// bytes together, where no command in flight covers the range (a hole that was read). Out of
+    /// range: nothing.
     pub(crate) fn fill_lent(&self, lent: &mut LentRun, start: usize, len: usize, bytes: &[u8]) {
         assert_eq!(lent.run.table, self.id, "frames of this table");
         let end = start.saturating_add(len);
         if end > lent.run.len_bytes() || bytes.len() > len {
             return;
         }
-        // SAFETY: the run is the only token of its frames, no slot owns them, and no command in flight writes to this
-        // part (the caller's promise); it is inside the run.
+        // SAFETY: the run is the only token of its frames, no slot owns them, and no command in
+        // flight writes to this part (the caller's promise); it is inside the run.
         let part = unsafe { self.memory.part_mut(lent.run.first, start, len) };
         let (data, zeroes) = part.split_at_mut(bytes.len());
         data.copy_from_slice(bytes);
@@ -578,7 +582,8 @@ impl PageTable {
 }
 
 impl PageTable {
-    /// A frame's bytes from `from` on will probably be wanted: the processor may fetch them while it does something else.
+    /// A frame's bytes from `from` on will probably be wanted: the processor may fetch them while
+    /// it does something else.
     #[inline(always)]
     pub(crate) fn prefetch(&self, frame: u32, from: usize) {
         self.memory.prefetch(frame, from);

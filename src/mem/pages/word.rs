@@ -17,10 +17,10 @@ pub const ALL_GRANULES: u8 = u8::MAX;
 ///      28..40  pins: readers, views and writeback that hold on to the frame
 ///      40..48  up to date, a bit a granule
 ///      48..56  dirty, a bit a granule
-///      57      lent: a copy of it is being written to, and takes its place later, so the page stays
+///      57      lent: a copy is being written to and replaces it later, so the page stays
 ///      58      written back right now
 ///      59      locked: one thread writes to it
-///      60      being filled: the frame belongs to whoever fills it
+///      60      being filled: the frame belongs to the thread that fills it
 ///      61      present: the frame belongs to this slot
 ///      62      read ahead, not used yet
 ///      63      backed: its blocks are known to be there and its own, so it may become dirty again
@@ -36,9 +36,10 @@ const UPTODATE_SHIFT: u32 = 40;
 const DIRTY_SHIFT: u32 = 48;
 
 pub(super) const PIN: u64 = 1 << PIN_SHIFT;
-/// The highest bit of the pin count: views get half of what the count holds. The other half is for pins of the
-/// crate itself, which are few and short: writeback (one a page), copying the page, reading what is missing.
-pub(super) const CROWDED: u64 = 1 << (PIN_SHIFT + 11);
+/// The highest bit of the pin count: views get half of what the count holds. The other half is for
+/// pins of the crate itself, which are few and short: writeback (one a page), copying the page,
+/// filling granules.
+pub(super) const PINS_FULL: u64 = 1 << (PIN_SHIFT + 11);
 pub(super) const LENT: u64 = 1 << 57;
 pub(super) const WRITEBACK: u64 = 1 << 58;
 pub(super) const LOCKED: u64 = 1 << 59;
@@ -107,7 +108,7 @@ impl Word {
     #[inline]
     pub(super) fn readable(self, granules: u8) -> bool {
         let want = PRESENT | u64::from(granules) << UPTODATE_SHIFT;
-        self.0 & (want | LOCKED | AHEAD | CROWDED) == want
+        self.0 & (want | LOCKED | AHEAD | PINS_FULL) == want
     }
 
     /// Whether the count has room for a pin of the crate itself.
@@ -123,8 +124,8 @@ impl Word {
         self.0 & (want | LOCKED | AHEAD) == want
     }
 
-    /// Whether who saw the one and then the other saw the same bytes, if the version is the same, too: others may have
-    /// pinned the page, or written it back.
+    /// Whether who saw the one and then the other saw the same bytes, if the version is the same,
+    /// too: others may have pinned the page, or written it back.
     #[inline(always)]
     pub(super) fn shows_the_same(self, other: Self) -> bool {
         (self.0 ^ other.0) & (FRAME_MASK | 0xff << UPTODATE_SHIFT | LOCKED | PRESENT) == 0
@@ -137,20 +138,21 @@ impl Word {
         self.frame() == other.frame() + 1
     }
 
-    /// The same, with somebody alone with it.
+    /// The same word, locked.
     pub(super) fn locked(self) -> Self {
         Self(self.0 | LOCKED)
     }
 
-    /// Whether it may be locked, where these granules must be up to date already, and those of `claim` have blocks.
+    /// Whether it may be locked, where these granules must be up to date already, and those of
+    /// `claim` have blocks.
     #[inline]
     pub(super) fn lockable(self, granules: u8, claim: u8) -> bool {
         let want = PRESENT | u64::from(granules) << UPTODATE_SHIFT;
         self.0 & (want | LOCKED | WRITEBACK | AHEAD | PIN_MASK) == want && self.claims(claim)
     }
 
-    /// Whether these granules may become dirty without the filesystem being asked: they are already, or the page is
-    /// backed.
+    /// Whether these granules may become dirty without the filesystem being asked: they are
+    /// already, or the page is backed.
     #[inline]
     pub(super) fn claims(self, claim: u8) -> bool {
         self.has(BACKED) || self.dirty() & claim == claim
@@ -162,7 +164,7 @@ impl Word {
         Self(self.0 | u64::from(backed) << 63)
     }
 
-    /// Whether nobody would notice if it were gone.
+    /// Whether the page can be evicted without writeback.
     pub(super) fn reclaimable(self) -> bool {
         self.0 & (PRESENT | LOCKED | WRITEBACK | LENT | PIN_MASK) == PRESENT && self.dirty() == 0
     }
@@ -255,8 +257,10 @@ mod tests {
         assert!(Word((word.0 + PIN) | WRITEBACK | BACKED).shows_the_same(word));
         assert!(!word.locked().shows_the_same(word) && !word.moved_to(3).shows_the_same(word));
         assert!(word.readable(0x5a) && !word.readable(0x01));
-        assert!(Word(word.0 | CROWDED).has_spare_pin() && !Word(word.0 | PIN_MASK).has_spare_pin());
-        assert!(!Word(word.0 | CROWDED).readable(0) && !Word(word.0 | LOCKED).readable(0));
+        assert!(
+            Word(word.0 | PINS_FULL).has_spare_pin() && !Word(word.0 | PIN_MASK).has_spare_pin()
+        );
+        assert!(!Word(word.0 | PINS_FULL).readable(0) && !Word(word.0 | LOCKED).readable(0));
         assert!(word.lockable(0, 0xa5) && !Word(word.0 + PIN).lockable(0, 0));
         assert!(!word.lockable(0, 0xff) && word.backed_if(true).lockable(0, 0xff));
         assert!(!Word::EMPTY.readable(0) && !Word::filling(3).readable(0));

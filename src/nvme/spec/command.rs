@@ -111,8 +111,8 @@ pub const QUEUE_VECTOR_SHIFT: u32 = 16;
 /// Command flags: the data pointer is a scatter-gather list (PSDT 01b).
 pub const FLAGS_SGL: u8 = 1 << 6;
 
-/// Bytes of a scatter-gather descriptor: an address, a length of 32 bits, three reserved bytes, and its type and
-/// subtype (4.1.2.1).
+/// Bytes of a scatter-gather descriptor: an address, a length of 32 bits, three reserved bytes, and
+/// its type and subtype (4.1.2.1).
 pub const SGL_DESCRIPTOR_BYTES: usize = 16;
 /// Where type and subtype are in a descriptor's second word.
 pub const SGL_TYPE_SHIFT: u32 = 56;

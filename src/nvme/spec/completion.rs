@@ -129,7 +129,8 @@ pub const SC_WRITE_FAULT: StatusField = StatusField::of(2, 0x80);
 /// Media: unrecovered read error.
 pub const SC_UNRECOVERED_READ: StatusField = StatusField::of(2, 0x81);
 
-/// A person's words for a status code; "an unknown status" where the specification or this table has none.
+/// A person's words for a status code; "an unknown status" where the specification or this table
+/// has none.
 pub fn status_name(sct: u8, sc: u8) -> &'static str {
     match (sct, sc) {
         (0, 0x00) => "success",

@@ -187,9 +187,9 @@ pub struct ErrorLogEntry {
     /// Transport type.
     pub transport: u8,
     reserved_30: [u8; 2],
-    /// What is specific to the command.
+    /// Command-specific information.
     pub command_specific: U64,
-    /// What is specific to the transport.
+    /// Transport-specific information.
     pub transport_specific: U16,
     reserved_42: [u8; 22],
 }

@@ -1,7 +1,8 @@
 //! Structures and constants of the NVMe specifications, as pure data.
 //!
-//! Layer 0: both sides of the wire (the driver and the embedded controller) use them. Sections are those
-//! of the NVMe base specification 2.0c unless "NVM" names the NVM command set specification 1.0c.
+//! Layer 0: both sides of the wire (the driver and the embedded controller) use them. Sections are
+//! those of the NVMe base specification 2.0c unless "NVM" names the NVM command set specification
+//! 1.0c.
 
 mod command;
 mod completion;

@@ -90,7 +90,8 @@ impl Capabilities {
     }
 }
 
-/// The register offset of a queue's submission tail doorbell (section 3.1.3.24 of the PCIe transport).
+/// The register offset of a queue's submission tail doorbell (section 3.1.3.24 of the PCIe
+/// transport).
 pub fn sq_doorbell_offset(queue_id: u16, stride_bytes: u32) -> u32 {
     REG_DOORBELLS + 2 * u32::from(queue_id) * stride_bytes
 }

@@ -1,4 +1,5 @@
-//! What a controller reports, truly or not: events, log pages, and namespaces that change under a queue.
+//! What a controller reports, truly or not: events, log pages, and namespaces that change under a
+//! queue.
 
 use super::*;
 use crate::device::Device;
@@ -121,7 +122,7 @@ fn a_device_that_raises_events_without_end_is_heard_now_and_then() {
         "{seen} in {seconds} s"
     );
     assert_eq!(controller.stats().resets, 0);
-    // Nobody asked for them: they are kept, as far as there is room.
+    // Not requested: they are stored, up to the limit.
     assert_eq!(controller.events().len() as u64, controller.stats().events);
 }
 

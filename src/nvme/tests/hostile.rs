@@ -255,7 +255,8 @@ fn a_failed_reset_ends_everything() {
 fn memory_of_a_device_that_cannot_be_stopped_is_not_given_back() {
     let rig = Rig::new();
     let (controller, mut pair) = rig.pair(8);
-    // The third answer is an error, all others are lost: one chain has failed in part when the end comes.
+    // The third answer is an error, all others are lost: one chain has failed in part when the end
+    // comes.
     spoil(&rig, |n, answer| {
         let status = spec::SC_LBA_OUT_OF_RANGE;
         if n == 3 {

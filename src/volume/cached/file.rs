@@ -221,7 +221,7 @@ impl File {
             if let Some(view) = pages.view(&mut Tally::default(), pos, len) {
                 return Ok(Some(view));
             }
-            if !pages.uncrowd(pos) {
+            if !pages.copy_full(pos) {
                 let inner = &mut io.buffered()?.inner;
                 inner.make_clean(pages, &mut self.shared.ops())?;
             }

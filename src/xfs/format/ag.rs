@@ -1,5 +1,5 @@
-//! Allocation group headers ("AG Free Space Management", "AG Inode Management"): one sector each, the
-//! superblock copy, AGF, AGI, AGFL in this order.
+//! Allocation group headers ("AG Free Space Management", "AG Inode Management"): one sector each,
+//! the superblock copy, AGF, AGI, AGFL in this order.
 
 use std::mem::{offset_of, size_of};
 

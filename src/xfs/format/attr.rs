@@ -1,5 +1,5 @@
-//! Extended attributes as they lie on disk: short form and leaf blocks ("Extended Attributes"). The nodes
-//! above the leaves are those of directories ([`super::dir`]).
+//! Extended attributes as they lie on disk: short form and leaf blocks ("Extended Attributes"). The
+//! nodes above the leaves are those of directories ([`super::dir`]).
 //!
 //! Layer 0. Everything here takes bytes as hostile input.
 
@@ -188,7 +188,7 @@ pub enum Value<'a> {
 /// Each entry of a short form, in order.
 ///
 /// # Errors
-/// What is wrong.
+/// A description of the fault.
 pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
     let (header, _) = ShortHeader::ref_from_prefix(fork).map_err(|_| "too short")?;
     let mut rest = fork
@@ -219,7 +219,7 @@ pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
 /// The entries of a leaf block, in order of their hashes.
 ///
 /// # Errors
-/// What is wrong.
+/// A description of the fault.
 pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
     let (header, rest) = LeafHeader::ref_from_prefix(block).map_err(|_| "too short")?;
     let count = usize::from(header.count.get());
@@ -235,7 +235,7 @@ pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
 /// The name and value of an entry of a leaf block.
 ///
 /// # Errors
-/// What is wrong.
+/// A description of the fault.
 pub fn leaf_entry<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<Attribute<'a>, &'static str> {
     let at = block
         .get(usize::from(entry.name_offset.get())..)

@@ -1,5 +1,5 @@
-//! Btree blocks and records ("Variable Length Record B+Trees"): short blocks inside an allocation group,
-//! long blocks of a fork.
+//! Btree blocks and records ("Variable Length Record B+Trees"): short blocks inside an allocation
+//! group, long blocks of a fork.
 
 use std::mem::{offset_of, size_of};
 
@@ -20,7 +20,8 @@ pub const REFCOUNT_MAGIC: u32 = 0x5233_4643;
 /// `BMA3`: extents of a fork.
 pub const BMBT_MAGIC: u32 = 0x424d_4133;
 
-/// No block of a btree lies higher than this: more levels than any tree of the largest filesystem needs.
+/// No block of a btree lies higher than this: more levels than any tree of the largest filesystem
+/// needs.
 pub const MAX_LEVELS: u32 = 9;
 
 /// Header of a block inside an allocation group; block numbers count from the group's start.
@@ -104,8 +105,8 @@ pub const CHUNK_INODES: u32 = 64;
 pub const HOLE_BIT_INODES: u32 = 4;
 
 /// A chunk of 64 inodes, as filesystems with sparse inodes write it. Without them the four bytes of
-/// `holemask`, `count` and `freecount` are one number, the free count, which is at most 64: the hole mask
-/// then reads as 0, and `count` is meaningless.
+/// `holemask`, `count` and `freecount` are one number, the free count, which is at most 64: the
+/// hole mask then reads as 0, and `count` is meaningless.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(
@@ -160,7 +161,8 @@ pub struct RefcountRecord {
 
 const _: () = assert!(size_of::<RefcountRecord>() == 12);
 
-/// An extent of a fork, 128 packed bits: unwritten flag 1, first file block 54, first block 52, blocks 21.
+/// An extent of a fork, 128 packed bits: unwritten flag 1, first file block 54, first block 52,
+/// blocks 21.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(

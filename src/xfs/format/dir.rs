@@ -1,12 +1,12 @@
 //! Directories as they lie on disk: short form, data blocks, leaf, node and free index blocks.
 //!
-//! Layer 0: pure layouts and walkers over one block, no I/O. Follows "Directories" and "Hashed Directories"
-//! of the XFS Algorithms & Data Structures document, version 5 forms only. All integers are big-endian but
-//! the checksum.
+//! Layer 0: pure layouts and walkers over one block, no I/O. Follows "Directories" and "Hashed
+//! Directories" of the XFS Algorithms & Data Structures document, version 5 forms only. All
+//! integers are big-endian but the checksum.
 //!
-//! A directory file is cut in three: names from byte 0, the hash index from 32 GiB, the free index from
-//! 64 GiB. Everything here takes blocks as hostile input; errors are [`ErrorKind::Corrupt`] without an
-//! address, which the reader of the block adds.
+//! A directory file is cut in three: names from byte 0, the hash index from 32 GiB, the free index
+//! from 64 GiB. Everything here takes blocks as hostile input; errors are [`ErrorKind::Corrupt`]
+//! without an address, which the reader of the block adds.
 
 use std::mem::{offset_of, size_of};
 
@@ -100,7 +100,8 @@ pub const DOT_OFFSET: u64 = 64;
 /// Where `..` lies in a single-block directory, hence its cookie in a short one.
 pub const DOT_DOT_OFFSET: u64 = 80;
 
-/// `xfs_dir2_block_tail`: the last bytes of a single-block directory; its leaf entries lie right before.
+/// `xfs_dir2_block_tail`: the last bytes of a single-block directory; its leaf entries lie right
+/// before.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct BlockTail {
@@ -175,7 +176,8 @@ const _: () = assert!(size_of::<NodeHeader>() == 64);
 pub struct LeafEntry {
     /// [`hash_name`] of the name.
     pub hash: U32,
-    /// Byte offset of the data entry in the directory file, in units of 8 bytes; 0 for a stale entry.
+    /// Byte offset of the data entry in the directory file, in units of 8 bytes; 0 for a stale
+    /// entry.
     pub address: U32,
 }
 const _: () = assert!(size_of::<LeafEntry>() == 8);
@@ -273,7 +275,8 @@ pub enum DataItem<'a> {
     Unused,
 }
 
-/// Bytes that an entry with a name of this length takes: inode number, length, name, type, tag, rounded up.
+/// Bytes that an entry with a name of this length takes: inode number, length, name, type, tag,
+/// rounded up.
 pub fn data_entry_bytes(name_bytes: usize) -> usize {
     (8usize + 1 + 1 + 2)
         .saturating_add(name_bytes)
@@ -290,8 +293,8 @@ fn get_u64(block: &[u8], at: usize) -> Option<u64> {
     Some(U64::ref_from_bytes(bytes).ok()?.get())
 }
 
-/// The item at byte `at` of a data block whose items end at byte `end`, and its length in bytes (at least
-/// 8, never beyond `end`).
+/// The item at byte `at` of a data block whose items end at byte `end`, and its length in bytes (at
+/// least 8, never beyond `end`).
 ///
 /// # Errors
 /// Corrupt: a length, tag or name that cannot be.
@@ -352,8 +355,8 @@ pub fn data_item(block: &[u8], at: usize, end: usize) -> Result<(DataItem<'_>, u
     Ok((DataItem::Entry(entry), length))
 }
 
-/// The leaf entries of a single-block directory, and the byte at which its data entries end. Their order is
-/// for [`check_leaf_entries`], once per block.
+/// The leaf entries of a single-block directory, and the byte at which its data entries end. Their
+/// order is for [`check_leaf_entries`], once per block.
 ///
 /// # Errors
 /// Corrupt.

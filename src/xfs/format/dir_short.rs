@@ -1,8 +1,9 @@
 //! Short-form directories: those that lie in their inode.
 //!
-//! Layer 0. Follows "Short Form Directories" of the XFS Algorithms & Data Structures document, with the file
-//! type in each entry. Input is hostile; errors are [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt)
-//! without an address, which the reader of the inode adds.
+//! Layer 0. Follows "Short Form Directories" of the XFS Algorithms & Data Structures document, with
+//! the file type in each entry. Input is hostile; errors are
+//! [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) without an address, which the reader of the
+//! inode adds.
 
 use zerocopy::FromBytes;
 use zerocopy::big_endian::{U16, U32, U64};

@@ -1,4 +1,5 @@
-//! The inode, version 3 ("On-disk Inode"): 176 bytes of core, then the data fork, then the attribute fork.
+//! The inode, version 3 ("On-disk Inode"): 176 bytes of core, then the data fork, then the
+//! attribute fork.
 
 use std::mem::{offset_of, size_of};
 
@@ -136,8 +137,9 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds, which the kernel shows as they
-    /// are, a second or more of them, too. `bigtime`: nanoseconds since 2^31 seconds before 1970.
+    /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds, which the
+    /// kernel shows as they are, a second or more of them, too. `bigtime`: nanoseconds since 2^31
+    /// seconds before 1970.
     pub fn decode(raw: u64, bigtime: bool) -> Self {
         const SECOND: u64 = 1_000_000_000;
         if bigtime {

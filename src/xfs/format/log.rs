@@ -1,5 +1,5 @@
-//! Log records ("Journaling Log"): a header of one basic block, further ones for long records, the payload
-//! with the cycle number in the first four bytes of each basic block.
+//! Log records ("Journaling Log"): a header of one basic block, further ones for long records, the
+//! payload with the cycle number in the first four bytes of each basic block.
 
 use std::mem::{offset_of, size_of};
 
@@ -15,7 +15,8 @@ pub const RECORD_VERSION_2: u32 = 2;
 pub const HEADER_COVERS_BYTES: u32 = 32 * 1024;
 /// Bytes of the largest record's payload.
 pub const MAX_RECORD_BYTES: u32 = 256 * 1024;
-/// Bytes of the kernel's log buffers, unless a mount option or the log's stripe unit says otherwise.
+/// Bytes of the kernel's log buffers, unless a mount option or the log's stripe unit says
+/// otherwise.
 pub const MIN_BUFFER_BYTES: u32 = 32 * 1024;
 /// Records of the largest size that can be in flight at once.
 pub const MAX_IN_FLIGHT: u32 = 8;
@@ -58,8 +59,8 @@ impl RecordHeader {
     }
 }
 
-/// Basic blocks of the headers of a record that was written from a buffer of `size` bytes, as the kernel's
-/// xlog_logrec_hblks().
+/// Basic blocks of the headers of a record that was written from a buffer of `size` bytes, as the
+/// kernel's xlog_logrec_hblks().
 pub fn header_blocks(version: u32, size: u32) -> u64 {
     let extended = version & RECORD_VERSION_2 != 0 && i32::try_from(size).is_ok();
     if extended && size > HEADER_COVERS_BYTES {
@@ -71,8 +72,8 @@ pub fn header_blocks(version: u32, size: u32) -> u64 {
 
 /// Where a record's checksum lies in its header.
 pub const RECORD_CRC_OFFSET: usize = 32;
-/// Bytes of the header that the checksum covers, as 64-bit kernels write it; 32-bit x86 kernels leave the
-/// last four out, which are padding.
+/// Bytes of the header that the checksum covers, as 64-bit kernels write it; 32-bit x86 kernels
+/// leave the last four out, which are padding.
 pub const RECORD_CRC_BYTES: usize = 328;
 /// Bytes of an extended header that the checksum covers.
 pub const EXTENDED_CRC_BYTES: usize = 260;

@@ -1,7 +1,8 @@
 //! The layouts of XFS version 5: what the bytes on disk are, and nothing else.
 //!
-//! Layer 0. Every structure is big-endian (checksums alone are little-endian), without alignment, its size
-//! and the offsets of its fields asserted where it is declared. Follows "XFS Algorithms & Data Structures".
+//! Layer 0. Every structure is big-endian (checksums alone are little-endian), without alignment,
+//! its size and the offsets of its fields asserted where it is declared. Follows "XFS Algorithms &
+//! Data Structures".
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 pub mod ag;
@@ -17,8 +18,8 @@ pub mod symlink;
 /// Bytes of a basic block: the unit of disk addresses in metadata and of the log.
 pub const BASIC_BLOCK_BYTES: u64 = 512;
 
-/// The CRC32C of a whole metadata buffer, the four bytes of the checksum itself at `crc_offset` counted as
-/// zero. `None` when the buffer is too short to hold the field.
+/// The CRC32C of a whole metadata buffer, the four bytes of the checksum itself at `crc_offset`
+/// counted as zero. `None` when the buffer is too short to hold the field.
 pub fn checksum(buf: &[u8], crc_offset: usize) -> Option<u32> {
     let (before, rest) = buf.split_at_checked(crc_offset)?;
     let (_, after) = rest.split_at_checked(4)?;
@@ -36,8 +37,8 @@ pub fn checksum_ok(buf: &[u8], crc_offset: usize) -> bool {
     stored.is_some() && stored == checksum(buf, crc_offset)
 }
 
-/// Writes the right checksum at `crc_offset`; false when the buffer is too short. For tests and fuzzers that
-/// must get past the checksum, and for writers.
+/// Writes the right checksum at `crc_offset`; false when the buffer is too short. For tests and
+/// fuzzers that must get past the checksum, and for writers.
 pub fn set_checksum(buf: &mut [u8], crc_offset: usize) -> bool {
     let Some(crc) = checksum(buf, crc_offset) else {
         return false;

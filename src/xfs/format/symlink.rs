@@ -1,8 +1,8 @@
 //! Remote symbolic links as they lie on disk.
 //!
-//! Layer 0. Follows "Symbolic Links" of the XFS Algorithms & Data Structures document, version 5. A target
-//! that does not fit into the inode lies in extents; each extent (not each block) begins with this header,
-//! and its checksum covers the whole extent.
+//! Layer 0. Follows "Symbolic Links" of the XFS Algorithms & Data Structures document, version 5. A
+//! target that does not fit into the inode lies in extents; each extent (not each block) begins
+//! with this header, and its checksum covers the whole extent.
 
 use std::mem::{offset_of, size_of};
 

@@ -24,8 +24,8 @@ impl Log {
         } else {
             (self.find_cycle_start(io, last_block, last)?, last)
         };
-        // Records that were in flight may have left holes of an older cycle before that: the first hole is the
-        // head.
+        // Records that were in flight may have left holes of an older cycle before that: the first
+        // hole is the head.
         let scan = self.blocks.min(IN_FLIGHT_BLOCKS);
         let far = scan.saturating_sub(head);
         let behind = self.blocks.saturating_sub(far);
@@ -103,9 +103,9 @@ impl Log {
         }
     }
 
-    /// The end of the last record that begins in `start..end`, when that is `end`, and the record's start
-    /// otherwise, as xlog_find_verify_log_record(). `extra` blocks of it lie at the start of the log. `None`
-    /// when the search came to the start of the log.
+    /// The end of the last record that begins in `start..end`, when that is `end`, and the record's
+    /// start otherwise, as xlog_find_verify_log_record(). `extra` blocks of it lie at the start of
+    /// the log. `None` when the search came to the start of the log.
     fn end_of_record_before(
         &self,
         io: &mut impl MetaIo,

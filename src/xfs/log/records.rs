@@ -8,8 +8,8 @@ use super::super::format::log::{self as layout, OpHeader, RecordHeader};
 use super::{BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, Log, LogEnd, LogState, RECORD_BLOCKS, block_in};
 use crate::error::Result;
 
-/// Basic blocks before the head in which headers are searched: records that can have been in flight, and the
-/// whole one before them.
+/// Basic blocks before the head in which headers are searched: records that can have been in
+/// flight, and the whole one before them.
 const WINDOW_BLOCKS: u64 = IN_FLIGHT_BLOCKS + 2 * RECORD_BLOCKS;
 
 /// The start of a record.
@@ -29,8 +29,8 @@ impl Record {
 }
 
 impl Log {
-    /// Looks at the last record before the head, and, unless that is the one that unmounting writes, for torn
-    /// ones.
+    /// Looks at the last record before the head, and, unless that is the one that unmounting
+    /// writes, for torn ones.
     pub(super) fn end_at(&self, io: &mut impl MetaIo, head: u64) -> Result<LogEnd> {
         let record = self.last_record(io, head, self.blocks)?;
         if self.is_unmount(io, &record, head)? {
@@ -55,7 +55,8 @@ impl Log {
             return Ok(dirty);
         };
         if head == 0 {
-            // The kernel takes a torn record for one at this block only if the block is not 0, and fails to mount.
+            // The kernel takes a torn record for one at this block only if the block is not 0, and
+            // fails to mount.
             return Err(self.bad(0, "a torn record at the start of the log"));
         }
         let record = self.last_record(io, head, self.distance(tail, head))?;
@@ -141,8 +142,8 @@ impl Log {
         Ok(records)
     }
 
-    /// Whether a record consists of the unmount operation and ends at the head. The kernel does not look at its
-    /// checksum.
+    /// Whether a record consists of the unmount operation and ends at the head. The kernel does not
+    /// look at its checksum.
     fn is_unmount(&self, io: &mut impl MetaIo, record: &Record, head: u64) -> Result<bool> {
         let header = &record.header;
         let end = record.block.saturating_add(header.blocks());
@@ -156,8 +157,8 @@ impl Log {
         Ok(flags & layout::OP_UNMOUNT != 0)
     }
 
-    /// The start of the first record from `oldest` to the head that was not written whole. As the kernel does,
-    /// the first record says how many header blocks all of them have.
+    /// The start of the first record from `oldest` to the head that was not written whole. As the
+    /// kernel does, the first record says how many header blocks all of them have.
     fn first_torn(&self, io: &mut impl MetaIo, oldest: &Record, head: u64) -> Result<Option<u64>> {
         let first = &oldest.header;
         let len = first.len.get();
@@ -201,8 +202,8 @@ impl Log {
     }
 }
 
-/// Whether a record's checksum is right, or left out, as mkfs.xfs does. It covers as many extended headers as
-/// the payload needs, however many there are.
+/// Whether a record's checksum is right, or absent, as mkfs.xfs writes it. It covers as many
+/// extended headers as the payload needs, however many there are.
 fn checksum_fits(header: &RecordHeader, headers: &[u8], payload: &[u8]) -> bool {
     let stored = header.crc.get();
     let short = size_of::<RecordHeader>();

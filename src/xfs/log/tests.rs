@@ -1,4 +1,5 @@
-//! The log in memory, written as the kernel and xfsprogs write it. tests/xfs_log.rs asks these themselves.
+//! The log in memory, written as the kernel and xfsprogs write it. tests/xfs_log.rs asks these
+//! themselves.
 #![expect(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -208,8 +209,8 @@ fn every_buffer_size_is_clean_after_the_unmount_record() {
                 let end = ring.end().unwrap();
                 assert_eq!((end.state, end.lsn), (LogState::Clean, lsn), "{what}");
             }
-            // Behind it one that is whole, but whose checksum is wrong, as after a torn write: the unmount
-            // record is the last one again, and now its own checksum counts.
+            // Behind it one that is whole, but whose checksum is wrong, as after a torn write: the
+            // unmount record is the last one again, and now its own checksum counts.
             let at = ring.written;
             ring.record(3, false, 0..0);
             ring.block(at + 9)[100] ^= 1;
@@ -232,7 +233,8 @@ fn a_log_that_xfsprogs_cleared_is_clean() {
         ring.record(if cycle == 1 { 1 } else { 504 }, true, 0..0);
         let end = ring.written;
         if cycle > 1 {
-            // As libxfs_log_clear(): zeroes in the rest of that record, and records of the cycle before.
+            // As libxfs_log_clear(): zeroes in the rest of that record, and records of the cycle
+            // before.
             for block in end - 503..end {
                 ring.block(block).fill(0);
             }
@@ -273,7 +275,8 @@ fn garbage_in_the_last_records_is_corrupt() {
     for (index, case) in [uuid, headers].iter().enumerate() {
         assert_eq!(corrupted(*case), Err(ErrorKind::Corrupt), "case {index}");
     }
-    // The kernel looks neither at blocks that are farther away nor at the unmount record's checksum.
+    // The kernel looks neither at blocks that are farther away nor at the unmount record's
+    // checksum.
     let far: &dyn Fn(&mut Ring) = &|ring| ring.block(2990).fill(0x77);
     let checksum: &dyn Fn(&mut Ring) = &|ring| ring.block(last - 2)[layout::RECORD_CRC_OFFSET] ^= 1;
     for (index, case) in [far, checksum].iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The checks of the superblock's fields, as the kernel's xfs_validate_sb_common(), xfs_validate_sb_read() and
-//! what xfs_mountfs() checks of it.
+//! The checks of the superblock's fields, as the kernel's xfs_validate_sb_common(),
+//! xfs_validate_sb_read() and what xfs_mountfs() checks of it.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::super::format::superblock::{self as layout, SuperblockLayout};
@@ -71,8 +71,8 @@ pub(super) fn check_log2(size: u32, log: u8, range: std::ops::RangeInclusive<u8>
     (range.contains(&log) && size == expected).then_some(size)
 }
 
-/// Why nothing may be written: bits that the kernel does not know either, and would not write the superblock
-/// with.
+/// Why nothing may be written: bits that the kernel does not know either, and would not write the
+/// superblock with.
 pub(super) fn read_only_reason(raw: &SuperblockLayout, features: &Features) -> Option<String> {
     let unknown = |word: u32, known: u32, kind: &str| bit_names(word & !known, &[], kind);
     let mut names = unknown(

@@ -52,7 +52,8 @@ impl Features {
         self.incompat & layout::IN_NREXT64 != 0
     }
 
-    /// The names of all features that are on, as mkfs.xfs calls them; unknown ones as `ro_compat bit 9`.
+    /// The names of all features that are on, as mkfs.xfs calls them; unknown ones as
+    /// `ro_compat bit 9`.
     pub fn names(&self) -> Vec<String> {
         let mut names = bit_names(self.ro_compat, &layout::RO_COMPAT, "ro_compat");
         names.extend(bit_names(self.incompat, &layout::INCOMPAT, "incompat"));

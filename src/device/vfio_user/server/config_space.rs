@@ -1,8 +1,9 @@
-//! The PCI configuration space of a served controller (PCI 3.0, section 6; PCI Express 2.0, section 7).
+//! The PCI configuration space of a served controller (PCI 3.0, section 6; PCI Express 2.0, section
+//! 7).
 //!
-//! What a host expects of an NVMe function: class, a 64-bit BAR 0, power management, MSI-X and PCI Express
-//! capabilities. Only what a host may change changes; nothing here moves the device, whose client reaches it
-//! by region and offset, wherever its BAR lies.
+//! What a host expects of an NVMe function: class, a 64-bit BAR 0, power management, MSI-X and PCI
+//! Express capabilities. Only what a host may change changes; nothing here moves the device, whose
+//! client reaches it by region and offset, wherever its BAR lies.
 
 /// Bytes of the whole space.
 pub(super) const BYTES: usize = 4096;
@@ -108,7 +109,8 @@ impl ConfigSpace {
         self.bytes.get(at..at.checked_add(count)?)
     }
 
-    /// Writes what may be written; whether the host asked for a reset of the function. `None` past the end.
+    /// Writes what may be written; whether the host asked for a reset of the function. `None` past
+    /// the end.
     pub(super) fn write(&mut self, offset: u64, value: &[u8]) -> Option<bool> {
         let at = usize::try_from(offset).ok()?;
         let range = at..at.checked_add(value.len())?;

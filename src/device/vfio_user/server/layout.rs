@@ -1,4 +1,5 @@
-//! Where things lie in BAR 0: registers, a page or more of doorbells, the table of MSI-X, its pending bits.
+//! Where things lie in BAR 0: registers, a page or more of doorbells, the table of MSI-X, its
+//! pending bits.
 
 use super::config_space::{ConfigSpace, Msix};
 use crate::device::Device;

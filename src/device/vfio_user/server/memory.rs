@@ -13,8 +13,9 @@ use crate::units::Iova;
 
 /// All that the client mapped, by device address.
 ///
-/// Memory that comes without a file, or that the device may not both read and write (a guest's ROM), is kept
-/// track of, and not reachable: a command that names it ends with a data transfer error.
+/// Memory that comes without a file, or that the device may not both read and write (a guest's
+/// ROM), is kept track of, and not reachable: a command that names it ends with a data transfer
+/// error.
 #[derive(Debug)]
 pub(super) struct Maps {
     maps: BTreeMap<u64, Map>,
@@ -47,8 +48,9 @@ impl Maps {
     /// Mappings that are kept for a client.
     pub(super) const MOST: usize = 256;
 
-    /// For a client that lends as much at a time as the options say. Pages that it lends and has never touched are
-    /// charged to the process that touches them first, which is this one, and stay so when the client has left.
+    /// For a client that lends as much at a time as the options say. Pages that it lends and has
+    /// never touched are charged to the process that touches them first, which is this one, and
+    /// stay so when the client has left.
     pub(super) fn new(options: &ServerOptions) -> Self {
         Self {
             maps: BTreeMap::new(),

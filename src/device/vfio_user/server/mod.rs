@@ -1,11 +1,11 @@
-//! The embedded controller on a socket: what SPDK's host, QEMU's `vfio-user-pci` or this crate's own client
-//! drive.
+//! The embedded controller on a socket: what SPDK's host, QEMU's `vfio-user-pci` or this crate's
+//! own client drive.
 //!
-//! One thread (the caller's) listens, and talks to one client at a time; the controller's own thread polls
-//! the doorbells, which are a page that the client maps, and reads and writes the memory that the client
-//! shared. What a client sends is hostile: it can make its own device fail and lose its own connection,
-//! and nothing else. Whatever it leaves behind, the next client finds the controller reset, and the blocks as
-//! they were written.
+//! One thread (the caller's) listens, and talks to one client at a time; the controller's own
+//! thread polls the doorbells, which are a page that the client maps, and reads and writes the
+//! memory that the client shared. What a client sends is hostile: it can make its own device fail
+//! and lose its own connection, and nothing else. Whatever it leaves behind, the next client finds
+//! the controller reset, and the blocks as they were written.
 
 mod config_space;
 mod irq;
@@ -32,17 +32,19 @@ use crate::sys::{connect_unix, listen_unix, memory_limit_bytes, wait_readable};
 /// How clients are treated.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// The longest time that a message may take from its first byte to its last, and that a new client may
-    /// take to say something.
+    /// The longest time that a message may take from its first byte to its last, and that a new
+    /// client may take to say something.
     pub patience: Duration,
-    /// Clients may map the doorbells. Without that they write them by message, and the controller can sleep.
+    /// Clients may map the doorbells. Without that they write them by message, and the controller
+    /// can sleep.
     pub map_doorbells: bool,
     /// The permission bits of the socket, whatever the umask: to connect takes the right to write.
     pub socket_mode: u32,
-    /// The most memory that a client may lend at a time, in bytes; `None` for three quarters of what this process may
-    /// use ([`memory_limit_bytes`]), and of what its control group has left and the machine has available at the time.
-    /// Pages that a client lends without having touched them are charged to this process once the device touches them,
-    /// and stay charged while a client that has left keeps them.
+    /// The most memory that a client may lend at a time, in bytes; `None` for three quarters of
+    /// what this process may use ([`memory_limit_bytes`]), and of what its control group has left
+    /// and the machine has available at the time. Pages that a client lends without having touched
+    /// them are charged to this process once the device touches them, and stay charged while a
+    /// client that has left keeps them.
     pub most_lent_bytes: Option<u64>,
 }
 
@@ -80,7 +82,8 @@ pub enum ServerEvent {
     Left,
     /// It broke the protocol, the connection or its own memory, and was cut off.
     CutOff(&'static str),
-    /// Memory that it wanted to lend was refused: commands that use it will fail. Of each client the first few are told.
+    /// Memory that it wanted to lend was refused: commands that use it will fail. Of each client
+    /// the first few are told.
     MapRefused {
         /// The device address.
         address: u64,
@@ -107,13 +110,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Powers a controller on and listens at `socket`; in a directory, at the socket `cntrl` in it (as SPDK's
-    /// host looks for it). A socket that nobody listens at any more is replaced.
+    /// Powers a controller on and listens at `socket`; in a directory, at the socket `cntrl` in it
+    /// (as SPDK's host looks for it). A stale socket without a listener is replaced.
     ///
     /// # Errors
-    /// Those of [`EmuDevice::start`]; [`ErrorKind::InvalidInput`] for more doorbells than a BAR has room
-    /// for; [`ErrorKind::Busy`] when another server has the socket; [`ErrorKind::System`] when it cannot be
-    /// made.
+    /// Those of [`EmuDevice::start`]; [`ErrorKind::InvalidInput`] for more doorbells than a BAR has
+    /// room for; [`ErrorKind::Busy`] when another server has the socket; [`ErrorKind::System`] when
+    /// it cannot be made.
     pub fn bind(
         socket: impl AsRef<Path>,
         config: EmuConfig,
@@ -160,8 +163,8 @@ impl Server {
         &self.path
     }
 
-    /// Whether users besides this one and root can put another socket in its place: by a directory of its path that
-    /// they own, or may write to without the sticky bit.
+    /// Whether users besides this one and root can put another socket in its place: by a directory
+    /// of its path that they own, or may write to without the sticky bit.
     pub fn is_replaceable(&self) -> bool {
         let Ok(user) = fs::symlink_metadata(&self.path).map(|socket| socket.uid()) else {
             return true;
@@ -188,8 +191,8 @@ impl Server {
         &self.device
     }
 
-    /// Serves one client after the other while `go_on` says so (it is asked about ten times a second), and
-    /// tells what happens.
+    /// Serves one client after the other while `go_on` says so (it is asked about ten times a
+    /// second), and tells what happens.
     ///
     /// # Errors
     /// When no client can be accepted any more.
@@ -205,8 +208,8 @@ impl Server {
         Ok(())
     }
 
-    /// Serves the client at the other end of a connection that the caller has, while `go_on` says so, and tells what
-    /// happens; how it ended. While another client is served, it waits.
+    /// Serves the client at the other end of a connection that the caller has, while `go_on` says
+    /// so, and tells what happens; how it ended. While another client is served, it waits.
     pub fn serve_connection(
         &self,
         socket: &UnixStream,
@@ -249,7 +252,8 @@ impl Server {
         }
     }
 
-    /// Ends the controller orderly: everything written is made durable. The medium may be used again.
+    /// Ends the controller orderly: everything written is made durable. The medium may be used
+    /// again.
     ///
     /// # Errors
     /// Those of [`EmuDevice::power_off`].

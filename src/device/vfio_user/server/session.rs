@@ -22,7 +22,8 @@ use crate::nvme::spec::REG_DOORBELLS;
 
 /// Bytes of one access of a region, at most.
 const MOST_ACCESS_BYTES: usize = 4096;
-/// The longest payload of a message: an access, or a request with room for its answer, as SPDK's host sends it.
+/// The longest payload of a message: an access, or a request with room for its answer, as SPDK's
+/// host sends it.
 const MOST_PAYLOAD_BYTES: usize = 8192;
 /// Descriptors of one message: interrupts come one by one or in bundles.
 const MOST_FDS: usize = 16;
@@ -30,7 +31,7 @@ const MOST_FDS: usize = 16;
 /// A reason to refuse a request.
 pub(super) type Errno = i32;
 
-/// What is answered: bytes, and perhaps the file of the doorbells.
+/// The answer: bytes, and optionally the file of the doorbells.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     bytes: Vec<u8>,
