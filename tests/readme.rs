@@ -138,6 +138,7 @@ fn every_example_works_and_the_readmes_is_one_of_them() {
         "{sums}"
     );
     assert_eq!(sums.lines().count(), 4, "{sums}");
+    assert!(run("read_tree", &["2"]).starts_with("4 files, "));
     let examples = fs::read_dir("examples").unwrap().count();
-    assert_eq!(examples, 5, "one is not run here");
+    assert_eq!(examples, 6, "one is not run here");
 }

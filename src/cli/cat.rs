@@ -46,7 +46,8 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Failure> {
     failures.result()
 }
 
-fn one(
+/// Writes a file out.
+pub(super) fn one(
     volume: &Volume,
     io: &mut Io,
     path: &VolumePath,

@@ -6,18 +6,19 @@ mod job;
 mod read;
 mod writer;
 
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clap::Args;
 use xtent::internals::sys::HostDir;
-use xtent::volume::{Metadata, MountOptions};
+use xtent::volume::{Io, Metadata, MountOptions, Volume};
 
 use self::host::Host;
 use self::read::Copy;
 use self::writer::Writer;
-use super::failure::{Failure, Failures, OPERATION};
+use super::failure::{Failure, Failures, OPERATION, USAGE};
 use super::tree::Node;
 use super::{LocalPath, TargetArg, VolumePath};
 
@@ -40,7 +41,7 @@ pub(super) struct GetArgs {
     /// The file or, with -r, directory in the volume
     #[arg(value_name = "PATH")]
     path: VolumePath,
-    /// Where to put it; inside of it, when it is a directory
+    /// Where to put it; inside of it, when it is a directory; - for standard output
     #[arg(value_name = "LOCAL")]
     local: LocalPath,
     /// Copies directories with all that is below
@@ -86,6 +87,9 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
         let text = format!("{} is a directory: give -r to copy it", path.escape_ascii());
         return Err(Failure::new(OPERATION, text));
     }
+    if args.local.as_os_str() == "-" {
+        return to_stdout(args, &volume, &mut io, &metadata);
+    }
     let (dir, name) = place(args, path, &metadata)?;
     let failures = SharedFailures::default();
     let writer = Writer::new(dir, args.force, failures.clone())
@@ -97,6 +101,23 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     super::events::tell(&volume);
     copy.finish(result)?;
     failures.result()
+}
+
+/// As `cat`: the content of one file.
+fn to_stdout(
+    args: &GetArgs,
+    volume: &Volume,
+    io: &mut Io,
+    metadata: &Metadata,
+) -> Result<(), Failure> {
+    if metadata.is_dir() || args.archive {
+        let text = "standard output takes the content of one file: leave -r and -a out, or name a directory";
+        return Err(Failure::new(USAGE, text));
+    }
+    let mut out = super::output::raw_stdout()?;
+    super::cat::one(volume, io, &args.path, &mut vec![0; 1 << 20], &mut out)?;
+    out.flush()?;
+    Ok(())
 }
 
 /// The name under which something ends up: the last component of its path, if it has one.

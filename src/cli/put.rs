@@ -1,9 +1,10 @@
 //! `xtent put`: overwriting a file with a local one.
 
 use std::fs::File as HostFile;
-use std::io::Read;
+use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use clap::Args;
 use xtent::target::Target;
@@ -28,7 +29,7 @@ const CHUNKS_IN_FLIGHT: usize = 4;
     what was there is LOST."
 )]
 pub(super) struct PutArgs {
-    /// The local file
+    /// The local file; - for standard input, which is kept in a temporary file until its end
     #[arg(value_name = "LOCAL")]
     local: LocalPath,
     #[command(flatten)]
@@ -59,14 +60,9 @@ pub(super) struct PutArgs {
 }
 
 pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
-    let failed = |error| Failure::local("cannot read", &args.local, error);
-    // A fifo without a writer must not hold this process: open(2), O_NONBLOCK.
-    let mut local = HostFile::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(&args.local)
-        .map_err(failed)?;
-    let about = local.metadata().map_err(failed)?;
+    let mut local = open_local(&args.local)?;
+    let about = local.metadata();
+    let about = about.map_err(|error| Failure::local("cannot read", &args.local, error))?;
     if !about.is_file() {
         let text = format!(
             "{} is not a regular file: its length must be known before anything is overwritten",
@@ -121,6 +117,38 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     }
     drop((file, io));
     Ok(volume.close()?)
+}
+
+/// The local file. Standard input comes into a temporary file first: its length must be known before anything is
+/// overwritten.
+fn open_local(local: &Path) -> Result<HostFile, Failure> {
+    let failed = |error| Failure::local("cannot read", local, error);
+    let mut options = HostFile::options();
+    options.read(true);
+    if local.as_os_str() != "-" {
+        // A fifo without a writer must not hold this process: open(2), O_NONBLOCK.
+        let file = options.custom_flags(libc::O_NONBLOCK).open(local);
+        return file.map_err(failed);
+    }
+    let dir = std::env::temp_dir();
+    let spool = options.write(true).custom_flags(libc::O_TMPFILE).open(&dir);
+    let mut spool =
+        spool.map_err(|error| Failure::local("cannot make a temporary file in", &dir, error))?;
+    let mut input = std::io::stdin().lock();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        check_interrupted()?;
+        match input.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(n) => spool
+                .write_all(&chunk[..n])
+                .map_err(|error| Failure::local("cannot write a temporary file in", &dir, error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    spool.rewind().map_err(failed)?;
+    Ok(spool)
 }
 
 /// Why a file is not overwritten.

@@ -384,6 +384,7 @@ mod tests {
             btime: time,
             xfs_flags: 0,
             xfs_flags2: 0,
+            has_attributes: false,
         };
         CoreInode::new(metadata, FileMap::empty())
     }

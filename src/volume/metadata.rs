@@ -125,6 +125,8 @@ pub struct Metadata {
     pub xfs_flags: u16,
     /// XFS inode flags, second word, as on disk (`di_flags2`).
     pub xfs_flags2: u64,
+    /// It may have extended attributes.
+    pub(super) has_attributes: bool,
 }
 
 /// What `stat` calls the preferred I/O size is a page, or a block where that is larger.
@@ -155,6 +157,7 @@ impl Metadata {
             btime: time(inode.btime),
             xfs_flags: inode.flags,
             xfs_flags2: inode.flags2,
+            has_attributes: inode.has_attribute_fork(),
         }
     }
 

@@ -351,6 +351,9 @@ impl Volume {
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         io.check_volume(&self.shared)?;
+        if !metadata.has_attributes {
+            return Ok(());
+        }
         let ino = Ino(metadata.ino);
         super::xattr::each(&self.shared.fs, &mut io.core, ino, &mut visit)
     }
@@ -360,6 +363,9 @@ impl Volume {
     #[doc(hidden)]
     pub fn has_access_acl(&self, io: &mut Io, metadata: &Metadata) -> Result<bool> {
         io.check_volume(&self.shared)?;
+        if !metadata.has_attributes {
+            return Ok(false);
+        }
         let (fs, ino) = (&self.shared.fs, Ino(metadata.ino));
         let inode = fs.read_inode(&mut io.core, ino)?;
         fs.has_attribute(&mut io.core, &inode, FLAG_ROOT, b"SGI_ACL_FILE")

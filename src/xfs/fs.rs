@@ -1,10 +1,11 @@
 //! The open filesystem.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::cache::{BlockKind, Cache, Key};
 use super::extents::{Extent, ExtentMap, Found};
+use super::format::btree::InobtRecord;
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{FileType, Fork, Inode};
 use super::log::{LogEnd, LogState};
@@ -39,6 +40,8 @@ pub struct Fs {
     log_end: Option<LogEnd>,
     read_only: Option<String>,
     cache: Cache,
+    /// The inode chunk that was looked up last: allocation group, record and where it was found.
+    pub(super) last_chunk: Mutex<Option<(u32, InobtRecord, u64)>>,
 }
 
 /// What there is to tell about a filesystem.
@@ -120,6 +123,7 @@ impl Fs {
             log_end,
             read_only,
             cache: Cache::new(options.cache_bytes),
+            last_chunk: Mutex::new(None),
         };
         fs.check_first_group(io)?;
         Ok(fs)

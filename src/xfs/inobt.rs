@@ -31,18 +31,8 @@ impl Fs {
         ino: Ino,
         place: &InodePlace,
     ) -> Result<u32> {
-        let root = self.inobt_root(io, place.ag)?;
-        let mut found = None;
-        let ag_ino = u64::from(place.ag_ino);
-        let keys = ag_ino..ag_ino.saturating_add(1);
-        self.walk_tree(io, &TREE, (place.ag, root), &keys, &mut |raw, addr| {
-            found = InobtRecord::read_from_prefix(raw)
-                .ok()
-                .map(|(record, _)| (record, addr));
-            Ok(ControlFlow::Continue(()))
-        })?;
         let free = || Error::new(ErrorKind::NotFound, format!("{ino} is not in use"));
-        let (record, addr) = found.ok_or_else(free)?;
+        let (record, addr) = self.chunk_record(io, place)?.ok_or_else(free)?;
         let start = record.startino.get();
         let index = place.ag_ino.checked_sub(start).ok_or_else(free)?;
         if index >= CHUNK_INODES {
@@ -63,6 +53,44 @@ impl Fs {
             return Err(free());
         }
         Ok(start)
+    }
+
+    /// The record of the chunk that an inode lies in or behind, and where it was found. Files of one directory often lie
+    /// in one chunk: the last record is looked at first.
+    fn chunk_record(
+        &self,
+        io: &mut impl MetaIo,
+        place: &InodePlace,
+    ) -> Result<Option<(InobtRecord, u64)>> {
+        let covers = |record: &InobtRecord| {
+            let index = place.ag_ino.checked_sub(record.startino.get());
+            index.is_some_and(|index| index < CHUNK_INODES)
+        };
+        // A thread that finds it locked does not wait.
+        if let Ok(last) = self.last_chunk.try_lock()
+            && let Some((ag, record, addr)) = *last
+            && ag == place.ag
+            && covers(&record)
+        {
+            return Ok(Some((record, addr)));
+        }
+        let root = self.inobt_root(io, place.ag)?;
+        let mut found = None;
+        let ag_ino = u64::from(place.ag_ino);
+        let keys = ag_ino..ag_ino.saturating_add(1);
+        self.walk_tree(io, &TREE, (place.ag, root), &keys, &mut |raw, addr| {
+            found = InobtRecord::read_from_prefix(raw)
+                .ok()
+                .map(|(record, _)| (record, addr));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if let Some((record, addr)) = found
+            && covers(&record)
+            && let Ok(mut last) = self.last_chunk.try_lock()
+        {
+            *last = Some((place.ag, record, addr));
+        }
+        Ok(found)
     }
 
     /// Reads the inodes around a place: its address and the bytes.

@@ -120,6 +120,11 @@ impl Inode {
         self.flags & layout::FLAG_SYNC != 0
     }
 
+    /// Whether it may have extended attributes.
+    pub fn has_attribute_fork(&self) -> bool {
+        self.attributes.is_some()
+    }
+
     /// Whether its blocks may be shared with other files.
     pub fn may_share(&self) -> bool {
         self.flags2 & layout::FLAG2_REFLINK != 0

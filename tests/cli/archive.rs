@@ -1,14 +1,15 @@
 //! `get -a`: everything that a file has is kept, or it is said what is not.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::common::{self, image::Image, sys};
 use super::copying::acl;
-use super::{path_of, run};
+use super::{path_of, prototype_image, run};
 
 /// File capabilities: revision 2, `CAP_CHOWN`.
 const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -152,6 +153,35 @@ fn an_archive_has_no_difference_that_rsync_finds() {
     let names = fs::read_dir(out.join("dir/below")).unwrap().count();
     assert_eq!(names, 6, "a temporary name is left");
     to.unmount();
+}
+
+#[test]
+fn a_dash_is_a_standard_stream() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let (out, _) = run(0, &["get", &target, "/data", "-"]);
+    assert!(out == data);
+    run(2, &["get", "-r", &target, "/", "-"]);
+    let put = |bytes: &[u8]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_xtent"))
+            .args(["put", "--verify", "-", &target, "/data"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(bytes).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let new: Vec<u8> = data.iter().map(|byte| !byte).collect();
+    assert!(put(&new).status.success());
+    assert!(run(0, &["get", &target, "/data", "-"]).0 == new);
+    // Too long or too short: refused, before anything is written.
+    for bytes in [&new[1..], &[&new[..], b"x"].concat()] {
+        assert_eq!(put(bytes).status.code(), Some(1));
+    }
+    assert!(run(0, &["cat", &target, "/data"]).0 == new);
 }
 
 #[test]
