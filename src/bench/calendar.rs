@@ -34,7 +34,7 @@ pub(crate) fn minute_text(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }
 
-/// The same as asctime(3) writes it, and fio: `Sat Nov 21 22:44:14 2026`.
+/// As asctime(3) and fio write it: `Sat Nov 21 22:44:14 2026`.
 pub(crate) fn asctime(seconds: i64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = [

@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where cgroups of version 2 are mounted, alone or beside version 1.
+/// Mount points of cgroups of version 2, alone or together with version 1.
 const ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The process is in a cgroup of its own until this is dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryLimit {
     dir: PathBuf,
-    /// Where to go back to.
+    /// The group to go back to.
     home: PathBuf,
 }
 

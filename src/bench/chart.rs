@@ -19,7 +19,7 @@ const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
 const AXIS: RGBColor = RGBColor(0x9c, 0xa3, 0xaf);
 
 const SIZE: (u32, u32) = (460, 280);
-/// Of the part that has the curves, about.
+/// The approximate height of the part with the curves.
 const PLOT_HEIGHT: f64 = 210.0;
 
 /// A line of one side: `(x, y)`.
@@ -100,7 +100,7 @@ pub(crate) fn percentile_svg(lines: &[Line]) -> Result<String> {
     })
 }
 
-/// Where the last operation lies: the share of those that are faster.
+/// The right end of the axis: the place of the slowest operation.
 fn right_end(lines: &[Line]) -> f64 {
     let last = |line: &Line| line.points.iter().rev().find(|p| p.0 < 1.0).map(|p| p.0);
     let last = lines.iter().filter_map(last).fold(0.99, f64::max);

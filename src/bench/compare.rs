@@ -18,14 +18,14 @@ use super::rounds::{Rounds, Row};
 use super::usage::Cpus;
 use super::workload::{Measure, Rw, Workload, mix};
 
-/// Which of the two.
+/// One of the two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Kernel,
     Xtent,
 }
 
-/// All of it.
+/// A comparison and its results.
 #[derive(Debug)]
 pub(crate) struct Comparison {
     pub(crate) plan: Plan,

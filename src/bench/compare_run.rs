@@ -15,7 +15,7 @@ use super::runner::{self, Tick};
 use super::workload::Workload;
 use super::xtent_engine::XtentEngine;
 
-/// What to compare, and how long.
+/// Parameters of a comparison.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) on: MediumSpec,
@@ -30,12 +30,12 @@ pub(crate) struct Plan {
     pub(crate) buffered: bool,
     /// As [`Workload::fsync`].
     pub(crate) fsync: u64,
-    /// What each side may cache; without it, all of both files.
+    /// The cache size of each side; without it, both files fit.
     pub(crate) memory_bytes: Option<u64>,
 }
 
 impl Plan {
-    /// How long one run takes.
+    /// The duration of one run.
     pub(super) fn each(&self) -> Duration {
         self.runtime + self.ramp_time
     }

@@ -28,7 +28,7 @@ const LEAST_DISK_BYTES: u64 = 320 << 20;
 const FILE_BYTES: u64 = 1 << 30;
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Which disk, as the user named it.
+/// The disk, as the user named it.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskSpec {
     pub(crate) address: PciAddress,
@@ -59,7 +59,7 @@ impl Disk {
     /// Checks everything that can be checked before the disk is touched, and changes nothing.
     ///
     /// # Errors
-    /// What is in the way, and what to do about it.
+    /// The obstacle, and what to do about it.
     pub(crate) fn claim(spec: &DiskSpec) -> Result<Self> {
         Self::claim_at(Places::default(), spec)
     }
@@ -111,7 +111,7 @@ impl Disk {
         })
     }
 
-    /// What it is, in words: model, serial number, node.
+    /// Model, serial number and node, for messages.
     pub(crate) fn describe(&self) -> String {
         let name = &self.namespace.name;
         let (model, serial) = (&self.model, &self.serial);
@@ -183,8 +183,8 @@ impl Disk {
         Err(self.handover.controller.error(ErrorKind::DeviceGone, text))
     }
 
-    /// Somebody may have taken the disk since the comparison began. What has just let go may take a
-    /// moment.
+    /// Another program may have opened the disk since the comparison began. One that just closed it
+    /// may take a moment.
     fn check_free(&self) -> Result<()> {
         let give_up = Instant::now() + Duration::from_secs(5);
         loop {
@@ -201,7 +201,7 @@ impl Disk {
         }
     }
 
-    /// What `xfs_repair -n` says, as in [`image::check_clean`].
+    /// The result of `xfs_repair -n`, as in [`image::check_clean`].
     pub(crate) fn check_clean(&mut self) -> Result<Option<std::result::Result<(), String>>> {
         self.handover.give_to_kernel()?;
         Ok(image::check_clean(&self.node()?))
@@ -213,7 +213,7 @@ impl Disk {
     }
 }
 
-/// Two files, the log and all that XFS needs beside them have to fit.
+/// Two files, the log and the rest of XFS's metadata have to fit.
 fn file_bytes(asked: Option<u64>, capacity_bytes: u64) -> std::result::Result<u64, String> {
     if capacity_bytes < LEAST_DISK_BYTES {
         return Err(format!("{capacity_bytes} bytes are too small for an XFS"));
@@ -266,7 +266,7 @@ mod tests {
         }
     }
 
-    /// What the error says; nothing may have been written.
+    /// The error of the system; nothing may have been written.
     fn refused(machine: &Machine, spec: &DiskSpec) -> (ErrorKind, String) {
         let before = machine.written();
         let error = Disk::claim_at(machine.places(), spec).unwrap_err();

@@ -1,4 +1,4 @@
-//! Engines beside each other on one target: the same operations on its blocks, in alternating
+//! Engines compared on one target: the same operations on its blocks, in alternating
 //! rounds, no filesystem.
 
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ use super::rounds::{Ratio, Rounds};
 use super::runner;
 use super::workload::{Measure, Rw, Workload, mix};
 
-/// What can drive a target.
+/// An engine that can drive a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineName {
     /// xtent's own NVMe driver
@@ -41,7 +41,7 @@ impl EngineName {
         }
     }
 
-    /// How this engine names what a target names; or why it cannot drive it.
+    /// The target in this engine's notation; or why it cannot drive it.
     fn target(self, spec: &TargetSpec) -> std::result::Result<String, &'static str> {
         let same = spec.text.clone();
         match (self, &spec.kind) {
@@ -95,7 +95,7 @@ fn with_nsid(target: String, nsid: Option<u32>) -> String {
     }
 }
 
-/// How xtent's own driver names what SPDK's does.
+/// The target of xtent's own driver for one of SPDK's.
 fn own_way(id: &TransportId, nsid: Option<u32>) -> std::result::Result<String, &'static str> {
     match id.transport {
         Transport::VfioUser => Ok(with_nsid(
@@ -112,7 +112,7 @@ fn own_way(id: &TransportId, nsid: Option<u32>) -> std::result::Result<String, &
     }
 }
 
-/// What to compare, and how long.
+/// Parameters of a comparison.
 #[derive(Debug, Clone)]
 pub(crate) struct EnginesPlan {
     pub(crate) target: String,
@@ -153,7 +153,7 @@ impl Row {
     }
 }
 
-/// All of it.
+/// A comparison and its results.
 #[derive(Debug)]
 pub(crate) struct EnginesComparison {
     plan: EnginesPlan,
@@ -221,7 +221,7 @@ fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
         .collect()
 }
 
-/// How many turns of workloads there are at most.
+/// The number of runs of workloads at most.
 pub(crate) fn turns(plan: &EnginesPlan) -> u64 {
     let each = if plan.may_erase.is_some() { 6 } else { 4 };
     (plan.rounds * plan.engines.len()) as u64 * each

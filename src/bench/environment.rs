@@ -1,4 +1,4 @@
-//! Where and with what a bench ran: what a reader needs to judge its figures.
+//! The machine and the build that a measurement ran on.
 
 use serde::Serialize;
 

@@ -10,7 +10,7 @@ use super::outcome::Outcome;
 use super::plat;
 use super::timeline::{Interval, Timeline};
 
-/// What of each latency is given.
+/// The parts of each latency that are given.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Form<'a> {
     pub(crate) percentiles: &'a [f64],

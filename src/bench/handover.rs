@@ -22,7 +22,7 @@ pub(crate) const KERNEL_DRIVER: &str = "nvme";
 /// The driver that hands a device to a program.
 pub(crate) const VFIO_DRIVER: &str = "vfio-pci";
 
-/// What is restored: settings of the device that vfio-pci needs otherwise, or changes.
+/// The settings of the device that are restored: those that vfio-pci needs otherwise, or changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Before {
     driver_override: String,
@@ -98,10 +98,10 @@ impl Handover {
         notes.join(self.controller.address.to_string())
     }
 
-    /// Gives the controller to vfio-pci; nothing happens when it has it. Nobody uses its disks.
+    /// Gives the controller to vfio-pci; nothing happens when it has it. Its disks are not in use.
     ///
     /// # Errors
-    /// What went wrong; the controller is back with the kernel's driver then, or the error says
+    /// The failure; the controller is back with the kernel's driver then, or the error says
     /// that it is not.
     pub(crate) fn give_to_vfio(&mut self) -> Result<()> {
         if self.before.is_some() {
@@ -162,7 +162,7 @@ impl Handover {
 
     fn move_to_kernel(&self, before: &Before) -> Result<()> {
         let override_before = match before.driver_override.as_str() {
-            // vfio-pci would mean that somebody died between two steps.
+            // vfio-pci would mean that a process died between two steps.
             "(null)" | VFIO_DRIVER => "",
             name => name,
         };

@@ -10,7 +10,7 @@ pub(crate) const PERCENTILES: [f64; 17] = [
     99.99,
 ];
 
-/// Which latencies of a direction have percentiles. `clat` always has.
+/// The latencies of a direction that have percentiles. `clat` always has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Percentiles {
     pub(crate) slat: bool,
@@ -174,7 +174,7 @@ pub(crate) fn whole(rate: f64) -> u64 {
     rate.round() as u64
 }
 
-/// So many a second.
+/// A rate per second.
 pub(crate) fn rate(count: u64, seconds: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     let count = count as f64;

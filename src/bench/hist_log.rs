@@ -37,7 +37,7 @@ pub(super) struct HistogramLog {
     windows: Sender<Window>,
     /// When the interval that is running began.
     start: Duration,
-    /// What was counted by then: reads, writes.
+    /// The counts at that time: reads, writes.
     before: [Histogram<u64>; 2],
 }
 

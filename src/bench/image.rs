@@ -10,14 +10,14 @@ use xtent::{Error, ErrorKind, Result};
 
 use super::pattern;
 
-/// Where a made image has the file to read and the file to overwrite.
+/// Paths of the file to read and the file to overwrite in an image that xtent makes.
 pub(crate) const READ_FILE: &str = "/bench/read.dat";
 /// See [`READ_FILE`].
 pub(crate) const WRITE_FILE: &str = "/bench/write.dat";
 
 const IMAGE_BYTES: u64 = 1 << 30;
 /// mkfs.xfs writes a file of a prototype as if it were one extent, over whatever comes after the
-/// first: both files must fit into one allocation group of the two, beside the log.
+/// first: both files and the log must fit into one allocation group of the two.
 const FILE_BYTES: u64 = 192 << 20;
 
 /// A directory that goes with everything in it.
@@ -107,7 +107,7 @@ pub(crate) fn warm(image: &Path, memory_bytes: u64) -> Result<(u64, bool)> {
     Ok((len_bytes, fits))
 }
 
-/// What `xfs_repair -n` says of an image or a disk: clean or not; `None` when there is no
+/// The result of `xfs_repair -n` on an image or a disk: clean or not; `None` when there is no
 /// xfs_repair.
 pub(crate) fn check_clean(image: &Path) -> Option<std::result::Result<(), String>> {
     let mut repair = Command::new("xfs_repair");

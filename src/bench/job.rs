@@ -143,8 +143,8 @@ impl<'a, E: Engine> Job<'a, E> {
         let mut in_ramp = workload.ramp_time.is_some();
         let mut begun = start;
         let mut before = Before::read(self.number);
-        // Reading /proc takes long enough to be seen in the latency of operations in flight: it is done
-        // again before the ramp time is over.
+        // Reading /proc takes long enough to be seen in the latency of operations in flight: it is
+        // done again before the ramp time is over.
         let mut read_before_at = workload.ramp_time.map(|ramp| start.after(ramp / 4 * 3));
         self.next_mark = self.next_mark_after(begun, in_ramp);
         loop {

@@ -1,4 +1,4 @@
-//! What a comparison runs on, an image or a disk, and the two ways to it.
+//! The image or disk of a comparison, and access to it from both sides.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::disk::{Disk, DiskSpec};
 use super::image;
 use super::progress::Progress;
 
-/// Which one, as the user named it.
+/// The image or disk, as the user named it.
 #[derive(Debug, Clone)]
 pub(crate) enum MediumSpec {
     Image(ImageSpec),
@@ -28,7 +28,7 @@ pub(crate) struct ImageSpec {
     pub(crate) controller: ControllerMode,
 }
 
-/// What was found when it was made ready.
+/// Properties that were found in preparation.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MediumInfo {
     pub(crate) name: String,
@@ -43,7 +43,7 @@ pub(crate) struct MediumInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CacheSpec {
     pub(crate) bytes: usize,
-    /// Of it, how much may be dirty.
+    /// The share of it that may be dirty.
     pub(crate) dirty_percent: u8,
 }
 
@@ -109,7 +109,7 @@ impl Medium {
         }
     }
 
-    /// What `xfs_repair -n` says, as in [`image::check_clean`].
+    /// The result of `xfs_repair -n`, as in [`image::check_clean`].
     pub(crate) fn check_clean(&mut self) -> Result<Option<std::result::Result<(), String>>> {
         match self {
             Self::Image(spec) => Ok(image::check_clean(&spec.path)),
@@ -126,7 +126,7 @@ impl Medium {
     }
 }
 
-/// How a volume with such a cache is opened.
+/// The options to open a volume with such a cache.
 pub(super) fn options(cache: Option<CacheSpec>) -> MountOptions {
     match cache {
         Some(cache) => MountOptions::new()

@@ -45,7 +45,7 @@ pub(crate) mod xtent_engine;
 use xtent::internals::sys::{ProcessLimit, interrupted, limit_error};
 use xtent::{Error, ErrorKind, Result};
 
-/// What an operation of a workload does.
+/// The direction of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Op {

@@ -14,17 +14,17 @@ use xtent::{Error, ErrorKind, Result};
 /// Class code of an NVMe I/O controller.
 const CLASS_NVME: &str = "0x010802";
 
-/// Where things lie, and how long to wait for the kernel.
+/// Directories of the system, and how long to wait for the kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     pub(crate) sysfs: PathBuf,
     pub(crate) proc: PathBuf,
     pub(crate) dev: PathBuf,
-    /// Where vfio-setup.sh notes what it found, and looks when it restores.
+    /// The directory of the notes of vfio-setup.sh, from which it restores.
     pub(crate) notes: PathBuf,
-    /// What loads a module.
+    /// The program that loads a module.
     pub(crate) modprobe: PathBuf,
-    /// How long a driver may take to appear, and its namespaces after it.
+    /// The time that a driver may take to appear, and its namespaces after it.
     pub(crate) patience: Duration,
 }
 
@@ -138,7 +138,7 @@ impl Controller {
             .collect()
     }
 
-    /// What the kernel's nvme driver calls it (`nvme0`), while it has it.
+    /// The name (`nvme0`) that the kernel's nvme driver gives it while bound.
     fn kernel_name(&self) -> Option<String> {
         names_in(&self.dir().join("nvme")).into_iter().next()
     }
@@ -207,7 +207,7 @@ impl Controller {
         self.places.dev.join(&namespace.name)
     }
 
-    /// Who uses any of its namespaces or their partitions, one sentence each; nobody when it is
+    /// Uses of its namespaces or their partitions, one sentence each; not in use when it is
     /// empty.
     pub(crate) fn uses(&self) -> Vec<String> {
         let disks: Vec<String> = self.namespaces().into_iter().map(|ns| ns.name).collect();
@@ -235,7 +235,7 @@ impl Controller {
         uses.into_iter().collect()
     }
 
-    /// Who drives it through vfio.
+    /// Processes that drive it through vfio.
     pub(crate) fn vfio_users(&self) -> Vec<String> {
         let vfio = self.places.dev.join("vfio");
         let mut nodes: Vec<PathBuf> = self
@@ -299,7 +299,7 @@ impl Controller {
         }
     }
 
-    /// What the kernel put on top: device mapper, RAID, loop devices, exported targets.
+    /// Devices that the kernel put on top: device mapper, RAID, loop devices, exported targets.
     fn stacked(&self, blocks: &[String], uses: &mut BTreeSet<String>) {
         let sysfs = &self.places.sysfs;
         for block in blocks {
@@ -353,7 +353,7 @@ impl Controller {
         }
     }
 
-    /// The kernel's own word: whoever builds on a disk (a mount, swap, RAID, ZFS) claims it for
+    /// The kernel's own state: a user of a disk (a mount, swap, RAID, ZFS) claims it for
     /// itself alone, and an exclusive open fails.
     fn claimed(&self, disks: &[String], uses: &mut BTreeSet<String>) {
         for disk in disks {

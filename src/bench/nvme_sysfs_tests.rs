@@ -94,7 +94,7 @@ impl Machine {
         symlink(self.sysfs().join("bus/pci/drivers").join(driver), link).unwrap();
     }
 
-    /// Which driver has the controller; none when it is empty.
+    /// The driver of the controller; none when it is empty.
     pub(crate) fn bind(&self, driver: &str) {
         if driver.is_empty() {
             fs::remove_file(self.sysfs().join(DEVICE).join("driver")).unwrap();
@@ -128,7 +128,7 @@ impl Machine {
         self.write(&self.dir.path().join("dev").join(name), "");
     }
 
-    /// What process 1 sees mounted.
+    /// The mounts of process 1.
     pub(crate) fn mounts(&self, table: &str) {
         self.write(&self.dir.path().join("proc/1/mountinfo"), table);
     }

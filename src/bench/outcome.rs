@@ -1,4 +1,4 @@
-//! What a workload came to.
+//! The results of a workload.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ pub(crate) struct Outcome {
     pub(crate) job_time: Duration,
     /// Processor time of the threads of the jobs.
     pub(crate) usage: Usage,
-    /// The time in which they used it, of all jobs added up: the measured one, and the end of the ramp time.
+    /// The time in which they used it, of all jobs added up: the measured one, and the end of the
+    /// ramp time.
     pub(crate) usage_time: Duration,
     /// CPUs in use by this process and by the whole machine, on average.
     pub(crate) cpus: Cpus,

@@ -1,4 +1,4 @@
-//! What `--verify` writes and expects: a block that says where it belongs and proves itself whole.
+//! The pattern of `--verify`: each block has its offset and a checksum.
 //!
 //! 32 bytes of header, little-endian: magic (8), byte offset in the file (8), seed (8), length in
 //! bytes (4), CRC32C of the block without this field (4); then bytes that follow from offset and

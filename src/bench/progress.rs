@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::hist::{bytes_text, count_text, rate};
 use super::terminal::escape;
 
-/// How long work must take before its progress is shown: short commands print their results only.
+/// The time after which progress is shown: short commands print their results only.
 const SHOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// A bar on a terminal; elsewhere nothing.
@@ -108,7 +108,7 @@ impl Progress {
     }
 }
 
-/// How fast a load is at the moment: over the last half second or more.
+/// The current speed of a load: over the last half second or more.
 #[derive(Debug)]
 pub(crate) struct Speed {
     since: Cell<(Instant, u64)>,

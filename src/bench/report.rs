@@ -36,7 +36,7 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
     text
 }
 
-/// The same, without the page cache above.
+/// The method of a side, without the page cache.
 fn beneath(comparison: &Comparison, side: Side) -> String {
     let engines = if comparison.plan.buffered {
         BUFFERED_ENGINE
@@ -85,7 +85,7 @@ const KERNEL_ENGINES: &str = "Files opened with O_DIRECT; pread and pwrite at de
 const BUFFERED_ENGINE: &str =
     "Files opened without O_DIRECT; pread and pwrite through the page cache.";
 
-/// What is compared, and what the figures do not show.
+/// The meaning of the figures, and their limits.
 pub(crate) fn meaning(comparison: &Comparison) -> String {
     if comparison.plan.buffered {
         return match comparison.plan.memory_bytes {
@@ -132,7 +132,7 @@ const BUFFERED_MEANING: &str = "Both sides keep the files in a page cache and co
     once. The comparison is of cached access: a system call and a page lookup for the kernel, a lookup in \
     its own memory for xtent; and of writeback.";
 
-/// What a terminal has room for.
+/// The figures of the table on a terminal.
 const FIGURES: [Figure; 3] = [P50, P99, IOPS];
 
 /// The table for a terminal.
@@ -190,7 +190,7 @@ pub(crate) fn table(comparison: &Comparison) -> String {
     text
 }
 
-/// Of all rounds together; a dash without any.
+/// A figure of all rounds together; a dash without any.
 fn value_text(figure: &Figure, rounds: &Rounds) -> String {
     if rounds.outcomes.is_empty() {
         return "-".into();
@@ -198,7 +198,7 @@ fn value_text(figure: &Figure, rounds: &Rounds) -> String {
     (figure.text)((figure.all)(rounds))
 }
 
-/// How far the rounds lie apart: the lowest and the highest figure of each side.
+/// The spread of the rounds: the lowest and the highest figure of each side.
 pub(crate) fn spread(comparison: &Comparison) -> String {
     let mut text = String::new();
     if comparison.plan.rounds < 2 {
@@ -270,7 +270,7 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
     all
 }
 
-/// What it ran on, and under which key that stands.
+/// The image or disk, and its key.
 fn medium_json(comparison: &Comparison) -> (&'static str, Value) {
     let plan = &comparison.plan;
     let (key, mut value) = match &plan.on {

@@ -14,10 +14,10 @@ use super::job::Job;
 use super::outcome::Outcome;
 use super::workload::Workload;
 
-/// Called now and then with the operations done so far.
+/// A callback with the number of operations done so far.
 pub(crate) type Tick<'a> = &'a dyn Fn(u64);
 
-/// Called with the intervals of the histogram log, as they end.
+/// A callback with each interval of the histogram log when it ends.
 pub(crate) type Log<'a> = &'a dyn Fn(&Window);
 
 /// Runs the workload, each job on a thread of its own with the engine that `make` gives it there.
@@ -102,7 +102,7 @@ fn pin(workload: &Workload) -> Result<()> {
     })
 }
 
-/// Where jobs meet before they begin: all of them, or none when one has no thread or no engine.
+/// A barrier: all jobs begin together, or none when one has no thread or no engine.
 #[derive(Debug)]
 struct Start {
     /// Jobs that are not ready yet; `None` once one of them failed.

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// minutes.
 const MOST: usize = 4096;
 
-/// What happened in one interval.
+/// The counts of one interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Interval {
     pub(crate) read_ios: u64,

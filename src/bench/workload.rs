@@ -1,4 +1,4 @@
-//! What a bench does, in fio's words, and the sequence of operations it comes to.
+//! A workload with fio's parameters, and its sequence of operations.
 //!
 //! The sequence follows from the workload alone (seed included): every engine gets the same
 //! operations at the same offsets in the same order.
@@ -78,7 +78,7 @@ pub(crate) struct Workload {
     pub(crate) runtime: Option<Duration>,
     /// Goes on over and over until the runtime is over.
     pub(crate) time_based: bool,
-    /// How long to go on before measuring.
+    /// The time to run before measuring.
     #[serde(serialize_with = "seconds")]
     pub(crate) ramp_time: Option<Duration>,
     /// The most operations each job does.
@@ -89,14 +89,14 @@ pub(crate) struct Workload {
     pub(crate) buffered: bool,
     /// Makes durable what was written, after so many writes of a job; 0 for never before the end.
     pub(crate) fsync: u64,
-    /// Where in the file the first block is.
+    /// The offset of the first block in the file.
     #[serde(rename = "offset")]
     pub(crate) offset_bytes: u64,
     #[serde(skip)]
     pub(crate) measure: Measure,
 }
 
-/// How a workload is measured. Nothing of this changes its operations.
+/// Parameters of the measurement. None of them changes the operations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Measure {
     /// Whether submission and completion are told apart: where one call is both they cannot be.

@@ -175,7 +175,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// What of the measured range is not on the device; nothing of a target's own blocks.
+    /// The parts of the measured range that are not on the device; none of a target's own blocks.
     fn unbacked(&self, workload: &Workload) -> Result<Unbacked, Failure> {
         match self {
             Self::File { volume, path } if workload.rw.reads() => {
@@ -235,7 +235,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Of the page cache, where there is one.
+    /// Counters of the page cache, where there is one.
     fn cache_stats(&self) -> Option<CacheStats> {
         match self {
             Self::File { volume, .. } => volume.cache_stats(),

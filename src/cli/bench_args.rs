@@ -14,7 +14,7 @@ use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::hist::Percentiles;
 use crate::bench::workload::{Measure, Rw, Workload};
 
-/// Where xtent's words and fio's differ. Everything else that has fio's name means what it means to
+/// Differences from fio. Everything else that has fio's name means what it means to
 /// fio.
 const DIFFERENCES: &str = "\
 Options have fio's names and meanings, with - or _ between words, and flags as --FLAG or

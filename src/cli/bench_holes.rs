@@ -1,4 +1,4 @@
-//! What of a measured file the device does not have: reads of it measure no device.
+//! The parts of a measured file that have no data on the device: reads of them measure no device.
 
 use xtent::volume::{FiemapFlags, File, Io};
 

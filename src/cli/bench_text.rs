@@ -12,7 +12,7 @@ use crate::bench::latency::Samples;
 use crate::bench::outcome::Outcome;
 use crate::bench::workload::Workload;
 
-/// What was run and what came out.
+/// A workload and its results.
 pub(super) struct Results<'a> {
     pub(super) args: &'a BenchArgs,
     pub(super) workload: &'a Workload,

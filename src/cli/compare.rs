@@ -357,7 +357,7 @@ fn print(out: &mut impl Write, comparison: &Comparison) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How xtent's side ran, as `xtent bench` says it.
+/// The mode of xtent's side, in the words of `xtent bench`.
 fn mode(target: &TargetInfo) -> String {
     format!(
         "xtent's target: {}: {}; memory: {}{}; waiting by {}; controller: {}",

@@ -206,7 +206,7 @@ pub(super) fn waiting(name: &str) -> &str {
     }
 }
 
-/// Which thread carries the commands out.
+/// The thread that runs the embedded controller.
 pub(super) fn controller_text(mode: &str) -> &str {
     match mode {
         "inline" => "inline (on the thread that waits)",
