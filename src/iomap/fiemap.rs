@@ -40,7 +40,7 @@ pub struct FiemapExtent {
     pub physical_bytes: u64,
     /// Length in bytes.
     pub length_bytes: u64,
-    /// What is special about it.
+    /// Properties of the extent.
     pub flags: FiemapFlags,
 }
 

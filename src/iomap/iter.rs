@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Span<'a> {
     /// First file byte.
     pub pos: u64,
-    /// Bytes, at least 1: clipped to both the mapping and what is left of the operation.
+    /// Bytes, at least 1: clipped to both the mapping and the rest of the operation.
     pub len: u64,
     /// The mapping as the filesystem gave it; it covers all of the span.
     pub mapping: &'a Mapping,
@@ -27,7 +27,7 @@ pub struct Iter {
     pub pos: u64,
     /// Bytes left.
     pub remaining: u64,
-    /// What is done with the range.
+    /// Operation on the range.
     pub flags: IterFlags,
 }
 
@@ -101,7 +101,7 @@ impl Iter {
         Ok(self.pos - start)
     }
 
-    /// Bytes of the mapping from the position on, clipped to what is left; `None` when the position is not
+    /// Bytes of the mapping from the position on, clipped to the rest; `None` when the position is not
     /// inside, or the mapping's addresses run past 64 bits.
     #[inline]
     fn covered(&self, mapping: &Mapping) -> Option<u64> {

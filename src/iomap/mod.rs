@@ -38,7 +38,7 @@ pub enum Kind {
 }
 
 bitflags! {
-    /// What is special about a mapping.
+    /// Properties of a mapping.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct MapFlags: u16 {
         /// Blocks just allocated: what the write does not cover must be zeroed.
@@ -65,9 +65,9 @@ pub struct Mapping {
     pub length: u64,
     /// What stands behind it.
     pub kind: Kind,
-    /// What is special about it.
+    /// Properties of the mapping.
     pub flags: MapFlags,
-    /// Changes whenever the file's mappings do; to be rechecked by whoever uses a mapping later.
+    /// Changes whenever the file's mappings do; a later use of a mapping compares it first.
     pub cookie: u64,
 }
 

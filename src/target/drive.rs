@@ -1,4 +1,4 @@
-//! A controller without regard to what is on it: identity, health, namespaces that cannot be used included.
+//! A controller regardless of the disk's content: identity, health, unusable namespaces included.
 
 use std::fs;
 use std::sync::Arc;
@@ -187,7 +187,7 @@ pub struct DriveInfo {
     pub memory: String,
     /// Hugepages of the host; `None` where it has no such thing.
     pub huge_pages: Option<HugePageCount>,
-    /// PCI address; `None` for what is not on the PCI bus.
+    /// PCI address; `None` for a controller that is not on the PCI bus.
     pub pci_address: Option<String>,
     /// NUMA node that it is near to; `None` where that is not known.
     pub numa_node: Option<u32>,
@@ -252,7 +252,7 @@ impl Drive {
     /// [`Drive::target`] only.
     ///
     /// # Errors
-    /// Those of [`Target::open`], but for what is wrong with a namespace; [`ErrorKind::Unsupported`] for
+    /// Those of [`Target::open`], except for a faulty namespace; [`ErrorKind::Unsupported`] for
     /// `uring:` and `spdk:` targets, whose controller the kernel or SPDK has.
     pub fn open(target: &str, options: &TargetOptions) -> Result<Self> {
         let spec = TargetSpec::parse(target)?;

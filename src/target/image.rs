@@ -236,16 +236,20 @@ fn in_use(attached: Option<String>, access: ImageAccess) -> Error {
     let detail = match (attached, access.read_only) {
         (Some(name), _) => format!(
             "the image is attached to /dev/{name}, and may be mounted there: unmount it and detach it \
-             (losetup -d /dev/{name}), or read what is there with the options readonly,inuse"
+             (losetup -d /dev/{name}), or read it with the options readonly,inuse"
         ),
-        (None, true) => "another process, or a loop device that is not visible here, has the image open for \
-             writing (fuser -v FILE, losetup -j FILE): end that, or read what is there with the options \
+        (None, true) => {
+            "another process, or a loop device that is not visible here, has the image open for \
+             writing (fuser -v FILE, losetup -j FILE): end that, or read it with the options \
              readonly,inuse"
-            .to_owned(),
-        (None, false) => "another process, or a loop device that is not visible here, has the image open \
-             (fuser -v FILE, losetup -j FILE): end that, or read what is there with the options \
+                .to_owned()
+        }
+        (None, false) => {
+            "another process, or a loop device that is not visible here, has the image open \
+             (fuser -v FILE, losetup -j FILE): end that, or read it with the options \
              readonly,inuse"
-            .to_owned(),
+                .to_owned()
+        }
     };
     Error::new(ErrorKind::Busy, detail)
 }
@@ -300,8 +304,8 @@ mod qemu {
     fn in_use() -> Error {
         Error::new(
             ErrorKind::Busy,
-            "QEMU, or another program with its locks, has the image open: end it first, or read what is \
-             there with the options readonly,inuse",
+            "QEMU, or another program with its locks, has the image open: end it first, or read it \
+             with the options readonly,inuse",
         )
     }
 

@@ -459,7 +459,7 @@ fn medium_of(
             }
             Ok((medium, "which keeps its blocks in memory", None))
         }
-        // Have no medium of ours: nobody comes here with them.
+        // These have no medium of ours, and are handled before.
         TargetKind::Pci { .. } | TargetKind::VfioUser { .. } | TargetKind::Uring(_) => {
             later("a disk as a medium")
         }
@@ -467,7 +467,7 @@ fn medium_of(
     }
 }
 
-/// Copies an image into memory, leaving out what is zero.
+/// Copies an image into memory, except its zeroes.
 fn load_image(medium: &mut Medium, path: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt;
     const PIECE_BYTES: usize = 1 << 20;

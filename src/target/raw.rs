@@ -240,7 +240,7 @@ impl RawIo {
     /// [`ErrorKind::InvalidInput`] while something is in flight; what the device reports.
     pub fn flush(&mut self) -> Result<()> {
         if self.outstanding() > 0 {
-            return Err(wrong("a flush waits for what is in flight: poll first"));
+            return Err(wrong("a flush needs all requests completed: poll first"));
         }
         let chain = Chain {
             op: Op::Flush,
@@ -312,7 +312,7 @@ fn refusal(refused: Refused) -> Error {
 }
 
 impl Drop for RawIo {
-    /// Waits, within reason, for what is in flight. What is not back by then keeps its memory forever.
+    /// Waits, up to a limit, for requests in flight. The memory of those not complete by then is leaked.
     fn drop(&mut self) {
         let patience = self
             .target

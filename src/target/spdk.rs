@@ -28,7 +28,7 @@ pub(crate) fn open(
     Ok((Engine::Spdk(controller), heap))
 }
 
-/// Says how to get what is missing.
+/// The installation hint for a missing part.
 #[cfg(not(feature = "spdk"))]
 pub(crate) fn open(
     _: &TransportId,

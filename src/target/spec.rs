@@ -105,7 +105,7 @@ impl TargetSpec {
     /// name is written twice.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] with what is known, [`ErrorKind::NotFound`] for a bare word that is no
+    /// [`ErrorKind::InvalidInput`] with the known forms, [`ErrorKind::NotFound`] for a bare word that is no
     /// file.
     pub fn parse(text: &str) -> Result<Self> {
         parse(text).map_err(|error| error.during("parse target").on_device(text))
@@ -197,7 +197,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
         None => {
             return Err(Error::new(
                 ErrorKind::NotFound,
-                format!("there is no file `{head}`, and a target is otherwise {SCHEMES}"),
+                format!("{head}: no such file. Other target forms: {SCHEMES}"),
             ));
         }
     };

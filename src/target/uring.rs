@@ -12,7 +12,7 @@ use crate::mem::Heap;
 use crate::sys::HeldFile;
 use crate::uring::{Disk, DiskInfo};
 
-/// Opens it so that nobody else changes it meanwhile, with `heap` for its memory.
+/// Opens it exclusively, with `heap` for its memory.
 pub(crate) fn open(
     spec: &TargetSpec,
     path: &Path,
@@ -43,7 +43,7 @@ fn open_device(path: &Path, access: ImageAccess) -> Result<File> {
             Some(libc::EBUSY) => Error::new(
                 ErrorKind::Busy,
                 "the device is mounted or in use (swap, LVM, md, another program): free it, or read \
-                 what is there with the options readonly,inuse",
+                 it with the options readonly,inuse",
             )
             .because(error),
             _ => Error::system("cannot open the device", error),

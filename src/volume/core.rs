@@ -255,9 +255,9 @@ impl IoCore {
 }
 
 impl Drop for IoCore {
-    /// Waits for what is in flight, at most until every deadline of the device has passed, and completes every
-    /// operation that was not handed over: pages that a direct write made stale are dropped, and the memory goes
-    /// back to its heap. Only memory that the device may still access is leaked.
+    /// Waits for requests in flight, at most until every deadline of the device has passed, and completes all
+    /// operations that were not delivered: pages that a direct write made stale are dropped, and the memory
+    /// goes back to its heap. Only memory that the device may still access is leaked.
     fn drop(&mut self) {
         if self.direct.outstanding() == 0 {
             return;

@@ -50,7 +50,7 @@ impl OpenOptions {
         self
     }
 
-    /// For writing: overwriting what is there, within the file's length.
+    /// For writing: overwriting existing data, within the file's length.
     #[must_use]
     pub fn write(mut self, yes: bool) -> Self {
         self.write = yes;
@@ -64,8 +64,8 @@ impl OpenOptions {
         self
     }
 
-    /// Through the page cache of the volume: reads and writes of any length, at any offset, from any memory. What is
-    /// written reaches the device later (see [`File::sync_data`]), unless every write is to be durable.
+    /// Through the page cache of the volume: reads and writes of any length, at any offset, from any memory.
+    /// Writes reach the device later (see [`File::sync_data`]), unless every write is to be durable.
     #[must_use]
     pub fn buffered(mut self, yes: bool) -> Self {
         self.buffered = yes;
@@ -158,17 +158,18 @@ impl OpenOptions {
 /// An open file. Cheap to clone; any thread may use it with its own [`Io`] of the same volume.
 ///
 /// Direct I/O: offsets and lengths are multiples of [`Io::block_bytes`], memory comes from [`Io::alloc`].
-/// Reads into ordinary memory may have any alignment. Writes overwrite what is there: a hole, preallocated
+/// Reads into ordinary memory may have any alignment. Writes overwrite existing data: a hole, preallocated
 /// space, shared blocks or the end of the file refuse them ([`crate::ErrorKind::NotOverwrite`]) before
 /// anything is written.
 ///
 /// Opened [buffered](OpenOptions::buffered), the blocking calls go through the page cache, with any offset, length and
-/// memory. Writes overwrite what is there, too; one that comes to a hole, preallocated space, shared blocks or the end of
-/// the file stops there and says how far it came, and is refused when that is nowhere. The calls of [`Io`] that submit,
+/// memory. Writes overwrite existing data, too; a write that reaches a hole, preallocated space, shared
+/// blocks or the end of the file stops there and returns the bytes written, or fails if there are none.
+/// The calls of [`Io`] that submit,
 /// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file: direct I/O finds
 /// what was written to the cache before, and drops from it what it overwrites.
 ///
-/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See [`Volume`] for what is lost
+/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See [`Volume`] for the data lost
 /// when a process ends without closing or syncing.
 #[derive(Debug, Clone)]
 pub struct File {
@@ -232,7 +233,7 @@ pub(super) fn operation_name(kind: EndedKind) -> &'static str {
 }
 
 impl File {
-    /// An error with all that is known of the operation.
+    /// An error with the properties of the operation.
     #[cold]
     pub(super) fn explain(&self, error: Error, operation: &'static str, offset: u64) -> Error {
         self.volume
@@ -485,7 +486,7 @@ impl File {
         Ok(extents)
     }
 
-    /// Asks for mappings to be shown, after a look at what is shared.
+    /// Requests mappings for a report, after shared blocks were looked up.
     fn reported<T>(
         &self,
         io: &mut Io,
@@ -503,7 +504,7 @@ impl File {
         )
     }
 
-    /// A reader from the file's start, with several large reads in flight ahead of what is consumed.
+    /// A reader from the file's start, with several large reads in flight ahead of the consumed position.
     ///
     /// # Errors
     /// When the file was not opened for reading or `io` belongs to another volume.

@@ -277,7 +277,7 @@ impl Table {
         }
     }
 
-    /// One handle less. Returns what is not in core any more, to be dropped when the table is not locked.
+    /// One handle less. Returns evicted inodes, to be dropped when the table is not locked.
     fn close(&mut self, inode: &Arc<CoreInode>) -> Vec<Entry> {
         let turn = self.turn;
         let Some(entry) = self.entry_of(inode) else {

@@ -168,8 +168,8 @@ impl Io {
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "no queue for buffered I/O"))
     }
 
-    /// To be called before direct I/O on a file that may be cached: what was written to the cache is on the device after,
-    /// and what is to be overwritten is not cached any more.
+    /// To be called before direct I/O on a file that may be cached: writes its dirty pages to the device and,
+    /// before a write, drops the range from the cache.
     #[inline]
     pub(super) fn before_direct(
         &mut self,
@@ -193,7 +193,7 @@ impl Io {
         cached::before_direct(&file.shared, self, what, (offset, len), false)
     }
 
-    /// How the volume's page cache fares, with all that this thread did; other threads add what they count now and
+    /// Page cache counters of the volume, with all operations of this thread; other threads add theirs now and
     /// then. `None` when no buffered file was opened yet.
     pub fn cache_stats(&mut self) -> Option<CacheStats> {
         if let Some(buffered) = &mut self.buffered {

@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Files are opened for direct I/O, or, with [`OpenOptions::buffered`], for I/O of any alignment through a page cache that
-//! all handles of the volume share. What is written to the cache is on the device after [`File::sync_data`],
+//! all handles of the volume share. Writes to the cache are on the device after [`File::sync_data`],
 //! [`Volume::sync`], or when the last handle of the volume is gone.
 //!
 //! Paths are bytes, as XFS has them: not all of them are UTF-8.

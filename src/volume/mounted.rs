@@ -25,16 +25,16 @@ use crate::xfs::{Fs, FsOptions, Ino};
 ///
 /// Every handle ([`Io`], [`File`], a clone) keeps the volume open.
 ///
-/// - [`Volume::close`] of the last handle writes back what is dirty in the page cache, flushes the device's write cache,
+/// - [`Volume::close`] of the last handle writes back the dirty pages of the page cache, flushes the device's write cache,
 ///   and returns what failed.
 /// - Dropping the last handle writes back as well, but a failure is only an event of `tracing` (level error), and the
 ///   device's write cache is flushed only if something was dirty.
 /// - [`Volume::sync`], [`File::sync_data`] and writes to a file opened with [`OpenOptions::dsync`] make data durable at once.
 ///
-/// What runs no destructors loses what is dirty: [`std::process::exit`], an abort, a signal that ends the process, the
+/// An end without destructors loses dirty pages: [`std::process::exit`], an abort, a signal that ends the process, the
 /// return of `main` while other threads have handles, a handle that is leaked (`std::mem::forget`, `Box::leak`, a cycle
 /// of `Arc`s) or kept in a `static`. The background flusher, where one runs, writes back what has been dirty for
-/// [`MountOptions::dirty_expire`]; what is younger is lost. Completed direct writes are on the device, though maybe
+/// [`MountOptions::dirty_expire`]; younger pages are lost. Completed direct writes are on the device, though maybe
 /// in its write cache.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -92,7 +92,7 @@ impl VolumeShared {
 }
 
 impl Drop for VolumeShared {
-    /// Writes back what is dirty. Failures are only logged: call [`Volume::close`] to get them.
+    /// Writes back dirty pages. Failures are only logged: call [`Volume::close`] to get them.
     fn drop(&mut self) {
         if !self.is_closed {
             self.background.end();
@@ -216,14 +216,14 @@ impl Volume {
         })
     }
 
-    /// Closes the volume: ends the background flusher, writes back what is dirty, flushes the device's write cache, and
+    /// Closes the volume: ends the background flusher, writes back dirty pages, flushes the device's write cache, and
     /// returns what failed. To be called on the last handle, when every [`Io`], [`File`], [`ReadDir`] and clone is gone.
     ///
     /// # Errors
     /// The first failure of writing back or of the flush, and a failure of writing back before that no sync of the volume
-    /// has told: what is still dirty is lost then. [`ErrorKind::Busy`] when there are other handles: everything written
+    /// has reported: pages that are still dirty are lost then. [`ErrorKind::Busy`] when there are other handles: everything written
     /// before was written back and flushed all the same, but the volume stays open, and the last handle to be dropped writes
-    /// back what is written from now on.
+    /// back later writes.
     ///
     /// ```
     /// # use xtent::volume::{OpenOptions, Volume};
@@ -276,7 +276,7 @@ impl Volume {
         }
     }
 
-    /// How the page cache fares. Threads count hits and misses for themselves and add them up now and then: when their
+    /// Page cache counters. Threads count hits and misses for themselves and add them up now and then: when their
     /// [`Io`] goes, and with [`Io::cache_stats`]. `None` when no buffered file was opened yet.
     pub fn cache_stats(&self) -> Option<CacheStats> {
         self.shared.inodes.stats()
@@ -308,7 +308,7 @@ impl Volume {
             })
     }
 
-    /// What is known of the file that `path` leads to; symbolic links are followed.
+    /// Metadata of the file that `path` leads to; symbolic links are followed.
     ///
     /// # Errors
     /// When the path leads nowhere or the disk cannot be read.
@@ -327,7 +327,7 @@ impl Volume {
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
-    /// What is known of the file at `path`; a symbolic link in the last place is not followed.
+    /// Metadata of the file at `path`; a symbolic link in the last place is not followed.
     ///
     /// # Errors
     /// When the path leads nowhere or the disk cannot be read.

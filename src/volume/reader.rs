@@ -94,7 +94,7 @@ impl<'io> FileReader<'io> {
         let (len, failure) = done_of(ended.result);
         let is_there = start + len as u64 > self.position;
         match failure {
-            // What was read before a failure comes first; the failure comes again with the read of what is behind.
+            // Data read before a failure comes first; the failure recurs with the read of the rest.
             None | Some(_) if is_there => {
                 self.front = Some(Piece {
                     start,
@@ -141,7 +141,7 @@ impl<'io> FileReader<'io> {
         Ok(())
     }
 
-    /// Waits for what is in flight and forgets it.
+    /// Waits for the reads in flight and discards them.
     fn give_up_ahead(&mut self) {
         while let Some((_, kept)) = self.ahead.pop_front() {
             if let Ok(ended) = self.io.core.wait(kept) {

@@ -26,7 +26,7 @@ pub(super) fn resolve(
 
 fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
     check(path)?;
-    // What is still to be walked, last component first.
+    // The components still to be walked, last one first.
     let mut rest = components(path);
     let mut links = 0;
     // The directories above `here`: `..` leads back through them, and never above the root.

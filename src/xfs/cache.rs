@@ -1,7 +1,7 @@
 //! Metadata blocks in memory: checked once, kept while there is room, shared by threads.
 //!
-//! A block is found again only under the address, length, kind and owner that it was checked for. Bounded;
-//! what was not used since the hand came by last goes first (clock).
+//! A block is found again only under the address, length, kind and owner that it was checked for.
+//! Bounded, with CLOCK eviction.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::{HashMap, VecDeque};

@@ -270,7 +270,7 @@ fn check_size(file_type: FileType, size: u64) -> Result<(), &'static str> {
         FileType::Regular => 0..=Geometry::MAX_FILE_BYTES,
         FileType::Directory => 1..=MAX_DIRECTORY_BYTES,
         FileType::Symlink => 1..=MAX_SYMLINK_BYTES,
-        // Pipes and devices may have any; nobody looks.
+        // Pipes and devices may have any; it is not used.
         _ => 0..=Geometry::MAX_FILE_BYTES,
     };
     if range.contains(&size) {

@@ -59,8 +59,8 @@ fn describe(io: &mut impl MetaIo) -> Result<String> {
     })
 }
 
-/// Of which RAID a device is a member, by a superblock of its at or behind the byte `from`: what is
-/// written to a member is not written to the others. In words, with what to do.
+/// The RAID of which a device is a member, by a superblock at or behind the byte `from`: a write to a
+/// member does not reach the others. In words, with the remedy.
 ///
 /// # Errors
 /// The device's.

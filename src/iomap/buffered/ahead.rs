@@ -1,4 +1,4 @@
-//! Reading ahead: how far, and what is in flight.
+//! Read-ahead: its window, and the reads in flight.
 
 use super::super::Mapping;
 use super::ring::TaskId;
@@ -41,7 +41,7 @@ impl Default for ReadAhead {
     }
 }
 
-/// Pages that are read while nobody waits for them.
+/// Pages that are read before a thread waits for them.
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) task: TaskId,

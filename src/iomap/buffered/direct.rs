@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::mem::pages::Which;
 
 impl<Q: Queue> Buffered<Q> {
-    /// Before a direct read of a range: what is dirty in it is on the device after.
+    /// Before a direct read of a range: writes its dirty pages to the device.
     ///
     /// # Errors
     /// As [`Buffered::write_back`].

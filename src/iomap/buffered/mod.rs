@@ -2,13 +2,14 @@
 //!
 //! As `iomap_file_buffered_write`, `iomap_read_folio` and `iomap_writepages` of Linux, in their order: for each mapping,
 //! divide by page; find or allocate the page; read in what a partial write needs; copy; mark page and file dirty; then
-//! balance. A mapping is asked for once and serves all of its pages. What is read is published only while the mark that
-//! was set *before* the mapping was asked for is still there and the mapping is still current; so what somebody else
-//! wrote, wrote back and lost from the cache meanwhile is never hidden by what was read before.
+//! balance. A mapping is requested once and serves all of its pages. A page that was read is published
+//! only while the mark that was set *before* the request for the mapping is still there and the mapping
+//! is still current; so a read never hides data that another thread wrote, wrote back and evicted
+//! meanwhile.
 //!
-//! A [`Buffered`] belongs to one thread and has a queue of its own. Writing back begins and ends inside of a call: nobody
-//! ever waits for I/O of a thread that is doing something else. Only reading ahead goes on between calls, and whoever needs
-//! a page that another thread reads ahead takes it over.
+//! A [`Buffered`] belongs to one thread and has a queue of its own. Writeback begins and ends inside a
+//! call: no thread waits for I/O of a thread that is not polling. Only read-ahead stays in flight between
+//! calls, and a thread that needs a page that another one reads ahead takes it over.
 
 mod ahead;
 mod direct;
@@ -37,9 +38,9 @@ pub trait CachedOps: Ops {
     /// mapping ever changes.
     fn is_current(&self, mapping: &Mapping) -> bool;
 
-    /// Where dirty bytes from `pos` on go: a mapping that covers `pos`, of [`super::Kind::Mapped`] or
-    /// [`super::Kind::Unwritten`]. What was only promised is allocated now; what is shared gets other blocks. The pages
-    /// are marked as being written back: they do not go while this is asked.
+    /// The destination of dirty bytes from `pos` on: a mapping that covers `pos`, of
+    /// [`super::Kind::Mapped`] or [`super::Kind::Unwritten`]. Delayed allocations are made now; shared blocks
+    /// are replaced by others. The pages are marked as in writeback, so they stay during the call.
     ///
     /// # Errors
     /// Whatever keeps the bytes from having blocks; they stay dirty.
@@ -80,7 +81,7 @@ pub struct Buffered<Q> {
     in_flight: Vec<InFlight>,
     /// Since no page could be had.
     starved: Option<Patience>,
-    /// For pages that somebody writes to, before it writes them back.
+    /// Whether to wait for pages that another thread writes to, before writing them back.
     waits: bool,
 }
 
@@ -104,7 +105,7 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// For who writes back in the background only: pages that somebody writes to are left from now on, not waited for.
+    /// For the flusher only: pages that another thread writes to are skipped from now on, not waited for.
     pub fn wait_for_nobody(&mut self) {
         self.waits = false;
     }

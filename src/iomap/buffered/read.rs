@@ -222,7 +222,7 @@ impl<Q: Queue> Buffered<Q> {
         Ok(fill.finish(ahead, pos, buf))
     }
 
-    /// Reads pages that nobody waits for yet; those that are there already are left out, with all behind them.
+    /// Starts to read pages ahead; pages that are cached already end the run.
     fn start_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, page: u64, pages: u32) {
         let size = file.size_bytes();
         let last = size.div_ceil(PAGE);
@@ -246,7 +246,7 @@ impl<Q: Queue> Buffered<Q> {
         self.ring.poll();
     }
 
-    /// Begins to read what is missing of a range, and waits for none of it; no more than an eighth of the cache, together
+    /// Starts to read the uncached part of a range, without waiting; at most an eighth of the cache, together
     /// with what this thread reads ahead already.
     pub fn read_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, range: Range<u64>) {
         self.collect_ahead(ops);
@@ -316,7 +316,7 @@ impl<Q: Queue> Buffered<Q> {
         fill.finish(true, 0, &mut []);
     }
 
-    /// Somebody reads the page: waits for that, if it is this thread; else for a while.
+    /// The page is being read: waits for the end if this thread reads it, else for a limited time.
     pub(super) fn await_page<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, page: u64) {
         let mine = self.in_flight.iter().position(|in_flight| {
             let first = in_flight.fill.page();
@@ -339,7 +339,7 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// Reads what is missing of a page that is there in part.
+    /// Reads the granules of a partly valid page that are not up to date.
     fn complete_page<O: CachedOps>(
         &mut self,
         file: &FileCache,

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
 use crate::units::Lba;
 
-/// A queue and what is in flight on it.
+/// A queue and its chains in flight.
 #[derive(Debug)]
 pub(super) struct Ring<Q> {
     queue: Q,

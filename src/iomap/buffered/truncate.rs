@@ -36,8 +36,8 @@ impl<Q: Queue> Buffered<Q> {
         if end > size_bytes {
             self.zero_range(file, ops, size_bytes..end)?;
         }
-        // From here on nobody begins to write behind it. Who began before holds the lock of a page, and is waited for
-        // below.
+        // From here on no write begins behind it. A writer that began before holds the lock of a page, and
+        // is waited for below.
         file.set_size(size_bytes);
         let page = size_bytes - size_bytes % PAGE;
         if size_bytes > page {

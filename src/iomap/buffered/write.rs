@@ -24,13 +24,13 @@ const MOMENT: Duration = Duration::from_micros(50);
 const BACKGROUND_PAGES: usize = 512;
 
 impl<Q: Queue> Buffered<Q> {
-    /// Writes into the cache; the file grows by what lies beyond its end. What is there already is overwritten without
-    /// asking the filesystem. Writes that allocate or grow are for one thread at a time: the caller's lock on the file
-    /// sees to that.
+    /// Writes into the cache; the file grows by the part beyond its end. Cached pages are overwritten without
+    /// asking the filesystem. Writes that allocate or grow are for one thread at a time: the caller holds the
+    /// lock of the file.
     ///
     /// # Errors
-    /// The filesystem's and the device's, with the bytes that were written before; but a write that comes to what cannot be
-    /// overwritten ends there, without an error, unless that is its first byte.
+    /// The filesystem's and the device's, with the number of bytes written before. A write that reaches a
+    /// range that cannot be overwritten ends there, without an error unless that is its first byte.
     #[inline]
     pub fn write<O: CachedOps>(
         &mut self,
@@ -180,11 +180,11 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// No page could be had: writes the file back and ends what is read ahead, so that pages can be reclaimed. Where that
-    /// brings nothing it is for other threads to let go of some.
+    /// No page was free: writes the file back and ends read-ahead, so that pages can be reclaimed. Where
+    /// that frees no page, other threads have to.
     ///
     /// # Errors
-    /// A failure to write back; that no page can be had, after a while.
+    /// A writeback error; or no free page within the time limit.
     pub fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
         self.settle(ops);
         if self.write_out(file, ops, 0..u64::MAX, usize::MAX)? > 0 {
@@ -204,7 +204,7 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// Data into the pages of a mapping, as far as that goes without looking at what is dirty.
+    /// Copies data into the pages of a mapping, up to the first one that needs a check of its dirty state.
     fn write_span<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -249,7 +249,7 @@ impl<Q: Queue> Buffered<Q> {
             backed: is_backed(span, pos),
         };
         for _ in 0..PATIENCE {
-            // What is written to a page that is not there needs the mapping to hold.
+            // A write to an uncached page needs a valid mapping.
             if !span_is_current(ops, span) {
                 return Ok(false);
             }
@@ -357,7 +357,7 @@ fn span_is_current<O: CachedOps>(ops: &O, span: &Span<'_>) -> bool {
     ops.is_current(span.mapping) && span.source.is_none_or(|source| ops.is_current(source))
 }
 
-/// Where what is read goes: the memory of pages that come.
+/// The destination of a read: the memory of new pages.
 pub(super) trait Room {
     fn segment(&self, range: Range<usize>) -> Option<Segment>;
     fn put(&mut self, start: usize, len: usize, bytes: &[u8]);

@@ -1,10 +1,11 @@
-//! Writing back.
+//! Writeback.
 //!
-//! Dirty pages are taken in the order of the file, each is asked a mapping for (one serves all that it covers), and what
-//! lies side by side in the file and on the device becomes one *ioend*, one chain of commands. When it is on the device
-//! the filesystem hears of it, and only then the pages count as written. What fails stays dirty, and whoever syncs is
-//! told once. What lies beyond the end of the file in its last block is zero in every cached page, always: reads zero it,
-//! writes do not reach it, truncation zeroes it; so it is zero on the device.
+//! Dirty pages are taken in file order, each with its mapping (one serves all the pages that it covers),
+//! and pages that are contiguous in the file and on the device become one *ioend*, one chain of commands.
+//! When it is on the device the filesystem is notified, and only then the pages are clean. Failed pages
+//! stay dirty, and each handle that syncs gets the error once. Bytes beyond the end of the file in its last
+//! block are always zero in cached pages: reads zero them, writes do not reach them, truncation zeroes
+//! them; so they are zero on the device.
 
 use std::ops::Range;
 
@@ -73,7 +74,7 @@ impl<Q: Queue> Buffered<Q> {
         first_error.map_or(Ok(count), Err)
     }
 
-    /// Writes a range back, whoever made it dirty before, and waits for those who are at it already. Nothing is flushed.
+    /// Writes a range back, and waits for other threads that write it back already. The device is not flushed.
     ///
     /// # Errors
     /// The last failure, which is kept for those who sync as well.

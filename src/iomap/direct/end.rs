@@ -60,7 +60,7 @@ impl<S: Source> Direct<S> {
         (!slot.kept).then_some(index)
     }
 
-    /// As [`Direct::settle`], while nobody polls.
+    /// As [`Direct::settle`], outside of a poll.
     #[cold]
     pub(super) fn settle_early(&mut self, index: u16) {
         if let Some(index) = self.settle(index) {

@@ -49,7 +49,7 @@ pub(super) fn file<S: Source, Q: Queue>(
     (index, shift): (u16, u32),
     first: bool,
 ) -> Result<Issued> {
-    // A failure met earlier keeps what is left from being tried.
+    // After a failure the rest is not tried.
     if slot.failed_at != u64::MAX || slot.pos >= slot.end {
         return Ok(Issued::All);
     }

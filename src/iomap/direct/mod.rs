@@ -341,7 +341,7 @@ impl<S: Source> Direct<S> {
         slot.reject(error)
     }
 
-    /// What is not a read: the rest of its slot, as far as can be seen without mappings.
+    /// For operations other than reads: the rest of the slot, as far as it is known without mappings.
     #[inline(never)]
     fn prepare(
         &mut self,

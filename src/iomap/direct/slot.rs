@@ -36,8 +36,8 @@ pub enum What {
     Write {
         /// Durable when it ends.
         dsync: bool,
-        /// It may reach beyond the file's size to the end of its last block; the caller has put there what
-        /// must be there (zeroes).
+        /// It may reach beyond the file's size to the end of its last block; the caller has zeroed that
+        /// part.
         through_last_block: bool,
     },
     /// What was completed before becomes durable. No memory.

@@ -22,7 +22,7 @@ pub(super) struct Sources<S> {
     places: Box<[Place<S>]>,
     /// The place that was named last.
     last: u32,
-    /// What is registered there.
+    /// The key registered there.
     last_key: usize,
 }
 

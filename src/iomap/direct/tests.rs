@@ -528,7 +528,7 @@ fn a_failed_write_reports_what_lies_before_the_failure() {
         assert_eq!(
             flushes.count(),
             usize::from(due),
-            "what is reported is durable"
+            "a write that was reported is durable"
         );
     }
 }

@@ -31,9 +31,9 @@ use crate::xfs::FileOps;
 const NAME: &str = "xtent-writeback";
 /// How often one looks whether the other one is done.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
-/// How often the thread looks before it begins with a file whose syncs wait for nobody to write it back.
-const COURTESY: u32 = 50;
-/// What somebody took the queue for is over by then.
+/// How often the flusher checks a file whose syncs wait for its writeback to end, before it starts on it.
+const SYNC_CHECKS: u32 = 50;
+/// The longest loan of the queue to another thread.
 const LONGEST_LOAN: Duration = Duration::from_secs(60);
 
 /// The thread, when it is there.
@@ -62,7 +62,7 @@ struct Shared {
     over: AtomicBool,
     /// It has a queue.
     has_queue: AtomicBool,
-    /// Somebody else needs it.
+    /// Another thread needs it.
     wanted: AtomicBool,
 }
 
@@ -150,7 +150,7 @@ impl Background {
         true
     }
 
-    /// Ends it, once it has finished the file that it is at. What is dirty is left to the caller.
+    /// Ends the thread after its current file. Dirty pages are left to the caller.
     pub(in super::super) fn end(&self) {
         let Some(running) = locked(&self.running).take() else {
             return;
@@ -183,7 +183,7 @@ struct Flusher {
     io: Option<Box<BufferedIo>>,
     /// Since when files are dirty, by their inode numbers: when it was seen first.
     since: BTreeMap<u64, Instant>,
-    /// The queue was given to somebody else.
+    /// The queue was given to another thread.
     no_queue_until: Option<Instant>,
     has_warned: bool,
 }
@@ -222,7 +222,7 @@ impl Flusher {
         }
     }
 
-    /// Looks once at what is dirty, and writes back what is due.
+    /// One pass over the dirty files: writes back those that are due.
     fn round(&mut self) -> Next {
         if self.cache.stats().dirty_pages == 0 {
             self.since.clear();
@@ -258,7 +258,7 @@ impl Flusher {
         self.shared.over.load(Acquire) || self.shared.wanted.load(Acquire)
     }
 
-    /// The dirty files, those first that have been so for the longest time.
+    /// The dirty files, the longest dirty first.
     fn dirty(&mut self) -> Vec<(Instant, Arc<CoreInode>)> {
         let now = Instant::now();
         let files = self.inodes.dirty();
@@ -280,7 +280,7 @@ impl Flusher {
     /// Writes a file back, from front to back: how many pages. `None` where that failed, or cannot be done at all.
     fn write_out(&mut self, file: &CoreInode) -> Option<usize> {
         let pages = file.pages()?;
-        for _ in 0..COURTESY {
+        for _ in 0..SYNC_CHECKS {
             if !pages.is_waited_for() || self.is_called_off() {
                 break;
             }
@@ -292,7 +292,7 @@ impl Flusher {
         let wrote =
             io.inner
                 .write_out(pages, &mut FileOps::new(&file.map), 0..u64::MAX, usize::MAX);
-        // What is dirty now, or still, gets its time anew.
+        // The age of pages that are dirty now, or still, starts anew.
         self.since.insert(file.metadata.ino, Instant::now());
         let wrote = wrote.ok()?;
         self.cache.count_background(wrote);
@@ -341,7 +341,7 @@ impl Flusher {
 }
 
 impl Drop for Flusher {
-    /// Also where it panicked: writers do not wait for it, and nobody for its queue.
+    /// Also after a panic: writers must not wait for it, and other threads not for its queue.
     fn drop(&mut self) {
         self.cache.set_background(false);
         self.give_queue_back();

@@ -46,9 +46,10 @@ bitflags! {
     /// How one read or write is done.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct RwFlags: u8 {
-        /// As Linux's `RWF_DONTCACHE`: what is not cached already is not after, so that a stream that is seen once
-        /// takes no room; a write is on the device when it returns (durable only after a sync). Best with pieces of
-        /// 1 MiB and more: nothing is read ahead. Without effect on direct I/O.
+        /// As Linux's `RWF_DONTCACHE`: pages that the call brought into the cache are dropped after it, so
+        /// that a stream that is read once does not fill the cache; a write is on the device when the call
+        /// returns (durable only after a sync). Best with pieces of 1 MiB and more: there is no read-ahead.
+        /// No effect on direct I/O.
         const DONTCACHE = 1;
     }
 }
@@ -96,7 +97,7 @@ impl File {
         let pages = self.shared.pages()?;
         stream(pages, offset, buf.len(), |at, part| {
             let (inner, _) = io.buffered()?.reader(&self.shared);
-            // Nobody comes for what would be read ahead.
+            // Pages read ahead would not be used.
             let mut ahead = buffered::ReadAhead::new(buffered::Advice::Random);
             inner.read(
                 pages,
@@ -118,8 +119,8 @@ impl File {
         })
     }
 
-    /// Writes what is dirty of a range back and waits for that: nothing of it is lost with the process then. It is no
-    /// sync, as `sync_file_range` is none: what the device caches itself is not flushed.
+    /// Writes the dirty pages of a range back and waits for that: they then survive the end of the process.
+    /// As `sync_file_range`, this is not a sync: the device's write cache is not flushed.
     ///
     /// # Errors
     /// As [`File::sync_data`]; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
@@ -162,7 +163,7 @@ impl File {
                     } else {
                         range.end
                     };
-                    // Advice: what is in use stays.
+                    // Advice: pages in use stay.
                     let _ = pages.invalidate(range.start..end, Which::Clean, false);
                 }
             }
@@ -171,9 +172,9 @@ impl File {
         run(io).map_err(|error| self.explain(error, "advise", range.start))
     }
 
-    /// Lends bytes of the cache itself, from the start of the range on and to the end of the range, of the page (4 KiB) or
-    /// of the file, whichever comes first; what is not cached is read. `None` at and beyond the end of the file. What is
-    /// lent does not change while it is: who writes there meanwhile writes to a copy.
+    /// Lends bytes of the cache itself, from the start of the range on and to the end of the range, of the
+    /// page (4 KiB) or of the file, whichever comes first; uncached bytes are read. `None` at and beyond the
+    /// end of the file. Lent bytes do not change: a writer to the page writes to a copy.
     ///
     /// # Errors
     /// The device's; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
@@ -231,7 +232,7 @@ impl File {
         }
     }
 
-    /// Reads into the cache what is missing of a range, up to the end of its first page.
+    /// Reads the uncached part of a range into the cache, up to the end of its first page.
     fn bring(&self, io: &mut Io, pos: u64, len: usize) -> Result<()> {
         let mut bytes = [0; PAGE_BYTES];
         let in_page = PAGE_BYTES - usize::try_from(pos % PAGE).unwrap_or(0);

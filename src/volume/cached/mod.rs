@@ -134,7 +134,7 @@ impl BufferedIo {
 }
 
 impl Drop for BufferedIo {
-    /// What is read ahead is waited for: the device writes to the cache's memory.
+    /// Waits for read-ahead: the device writes to the cache's memory.
     fn drop(&mut self) {
         self.inner.settle(&FileOps::new(&FileMap::empty()));
     }
@@ -378,7 +378,7 @@ pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
     result
 }
 
-/// The last handle is dropped, and the background flusher has ended: what is dirty is written back. Failures are only
+/// The last handle is dropped, and the flusher has ended: dirty pages are written back. Failures are only
 /// logged.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();

@@ -116,7 +116,7 @@ pub(super) fn tree_magic(bytes: &[u8]) -> u16 {
     DaHeader::ref_from_prefix(bytes).map_or(0, |(header, _)| header.magic.get())
 }
 
-/// What is checked once, when a block comes from the device: identity, checksum, order of the hashes.
+/// Checks made once, when a block comes from the device: identity, checksum, order of the hashes.
 fn check(fs: &Fs, dir: &Inode, bytes: &[u8], addr_bytes: u64) -> Result<()> {
     let bad = |what: &str| {
         Err(layout::corrupt(format!(

@@ -33,7 +33,7 @@ struct Loaded {
 }
 
 impl DirCursor {
-    /// At the beginning. `.` and `..` are left out, as std does.
+    /// At the beginning. `.` and `..` are skipped, as std does.
     pub fn new() -> Self {
         Self::default()
     }
@@ -170,7 +170,7 @@ impl DirCursor {
             };
             let is_dot = is_dot(entry.name);
             // Both are the first entries of the first block, always (xfs_dir2_sf_to_block()): others of
-            // these names would be left out unseen.
+            // these names would be skipped silently.
             let is_in_place = (place, entry.name) == (layout::DOT_OFFSET, b".")
                 || (place, entry.name) == (layout::DOT_DOT_OFFSET, b"..");
             if is_dot && !is_in_place {
