@@ -1,4 +1,4 @@
-//! xtent as a dependency: what a program that uses the library builds, and what is published.
+//! xtent as a dependency: the crates that a user of the library builds, and the published files.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;

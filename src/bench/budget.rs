@@ -62,7 +62,7 @@ fn available() -> Option<u64> {
 }
 
 /// The memory that a memory controller of version 2 leaves to this process's own group. Groups
-/// above it, and page cache that could be given back, are left out of account.
+/// reclaimable page cache, are not considered.
 fn control_group_left() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

@@ -47,7 +47,7 @@ impl MemoryLimit {
         }
         let dir = root.join(format!("xtent-compare-{}", std::process::id()));
         fs::create_dir(&dir).map_err(failed(&dir))?;
-        // From here on what is dropped cleans up.
+        // From here on dropping the value cleans up.
         let limit = Self {
             home: root.join(own).join("cgroup.procs"),
             dir,

@@ -47,7 +47,7 @@ impl Plan {
 }
 
 /// The host's path of a file in the mounted image. A symbolic link on the way could lead anywhere
-/// on the host, and what is there be overwritten: refused.
+/// on the host, and overwrite files there: refused.
 pub(super) fn inside(mount: &XfsMount, path: &str) -> Result<PathBuf> {
     let failed = |e| Error::system("the kernel does not find the file", e).at_path(path);
     let root = std::fs::canonicalize(mount.dir()).map_err(failed)?;

@@ -409,7 +409,7 @@ impl EnginesComparison {
             "ramp_time": self.plan.ramp_time.as_secs_f64(),
             "seed": self.plan.seed,
             "engines": sides,
-            "left out": left_out,
+            "skipped": left_out,
             "workloads": rows,
         })
     }

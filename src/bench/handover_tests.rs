@@ -29,7 +29,7 @@ fn a_driver_that_does_not_appear_is_an_error_and_everything_is_put_back() {
 fn a_controller_that_does_not_come_back_is_an_error_that_says_what_to_do() {
     let machine = Machine::new();
     let mut handover = Handover::claim(machine.controller()).unwrap();
-    // It lets go of the device, and nobody takes it.
+    // It releases the device, and no driver takes it.
     machine.bind("");
     let error = handover.give_to_vfio().unwrap_err().to_string();
     assert!(
@@ -77,14 +77,14 @@ fn what_a_killed_comparison_left_is_mended_by_the_next() {
         "on\n"
     );
     assert!(!handover.note_path().exists());
-    // vfio-setup.sh's own note is nobody else's business.
+    // vfio-setup.sh's own note is not touched.
     let machine = Machine::new();
     machine.bind("vfio-pci");
     note("description=x\noverride=(null)\n", &machine);
     let error = Handover::claim(machine.controller()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("vfio-setup.sh reset"), "{error}");
-    // Somebody drives it: the kernel would wait for them for ever.
+    // Another process drives it: the kernel would wait for it forever.
     note("by=xtent compare\n", &machine);
     machine.open("vfio/7", "xtent");
     let error = Handover::claim(machine.controller()).unwrap_err();

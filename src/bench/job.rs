@@ -305,7 +305,7 @@ impl<'a, E: Engine> Job<'a, E> {
             .engine
             .poll(&mut |slot, result| ended.push((slot, result)));
         if let Err(error) = polled {
-            // The engine is broken: what is in flight will never be reaped.
+            // The engine is broken: operations in flight will never be reaped.
             self.fail(error);
             self.free = (0..self.slots.len()).collect();
             return None;

@@ -123,7 +123,7 @@ fn summary_html(comparison: &Comparison) -> String {
     } else if let Some(reason) = &comparison.plan.leave_kernel_out {
         let _ = write!(
             text,
-            "<p class=\"warn\">The kernel's side was left out: {}</p>",
+            "<p class=\"warn\">The kernel's side was skipped: {}</p>",
             escape(reason)
         );
     }

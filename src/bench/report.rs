@@ -26,7 +26,7 @@ pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
         Side::Kernel => match (comparison.plan.memory_bytes, &comparison.kernel_unlimited) {
             (Some(bytes), None) => write!(
                 text,
-                " Limited to {} MiB by a cgroup, including what is cached of the image.",
+                " Limited to {} MiB by a cgroup, including cached pages of the image.",
                 bytes >> 20
             ),
             (Some(_), Some(why)) => write!(text, " Its page cache was NOT limited: {why}."),
@@ -251,7 +251,7 @@ pub(crate) fn json(comparison: &Comparison) -> Value {
         "memory_bytes": plan.memory_bytes,
         "cache_bytes": comparison.cache.map(|cache| cache.bytes),
         "kernel not limited": comparison.kernel_unlimited,
-        "kernel left out": plan.leave_kernel_out,
+        "kernel skipped": plan.leave_kernel_out,
         "behind": {
             "kernel": behind(comparison, Side::Kernel),
             "xtent": behind(comparison, Side::Xtent),

@@ -249,7 +249,7 @@ fn the_page_needs_nothing_else_and_says_what_stands_behind() {
         row.kernel = Rounds::default();
     }
     let page = html(&comparison).unwrap();
-    assert!(page.contains("left out: needs root") && !page.contains("×"));
+    assert!(page.contains("skipped: needs root") && !page.contains("×"));
     let json = json(&comparison);
     assert!(json["workloads"][0]["kernel"].is_null());
     assert!(json["workloads"][0]["xtent"]["median"]["p50_ns"].is_number());

@@ -76,7 +76,7 @@ pub(crate) struct Workload {
     /// The longest that is measured; without it, until every block was done once.
     #[serde(serialize_with = "seconds")]
     pub(crate) runtime: Option<Duration>,
-    /// Goes on over and over until the runtime is over.
+    /// Loops over the data until the runtime is over.
     pub(crate) time_based: bool,
     /// The time to run before measuring.
     #[serde(serialize_with = "seconds")]

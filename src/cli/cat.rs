@@ -76,7 +76,7 @@ fn one_buffered(
     })
 }
 
-/// Writes out what is read, until nothing is.
+/// Writes the bytes read, until the end of the file.
 fn pour(
     chunk: &mut [u8],
     out: &mut impl Write,

@@ -171,7 +171,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
         ));
     }
     if let Some(reason) = &comparison.plan.leave_kernel_out {
-        complain(&format!("note: the kernel's side is left out: {reason}"));
+        complain(&format!("note: the kernel's side is skipped: {reason}"));
     }
     if let Some(warning) = comparison.load().warning(comparison.environment.cpus) {
         complain(&format!("warning: {warning}"));

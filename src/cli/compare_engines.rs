@@ -33,7 +33,7 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
         _ => Failure::target(error),
     })?;
     for (engine, why) in &comparison.left_out {
-        complain(&format!("note: {} is left out: {why}", engine.name()));
+        complain(&format!("note: {} is skipped: {why}", engine.name()));
     }
     let mut out = super::output::results(None)?;
     match &args.json {

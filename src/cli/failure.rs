@@ -19,7 +19,7 @@ const BROKEN_PIPE: u8 = 141;
 #[derive(Debug)]
 pub(super) struct Failure {
     status: u8,
-    /// `None` when all was said already, or nobody listens.
+    /// `None` when the message was printed already, or standard error has no reader.
     text: Option<String>,
 }
 
@@ -137,7 +137,7 @@ impl From<io::Error> for Failure {
 pub(super) struct Failures(Option<u8>);
 
 impl Failures {
-    /// Says it and goes on, unless nothing more makes sense (nobody reads, or the user interrupted).
+    /// Prints it and continues, unless that is pointless (no reader, or interrupted by the user).
     pub(super) fn note(&mut self, failure: impl Into<Failure>) -> Result<(), Failure> {
         let failure = failure.into();
         if failure.status == BROKEN_PIPE || xtent::internals::sys::interrupted().is_some() {

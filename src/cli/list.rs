@@ -36,7 +36,7 @@ pub(super) struct ListArgs {
 /// A controller of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Local {
-    /// The target by which xtent opens it, whoever has it now.
+    /// The target by which xtent opens it, whichever driver has it now.
     target: String,
     /// The PCI driver that has it.
     driver: Option<String>,
@@ -48,7 +48,7 @@ struct Local {
     iommu_group: Option<String>,
 }
 
-/// What is offered by a discovery service.
+/// A subsystem that a discovery service offers.
 #[derive(Debug, Clone, Serialize)]
 struct Offer {
     /// By which xtent opens it, if it can.

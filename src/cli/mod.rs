@@ -51,7 +51,7 @@ Exit status:
     1  the operation failed: no such file in the volume, a file that is there already, ...
     2  wrong usage
     3  the target is not there or cannot be used: missing, busy, a dirty log, an unsupported feature, no permission
-    4  the volume contradicts itself, or data that was verified is wrong
+    4  the filesystem is corrupt, or data that was verified is wrong
     5  the device failed: I/O error, timeout, gone
   130  interrupted (128 + the signal's number); 141 when the reader of a pipe went away";
 
@@ -79,7 +79,7 @@ Targets:
   part=N|NAME (a partition, of a GPT by its name too; `xtent info` lists them) offset=BYTES (where the filesystem
   begins) readonly norecovery (read although the log is dirty: an old state) inuse (read although others use the image)";
 
-/// Files of a real XFS through NVMe commands of this process's own.
+/// Read and write XFS files with a user-space NVMe driver
 #[derive(Debug, Parser)]
 #[command(name = "xtent", version = crate::bench::environment::VERSION)]
 #[command(after_help = "See `xtent COMMAND --help` for targets and examples.", after_long_help = help())]
@@ -103,7 +103,7 @@ enum Command {
     List(list::ListArgs),
     /// Lists directories
     Ls(ls::LsArgs),
-    /// Shows all that is known of files
+    /// Show file metadata
     Stat(stat::StatArgs),
     /// Writes files to standard output
     Cat(cat::CatArgs),

@@ -46,7 +46,7 @@ pub(super) fn run(args: &SmartArgs) -> Result<(), Failure> {
     args.target.check()?;
     let drive = Drive::open(&args.target.target, &options).map_err(Failure::target)?;
     let smart = drive.smart()?;
-    // Not every controller keeps these; what it does not have is left out, and said.
+    // Not every controller keeps these; a missing one is skipped with a notice.
     let errors = match args.errors {
         0 => None,
         most => left_out("the error log", drive.error_log(most))?,
@@ -83,7 +83,7 @@ pub(super) fn run(args: &SmartArgs) -> Result<(), Failure> {
 /// The log pages need a page of memory.
 const MEMORY_BYTES: usize = 16 << 20;
 
-/// A log that the controller refuses is left out.
+/// Skips, with a notice, a log that the controller refuses.
 fn left_out<T>(what: &str, result: xtent::Result<T>) -> Result<Option<T>, Failure> {
     match result {
         Ok(value) => Ok(Some(value)),

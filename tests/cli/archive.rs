@@ -1,4 +1,4 @@
-//! `get -a`: everything that a file has is kept, or it is said what is not.
+//! `get -a`: all metadata of a file is kept, or its loss is reported.
 
 use std::fs;
 use std::io::Write;
@@ -135,7 +135,7 @@ fn an_archive_has_no_difference_that_rsync_finds() {
         assert!(of(&out).blocks() <= of(mount.path()).blocks() + 64);
         mount.unmount();
     }
-    // Again, over what is there: regular files and links are replaced, others are not.
+    // Again, over existing files: regular files and links are replaced, others are not.
     let out = to.path().join("new");
     let args = [
         "get",

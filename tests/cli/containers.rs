@@ -1,4 +1,4 @@
-//! What is there instead of XFS, made by the tools that make it, is named with what to do.
+//! Content other than XFS, made by the tools that make it, is named with the remedy.
 use std::os::unix::fs::FileExt;
 
 use super::*;

@@ -1,4 +1,4 @@
-//! What is on a target instead of XFS is named, with what to do.
+//! The content of a target without XFS is named, with the remedy.
 
 use std::fs;
 use std::process::Command;

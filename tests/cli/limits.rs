@@ -10,7 +10,7 @@ use super::common;
 use super::common::image::Image;
 use super::{path_of, prototype_image};
 
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED: u32 = 65_534;
 
 /// An image that any user may open.
 fn open_image() -> Option<Image> {
@@ -30,7 +30,7 @@ fn limited(limits: &str, args: &[&str]) -> Option<Output> {
         .arg(env!("CARGO_BIN_EXE_xtent"))
         .args(args);
     if common::is_root() {
-        command.uid(NOBODY).gid(NOBODY);
+        command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
     let output = command.output().unwrap();
     let code = output.status.code();

@@ -1,5 +1,5 @@
 //! Partitions: each is opened by number, name and offset, nothing outside of it is read or written, and
-//! what is there instead of a filesystem is named.
+//! content other than a filesystem is named.
 use std::os::unix::fs::FileExt;
 
 use super::*;

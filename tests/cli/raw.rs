@@ -116,7 +116,7 @@ fn engines_are_compared_on_one_target() {
 
     let all = with(&["--engines", "native,spdk,uring"]);
     let value = json(&all);
-    assert_eq!(value["left out"][0]["engine"], "spdk");
+    assert_eq!(value["skipped"][0]["engine"], "spdk");
     let workloads = value["workloads"].as_array().unwrap();
     assert_eq!(workloads.len(), 4, "nothing is written");
     for row in workloads {
@@ -223,7 +223,7 @@ fn a_block_device_is_not_taken_from_others() {
         return;
     }
     assert_eq!(run(0, &["cat", &target, "/data"]).0, data);
-    // Somebody has it for himself, as a mount has.
+    // Another opener has it exclusively, as a mount has.
     let holder = std::os::unix::fs::OpenOptionsExt::custom_flags(
         std::fs::File::options().read(true),
         libc::O_EXCL,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::common;
 use super::{path_of, prototype_image, run};
 
-/// Appended to the page under test: what is clipped, and which labels overlap, as JSON in the title.
+/// Appended to the page under test: clipped elements and overlapping labels, as JSON in the title.
 const PROBE: &str = r#"<script>
 addEventListener("load", () => {
   const problems = [];

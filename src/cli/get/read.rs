@@ -17,9 +17,9 @@ use crate::cli::tree::{Children, Node};
 
 /// Data in longer pieces is read ahead; shorter ones are not worth it.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
-/// What is handed over at a time of a longer file.
+/// Bytes of a piece of a longer file.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Most bytes of the extended attributes of one file; what is more is not kept.
+/// Most bytes of the extended attributes of one file; the rest is not kept.
 const MOST_XATTR_BYTES: usize = 16 << 20;
 
 pub(super) struct Copy<'a> {
@@ -135,7 +135,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies a file of any type to `name`. For a directory that is empty so far: the other side is then inside, and
-    /// what is to be done there is returned.
+    /// the work to do there is returned.
     fn one(
         &mut self,
         node: Node<'_>,
@@ -423,7 +423,7 @@ impl Copy<'_> {
                 Ok(())
             });
         if read.is_err() || too_many > 0 {
-            // An access control list may be among what is missing: the group's rights are then not known.
+            // A missing attribute may be an access control list: the group's rights are then not known.
             attributes.mode &= KEPT_MODE & !0o070;
         }
         if let Err(error) = read {

@@ -28,7 +28,7 @@ pub(super) struct Writer {
     base: HostDir,
     force: bool,
     umask: u32,
-    /// What is made inherits an access control list.
+    /// New files inherit an access control list.
     inherits_acl: bool,
     levels: Vec<Level>,
     /// Directories entered inside of one that could not be made, and that one.
