@@ -42,6 +42,9 @@ const CASES: &[(&str, f64, Case)] = &[
     ("file_read_4k_qd32", FILE_READ_32, |n| {
         file::file(file::Way::Read, 32, n)
     }),
+    ("file_read_4k_64_files", FILE_READ_MANY, |n| {
+        file::by_handles(file::Way::Read, 32, 64, n)
+    }),
     ("file_write_4k_qd1", FILE_WRITE_1, |n| {
         file::file(file::Way::Write, 1, n)
     }),
@@ -73,6 +76,9 @@ const FILE_READ_1: f64 = 455.0;
 
 /// As [`FILE_READ_1`], at a depth of 32.
 const FILE_READ_32: f64 = 385.0;
+
+/// As [`FILE_READ_32`], with another file each time.
+const FILE_READ_MANY: f64 = 415.0;
 
 /// As [`FILE_READ_1`], for an overwrite, which looks for cached pages when it has ended, too.
 const FILE_WRITE_1: f64 = 495.0;

@@ -17,16 +17,26 @@ pub(crate) enum Way {
 
 /// Reads or overwrites of 4 KiB through `Io`, in batches of `depth`.
 pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<()> {
+    by_handles(way, depth, 1, operations)
+}
+
+/// As [`file`], by so many handles in turn: to the `Io` they are so many files.
+pub(crate) fn by_handles(
+    way: Way,
+    depth: usize,
+    handles: usize,
+    operations: usize,
+) -> xtent::Result<()> {
     let dir = tempfile::tempdir().map_err(|e| xtent::Error::system("a directory", e))?;
     let image = image::make(dir.path(), FILE_BLOCKS * BLOCK_BYTES as u64)?;
     let options = TargetOptions::new().huge_pages(HugePages::Never);
     let target = format!("image:{image},inline,depth={}", depth.max(2));
     let volume = Volume::open_with(&target, &options, &MountOptions::new())?;
     let mut io = volume.io()?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&volume, &mut io, "/file")?;
+    let options = OpenOptions::new().read(true).write(true);
+    let open = |_| options.open(&volume, &mut io, "/file");
+    let files = (0..handles).map(open).collect::<xtent::Result<Vec<_>>>()?;
+    let mut files = files.iter().cycle();
     let mut bufs = Vec::new();
     for _ in 0..depth {
         bufs.push(io.alloc(BLOCK_BYTES)?);
@@ -38,7 +48,10 @@ pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<(
             let block = (first + n) * 7 % FILE_BLOCKS;
             let buf = bufs.pop().unwrap_or_default();
             let offset = block * BLOCK_BYTES as u64;
-            assert!(host_side_file(&mut io, &file, way, offset, buf));
+            let taken = files
+                .next()
+                .is_some_and(|file| host_side_file(&mut io, file, way, offset, buf));
+            assert!(taken);
         }
         host_side_io_poll(&mut io, take_back(&mut bufs, &mut ended));
         while bufs.len() < depth {

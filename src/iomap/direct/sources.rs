@@ -81,10 +81,20 @@ impl<S: Source> Sources<S> {
     #[inline(never)]
     fn find(&mut self, source: &S) {
         let key = source.key();
-        let mask = self.places.len() - 1;
         // Sources are pointers: their low bits say nothing. The constant is that of Fibonacci hashing.
-        let first = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let first = usize::try_from(first).unwrap_or(0);
+        let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let first = usize::try_from(hash).unwrap_or(0) & (self.places.len() - 1);
+        if self.places[first].key != key {
+            return self.find_elsewhere(source, first);
+        }
+        (self.last, self.last_key) = (u32::try_from(first).unwrap_or(NO_SOURCE), key);
+    }
+
+    /// As [`Sources::find`], for a file that is not at its first place; registers it where it is at none.
+    #[cold]
+    fn find_elsewhere(&mut self, source: &S, first: usize) {
+        let key = source.key();
+        let mask = self.places.len() - 1;
         let ways = (0..WAYS).map(|way| (first + way) & mask);
         let places = &self.places;
         let at = ways
