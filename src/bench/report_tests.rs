@@ -96,6 +96,7 @@ fn volume() -> VolumeInfo {
             free_blocks: 100_000,
             inodes: 64,
             free_inodes: 50,
+            most_inodes: 0,
             log_blocks: 16384,
             features: vec!["crc".into(), "reflink".into()],
             read_only_reason: None,

@@ -10,7 +10,8 @@ use xtent::volume::{DirEntry, FileType, Io, Metadata, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::output::{
-    Names, RawOut, device_numbers, metadata_json, mode_text, put_name, short_time,
+    Names, RawOut, device_numbers, human_size, metadata_json, mode_text, put_name, put_version,
+    short_time,
 };
 use super::tree::{Children, Node};
 use super::{TargetArg, VolumePath};
@@ -18,9 +19,11 @@ use crate::bench::terminal;
 
 #[derive(Debug, Args)]
 #[command(
+    disable_help_flag = true,
     after_help = "Times are UTC, owners are numbers. On a terminal, names with control characters or \
     not in UTF-8 are escaped; elsewhere they are the bytes that they are. With --json a name that is not \
-    UTF-8 comes with its bytes in `name_hex`."
+    UTF-8 comes with its bytes in `name_hex`. A + behind the mode says that there is an access control list \
+    (`xtent xattr --acl` shows it)."
 )]
 pub(super) struct LsArgs {
     #[command(flatten)]
@@ -40,12 +43,33 @@ pub(super) struct LsArgs {
     /// Keeps the directory's own order instead of sorting by name: starts at once, however many entries
     #[arg(short = 'U')]
     unsorted: bool,
+    /// Sort by time of change, newest first
+    #[arg(short = 't', conflicts_with_all = ["unsorted", "by_size"])]
+    by_time: bool,
+    /// Sort by size, largest first
+    #[arg(short = 'S', conflicts_with = "unsorted")]
+    by_size: bool,
+    /// Sort in reverse
+    #[arg(short, long)]
+    reverse: bool,
+    /// Print sizes with a unit: 1.5G
+    #[arg(short, long)]
+    human_readable: bool,
+    /// Print inode numbers
+    #[arg(short, long)]
+    inode: bool,
+    /// One name on a line, as always
+    #[arg(short = '1')]
+    one: bool,
     /// Shows a directory itself instead of its entries
     #[arg(short, long)]
     directory: bool,
     /// Prints JSON: an array with one object an entry
     #[arg(long)]
     json: bool,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
 }
 
 struct Listing<'a> {
@@ -145,15 +169,27 @@ impl Listing<'_> {
         let ended = loop {
             check_interrupted()?;
             match dir.next_entry(&mut self.io) {
-                Ok(Some(entry)) if self.args.unsorted => self.child(entry, &mut below)?,
+                Ok(Some(entry)) if self.is_hidden(&entry) => {}
+                Ok(Some(entry)) if self.args.unsorted => {
+                    let metadata = self.metadata_of(&entry)?;
+                    self.child(entry, metadata, &mut below)?;
+                }
                 Ok(Some(entry)) => entries.push(entry),
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
         entries.sort_by(|a, b| a.file_name().cmp(b.file_name()));
-        for entry in entries {
-            self.child(entry, &mut below)?;
+        if self.args.by_time || self.args.by_size {
+            self.children_by_metadata(entries, &mut below)?;
+        } else {
+            if self.args.reverse {
+                entries.reverse();
+            }
+            for entry in entries {
+                let metadata = self.metadata_of(&entry)?;
+                self.child(entry, metadata, &mut below)?;
+            }
         }
         if let Err(error) = ended {
             self.failures.note(error)?;
@@ -162,23 +198,61 @@ impl Listing<'_> {
         Ok(below.entries)
     }
 
-    fn child(&mut self, entry: DirEntry, below: &mut Below) -> Result<(), Failure> {
-        check_interrupted()?;
-        if !self.args.all && entry.file_name().as_bytes().starts_with(b".") {
-            return Ok(());
+    fn is_hidden(&self, entry: &DirEntry) -> bool {
+        !self.args.all && entry.file_name().as_bytes().starts_with(b".")
+    }
+
+    /// By time or size; those that have the same, and those that cannot be read, by name.
+    fn children_by_metadata(
+        &mut self,
+        entries: Vec<DirEntry>,
+        below: &mut Below,
+    ) -> Result<(), Failure> {
+        let mut list = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let metadata = self.metadata_of(&entry)?;
+            list.push((entry, metadata));
         }
-        let wanted = self.args.long || self.args.json || entry.file_type().is_none();
-        let metadata = if wanted {
-            match entry.metadata(&mut self.io) {
-                Ok(metadata) => Some(metadata),
-                Err(error) => {
-                    self.failures.note(error)?;
-                    None
-                }
+        let by_size = self.args.by_size;
+        list.sort_by_key(|(_, metadata)| {
+            let key = metadata.map(|m| match by_size {
+                true => (i128::from(m.len_bytes), 0),
+                false => (m.mtime.seconds.into(), m.mtime.nanoseconds),
+            });
+            std::cmp::Reverse(key)
+        });
+        if self.args.reverse {
+            list.reverse();
+        }
+        for (entry, metadata) in list {
+            self.child(entry, metadata, below)?;
+        }
+        Ok(())
+    }
+
+    /// The metadata of an entry, where it is shown or sorted by.
+    fn metadata_of(&mut self, entry: &DirEntry) -> Result<Option<Metadata>, Failure> {
+        check_interrupted()?;
+        let args = self.args;
+        let sorted = args.by_time || args.by_size;
+        if !args.long && !args.json && !sorted && entry.file_type().is_some() {
+            return Ok(None);
+        }
+        match entry.metadata(&mut self.io) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(error) => {
+                self.failures.note(error)?;
+                Ok(None)
             }
-        } else {
-            None
-        };
+        }
+    }
+
+    fn child(
+        &mut self,
+        entry: DirEntry,
+        metadata: Option<Metadata>,
+        below: &mut Below,
+    ) -> Result<(), Failure> {
         let file_type = metadata.map(|m| m.file_type()).or(entry.file_type());
         self.entry(
             Node::Entry(&entry),
@@ -217,6 +291,13 @@ impl Listing<'_> {
         if self.args.json {
             return self.json_entry(name, &node.path(), metadata, link.as_deref());
         }
+        if self.args.inode {
+            let ino = match node {
+                Node::Entry(entry) => Some(entry.ino()),
+                Node::Path(_) => metadata.map(|m| m.ino),
+            };
+            write!(self.out, "{:>10} ", ino.unwrap_or(0))?;
+        }
         if self.args.long {
             match &metadata {
                 Some(metadata) => self.long_columns(metadata)?,
@@ -247,12 +328,25 @@ impl Listing<'_> {
                 let (major, minor) = device_numbers(metadata.rdev);
                 format!("{major}, {minor}")
             }
+            _ if self.args.human_readable => human_size(metadata.len_bytes),
             _ => metadata.len_bytes.to_string(),
+        };
+        let has_acl = match self.volume.has_access_acl(&mut self.io, metadata) {
+            Ok(has_acl) => has_acl,
+            Err(error) => {
+                self.failures.note(error)?;
+                false
+            }
         };
         write!(
             self.out,
-            "{} {:>3} {:>6} {:>6} {size:>12} {} ",
+            "{}{}{:>3} {:>6} {:>6} {size:>12} {} ",
             mode_text(metadata),
+            match (has_acl, metadata.nlink) {
+                (false, _) => " ",
+                (true, ..100) => "+",
+                (true, _) => "+ ",
+            },
             metadata.nlink,
             metadata.uid,
             metadata.gid,
@@ -279,7 +373,9 @@ impl Listing<'_> {
         }
         let separator: &[u8] = if self.first_object() { b"\n" } else { b",\n" };
         self.out.write_all(separator)?;
-        let text = Value::Object(object).to_string();
+        let mut object = Value::Object(object);
+        put_version(&mut object);
+        let text = object.to_string();
         self.out.write_all(terminal::json(&text).as_bytes())?;
         Ok(())
     }

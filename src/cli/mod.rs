@@ -4,6 +4,7 @@
 //! what kind of failure it was ([`EXIT_STATUS`]).
 #![forbid(unsafe_code)]
 
+mod acl;
 mod bench;
 mod bench_args;
 mod bench_holes;
@@ -12,10 +13,14 @@ mod cache_table;
 mod cat;
 mod compare;
 mod compare_engines;
+mod df;
 mod docs;
+mod du;
 mod events;
 mod failure;
 mod fiemap;
+mod find;
+mod find_expr;
 mod fio_options;
 mod get;
 mod info;
@@ -29,7 +34,10 @@ mod serve;
 mod smart;
 mod stat;
 mod tree;
+mod tree_print;
 mod values;
+mod walk;
+mod xattr;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -54,6 +62,12 @@ Exit status:
     4  the filesystem is corrupt, or data that was verified is wrong
     5  the device failed: I/O error, timeout, gone
   130  interrupted (128 + the signal's number); 141 when the reader of a pipe went away";
+
+/// What scripts may rely on, for --help and the man pages.
+const JSON: &str = "\
+JSON (--json):
+  The object, or each object of the array, has a field schema_version (1), which grows when a field changes its
+  meaning or goes. A name that is not UTF-8 comes with its bytes, in hexadecimal, in a second field: NAME_hex.";
 
 /// Variables of the environment, for --help and the man pages.
 const ENVIRONMENT: &str = "\
@@ -90,7 +104,7 @@ pub(crate) struct Cli {
 }
 
 fn help() -> String {
-    format!("{TARGETS}\n\n{ENVIRONMENT}\n\n{EXIT_STATUS}")
+    format!("{TARGETS}\n\n{JSON}\n\n{ENVIRONMENT}\n\n{EXIT_STATUS}")
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +121,16 @@ enum Command {
     Stat(stat::StatArgs),
     /// Writes files to standard output
     Cat(cat::CatArgs),
+    /// Find files by name, type, size, time and other metadata
+    Find(find::FindArgs),
+    /// Show directories as a tree
+    Tree(tree_print::TreeArgs),
+    /// Show the space that files and directories use
+    Du(du::DuArgs),
+    /// Show the free space and inodes of the filesystem
+    Df(df::DfArgs),
+    /// Show extended attributes and access control lists
+    Xattr(xattr::XattrArgs),
     /// Copies a file or a tree out of a volume
     Get(get::GetArgs),
     /// Overwrites a file of a volume with a local one
@@ -197,6 +221,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Cat(args) => cat::run(&args),
+        Command::Find(args) => find::run(&args),
+        Command::Tree(args) => tree_print::run(&args),
+        Command::Du(args) => du::run(&args),
+        Command::Df(args) => df::run(&args),
+        Command::Xattr(args) => xattr::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Put(args) => put::run(&args),
         Command::Fiemap(args) => fiemap::run(&args),

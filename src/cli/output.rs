@@ -32,9 +32,21 @@ pub(super) fn print_json(value: &Value) -> io::Result<()> {
 
 /// Writes JSON and a newline.
 pub(super) fn write_json(out: &mut impl Write, value: &Value) -> io::Result<()> {
+    let mut value = value.clone();
+    match &mut value {
+        Value::Array(objects) => objects.iter_mut().for_each(put_version),
+        one => put_version(one),
+    }
     let text = format!("{value:#}\n");
     out.write_all(terminal::json(&text).as_bytes())?;
     out.flush()
+}
+
+/// Adds the version of the schema to an object.
+pub(super) fn put_version(value: &mut Value) {
+    if let Value::Object(object) = value {
+        object.insert("schema_version".into(), SCHEMA_VERSION.into());
+    }
 }
 
 /// Where results go that are also shown after an interruption: this file, or standard output. The
@@ -222,6 +234,32 @@ pub(super) fn celsius(kelvins: u16) -> String {
         kelvins => format!("{} C", i32::from(kelvins) - 273),
     }
 }
+
+/// A size as coreutils' `-h` has it: powers of 1024, rounded up, one decimal below 10.
+pub(super) fn human_size(bytes: u64) -> String {
+    let mut unit = None;
+    let mut shift = 0;
+    for name in ['K', 'M', 'G', 'T', 'P', 'E'] {
+        // Rounding up may make 1024 of the smaller unit.
+        if u128::from(bytes).div_ceil(1 << shift) < 1024 {
+            break;
+        }
+        unit = Some(name);
+        shift += 10;
+    }
+    let Some(unit) = unit else {
+        return bytes.to_string();
+    };
+    let tenths = (u128::from(bytes) * 10).div_ceil(1 << shift);
+    match tenths {
+        0..=99 => format!("{}.{}{unit}", tenths / 10, tenths % 10),
+        _ => format!("{}{unit}", tenths.div_ceil(10)),
+    }
+}
+
+/// The version of the JSON that commands print: a field `schema_version` of the object, or of each object of
+/// the array. It grows when a field changes its meaning or goes; new fields do not count.
+pub(super) const SCHEMA_VERSION: u32 = 1;
 
 /// Bytes for people.
 pub(super) fn size_text(bytes: u64) -> String {

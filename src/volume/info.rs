@@ -33,6 +33,8 @@ pub struct FilesystemInfo {
     pub inodes: u64,
     /// Free ones among them.
     pub free_inodes: u64,
+    /// Inodes that may exist at most (mkfs.xfs -i maxpct); 0 for no limit.
+    pub most_inodes: u64,
     /// Blocks of the log.
     pub log_blocks: u32,
     /// The log holds changes (opened without recovery, for reading).
@@ -61,6 +63,7 @@ impl FilesystemInfo {
             free_blocks: info.free_bytes / u64::from(geometry.block_bytes.max(1)),
             inodes: info.inodes,
             free_inodes: info.free_inodes,
+            most_inodes: info.most_inodes,
             log_blocks: geometry.log_blocks,
             log_dirty: info.log_dirty,
             features: info.features,

@@ -64,6 +64,8 @@ pub struct FsInfo {
     pub inodes: u64,
     /// Those of them that are free.
     pub free_inodes: u64,
+    /// Inodes that may exist at most; 0 for no limit.
+    pub most_inodes: u64,
     /// Bytes of the log.
     pub log_bytes: u64,
     /// Whether the log holds changes.
@@ -194,6 +196,7 @@ impl Fs {
                 .bytes(sb.free_blocks.min(sb.geometry.data_blocks)),
             inodes: sb.inodes,
             free_inodes: sb.free_inodes,
+            most_inodes: sb.most_inodes,
             log_bytes: sb.geometry.bytes(sb.geometry.log_blocks.into()),
             log_dirty: self.log_end.is_none(),
             read_only: self.read_only.clone(),

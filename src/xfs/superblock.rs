@@ -34,12 +34,25 @@ pub(crate) struct Superblock {
     pub(crate) inodes: u64,
     pub(crate) free_inodes: u64,
     pub(crate) free_blocks: u64,
+    /// Inodes that may exist at most; 0 for no limit.
+    pub(crate) most_inodes: u64,
     /// Log sequence number of its last change.
     pub(crate) lsn: u64,
     /// Inodes of the filesystem itself, which no directory may name.
     pub(crate) internal_inodes: [u64; 5],
     /// Why nothing may be written, when unknown features or a RAID forbid it.
     pub(crate) read_only: Option<String>,
+}
+
+/// As `xfs_ialloc_setup_geometry`, which rounds down to whole chunks of inodes.
+fn most_inodes(raw: &SuperblockLayout, geometry: &Geometry) -> u64 {
+    const CHUNK_INODES: u64 = 64;
+    let share = u128::from(geometry.data_blocks).saturating_mul(raw.imax_pct.into());
+    let blocks = u64::try_from(share / 100).unwrap_or(u64::MAX);
+    let per_block = geometry.block_bytes.checked_div(geometry.inode_bytes);
+    let per_block = u64::from(per_block.unwrap_or(0));
+    let inodes = blocks.saturating_mul(per_block);
+    inodes.saturating_sub(inodes.checked_rem(CHUNK_INODES.max(per_block)).unwrap_or(0))
 }
 
 impl Superblock {
@@ -106,6 +119,7 @@ impl Superblock {
         let raid = other::raid_behind(io, geometry.bytes(geometry.data_blocks))?;
         let label_len = raw.fname.iter().position(|byte| *byte == 0);
         let label = raw.fname.get(..label_len.unwrap_or(raw.fname.len()));
+        let most_inodes = most_inodes(raw, &geometry);
         Ok(Self {
             geometry,
             features,
@@ -119,6 +133,7 @@ impl Superblock {
             inodes: raw.icount.get(),
             free_inodes: raw.ifree.get(),
             free_blocks: raw.fdblocks.get(),
+            most_inodes,
             lsn: raw.lsn.get(),
             read_only: read_only_reason(raw, &features).or(raid),
             internal_inodes: internal_inodes(raw),

@@ -18,8 +18,10 @@ mod raw;
 mod report;
 mod signals;
 mod smart;
+mod sysadmin;
 mod terminal;
 mod tree;
+mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -113,7 +115,8 @@ fn help_names_every_command_and_the_exit_codes() {
         assert!(help.contains(word), "{word}");
     }
     for command in [
-        "info", "smart", "ls", "stat", "cat", "get", "put", "fiemap", "bench", "compare",
+        "info", "smart", "ls", "find", "tree", "du", "df", "xattr", "stat", "cat", "get", "put",
+        "fiemap", "bench", "compare",
     ] {
         assert!(text(&[command, "--help"]).contains("Usage"), "{command}");
     }

@@ -1,0 +1,185 @@
+//! A walk down the trees of a volume, for `du`, `find` and `tree`: any depth needs the same stack and
+//! few open blocks.
+
+use std::os::unix::ffi::OsStrExt;
+
+use xtent::volume::{DirEntry, Io, Metadata, ReadDir, Volume};
+
+use super::failure::{Failure, Failures, check_interrupted};
+use super::tree::{Children, Node};
+
+/// A file of the tree.
+pub(super) struct Visit<'a> {
+    pub(super) node: Node<'a>,
+    /// Its name; of the start of the walk the path that was given.
+    pub(super) name: &'a [u8],
+    pub(super) metadata: &'a Metadata,
+    /// 0 for the start of the walk.
+    pub(super) depth: usize,
+    /// A directory whose entries were visited before; it was visited itself before them.
+    pub(super) after: bool,
+    /// Nothing follows in its directory. Known only in sorted walks.
+    pub(super) last: bool,
+}
+
+/// Whether the walk enters a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Go {
+    /// Its entries are visited.
+    Down,
+    /// They are not.
+    On,
+}
+
+enum Entries {
+    Unsorted(Box<ReadDir>),
+    Sorted(std::vec::IntoIter<DirEntry>),
+}
+
+struct Level {
+    /// `None` for the start of the walk.
+    entry: Option<DirEntry>,
+    metadata: Metadata,
+    last: bool,
+    entries: Entries,
+    children: Children,
+}
+
+/// A walk.
+pub(super) struct Walk<'a> {
+    pub(super) volume: &'a Volume,
+    pub(super) io: Io,
+    pub(super) failures: Failures,
+    /// By name, without those that begin with a dot unless `hidden`.
+    pub(super) sorted: bool,
+    pub(super) hidden: bool,
+}
+
+impl Walk<'_> {
+    /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on.
+    pub(super) fn tree(
+        &mut self,
+        start: &[u8],
+        visit: &mut impl FnMut(&mut Io, &Visit<'_>) -> Result<Go, Failure>,
+    ) -> Result<(), Failure> {
+        let path = std::ffi::OsStr::from_bytes(start);
+        let metadata = match self.volume.symlink_metadata(&mut self.io, path) {
+            Ok(metadata) => metadata,
+            Err(error) => return self.failures.note(error),
+        };
+        let mut stack = Vec::new();
+        stack.extend(self.visit(start, None, metadata, (0, true), visit)?);
+        while let Some(mut level) = stack.pop() {
+            check_interrupted()?;
+            let (next, last) = self.next(&mut level)?;
+            let Some(entry) = next else {
+                let name = level
+                    .entry
+                    .as_ref()
+                    .map_or(start, |e| e.file_name().as_bytes());
+                let done = Visit {
+                    node: level.entry.as_ref().map_or(Node::Path(start), Node::Entry),
+                    name,
+                    metadata: &level.metadata,
+                    depth: stack.len(),
+                    after: true,
+                    last: level.last,
+                };
+                visit(&mut self.io, &done)?;
+                continue;
+            };
+            let metadata = match entry.metadata(&mut self.io) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    self.failures.note(error)?;
+                    stack.push(level);
+                    continue;
+                }
+            };
+            if metadata.is_dir()
+                && let Err(failure) = level.children.add(&entry)
+            {
+                self.failures.note(failure)?;
+                stack.push(level);
+                continue;
+            }
+            if let Entries::Unsorted(dir) = &mut level.entries
+                && metadata.is_dir()
+            {
+                dir.release();
+            }
+            stack.push(level);
+            let depth = stack.len();
+            let below = self.visit(start, Some(entry), metadata, (depth, last), visit)?;
+            stack.extend(below);
+        }
+        Ok(())
+    }
+
+    fn visit(
+        &mut self,
+        start: &[u8],
+        entry: Option<DirEntry>,
+        metadata: Metadata,
+        (depth, last): (usize, bool),
+        visit: &mut impl FnMut(&mut Io, &Visit<'_>) -> Result<Go, Failure>,
+    ) -> Result<Option<Level>, Failure> {
+        let node = entry.as_ref().map_or(Node::Path(start), Node::Entry);
+        let file = Visit {
+            node,
+            name: entry.as_ref().map_or(start, |e| e.file_name().as_bytes()),
+            metadata: &metadata,
+            depth,
+            after: false,
+            last,
+        };
+        if visit(&mut self.io, &file)? == Go::On || !metadata.is_dir() {
+            return Ok(None);
+        }
+        let mut dir = match node.read_dir(self.volume, &mut self.io) {
+            Ok(dir) => dir,
+            Err(error) => {
+                self.failures.note(error)?;
+                return Ok(None);
+            }
+        };
+        let entries = if self.sorted {
+            let mut list = Vec::new();
+            while let Some(entry) = self.entry_of(&mut dir)? {
+                if self.hidden || !entry.file_name().as_bytes().starts_with(b".") {
+                    list.push(entry);
+                }
+            }
+            list.sort_by(|a, b| a.file_name().cmp(b.file_name()));
+            Entries::Sorted(list.into_iter())
+        } else {
+            Entries::Unsorted(Box::new(dir))
+        };
+        Ok(Some(Level {
+            entry,
+            metadata,
+            last,
+            entries,
+            children: Children::default(),
+        }))
+    }
+
+    /// The next entry; an error ends the directory.
+    fn entry_of(&mut self, dir: &mut ReadDir) -> Result<Option<DirEntry>, Failure> {
+        check_interrupted()?;
+        match dir.next_entry(&mut self.io) {
+            Ok(entry) => Ok(entry),
+            Err(error) => self.failures.note(error).map(|()| None),
+        }
+    }
+
+    fn next(&mut self, level: &mut Level) -> Result<(Option<DirEntry>, bool), Failure> {
+        match &mut level.entries {
+            Entries::Unsorted(dir) => Ok((self.entry_of(dir)?, false)),
+            Entries::Sorted(list) => {
+                let next = list.next();
+                Ok((next, list.len() == 0))
+            }
+        }
+    }
+}
