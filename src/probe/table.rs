@@ -1,13 +1,12 @@
 //! Partition tables of either kind, and how one of their partitions is chosen.
 
-use serde::Serialize;
-
 use super::source::size_text;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The kind of a partition table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum TableKind {
     /// GUID partition table.
     Gpt,
@@ -16,14 +15,15 @@ pub enum TableKind {
 }
 
 /// A partition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Partition {
     /// As the kernel counts: from 1, logical ones of an MBR from 5.
     pub number: u32,
     /// Its name in a GPT; empty where it has none.
     pub name: String,
     /// The type that the table says it has.
-    #[serde(rename = "type")]
+    #[cfg_attr(feature = "serde", serde(rename = "type"))]
     pub kind: String,
     /// The first byte on the device.
     pub start_bytes: u64,
@@ -34,7 +34,8 @@ pub struct Partition {
 }
 
 /// A partition table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PartitionTable {
     /// GPT or MBR.
     pub kind: TableKind,
