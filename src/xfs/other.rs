@@ -41,8 +41,13 @@ fn describe(io: &mut impl MetaIo) -> Result<String> {
     Ok(match probe::identify(&mut device)? {
         Content::Known { name, advice } => format!("{NO_XFS}, it is {name}: {advice}"),
         Content::Partitions => {
-            let Some(mut table) = probe::read_table(&mut device)? else {
-                return Ok(NO_XFS.into());
+            let mut table = match probe::read_table(&mut device) {
+                Ok(Some(table)) => table,
+                Ok(None) => return Ok(NO_XFS.into()),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    return Ok(format!("{NO_XFS}, and {}", error.detail()));
+                }
+                Err(error) => return Err(error),
             };
             table.identify_contents(&mut device)?;
             format!(

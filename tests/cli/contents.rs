@@ -13,13 +13,13 @@ fn other_contents_are_named_with_what_to_do() {
     let target = image.to_str().unwrap();
     for (at, magic, words) in [
         (0, &b"QFI\xfb\0\0\0\x03"[..], ["qcow2", "qemu-img convert"]),
-        (0, b"\x1f\x8b\x08", ["gzip", "unpack"]),
-        (0, b"PK\x03\x04", ["zip", "unpack"]),
+        (0, b"\x1f\x8b\x08", ["gzip", "gunzip"]),
+        (0, b"PK\x03\x04", ["zip", "extract"]),
         (0, b"LUKS\xba\xbe\0\x02", ["LUKS", "cryptsetup"]),
         (512, b"LABELONE", ["LVM", "vgchange"]),
-        (512, b"EFI PART", ["GPT", "losetup"]),
+        (512, b"EFI PART", ["GPT", "sgdisk"]),
         (4096, b"\xfc\x4e\x2b\xa9", ["RAID", "mdadm"]),
-        (1080, b"\x53\xef", ["ext4", "XFS only"]),
+        (1080, b"\x53\xef", ["ext2", "XFS only"]),
         (65_600, b"_BHRfS_M", ["btrfs", "XFS only"]),
         (4086, b"SWAPSPACE2", ["swap", "XFS only"]),
         (0, b"XFSM", ["xfs_metadump", "xfs_mdrestore"]),
