@@ -161,8 +161,8 @@ impl Text {
         text.match_indices(phrase)
             .filter(|(at, found)| {
                 let ends_in_word = found.ends_with(in_word);
-                !text[..*at].ends_with(in_word)
-                    && !(ends_in_word && text[at + found.len()..].starts_with(in_word))
+                let goes_on = ends_in_word && text[at + found.len()..].starts_with(in_word);
+                !(goes_on || text[..*at].ends_with(in_word))
             })
             .map(|(at, _)| self.starts.partition_point(|start| *start <= at))
             .collect()
