@@ -330,7 +330,7 @@ mod tests {
             ("trtype=PCIe traddr=nvme0", "not a PCI address"),
             (
                 "trtype=PCIe traddr=01:00.0 trsvcid=1",
-                "says nothing of PCIe",
+                "does not apply to PCIe",
             ),
         ] {
             let error = text.parse::<TransportId>().unwrap_err();
