@@ -343,6 +343,36 @@ fn a_handle_polls_readable_when_an_operation_has_ended() {
     assert!(waits > 0, "nothing was ever waited for");
 }
 
+/// A read of 128 commands through a queue that has room for 2: each of them that ends makes room.
+#[test]
+fn a_handle_polls_readable_while_an_operation_waits_for_room() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), vec![7; 1 << 20]).unwrap();
+    mount.unmount();
+    let target = format!("image:{},threaded,mdts=1,depth=2", image.path().display());
+    for wait in [Wait::Interrupt, Wait::ADAPTIVE] {
+        let options = TargetOptions::new().wait(wait);
+        let volume = Volume::open_with(&target, &options, &MountOptions::new()).unwrap();
+        let mut io = volume.io().unwrap();
+        let file = volume.open_file(&mut io, "file").unwrap();
+        let buf = io.alloc(1 << 20).unwrap();
+        io.submit_read(&file, 0, buf, 1).unwrap();
+        while io.outstanding() > 0 {
+            let ended = io.poll(2, |done| {
+                assert_eq!(done.result.unwrap(), 1 << 20);
+                assert!(done.buf.iter().all(|&byte| byte == 7));
+            });
+            if ended == 0 && io.arm() {
+                assert!(common::sys::is_readable(&io));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_cause_is_told_once() {
     let error = Volume::open("image:/nowhere/disk.img").unwrap_err();

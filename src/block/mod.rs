@@ -201,8 +201,31 @@ pub enum Refused {
     /// The chain is wrong: outside the device, misaligned, memory of another length, too many
     /// segments, an operation that is not offered. The text says which.
     Invalid(&'static str),
+    /// It would write, and the device or the queue is read-only, perhaps since a moment ago.
+    ReadOnly,
+    /// The namespace was formatted anew or taken away since the queue was opened.
+    Changed,
     /// The device is gone; nothing will ever be taken again.
     Gone,
+}
+
+impl Refused {
+    /// The error of a request that a filesystem's mapping led to.
+    #[cold]
+    pub fn of_mapping(self) -> Error {
+        match self {
+            Self::Full => Error::new(ErrorKind::WouldBlock, "the queue is full"),
+            // The range came from the disk's content: it points outside the device or into the middle of a
+            // block.
+            Self::Invalid(why) => Error::new(
+                ErrorKind::Corrupt,
+                format!("the mapping makes a command that the device cannot do: {why}"),
+            ),
+            Self::ReadOnly => Error::new(ErrorKind::ReadOnly, "the device is read-only"),
+            Self::Changed => Error::new(ErrorKind::DeviceGone, Status::Changed.to_string()),
+            Self::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
+        }
+    }
 }
 
 /// How a thread waits for a queue, in [`Queue::relax`].

@@ -204,9 +204,7 @@ impl QueuePair {
     #[cold]
     fn submit_slowly(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
         if self.watch.replaced {
-            return Err(Refused::Invalid(
-                "the namespace was formatted anew or taken away while it was in use: open it again",
-            ));
+            return Err(Refused::Changed);
         }
         if self.watch.gone {
             return Err(Refused::Gone);
@@ -262,7 +260,7 @@ impl QueuePair {
         let invalid = |why| Err(Refused::Invalid(why));
         let limits = &self.limits;
         if limits.read_only && !matches!(chain.op, Op::Read | Op::Flush) {
-            return invalid("the queue is read-only");
+            return Err(Refused::ReadOnly);
         }
         if !matches!(chain.op, Op::Read | Op::Write) && !chain.segments.is_empty() {
             return invalid("only reads and writes have memory");
@@ -322,6 +320,11 @@ impl QueuePair {
             pair.issue_waiting();
             pair.sq.ring();
             count += pair.reap(budget - count, done);
+            if pair.waiting.head != NONE && pair.free_tracker != NONE {
+                // The trackers that the reap freed: a caller that waits for an interrupt next would get none.
+                pair.issue_waiting();
+                pair.sq.ring();
+            }
         }
         count
     }

@@ -95,7 +95,7 @@ impl SpdkQueue {
             Op::Flush if chain.blocks != 0 => Some("a flush has no blocks"),
             Op::Flush => None,
             Op::Write | Op::WriteZeroes | Op::Deallocate if limits.read_only => {
-                Some("the namespace is read-only")
+                return Err(Refused::ReadOnly);
             }
             Op::WriteZeroes if !limits.write_zeroes => Some("write zeroes is not offered"),
             Op::Deallocate if !limits.deallocate => Some("deallocate is not offered"),

@@ -307,7 +307,7 @@ fn refusal(refused: Refused) -> Error {
             "the queue is full: poll, then try again",
         ),
         Refused::Invalid(why) => wrong(why),
-        Refused::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
+        refused => refused.of_mapping(),
     }
 }
 

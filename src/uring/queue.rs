@@ -293,7 +293,8 @@ impl RingQueue {
         if self.wait == Wait::Poll || self.is_closed() || self.ring.tell().is_err() {
             return false;
         }
-        !self.ring.has_ended()
+        // What the kernel did not take yet does not end.
+        self.ring.untold() == 0 && !self.ring.has_ended()
     }
 }
 
@@ -395,7 +396,7 @@ impl RingQueue {
         let invalid = |why| Err(Refused::Invalid(why));
         let limits = &self.limits;
         if limits.read_only && !matches!(chain.op, Op::Read | Op::Flush) {
-            return invalid("the queue is read-only");
+            return Err(Refused::ReadOnly);
         }
         if chain.flags.contains(ChainFlags::FUA) && !matches!(chain.op, Op::Write | Op::WriteZeroes)
         {

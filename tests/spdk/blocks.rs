@@ -86,7 +86,7 @@ fn refusals(queue: &mut SpdkQueue, memory: &Memory, block: u32) {
     let mut refused = |op, lba, blocks, list: &[Segment]| {
         matches!(
             queue.submit(&chain(op, lba, blocks, list, 1)),
-            Err(Refused::Invalid(_))
+            Err(Refused::Invalid(_) | Refused::ReadOnly)
         )
     };
     assert!(refused(Op::Read, 0, 0, &[]));

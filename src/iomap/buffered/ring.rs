@@ -110,15 +110,7 @@ impl<Q: Queue> Ring<Q> {
                     return Ok(());
                 }
                 Err(Refused::Full) => self.step(),
-                Err(Refused::Invalid(why)) => {
-                    return Err(Error::new(
-                        ErrorKind::Corrupt,
-                        format!("the mapping makes a command that the device cannot do: {why}"),
-                    ));
-                }
-                Err(Refused::Gone) => {
-                    return Err(Error::new(ErrorKind::DeviceGone, "the device is gone"));
-                }
+                Err(refused) => return Err(refused.of_mapping()),
             }
         }
     }

@@ -145,19 +145,7 @@ fn submit_one<Q: Queue>(
     match queue.submit(&chain) {
         Ok(()) => Ok(true),
         Err(Refused::Full) => Ok(false),
-        Err(refused) => Err(refusal(refused)),
-    }
-}
-
-#[cold]
-fn refusal(refused: Refused) -> Error {
-    match refused {
-        // The range came from the disk's content: it points outside the device or into the middle of a block.
-        Refused::Invalid(why) => Error::new(
-            ErrorKind::Corrupt,
-            format!("the mapping makes a command that the device cannot do: {why}"),
-        ),
-        Refused::Full | Refused::Gone => Error::new(ErrorKind::DeviceGone, "the device is gone"),
+        Err(refused) => Err(refused.of_mapping()),
     }
 }
 

@@ -94,7 +94,7 @@ impl Queue for RamQueue {
             return Err(Refused::Invalid("the range is outside the device"));
         }
         if self.limits.read_only && chain.op == Op::Write {
-            return Err(Refused::Invalid("the queue is read-only"));
+            return Err(Refused::ReadOnly);
         }
         self.log.push((chain.op, chain.flags));
         let status = self.transfer(chain);

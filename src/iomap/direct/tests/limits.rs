@@ -90,3 +90,36 @@ fn write_protection_that_comes_and_goes_is_seen() {
         assert_eq!(ended.result.unwrap(), 4096);
     }
 }
+
+#[test]
+fn a_device_that_becomes_read_only_says_so_to_a_write_that_waits() {
+    let mut waited = 0;
+    for seed in 0..20 {
+        let mut bench = bench(seed, false, false);
+        let file = file(&[(Kind::Mapped, 4096); 3], 12_288);
+        let buf = bench.buf(12_288);
+        let request = Request {
+            what: PLAIN,
+            source: Some(&file),
+            offset: 0,
+            buf,
+            user_data: 7,
+        };
+        let Ok(kept) = bench.direct.submit_kept(&mut bench.queue, request) else {
+            continue;
+        };
+        if !bench.direct.is_waiting() {
+            continue;
+        }
+        waited += 1;
+        bench.queue.limits.read_only = true;
+        let ended = loop {
+            bench.direct.progress(&mut bench.queue);
+            if let Some(ended) = bench.direct.take(kept, |_, _| ()) {
+                break ended;
+            }
+        };
+        assert_eq!(ended.result.unwrap_err().kind(), ErrorKind::ReadOnly);
+    }
+    assert!(waited > 0, "no write waited for room");
+}
