@@ -2,17 +2,15 @@
 //! rounds, no filesystem.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use serde_json::{Value, json};
-use xtent::internals::spdk::{Transport, TransportId};
 use xtent::internals::sys::interrupted;
-use xtent::internals::target::{TargetKind, TargetSpec};
+use xtent::internals::target::TargetSpec;
 use xtent::target::{Target, TargetInfo, TargetOptions};
 use xtent::{Error, ErrorKind, Result};
 
+use super::engine_name::EngineName;
 use super::environment::Environment;
 use super::hist::{count_text, time_text};
 use super::progress::{Progress, RunProgress};
@@ -20,97 +18,6 @@ use super::raw_engine::RawEngine;
 use super::rounds::{Ratio, Rounds};
 use super::runner;
 use super::workload::{Measure, Rw, Workload, mix};
-
-/// An engine that can drive a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EngineName {
-    /// xtent's own NVMe driver
-    Native,
-    /// SPDK's NVMe driver
-    Spdk,
-    /// The kernel's block layer, by io_uring
-    Uring,
-}
-
-impl EngineName {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Spdk => "spdk",
-            Self::Uring => "uring",
-        }
-    }
-
-    /// The target in this engine's notation; or why it cannot drive it.
-    fn target(self, spec: &TargetSpec) -> std::result::Result<String, &'static str> {
-        let same = spec.text.clone();
-        match (self, &spec.kind) {
-            (Self::Uring, TargetKind::Uring(_)) | (Self::Spdk, TargetKind::Spdk { .. }) => Ok(same),
-            (Self::Native, TargetKind::Spdk { id, nsid }) => own_way(id, *nsid),
-            (Self::Native, TargetKind::Uring(path)) if Path::new(path).is_file() => {
-                Ok(format!("image:{}", escaped(path)))
-            }
-            (Self::Native, TargetKind::Uring(_)) => Err(
-                "the disk is with the kernel's driver: bind it (vfio-setup.sh) and name it by pci:",
-            ),
-            (Self::Native, _) => Ok(same),
-            (Self::Uring, TargetKind::Image(path)) => path
-                .to_str()
-                .map(|path| format!("uring:{}", escaped(path)))
-                .ok_or("its name is not UTF-8"),
-            (Self::Uring, TargetKind::Pci { .. }) => Err(
-                "the kernel has no device of a disk that is with VFIO (compare --device hands one to and fro)",
-            ),
-            (Self::Uring, _) => Err("the kernel does not reach it"),
-            (Self::Spdk, TargetKind::Pci { address, nsid }) => Ok(with_nsid(
-                format!("spdk:trtype=PCIe traddr={address}"),
-                *nsid,
-            )),
-            (Self::Spdk, TargetKind::VfioUser { socket, nsid }) => {
-                // SPDK names the directory.
-                let dir = if socket.ends_with("cntrl") {
-                    socket.parent().unwrap_or(socket)
-                } else {
-                    socket
-                };
-                dir.to_str()
-                    .map(|dir| with_nsid(format!("spdk:trtype=VFIOUSER traddr={dir}"), *nsid))
-                    .ok_or("its name is not UTF-8")
-            }
-            (Self::Spdk, _) => Err("SPDK drives controllers, and this is a file or memory"),
-        }
-    }
-}
-
-/// A path in a target: commas are doubled there.
-fn escaped(path: &str) -> String {
-    path.replace(',', ",,")
-}
-
-/// A target with the option that names a namespace.
-fn with_nsid(target: String, nsid: Option<u32>) -> String {
-    match nsid {
-        Some(nsid) => format!("{target},nsid={nsid}"),
-        None => target,
-    }
-}
-
-/// The target of xtent's own driver for one of SPDK's.
-fn own_way(id: &TransportId, nsid: Option<u32>) -> std::result::Result<String, &'static str> {
-    match id.transport {
-        Transport::VfioUser => Ok(with_nsid(
-            format!("vfio-user:{}", escaped(&id.address)),
-            nsid,
-        )),
-        Transport::Pcie => Ok(match nsid {
-            Some(nsid) => format!("pci:{}/{nsid}", id.address),
-            None => format!("pci:{}", id.address),
-        }),
-        Transport::Tcp | Transport::Rdma => {
-            Err("xtent's own driver reaches controllers by pci: and vfio-user: only")
-        }
-    }
-}
 
 /// Parameters of a comparison.
 #[derive(Debug, Clone)]
@@ -182,6 +89,37 @@ fn open(plan: &EnginesPlan, target: &str) -> Result<Target> {
         )),
         _ => Ok(target),
     }
+}
+
+/// Where a target lies on its device.
+fn place(info: &TargetInfo) -> (u64, u64, u32) {
+    (info.start_bytes, info.capacity_bytes, info.lba_bytes)
+}
+
+/// Rejects sides that do not access the same blocks: one of them would be measured, and written, elsewhere.
+fn check_places(first: &TargetInfo, other: &TargetInfo) -> Result<()> {
+    if place(first) == place(other) {
+        return Ok(());
+    }
+    let words = |info: &TargetInfo| {
+        format!(
+            "{} begins at byte {} and has {} bytes in blocks of {}",
+            info.target, info.start_bytes, info.capacity_bytes, info.lba_bytes
+        )
+    };
+    let hint = if first.lba_bytes == other.lba_bytes {
+        ""
+    } else {
+        "; for a file, give the block size of both by the option lba=512 or lba=4096"
+    };
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "the engines would not access the same blocks: {}, but {}{hint}; nothing was written",
+            words(first),
+            words(other)
+        ),
+    ))
 }
 
 /// The list that is run. Writes only where they are allowed.
@@ -260,6 +198,9 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
             .collect();
         return Err(Error::new(ErrorKind::Unsupported, why.join("; ")).on_device(plan.target));
     };
+    for side in &sides {
+        check_places(&first.info, &side.info)?;
+    }
     let mut rows: Vec<Row> = workloads(&plan, &first.info)
         .into_iter()
         .map(|workload| Row {
@@ -295,6 +236,8 @@ fn turn(
     progress: &Progress,
 ) -> Result<()> {
     let target = open(plan, &side.target)?;
+    // The partition table may have been changed meanwhile.
+    check_places(&side.info, target.info())?;
     for row in rows {
         if interrupted().is_some() {
             break;
@@ -444,25 +387,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_target_is_named_as_each_engine_names_it() {
-        let of = |engine: EngineName, text: &str| engine.target(&TargetSpec::parse(text).unwrap());
-        let ok = |text: &str| Ok(text.to_owned());
-        use EngineName::{Native, Spdk, Uring};
-        assert_eq!(of(Native, "image:a,,b"), ok("image:a,,b"));
-        assert_eq!(of(Uring, "image:a,,b"), ok("uring:a,,b"));
-        assert!(of(Spdk, "image:a").is_err());
-        assert_eq!(
-            of(Spdk, "pci:01:00.0"),
-            ok("spdk:trtype=PCIe traddr=0000:01:00.0")
-        );
-        assert!(of(Uring, "pci:01:00.0").is_err());
-        for target in ["vfio-user:/run/x", "vfio-user:/run/x/cntrl"] {
-            assert_eq!(of(Native, target), ok(target));
-            assert_eq!(of(Spdk, target), ok("spdk:trtype=VFIOUSER traddr=/run/x"));
+    fn engines_access_the_same_blocks_or_none() {
+        let info = |options: &str| {
+            let options = format!("ram:2M,inline{options}");
+            let target = Target::open(&options, &TargetOptions::new()).unwrap();
+            target.info().clone()
+        };
+        let whole = info("");
+        check_places(&whole, &info(",readonly")).unwrap();
+        for other in [",offset=1M", ",lba=4096"] {
+            let error = check_places(&whole, &info(other)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert_eq!(error.to_string().contains("lba=512"), other == ",lba=4096");
         }
-        let spdk = "spdk:trtype=VFIOUSER traddr=/run/x";
-        assert_eq!(of(Native, spdk), ok("vfio-user:/run/x"));
-        assert!(of(Native, "spdk:trtype=TCP traddr=127.0.0.1").is_err());
-        assert!(of(Native, "uring:/dev/null").is_err());
+        let smaller = TargetInfo {
+            capacity_bytes: whole.capacity_bytes - 4096,
+            ..whole.clone()
+        };
+        check_places(&whole, &smaller).unwrap_err();
     }
 }

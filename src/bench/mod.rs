@@ -14,6 +14,7 @@ pub(crate) mod compare;
 mod compare_checks;
 pub(crate) mod compare_run;
 pub(crate) mod disk;
+pub(crate) mod engine_name;
 pub(crate) mod engines;
 pub(crate) mod environment;
 mod figures;

@@ -16,7 +16,7 @@ use super::values::{size, time};
 use crate::bench::compare::{Comparison, Side, run as compare};
 use crate::bench::compare_run::Plan;
 use crate::bench::disk::DiskSpec;
-use crate::bench::engines::EngineName;
+use crate::bench::engine_name::EngineName;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumSpec};
 use crate::bench::nvme_sysfs::{Controller, Places};

@@ -142,6 +142,37 @@ fn engines_are_compared_on_one_target() {
     run(3, &with(&["--engines", "spdk"]));
 }
 
+/// Each engine writes to the part of the file that the target names, and nowhere else.
+#[test]
+fn engines_are_compared_on_a_part_of_a_target() {
+    const OFFSET: usize = 4 << 20;
+    let (file, target) = blocks();
+    let path = file.to_str().unwrap();
+    let uring = format!("uring:{path}");
+    if !ring_is_here(&uring) {
+        return;
+    }
+    let serial = serial(&target);
+    for name in [&target, &uring] {
+        std::fs::write(path, vec![0; 2 * OFFSET]).unwrap();
+        let part = format!("{name},offset={OFFSET},lba=4096");
+        let base = ["compare", "--target", &part, "--engines", "native,uring"];
+        let quick = ["--rounds", "1", "--runtime", "50ms", "--ramp-time", "5ms"];
+        let erase = ["--json", "-", "--i-may-erase", &serial];
+        let value = json(&[&base[..], &quick, &erase].concat());
+        let engines = value["engines"].as_array().unwrap();
+        assert_eq!(engines.len(), 2);
+        for engine in engines {
+            assert_eq!(engine["info"]["start_bytes"], OFFSET, "{engine}");
+            assert_eq!(engine["info"]["capacity_bytes"], OFFSET, "{engine}");
+        }
+        let bytes = std::fs::read(path).unwrap();
+        let (outside, part) = bytes.split_at(OFFSET);
+        assert!(outside.iter().all(|&byte| byte == 0), "{name}");
+        assert!(part.iter().any(|&byte| byte != 0), "{name}");
+    }
+}
+
 /// Whether the kernel opens the target by io_uring; says why not.
 pub(super) fn ring_is_here(target: &str) -> bool {
     let info = xtent(&["info", target]);
