@@ -110,9 +110,8 @@ impl Queue for QueuePair {
         // Nothing here calls anything: the compiler then saves no registers.
         let nlb = one.blocks.wrapping_sub(1);
         let segment = one.segment;
-        // With a countdown of 0 chains may wait; otherwise every in-flight chain has a tracker.
+        // With a countdown of 0 chains may wait; otherwise all in flight have trackers. Not 0 blocks.
         if self.countdown != 0
-            // Not zero either.
             && nlb < u64::from(self.most_plain_blocks)
             // No underflow: `most_plain_blocks` is at most the capacity.
             && one.lba.0 <= self.limits.capacity_blocks.wrapping_sub(one.blocks)
@@ -320,11 +319,9 @@ impl QueuePair {
             pair.issue_waiting();
             pair.sq.ring();
             count += pair.reap(budget - count, done);
-            if pair.waiting.head != NONE && pair.free_tracker != NONE {
-                // The trackers that the reap freed: a caller that waits for an interrupt next would get none.
-                pair.issue_waiting();
-                pair.sq.ring();
-            }
+            // Into trackers that the reap freed, too: a caller that sleeps next would not be woken.
+            pair.issue_waiting();
+            pair.sq.ring();
         }
         count
     }

@@ -290,11 +290,9 @@ impl RingQueue {
 
     /// As `QueuePair::arm` of the NVMe driver.
     pub(crate) fn arm(&mut self) -> bool {
-        if self.wait == Wait::Poll || self.is_closed() || self.ring.tell().is_err() {
-            return false;
-        }
+        let can_wait = self.wait != Wait::Poll && !self.is_closed() && self.ring.tell().is_ok();
         // What the kernel did not take yet does not end.
-        self.ring.untold() == 0 && !self.ring.has_ended()
+        can_wait && self.ring.untold() == 0 && !self.ring.has_ended()
     }
 }
 
