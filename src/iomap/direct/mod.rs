@@ -459,6 +459,8 @@ impl<S: Source> Direct<S> {
             match issued {
                 Ok(Issued::Blocked) => return,
                 Ok(Issued::All) => {}
+                // Without its flush nothing of a durable write is done.
+                Err(error) if slot.flush_after => slot.fail(0, error),
                 Err(error) => slot.fail(slot.pos - slot.start, error),
             }
             slot.stage = Stage::Submitted;
