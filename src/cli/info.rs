@@ -10,9 +10,10 @@ use xtent::internals::target::{Drive, DriveInfo, NamespaceSummary};
 use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::target::{ControllerMode, Target, TargetInfo};
 use xtent::volume::{FilesystemInfo, MountOptions, Volume};
+use xtent::{Error, ErrorKind};
 
 use super::TargetArg;
-use super::failure::Failure;
+use super::failure::{Failure, complain};
 use super::output::{celsius, size_text};
 
 /// A look needs no more memory.
@@ -43,14 +44,14 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
         (Some(drive.info()), target)
     };
     let target_info = target.as_ref().ok().map(|target| target.info().clone());
-    // A damaged table is an error of the filesystem's, below.
-    let table = target
-        .as_ref()
-        .ok()
-        .and_then(|target| target.partition_table().ok().flatten());
+    let table = target.as_ref().map_or(Ok(None), Target::partition_table);
     // What can be said of the controller is said even when the filesystem cannot be opened.
     let volume = target.and_then(|target| Volume::on(target, &MountOptions::new()));
     let volume = volume.map_err(Failure::target);
+    let table = table.unwrap_or_else(|error| {
+        complain_of_table(&error, volume.as_ref().err().and_then(Failure::text));
+        None
+    });
     let filesystem = volume.as_ref().ok().map(|volume| volume.info().filesystem);
     let mut out = super::output::text_stdout()?;
     if args.json {
@@ -83,6 +84,15 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     }
     out.flush()?;
     volume.map(drop)
+}
+
+/// Tells why the partition table cannot be read, except where the error of the filesystem does. Remains of a
+/// damaged table on a device that is an XFS filesystem mean nothing.
+fn complain_of_table(error: &Error, filesystem_error: Option<&str>) {
+    let told = filesystem_error.is_some_and(|text| text.contains(error.detail()));
+    if !told && error.kind() != ErrorKind::Corrupt {
+        complain(&format!("note: {error}"));
+    }
 }
 
 fn yes_no(yes: bool) -> &'static str {

@@ -8,14 +8,16 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::source::{Source, read};
 use super::table::{Partition, PartitionTable, TableKind};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The type of the entry that protects a GPT.
 const PROTECTIVE: u8 = 0xee;
-/// Most extended boot records that are followed: a chain may be a circle.
-const MOST_LINKS: usize = 256;
+/// Links without a partition that are followed in a row, as the kernel does: a chain may be a circle.
+const MOST_EMPTY_LINKS: usize = 100;
 /// The first number of a logical partition.
 const FIRST_LOGICAL: u32 = 5;
+/// Numbers are less (the kernel's `DISK_MAX_PARTS`).
+const NUMBERS_END: u32 = 256;
 
 /// An entry of a master or extended boot record.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -43,7 +45,8 @@ const _: () = assert!(size_of::<BootRecord>() == 512);
 
 impl Entry {
     fn is_used(&self) -> bool {
-        self.kind != 0 && self.sectors.get() != 0
+        // Of any type, also 0: otherwise those behind would have other numbers than the kernel's.
+        self.sectors.get() != 0
     }
 
     fn is_extended(&self) -> bool {
@@ -84,8 +87,11 @@ pub(super) fn look(bytes: &[u8]) -> FirstSector {
 }
 
 /// The table of a device whose first sector has one.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] where the size of its sectors is not known; the device's.
 pub(super) fn read_partitions(source: &mut impl Source, first: &[u8]) -> Result<PartitionTable> {
-    let sector_bytes = u64::from(source.block_bytes()).max(512);
+    let sector_bytes = u64::from(source.mbr_sector_bytes().ok_or_else(unknown_sectors)?);
     let mut table = PartitionTable::new(TableKind::Mbr, sector_bytes);
     let Some(record) = record(first) else {
         return Ok(table);
@@ -97,61 +103,106 @@ pub(super) fn read_partitions(source: &mut impl Source, first: &[u8]) -> Result<
     }
     // The kernel reads the logical partitions of each extended one, the first number after the last.
     let mut number = FIRST_LOGICAL;
-    let mut links = MOST_LINKS;
     for entry in record
         .entries
         .iter()
         .filter(|e| e.is_extended() && e.is_used())
     {
-        let start = u64::from(entry.start_sector.get());
-        logical(source, start, &mut table, (&mut number, &mut links))?;
+        logical(source, Area::of(entry, 0), &mut table, &mut number)?;
     }
     Ok(table)
 }
 
-/// Follows the chain of boot records that begins at a sector: each has one partition, and the next link.
+#[cold]
+fn unknown_sectors() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "an MBR partition table does not say how large its sectors are: leave out the option `lba` for sectors of \
+         512 bytes, as in the image of most disks, or give offset=BYTES instead of a partition",
+    )
+}
+
+/// Sectors of an entry.
+#[derive(Debug, Clone, Copy)]
+struct Area {
+    start: u64,
+    sectors: u64,
+}
+
+impl Area {
+    fn of(entry: &Entry, relative_to: u64) -> Self {
+        Self {
+            start: relative_to.saturating_add(entry.start_sector.get().into()),
+            sectors: entry.sectors.get().into(),
+        }
+    }
+
+    fn end(self) -> u64 {
+        self.start.saturating_add(self.sectors)
+    }
+}
+
+/// Follows the chain of boot records of an extended partition as parse_extended() does, so that the numbers
+/// are the kernel's: each has a partition, or several, and the next link.
 fn logical(
     source: &mut impl Source,
-    first_sector: u64,
+    first: Area,
     table: &mut PartitionTable,
-    (number, links): (&mut u32, &mut usize),
+    number: &mut u32,
 ) -> Result<()> {
     let sector_bytes = table.sector_bytes;
-    let mut at = first_sector;
+    let mut link = first;
+    let mut empty_links = 0_usize;
     loop {
-        if *links == 0 {
+        if empty_links == MOST_EMPTY_LINKS {
             table.damage = Some("the chain of extended partitions is too long".into());
             return Ok(());
         }
-        *links = links.saturating_sub(1);
-        let bytes = read(source, at.saturating_mul(sector_bytes), 512)?;
+        if *number >= NUMBERS_END {
+            table.damage = Some(format!(
+                "partitions from the number {NUMBERS_END} on are omitted"
+            ));
+            return Ok(());
+        }
+        let bytes = read(source, link.start.saturating_mul(sector_bytes), 512)?;
         let Some(record) = record(&bytes) else {
             table.damage = Some("an extended partition has no boot record".into());
             return Ok(());
         };
-        for entry in &record.entries {
-            if entry.is_used() && !entry.is_extended() {
-                table.push(partition(*number, at, entry, sector_bytes));
+        empty_links = empty_links.saturating_add(1);
+        for (slot, entry) in record.entries.iter().enumerate() {
+            if !entry.is_used() || entry.is_extended() {
+                continue;
+            }
+            // The third and fourth may be anything.
+            let in_link = Area::of(entry, 0).end() <= link.sectors;
+            let in_first = Area::of(entry, link.start).end() <= first.end();
+            if slot >= 2 && !(in_link && in_first) {
+                continue;
+            }
+            if *number < NUMBERS_END {
+                table.push(partition(*number, link.start, entry, sector_bytes));
                 *number = number.saturating_add(1);
             }
+            empty_links = 0;
         }
         let next = record
             .entries
             .iter()
             .find(|e| e.is_extended() && e.is_used());
         let Some(next) = next else { return Ok(()) };
-        at = first_sector.saturating_add(u64::from(next.start_sector.get()));
+        link = Area::of(next, first.start);
     }
 }
 
 fn partition(number: u32, relative_to: u64, entry: &Entry, sector_bytes: u64) -> Partition {
-    let start = relative_to.saturating_add(entry.start_sector.get().into());
+    let area = Area::of(entry, relative_to);
     Partition {
         number,
         name: String::new(),
         kind: kind_name(entry.kind),
-        start_bytes: start.saturating_mul(sector_bytes),
-        len_bytes: u64::from(entry.sectors.get()).saturating_mul(sector_bytes),
+        start_bytes: area.start.saturating_mul(sector_bytes),
+        len_bytes: area.sectors.saturating_mul(sector_bytes),
         content: None,
     }
 }
@@ -222,7 +273,8 @@ mod tests {
         put(&mut device, 10, &[entry(0x83, 1, 5), entry(5, 0, 20)]);
         let first = device[..512].to_vec();
         let table = read_partitions(&mut Bytes(device.clone(), 512), &first).unwrap();
-        assert_eq!(table.partitions.len(), MOST_LINKS);
+        let numbers = table.partitions.iter().map(|p| p.number);
+        assert!(numbers.eq(FIRST_LOGICAL..NUMBERS_END));
         assert!(table.damage.is_some());
         put(
             &mut device,
@@ -232,6 +284,113 @@ mod tests {
         let table = read_partitions(&mut Bytes(device, 512), &first).unwrap();
         assert_eq!(table.partitions.len(), 1);
         assert!(table.damage.is_some());
+    }
+
+    fn numbers(device: &[u8]) -> (Vec<(u32, u64)>, bool) {
+        let table = read_partitions(&mut Bytes(device.to_vec(), 512), &device[..512]).unwrap();
+        let found = table.partitions.iter();
+        let found = found.map(|p| (p.number, p.start_bytes / 512)).collect();
+        (found, table.damage.is_some())
+    }
+
+    #[test]
+    fn entries_that_the_kernel_counts_are_counted() {
+        let mut device = vec![0; 512 * 200];
+        put(&mut device, 0, &[entry(0, 1, 4), entry(5, 10, 80)]);
+        // Of type 0; one in the third place; others there that leave the link or the extended partition.
+        put(
+            &mut device,
+            10,
+            &[
+                entry(0, 1, 2),
+                entry(5, 40, 20),
+                entry(0x83, 4, 76),
+                entry(0x83, 5, 76),
+            ],
+        );
+        put(
+            &mut device,
+            50,
+            &[
+                entry(0x83, 1, 500),
+                entry(0x83, 2, 0),
+                entry(0x83, 3, 18),
+                entry(0x83, 4, 16),
+            ],
+        );
+        let found = vec![(1, 1), (5, 11), (6, 14), (7, 51), (8, 54)];
+        assert_eq!(numbers(&device), (found, false));
+        // The link would take it, but not the extended partition.
+        let third = entry(0x83, 3, 38);
+        put(&mut device, 10, &[entry(0x83, 1, 2), entry(5, 40, 100)]);
+        put(
+            &mut device,
+            50,
+            &[entry(0x83, 1, 5), [0; 16], third, [0; 16]],
+        );
+        let found = vec![(1, 1), (5, 11), (6, 14), (7, 51)];
+        assert_eq!(numbers(&device), (found, false));
+    }
+
+    #[test]
+    fn links_without_a_partition_are_followed_as_far_as_the_kernel_does() {
+        for (empty, found) in [(99, vec![(5, 110)]), (100, vec![])] {
+            let mut device = vec![0; 512 * 200];
+            put(&mut device, 0, &[entry(5, 10, 180)]);
+            for at in 0..empty {
+                let next = u32::try_from(at + 1).unwrap();
+                put(&mut device, 10 + at, &[entry(5, next, 180)]);
+            }
+            put(&mut device, 10 + empty, &[entry(0x83, 1, 2)]);
+            assert_eq!(numbers(&device), (found.clone(), found.is_empty()));
+        }
+        // More than a hundred with partitions between them are no reason to stop.
+        let mut device = vec![0; 512 * 400];
+        put(&mut device, 0, &[entry(5, 10, 380)]);
+        for at in 0..300 {
+            let data = u32::from(matches!(at, 80 | 160 | 240));
+            let next = entry(5, u32::try_from(at + 1).unwrap(), 370);
+            put(&mut device, 10 + at, &[entry(0x83, 1, data), next]);
+        }
+        put(&mut device, 310, &[entry(0x83, 1, 1)]);
+        let found = vec![(5, 91), (6, 171), (7, 251), (8, 311)];
+        assert_eq!(numbers(&device), (found, false));
+    }
+
+    /// A device whose blocks are not the sectors of its table.
+    struct Image(Bytes, Option<u32>);
+
+    impl Source for Image {
+        fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
+            self.0.read_at(offset_bytes, buf)
+        }
+
+        fn len_bytes(&self) -> u64 {
+            self.0.len_bytes()
+        }
+
+        fn block_bytes(&self) -> u32 {
+            self.0.block_bytes()
+        }
+
+        fn mbr_sector_bytes(&self) -> Option<u32> {
+            self.1
+        }
+    }
+
+    #[test]
+    fn sectors_are_those_of_the_table_not_those_of_the_reads() {
+        let mut device = vec![0; 512 * 104];
+        put(&mut device, 0, &[entry(0x83, 8, 8), entry(5, 16, 50)]);
+        put(&mut device, 16, &[entry(0x83, 1, 5)]);
+        let first = device[..512].to_vec();
+        let mut image = Image(Bytes(device, 4096), Some(512));
+        let table = read_partitions(&mut image, &first).unwrap();
+        let found: Vec<_> = table.partitions.iter().map(|p| p.start_bytes).collect();
+        assert_eq!(found, [4096, 17 * 512]);
+        image.1 = None;
+        let error = read_partitions(&mut image, &first).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// no partitions.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged; the device's.
+/// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged, [`ErrorKind::Unsupported`] for an MBR with
+/// sectors of an unknown size; the device's.
 pub fn read_table(source: &mut impl Source) -> Result<Option<PartitionTable>> {
     let first = read(source, 0, 512)?;
     let sector = mbr::look(&first);

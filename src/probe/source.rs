@@ -15,6 +15,12 @@ pub trait Source {
 
     /// Bytes of a block.
     fn block_bytes(&self) -> u32;
+
+    /// Bytes of the sectors that an MBR counts in, which it does not say itself: the device's logical blocks.
+    /// `None` where they are not known.
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        Some(self.block_bytes().max(512))
+    }
 }
 
 /// The most bytes that one read of a probe takes.

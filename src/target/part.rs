@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, PartitionTable, Source};
 use crate::units::Lba;
 
-/// Blocks that are read at once.
+/// Blocks that are read at once, where a queue takes so many.
 const IN_FLIGHT: usize = 32;
 
 /// A part of a device.
@@ -40,8 +40,9 @@ impl WholeDevice {
 impl Source for WholeDevice {
     fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
         let block_bytes = self.block_bytes().max(1);
+        let in_flight = self.raw.slots().max(1);
         let mut lba = offset_bytes / u64::from(block_bytes);
-        for round in buf.chunks_mut(IN_FLIGHT.saturating_mul(block_bytes as usize)) {
+        for round in buf.chunks_mut(in_flight.saturating_mul(block_bytes as usize)) {
             let pieces = round.chunks_mut(block_bytes as usize);
             let count = pieces.len();
             for slot in 0..count {
@@ -81,6 +82,10 @@ impl Source for WholeDevice {
 
     fn block_bytes(&self) -> u32 {
         self.target.info.lba_bytes
+    }
+
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        self.target.mbr_sector_bytes()
     }
 }
 
@@ -165,7 +170,7 @@ impl Target {
     /// partition, with what the partitions hold.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged; the device's.
+    /// As [`probe::read_table`].
     #[doc(hidden)]
     pub fn partition_table(&self) -> Result<Option<PartitionTable>> {
         let read = || {
@@ -181,5 +186,94 @@ impl Target {
                 .during("read the partition table")
                 .on_device(&*self.shared.name)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::TargetOptions;
+    use super::super::open::target_on_device;
+    use super::*;
+    use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+    use crate::mem::HugePages;
+    use crate::nvme::ControllerOptions;
+
+    /// An MBR with one partition of 64 sectors, from the sector 8 on.
+    fn mbr() -> [u8; 512] {
+        let mut sector = [0; 512];
+        sector[450] = 0x83;
+        sector[454] = 8;
+        sector[458] = 64;
+        sector[510..].copy_from_slice(b"\x55\xaa");
+        sector
+    }
+
+    fn options() -> TargetOptions {
+        TargetOptions {
+            huge_pages: HugePages::Never,
+            ..TargetOptions::default()
+        }
+    }
+
+    #[test]
+    fn the_table_is_read_by_a_short_queue() {
+        for max_queue_entries in [2, 16] {
+            let mut medium = Medium::memory(1 << 20);
+            medium.write_at(0, &mbr()).unwrap();
+            let device = EmuDevice::start(EmuConfig {
+                medium,
+                max_queue_entries,
+                mode: Mode::Inline,
+                ..EmuConfig::default()
+            });
+            let controller = ControllerOptions::default();
+            let target = target_on_device(device.unwrap(), &options(), controller).unwrap();
+            let table = target.partition_table().unwrap().unwrap();
+            assert_eq!(table.partitions[0].start_bytes, 8 * 512);
+        }
+    }
+
+    /// The kernel's loop device reads the table of a file in sectors of 512 bytes, whatever disk the file is on.
+    #[test]
+    fn an_mbr_in_a_file_counts_in_sectors_of_512_bytes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        file.as_file().write_all_at(&mbr(), 0).unwrap();
+        let kept = file.into_temp_path();
+        let path = kept.to_str().unwrap();
+        for text in [
+            format!("image:{path},part=1"),
+            format!("image:{path},lba=512,part=1"),
+            format!("uring:{path},part=1"),
+            format!("ram:1M,load={path},part=1"),
+        ] {
+            match Target::open(&text, &options()) {
+                Ok(target) => {
+                    let info = target.info();
+                    assert_eq!(
+                        (info.start_bytes, info.capacity_bytes),
+                        (8 * 512, 64 * 512),
+                        "{text}"
+                    );
+                }
+                Err(error) if text.starts_with("uring") => println!("SKIPPED: {error}"),
+                Err(error) => panic!("{text}: {error}"),
+            }
+        }
+        for name in [format!("image:{path}"), format!("ram:1M,load={path}")] {
+            let error = Target::open(&format!("{name},lba=4096,part=1"), &options()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            assert!(
+                error.to_string().contains("leave out the option `lba`"),
+                "{error}"
+            );
+            let target = Target::open(&format!("{name},lba=4096"), &options()).unwrap();
+            let error = target.partition_table().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            drop(target);
+            Target::open(&format!("{name},lba=4096,offset=4096"), &options()).unwrap();
+        }
     }
 }

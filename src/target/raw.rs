@@ -82,32 +82,44 @@ impl RawIo {
             // Beside a filesystem it may read.
             false => Claim::new(&target.identity, Use::RawWrite).ok(),
         };
-        Self::with_claim(target, (slots, slot_bytes), target.range, claim)
+        let queue = Self::queue(target, slots, target.range, claim.is_none())?;
+        Self::on_queue(target, (slots, slot_bytes), queue, claim)
     }
 
-    /// A handle that only reads, of the whole device, also where the target is a part of it.
+    /// A handle that only reads, of the whole device, also where the target is a part of it. With fewer slots
+    /// where a queue takes no more.
     pub(super) fn read_only(
         target: &Arc<TargetShared>,
-        slots: usize,
+        most_slots: usize,
         slot_bytes: usize,
     ) -> Result<Self> {
-        Self::with_claim(target, (slots, slot_bytes), BlockRange::WHOLE, None)
+        let queue = Self::queue(target, most_slots, BlockRange::WHOLE, true)?;
+        let slots = most_slots.min(queue.limits().depth);
+        Self::on_queue(target, (slots, slot_bytes), queue, None)
     }
 
-    fn with_claim(
+    fn queue(
         target: &Arc<TargetShared>,
-        (slots, slot_bytes): (usize, usize),
+        depth: usize,
         range: BlockRange,
-        claim: Option<Claim>,
-    ) -> Result<Self> {
-        let queue = target.engine.queue(EngineOptions {
-            depth: slots,
+        read_only: bool,
+    ) -> Result<EngineQueue> {
+        target.engine.queue(EngineOptions {
+            depth,
             max_segments: 1,
             wait: target.wait,
             range,
             timeout: target.command_timeout,
-            read_only: claim.is_none(),
-        })?;
+            read_only,
+        })
+    }
+
+    fn on_queue(
+        target: &Arc<TargetShared>,
+        (slots, slot_bytes): (usize, usize),
+        queue: EngineQueue,
+        claim: Option<Claim>,
+    ) -> Result<Self> {
         let limits = *queue.limits();
         let block_bytes = limits.block_bytes as usize;
         if slot_bytes == 0 || !slot_bytes.is_multiple_of(block_bytes) {
@@ -140,6 +152,11 @@ impl RawIo {
     /// What engine and device can do, as the device says by now.
     pub fn limits(&self) -> &Limits {
         self.queue.limits()
+    }
+
+    /// The number of slots.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     /// A slot's buffer; `None` while the device has it, or when there is no such slot.

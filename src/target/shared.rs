@@ -28,6 +28,8 @@ pub(crate) struct TargetShared {
     pub(crate) wait: Wait,
     /// The target's text has the option `norecovery`.
     pub(crate) no_recovery: bool,
+    /// The target's text has the option `lba`.
+    pub(crate) stated_lba_bytes: Option<u32>,
     /// The most DMA memory that it takes.
     pub(crate) memory_limit_bytes: usize,
     /// The file behind it.
@@ -41,6 +43,23 @@ pub(crate) struct TargetShared {
 }
 
 impl TargetShared {
+    /// Bytes of the sectors that an MBR on the device counts in; `None` where they are not known.
+    ///
+    /// Those of a disk are its logical blocks. A file has none of its own: the alignment of direct I/O is that of
+    /// the disk below it, so sectors have 512 bytes, as those of the kernel's loop device by default. With
+    /// other blocks by the option `lba`, the table may have been made for either size.
+    pub(crate) fn mbr_sector_bytes(&self) -> Option<u32> {
+        let is_in_memory = matches!(self.identity, Identity::Memory(_));
+        match (&self.engine, self.stated_lba_bytes) {
+            (Engine::Uring(disk), _) if disk.info().is_device => {
+                Some(disk.info().logical_block_bytes)
+            }
+            _ if self.held.is_none() && !is_in_memory => Some(self.info.lba_bytes),
+            (_, None | Some(512)) => Some(512),
+            (_, Some(_)) => None,
+        }
+    }
+
     /// Looks again whether the file behind it is still this process's alone, and as long as it was.
     ///
     /// # Errors

@@ -23,6 +23,9 @@ pub struct Disk {
 pub struct DiskInfo {
     /// Bytes in a logical block.
     pub block_bytes: u32,
+    /// Bytes in a logical block of the device itself, or the alignment of direct I/O on a file: `block_bytes`
+    /// may be more.
+    pub logical_block_bytes: u32,
     /// Whole blocks.
     pub capacity_blocks: u64,
     /// Alignment of memory in bytes.
@@ -91,6 +94,7 @@ impl Disk {
             .map_err(|e| Error::system("cannot find the length", e))?;
         let info = DiskInfo {
             block_bytes,
+            logical_block_bytes: least,
             capacity_blocks: len_bytes / u64::from(block_bytes),
             memory_align_bytes: align.map_or(least, |align| align.memory_bytes).max(4),
             volatile_write_cache: sysfs

@@ -223,6 +223,10 @@ impl MetaIo for IoCore {
     fn block_bytes(&self) -> u32 {
         self.block_bytes
     }
+
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        self.target.mbr_sector_bytes()
+    }
 }
 
 impl IoCore {

@@ -64,6 +64,11 @@ pub trait MetaIo {
     fn block_bytes(&self) -> u32 {
         512
     }
+
+    /// See [`crate::probe::Source::mbr_sector_bytes`].
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        Some(self.block_bytes().max(512))
+    }
 }
 
 /// The error for corrupt disk content at `addr_bytes` on the device.

@@ -23,6 +23,10 @@ impl<I: MetaIo> Source for Device<'_, I> {
     fn block_bytes(&self) -> u32 {
         self.0.block_bytes().max(1)
     }
+
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        self.0.mbr_sector_bytes()
+    }
 }
 
 /// The error of a device whose first bytes are not those of an XFS superblock.
@@ -44,7 +48,9 @@ fn describe(io: &mut impl MetaIo) -> Result<String> {
             let mut table = match probe::read_table(&mut device) {
                 Ok(Some(table)) => table,
                 Ok(None) => return Ok(NO_XFS.into()),
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) =>
+                {
                     return Ok(format!("{NO_XFS}, and {}", error.detail()));
                 }
                 Err(error) => return Err(error),

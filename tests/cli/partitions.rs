@@ -187,9 +187,17 @@ fn wrong_places_are_named() {
         ("offset=1T", 3, "beyond the end"),
         ("part=0", 3, "no partition 0"),
         ("offset=512", 3, "no XFS"),
+        ("lba=4096", 3, "no XFS filesystem, and an MBR"),
+        ("lba=4096,part=1", 3, "leave out the option `lba`"),
     ] {
         let (_, stderr) = run(status, &["ls", &format!("{path},{options}")]);
         assert!(stderr.contains(words), "{options}: {stderr}");
+    }
+    // `info` tells once why it shows no table.
+    for options in ["lba=4096", "lba=4096,offset=1M"] {
+        let (_, stderr) = run(3, &["info", &format!("{path},{options}")]);
+        assert_eq!(stderr.matches("the option `lba`").count(), 1, "{stderr}");
+        assert_eq!(stderr.contains("note: "), options.contains("offset"));
     }
     let (_, stderr) = run(
         3,
