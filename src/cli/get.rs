@@ -29,6 +29,7 @@ const THREAD_BYTES: u64 = 4 << 20;
 #[command(
     after_help = "Permissions (without set-user-ID and the like) and times are kept, owners are not; \
     holes stay holes. Access control lists are not copied: where there is one, the group gets no rights. \
+    Lists that copies inherit from a directory of the host are removed. \
     Device nodes, sockets and fifos are skipped.\n\n\
     With -a owners and groups (by number), all permissions, times, extended attributes, access control \
     lists, hard links, device nodes, sockets and fifos are kept, too. Creation times, project IDs and \

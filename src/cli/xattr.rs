@@ -11,6 +11,7 @@ use xtent::volume::{Io, Metadata, Volume};
 use super::failure::{CORRUPT, Failure, Failures, OPERATION};
 use super::output::{Names, RawOut, put_name};
 use super::{TargetArg, VolumePath, acl};
+use crate::bench::terminal::controls_terminal;
 
 #[derive(Debug, Args)]
 #[command(
@@ -59,6 +60,71 @@ enum Encoding {
 /// An attribute: name and value.
 type Attribute = (Vec<u8>, Vec<u8>);
 
+/// Most bytes of memory for the extended attributes of one file.
+const MOST_BYTES: usize = 16 << 20;
+
+/// Bytes of memory that an attribute takes in a list, with what the allocator adds.
+pub(super) fn heap_bytes(name: &[u8], value: &[u8]) -> usize {
+    const EACH_BYTES: usize = size_of::<Attribute>() + 2 * 16;
+    EACH_BYTES + name.len() + value.len()
+}
+
+/// Extended attributes of a file, as many as memory is given to.
+pub(super) struct Collected {
+    pub(super) list: Vec<Attribute>,
+    /// Attributes beyond the limit.
+    pub(super) left_out: u64,
+    /// Whether all could be read.
+    pub(super) result: xtent::Result<()>,
+}
+
+impl Collected {
+    /// Reads those that are wanted, by name.
+    pub(super) fn read(
+        volume: &Volume,
+        io: &mut Io,
+        metadata: &Metadata,
+        is_wanted: impl Fn(&[u8]) -> bool,
+    ) -> Self {
+        let mut list = Vec::new();
+        let mut bytes = 0;
+        let mut left_out = 0;
+        let result = volume.each_xattr(io, metadata, |name, value| {
+            if xtent::internals::sys::interrupted().is_some() {
+                return Err(xtent::Error::new(xtent::ErrorKind::System, "interrupted"));
+            }
+            if !is_wanted(name) {
+                return Ok(());
+            }
+            bytes += heap_bytes(name, value);
+            if bytes > MOST_BYTES {
+                left_out += 1;
+            } else {
+                list.push((name.to_vec(), value.to_vec()));
+            }
+            Ok(())
+        });
+        Self {
+            list,
+            left_out,
+            result,
+        }
+    }
+
+    /// That there are more than fit.
+    pub(super) fn too_many(&self, path: &dyn Fn() -> Vec<u8>, done: &str) -> Option<Failure> {
+        let text = || {
+            format!(
+                "{}: {} extended attributes beyond {} MiB are not {done}",
+                path().escape_ascii(),
+                self.left_out,
+                MOST_BYTES >> 20
+            )
+        };
+        (self.left_out > 0).then(|| Failure::new(OPERATION, text()))
+    }
+}
+
 pub(super) fn run(args: &XattrArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
     let mut io = volume.io()?;
@@ -66,7 +132,7 @@ pub(super) fn run(args: &XattrArgs) -> Result<(), Failure> {
     let mut failures = Failures::default();
     let mut objects = Vec::new();
     for path in &args.paths {
-        let shown = match look(args, &volume, &mut io, path) {
+        let shown = match look(args, &volume, &mut io, path, &mut failures) {
             Ok((metadata, list)) if args.json => {
                 json(args, path, &metadata, &list).map(|object| objects.push(Value::Object(object)))
             }
@@ -89,6 +155,7 @@ fn look(
     volume: &Volume,
     io: &mut Io,
     path: &VolumePath,
+    failures: &mut Failures,
 ) -> Result<(Metadata, Vec<Attribute>), Failure> {
     let metadata = if args.no_dereference {
         volume.symlink_metadata(io, path)?
@@ -96,13 +163,14 @@ fn look(
         volume.metadata(io, path)?
     };
     let wanted = args.name.as_ref().map(|name| name.as_encoded_bytes());
-    let mut list = Vec::new();
-    volume.each_xattr(io, &metadata, |name, value| {
-        if wanted.is_none_or(|wanted| wanted == name) {
-            list.push((name.to_vec(), value.to_vec()));
-        }
-        Ok(())
-    })?;
+    let found = Collected::read(volume, io, &metadata, |name| {
+        wanted.is_none_or(|wanted| wanted == name)
+    });
+    if let Some(failure) = found.too_many(&|| path.as_encoded_bytes().to_vec(), "shown") {
+        failures.note(failure)?;
+    }
+    found.result?;
+    let mut list = found.list;
     if let Some(name) = wanted
         && list.is_empty()
     {
@@ -190,7 +258,8 @@ fn json(
 
 /// A value as getfattr prints it, for setfattr --restore.
 fn encoded(value: &[u8], encoding: Option<Encoding>) -> String {
-    let readable = || std::str::from_utf8(value).is_ok_and(|text| !text.contains(char::is_control));
+    let readable =
+        || std::str::from_utf8(value).is_ok_and(|text| !text.contains(controls_terminal));
     match encoding {
         Some(Encoding::Text) => quoted(value),
         Some(Encoding::Hex) => {
@@ -203,7 +272,8 @@ fn encoded(value: &[u8], encoding: Option<Encoding>) -> String {
     }
 }
 
-/// In quotation marks; those, backslashes, NUL and line ends are written in octal, as getfattr does.
+/// In quotation marks, as getfattr prints text. Control characters, and those that change the direction of text, are
+/// written in octal, which setfattr reads back.
 fn quoted(value: &[u8]) -> String {
     let mut text = String::from("\"");
     for piece in value.utf8_chunks() {
@@ -213,7 +283,7 @@ fn quoted(value: &[u8]) -> String {
                     text.push('\\');
                     text.push(c);
                 }
-                c if c.is_control() => {
+                c if controls_terminal(c) => {
                     let mut bytes = [0; 4];
                     for byte in c.encode_utf8(&mut bytes).bytes() {
                         text.push_str(&format!("\\{byte:03o}"));
@@ -264,5 +334,10 @@ mod tests {
         assert_eq!(encoded(b"\0\xff", None), "0sAP8=");
         assert_eq!(encoded(b"\0\xff", Some(Encoding::Text)), r#""\000\377""#);
         assert_eq!(encoded(b"a\n", Some(Encoding::Hex)), "0x610a");
+        // A right-to-left override would change what a terminal shows of the line.
+        let reversed = "a\u{202e}b".as_bytes();
+        assert_eq!(encoded(reversed, None), "0sYeKArmI=");
+        let text = r#""a\342\200\256b""#;
+        assert_eq!(encoded(reversed, Some(Encoding::Text)), text);
     }
 }

@@ -232,3 +232,45 @@ fn what_cannot_be_kept_is_counted() {
     );
     assert_eq!(fs::read(plain.join("dir/below/plain")).unwrap(), b"plain");
 }
+
+/// As cp --preserve=mode: what a directory of the host hands down gives no rights to a copy.
+#[test]
+fn an_existing_directory_hands_no_access_control_list_down() {
+    if !common::has_tool("getfattr") {
+        return common::skipped("getfattr is not installed");
+    }
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let default = "system.posix_acl_default";
+    let lists = |path: &Path| {
+        let path = path.to_str().unwrap();
+        common::run(
+            "getfattr",
+            &["--absolute-names", "-m", "^system.posix_acl", path],
+        )
+    };
+    for options in ["-rf", "-arf"] {
+        let to = tempfile::tempdir().unwrap();
+        // The default list is in the directory below the one where the copy begins.
+        let dir = to.path().join("dir");
+        fs::create_dir(&dir).unwrap();
+        if let Err(error) = sys::set_xattr(&dir, default, &acl()) {
+            return common::skipped(&format!("no access control lists here: {error}"));
+        }
+        sys::set_xattr(&dir, "system.posix_acl_access", &acl()).unwrap();
+        let place = to.path().to_str().unwrap();
+        let output = super::xtent(&["get", options, &path_of(&image), "/dir", place]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() || stderr.contains("the owner or group"),
+            "{stderr}"
+        );
+        assert_eq!(lists(&dir.join("copy")), "", "{options}");
+        let of_dir = lists(&dir);
+        assert!(!of_dir.contains("access"), "{options}: {of_dir}");
+        assert_eq!(of_dir.contains(default), options == "-rf", "{of_dir}");
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(&dir), mode(&dir.join("copy"))), (0o750, 0o644));
+    }
+}

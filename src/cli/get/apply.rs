@@ -1,5 +1,6 @@
 //! Attributes of copies, and what of them the host does not take.
 
+use std::ffi::CStr;
 use std::io;
 
 use xtent::internals::sys::HostNode;
@@ -64,8 +65,8 @@ impl Lost {
 /// A copy that gets its attributes.
 pub(super) struct Target<'a> {
     pub(super) node: HostNode<'a>,
-    /// It may have inherited an access control list.
-    pub(super) inherits_acl: bool,
+    /// It may have an access control list: an inherited one, or that of a directory that existed.
+    pub(super) may_have_acl: bool,
     /// Its path, for messages.
     pub(super) path: &'a dyn Fn() -> Vec<u8>,
 }
@@ -77,6 +78,10 @@ impl Target<'_> {
         let mut mode = attributes.mode;
         if let Some(archive) = &attributes.archive {
             mode = self.archived(archive, attributes, lost)?;
+        } else {
+            // As cp --preserve=mode: the mode is then all that gives rights. The default list of a directory stays: it
+            // concerns files to come.
+            self.remove_acl(attributes, c"system.posix_acl_access")?;
         }
         if attributes.file_type != libc::S_IFLNK {
             self.node.set_mode(mode)?;
@@ -99,11 +104,9 @@ impl Target<'_> {
             lost.owners.add(self.path, &error);
             mode &= KEPT_MODE;
         }
-        if self.inherits_acl && attributes.file_type != libc::S_IFLNK {
-            self.node.remove_xattr(c"system.posix_acl_access")?;
-            if attributes.file_type == libc::S_IFDIR {
-                self.node.remove_xattr(c"system.posix_acl_default")?;
-            }
+        self.remove_acl(attributes, c"system.posix_acl_access")?;
+        if attributes.file_type == libc::S_IFDIR {
+            self.remove_acl(attributes, c"system.posix_acl_default")?;
         }
         for (xattr, value) in &archive.xattrs {
             let Err(error) = self.node.set_xattr(xattr, value) else {
@@ -124,5 +127,17 @@ impl Target<'_> {
             }
         }
         Ok(mode)
+    }
+
+    /// Removes an access control list that is not the source's: a change of the mode would raise its mask.
+    fn remove_acl(&self, attributes: &Attributes, list: &CStr) -> io::Result<()> {
+        if !self.may_have_acl || attributes.file_type == libc::S_IFLNK {
+            return Ok(());
+        }
+        match self.node.remove_xattr(list) {
+            // The filesystem has no access control lists.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            other => other,
+        }
     }
 }

@@ -12,7 +12,8 @@ use super::job::{Entered, Job};
 use super::writer::Writer;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted};
 
-/// Jobs and bytes that are sent together: waking a thread for each small file would take longer than the file.
+/// Jobs and bytes that are sent together: waking a thread for each small file would take longer than the file. A batch
+/// exceeds the bytes by one job at most.
 const BATCH_JOBS: usize = 64;
 const BATCH_BYTES: usize = 1 << 20;
 /// Batches that wait to be written.
@@ -144,10 +145,7 @@ fn work(writer: Option<Writer>, waiting: &Receiver<Vec<Job>>) -> Result<Writer, 
 
 impl Remote {
     fn send(&mut self, job: Job) -> Result<(), Failure> {
-        self.batch_bytes += match &job {
-            Job::Whole { data, .. } | Job::Data { data, .. } => data.len(),
-            _ => 0,
-        };
+        self.batch_bytes += job.heap_bytes();
         self.batch.push(job);
         if self.batch.len() >= BATCH_JOBS || self.batch_bytes >= BATCH_BYTES {
             self.flush()?;

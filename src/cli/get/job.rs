@@ -5,6 +5,8 @@ use std::sync::mpsc::SyncSender;
 use xtent::internals::sys::HostTime;
 use xtent::volume::{Metadata, Timestamp};
 
+use crate::cli::xattr;
+
 /// Permissions that a copy keeps without -a: not set-user-ID and set-group-ID, as the owner is another one. The sticky
 /// bit limits rights.
 pub(super) const KEPT_MODE: u32 = 0o1777;
@@ -57,6 +59,35 @@ pub(super) enum Job {
     },
 }
 
+impl Job {
+    /// Bytes of memory that it owns, besides its own size.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Enter(name)
+            | Self::AskEnter(name, _)
+            | Self::Begin { name, .. }
+            | Self::AskLink { name, .. } => name.len(),
+            Self::Leave(attributes) | Self::End(attributes) => attributes.heap_bytes(),
+            Self::Data { data, .. } => data.len(),
+            Self::Whole {
+                name,
+                data,
+                attributes,
+                ..
+            } => name.len() + data.len() + attributes.heap_bytes(),
+            Self::Symlink {
+                name,
+                target,
+                attributes,
+            } => name.len() + target.len() + attributes.heap_bytes(),
+            Self::Node {
+                name, attributes, ..
+            } => name.len() + attributes.heap_bytes(),
+            Self::Abandon => 0,
+        }
+    }
+}
+
 /// How entering a directory went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entered {
@@ -103,6 +134,14 @@ impl Attributes {
             archive: None,
         }
     }
+
+    fn heap_bytes(&self) -> usize {
+        let Some(archive) = &self.archive else {
+            return 0;
+        };
+        let attribute = |(name, value): &(Vec<u8>, Vec<u8>)| xattr::heap_bytes(name, value);
+        archive.xattrs.iter().map(attribute).sum()
+    }
 }
 
 /// Nanoseconds of a second or more mean something else to utimensat().
@@ -110,4 +149,37 @@ fn host_time(time: Timestamp) -> HostTime {
     const SECOND: u32 = 1_000_000_000;
     let more = i64::from(time.nanoseconds / SECOND);
     (time.seconds.saturating_add(more), time.nanoseconds % SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_and_link_targets_count_as_memory() {
+        let attributes = |xattrs| Attributes {
+            file_type: libc::S_IFLNK,
+            mode: 0o777,
+            atime: (0, 0),
+            mtime: (0, 0),
+            archive: Some(Box::new(Archived {
+                uid: 0,
+                gid: 0,
+                xattrs,
+                linked: None,
+            })),
+        };
+        let large = || vec![(b"user.a".to_vec(), vec![0; 60_000])];
+        assert!(Job::Leave(attributes(large())).heap_bytes() > 60_000);
+        assert!(Job::End(attributes(large())).heap_bytes() > 60_000);
+        let link = Job::Symlink {
+            name: b"name".to_vec(),
+            target: vec![b'x'; 1000],
+            attributes: attributes(large()),
+        };
+        assert!(link.heap_bytes() > 61_000);
+        // Without values, too: each takes memory of its own.
+        let small = vec![(Vec::new(), Vec::new()); 1000];
+        assert!(Job::Leave(attributes(small)).heap_bytes() > 48_000);
+    }
 }

@@ -14,13 +14,12 @@ use crate::bench::progress::Progress;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted, complain};
 use crate::cli::output::type_word;
 use crate::cli::tree::{Children, Node};
+use crate::cli::xattr::Collected;
 
 /// Data in longer pieces is read ahead; shorter ones are not worth it.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Bytes of a piece of a longer file.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Most bytes of the extended attributes of one file; the rest is not kept.
-const MOST_XATTR_BYTES: usize = 16 << 20;
 
 pub(super) struct Copy<'a> {
     volume: &'a Volume,
@@ -403,43 +402,24 @@ impl Copy<'_> {
             return Ok(Attributes::plain(metadata, mode));
         }
         let mut attributes = Attributes::plain(metadata, metadata.permissions());
-        let mut archived = Archived {
-            uid: metadata.uid,
-            gid: metadata.gid,
-            xattrs: Vec::new(),
-            linked: (metadata.nlink > 1 && !metadata.is_dir()).then_some(metadata.ino),
-        };
-        let mut bytes = 0;
-        let mut too_many = 0_u64;
-        let read = self
-            .volume
-            .each_xattr(&mut self.io, metadata, |name, value| {
-                bytes += name.len() + value.len();
-                if bytes > MOST_XATTR_BYTES {
-                    too_many += 1;
-                } else {
-                    archived.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-                Ok(())
-            });
-        if read.is_err() || too_many > 0 {
+        let found = Collected::read(self.volume, &mut self.io, metadata, |_| true);
+        if found.result.is_err() || found.left_out > 0 {
             // A missing attribute may be an access control list: the group's rights are then not known.
             attributes.mode &= KEPT_MODE & !0o070;
         }
-        if let Err(error) = read {
+        if let Some(failure) = found.too_many(&path, "kept") {
+            self.failures.note(failure)?;
+        }
+        if let Err(error) = found.result {
             // Its attributes are corrupt: the content is not.
             self.failures.note(error.at_path(path()))?;
         }
-        if too_many > 0 {
-            let path = path();
-            let text = format!(
-                "{}: {too_many} extended attributes beyond {} MiB are not kept",
-                path.escape_ascii(),
-                MOST_XATTR_BYTES >> 20
-            );
-            self.failures.note(Failure::new(OPERATION, text))?;
-        }
-        attributes.archive = Some(Box::new(archived));
+        attributes.archive = Some(Box::new(Archived {
+            uid: metadata.uid,
+            gid: metadata.gid,
+            xattrs: found.list,
+            linked: (metadata.nlink > 1 && !metadata.is_dir()).then_some(metadata.ino),
+        }));
         Ok(attributes)
     }
 

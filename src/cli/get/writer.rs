@@ -28,8 +28,8 @@ pub(super) struct Writer {
     base: HostDir,
     force: bool,
     umask: u32,
-    /// New files inherit an access control list.
-    inherits_acl: bool,
+    /// New files in the base inherit an access control list.
+    base_inherits_acl: bool,
     levels: Vec<Level>,
     /// Directories entered inside of one that could not be made, and that one.
     refused_levels: usize,
@@ -48,12 +48,16 @@ struct Level {
     name: Vec<u8>,
     /// Made by this process.
     is_new: bool,
+    /// New files in it inherit an access control list.
+    inherits_acl: bool,
     /// Its place in `places`, when it is there.
     place: Option<usize>,
 }
 
 /// A file that comes in pieces.
 struct Current {
+    /// As in [`Job::Begin`].
+    id: u64,
     part: Vec<u8>,
     name: Vec<u8>,
     file: HostFile,
@@ -89,7 +93,7 @@ impl Writer {
             .subsec_nanos();
         Ok(Self {
             base: dir.try_clone()?,
-            inherits_acl: dir.has_default_acl(),
+            base_inherits_acl: dir.has_default_acl(),
             path: HostPath::new(dir),
             force,
             umask: umask(),
@@ -139,7 +143,7 @@ impl Writer {
                 name,
                 len_bytes,
                 id,
-            } => self.begin(name, len_bytes).inspect_err(|_| {
+            } => self.begin(name, len_bytes, id).inspect_err(|_| {
                 self.refused_file.store(id, Ordering::Relaxed);
             }),
             Job::Data { at, data } => self.data(at, &data),
@@ -190,6 +194,12 @@ impl Writer {
         self.levels.last().is_some_and(|level| level.is_new)
     }
 
+    /// Whether new files in the current directory inherit an access control list.
+    fn inherits_acl(&self) -> bool {
+        let level = self.levels.last();
+        level.map_or(self.base_inherits_acl, |level| level.inherits_acl)
+    }
+
     /// A name that nothing of the disk will have.
     fn part_name(&mut self) -> Vec<u8> {
         self.parts += 1;
@@ -208,9 +218,13 @@ impl Writer {
         };
         self.path.down(name).map_err(failed)?;
         self.refused_levels = 0;
+        let is_new = entered == Entered::New;
+        // A new directory inherits the default list; an existing one has its own, or none.
+        let may_inherit = !is_new || self.inherits_acl();
         self.levels.push(Level {
             name: name.to_vec(),
-            is_new: entered == Entered::New,
+            is_new,
+            inherits_acl: may_inherit && self.path.here().has_default_acl(),
             place: None,
         });
         Ok(entered)
@@ -223,7 +237,7 @@ impl Writer {
             // The directory where it all began.
             let target = Target {
                 node: HostNode::Open(self.path.here().as_fd()),
-                inherits_acl: self.inherits_acl,
+                may_have_acl: true,
                 path: &|| b".".to_vec(),
             };
             return target
@@ -236,7 +250,7 @@ impl Writer {
         };
         let target = Target {
             node: HostNode::Open(dir.as_fd()),
-            inherits_acl: self.inherits_acl,
+            may_have_acl: !level.is_new || self.inherits_acl(),
             path: &|| path_below(&self.levels, &level.name),
         };
         target.apply(attributes, &mut self.lost).map_err(failed)
@@ -277,7 +291,7 @@ impl Writer {
 
     /// The permissions that a new file is made with: the final ones, where they are then right.
     fn first_mode(&self, attributes: &Attributes) -> u32 {
-        let is_final = attributes.archive.is_none() && !self.inherits_acl;
+        let is_final = attributes.archive.is_none() && !self.inherits_acl();
         if is_final && attributes.mode & self.umask == 0 {
             attributes.mode
         } else {
@@ -327,12 +341,13 @@ impl Writer {
         let failed = |error| local(name, "cannot finish the file", error);
         let linked = attributes.archive.as_ref().and_then(|kept| kept.linked);
         let node = HostNode::Open(file.as_fd());
-        if mode == attributes.mode && attributes.archive.is_none() {
+        let inherits_acl = self.inherits_acl();
+        if mode == attributes.mode && attributes.archive.is_none() && !inherits_acl {
             node.set_times(attributes.atime, attributes.mtime)
         } else {
             let target = Target {
                 node,
-                inherits_acl: self.inherits_acl,
+                may_have_acl: inherits_acl,
                 path: &|| path_below(&self.levels, name),
             };
             target.apply(attributes, &mut self.lost)
@@ -348,7 +363,7 @@ impl Writer {
         self.path.here().rename(part, name, self.force)
     }
 
-    fn begin(&mut self, name: Vec<u8>, len_bytes: u64) -> Result<(), Failure> {
+    fn begin(&mut self, name: Vec<u8>, len_bytes: u64, id: u64) -> Result<(), Failure> {
         self.check_place(&name)?;
         let part = self.part_name();
         let file = self
@@ -358,7 +373,12 @@ impl Writer {
             .map_err(|error| local(&name, "cannot make the file", error))?;
         let sized = file.set_len(len_bytes);
         let sized = sized.map_err(|error| local(&name, "cannot write the file", error));
-        self.current = Some(Current { part, name, file });
+        self.current = Some(Current {
+            id,
+            part,
+            name,
+            file,
+        });
         sized.inspect_err(|_| self.abandon())
     }
 
@@ -373,14 +393,22 @@ impl Writer {
         let Some(current) = &self.current else {
             return Ok(());
         };
+        let id = current.id;
         let written = current.file.write_all_at(data, at);
         written
             .map_err(|error| local(&current.name, "cannot write the file", error))
-            .inspect_err(|_| self.abandon())
+            .inspect_err(|_| {
+                // The rest is not read.
+                self.refused_file.store(id, Ordering::Relaxed);
+                self.abandon();
+            })
     }
 
     fn end(&mut self, attributes: &Attributes) -> Result<(), Failure> {
-        let Some(Current { part, name, file }) = self.current.take() else {
+        let Some(Current {
+            part, name, file, ..
+        }) = self.current.take()
+        else {
             return Ok(());
         };
         let result = self.finish(file, &part, &name, attributes, 0o600);
@@ -400,11 +428,12 @@ impl Writer {
         self.check_place(name)?;
         let part = self.part_name();
         let linked = attributes.archive.as_ref().and_then(|kept| kept.linked);
+        let may_have_acl = self.inherits_acl();
         let dir = self.path.here();
         let made = make(dir, &part).and_then(|()| {
             let target = Target {
                 node: HostNode::Named(dir, &part),
-                inherits_acl: self.inherits_acl,
+                may_have_acl,
                 path: &|| path_below(&self.levels, name),
             };
             target.apply(attributes, &mut self.lost)?;
@@ -521,5 +550,33 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_whose_data_cannot_be_written_is_refused_by_its_number() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = HostDir::open(place.path()).unwrap();
+        let mut writer = Writer::new(dir, false, SharedFailures::default()).unwrap();
+        let refused = writer.refused_file();
+        let begin = Job::Begin {
+            name: b"file".to_vec(),
+            len_bytes: 1 << 20,
+            id: 7,
+        };
+        writer.handle(begin).unwrap();
+        assert_eq!(refused.load(Ordering::Relaxed), 0);
+        // No file is that long.
+        let data = Job::Data {
+            at: u64::MAX,
+            data: vec![1; 512],
+        };
+        writer.handle(data).unwrap();
+        assert_eq!(refused.load(Ordering::Relaxed), 7);
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
     }
 }

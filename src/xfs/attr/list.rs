@@ -49,8 +49,8 @@ impl Fs {
         loop {
             let leaf = leaves.leaf.clone();
             let bad = |what| search.bad(&leaf, what);
-            for entry in layout::leaf_entries(&leaf.data).map_err(bad)? {
-                let entry = layout::leaf_entry(&leaf.data, entry).map_err(bad)?;
+            for entry in layout::leaf_attributes(&leaf.data).map_err(bad)? {
+                let entry = entry.map_err(bad)?;
                 if !is_visible(&entry) {
                     continue;
                 }

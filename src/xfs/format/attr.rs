@@ -267,6 +267,30 @@ pub fn leaf_entry<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<Attribute<'a
     })
 }
 
+/// The entries of a leaf block with their names and values, in order of their hashes. Different entries share no bytes:
+/// without that check a block could hold more than a hundred times its own size.
+///
+/// # Errors
+/// A description of the fault, also from the iterator.
+pub fn leaf_attributes(
+    block: &[u8],
+) -> Result<impl Iterator<Item = Result<Attribute<'_>, &'static str>>, &'static str> {
+    let entries = leaf_entries(block)?;
+    let mut left_bytes = block.len();
+    Ok(entries.iter().map(move |entry| {
+        let attribute = leaf_entry(block, entry)?;
+        let value_bytes = match attribute.value {
+            Value::Here(value) => value.len(),
+            Value::Remote { .. } => 0,
+        };
+        left_bytes = left_bytes
+            .checked_sub(attribute.name.len())
+            .and_then(|left| left.checked_sub(value_bytes))
+            .ok_or("names and values that overlap")?;
+        Ok(attribute)
+    }))
+}
+
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
@@ -320,5 +344,29 @@ mod tests {
         assert!(leaf_entries(&block).is_err());
         block[56] = 1;
         assert!(leaf_entries(&block).is_err(), "too many");
+    }
+
+    #[test]
+    fn entries_that_share_a_value_hold_no_more_than_the_block() {
+        let mut block = vec![0; 512];
+        block[57] = 9;
+        for entry in block[80..152].chunks_mut(8) {
+            entry[4] = 1; // The name is at byte 256.
+            entry[6] = FLAG_LOCAL;
+        }
+        block[256..260].copy_from_slice(b"\x00\x62\x02a");
+        let bytes = |block: &[u8]| {
+            let mut total = 0;
+            for attribute in leaf_attributes(block)? {
+                let Value::Here(value) = attribute?.value else {
+                    panic!("a value elsewhere")
+                };
+                total += 2 + value.len();
+            }
+            Ok::<_, &str>(total)
+        };
+        assert!(bytes(&block).unwrap_err().contains("overlap"));
+        block[57] = 5;
+        assert_eq!(bytes(&block), Ok(500));
     }
 }
