@@ -73,6 +73,7 @@ pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
         failures: Failures::default(),
         sorted: false,
         hidden: true,
+        directories: false,
     };
     let mut report = Report {
         args,
@@ -90,7 +91,7 @@ pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
         &args.paths
     };
     for path in paths {
-        walk.tree(path.as_encoded_bytes(), &mut |_, file| report.visit(file))?;
+        walk.tree(path.as_encoded_bytes(), &mut |_, _, file| report.visit(file))?;
     }
     if args.total {
         let total = report.total;

@@ -150,6 +150,17 @@ impl Failures {
         Ok(())
     }
 
+    /// The value, if there is one; otherwise the error is noted.
+    pub(super) fn value_of<T>(
+        &mut self,
+        result: Result<T, impl Into<Failure>>,
+    ) -> Result<Option<T>, Failure> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(failure) => self.note(failure).map(|()| None),
+        }
+    }
+
     /// What the command comes to.
     pub(super) fn result(self) -> Result<(), Failure> {
         match self.0 {

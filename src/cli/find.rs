@@ -63,6 +63,7 @@ pub(super) fn run(args: &FindArgs) -> Result<(), Failure> {
         failures: Failures::default(),
         sorted: false,
         hidden: true,
+        directories: false,
     };
     let newer = expression.newer();
     let newer: Vec<_> = newer
@@ -78,13 +79,14 @@ pub(super) fn run(args: &FindArgs) -> Result<(), Failure> {
     let end: &[u8] = if expression.print0 { b"\0" } else { b"\n" };
     let mut objects = Vec::new();
     for path in paths {
-        walk.tree(path.as_encoded_bytes(), &mut |io, file| {
+        walk.tree(path.as_encoded_bytes(), &mut |io, failures, file| {
             if file.after {
                 return Ok(Go::On);
             }
-            if file.depth >= expression.min_depth
-                && fits(&expression, &volume, io, file, (&newer, now))?
-            {
+            let tested = file.depth >= expression.min_depth;
+            let found = tested.then(|| fits(&expression, &volume, io, file, (&newer, now)));
+            // As find does: a file that cannot be tested does not pass, and the search goes on.
+            if failures.value_of(found.transpose())?.flatten() == Some(true) {
                 let path = file.node.path();
                 if args.json {
                     let mut object = serde_json::Map::new();
@@ -117,7 +119,7 @@ fn fits(
     io: &mut Io,
     file: &Visit<'_>,
     (newer, now): (&[Timestamp], i64),
-) -> Result<bool, Failure> {
+) -> xtent::Result<bool> {
     let path = file.node.path();
     let name = match file.depth {
         // Of the start: the last component of its path.

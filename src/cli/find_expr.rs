@@ -225,10 +225,13 @@ fn test(name: &str, value: &OsString) -> Result<Test, Failure> {
         "-uid" => Test::Uid(number()?),
         "-gid" => Test::Gid(number()?),
         _ => {
-            let (make, digits): (fn(u32) -> Test, _) = match bytes.first() {
-                Some(b'-') => (Test::AllOfMode, &text[1..]),
-                Some(b'/') => (Test::AnyOfMode, &text[1..]),
-                _ => (Test::Mode, text),
+            // By the text: it is empty where the bytes are not UTF-8.
+            let (make, digits): (fn(u32) -> Test, _) = if let Some(rest) = text.strip_prefix('-') {
+                (Test::AllOfMode, rest)
+            } else if let Some(rest) = text.strip_prefix('/') {
+                (Test::AnyOfMode, rest)
+            } else {
+                (Test::Mode, text)
             };
             let mode = u32::from_str_radix(digits, 8).ok();
             let mode = mode.filter(|mode| *mode <= 0o7777 && !digits.starts_with('+'));
@@ -361,6 +364,8 @@ fn bracket(pattern: &[u8], byte: u8, fold: bool) -> Option<(bool, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]
@@ -422,6 +427,14 @@ mod tests {
             &["-not"],
         ] {
             assert_eq!(parse(words).unwrap_err().status(), USAGE, "{words:?}");
+        }
+        for name in ["-perm", "-size", "-type", "-mtime", "-maxdepth"] {
+            for value in [&b"-\xff"[..], b"/\xff", b"+\xff"] {
+                let value = OsString::from_vec(value.to_vec());
+                let words = [name.into(), value];
+                let failure = Expression::parse(&words).unwrap_err();
+                assert_eq!(failure.status(), USAGE, "{words:?}");
+            }
         }
         let all = parse(&[
             "-type",

@@ -37,6 +37,14 @@ pub(super) struct TreeArgs {
     help: Option<bool>,
 }
 
+/// The lines from the directories above to an entry.
+fn write_lines(out: &mut impl Write, follows: &[bool], last: bool) -> std::io::Result<()> {
+    for more in follows {
+        out.write_all(if *more { "│   " } else { "    " }.as_bytes())?;
+    }
+    out.write_all(if last { "└── " } else { "├── " }.as_bytes())
+}
+
 pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
     let mut walk = Walk {
@@ -45,6 +53,7 @@ pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
         failures: Failures::default(),
         sorted: true,
         hidden: args.all,
+        directories: args.directories,
     };
     let mut out = BufWriter::new(super::output::raw_stdout()?);
     let names = Names::for_stdout();
@@ -53,7 +62,7 @@ pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
     // Whether something follows in each of the directories above.
     let mut follows: Vec<bool> = Vec::new();
     let start = args.path.clone().unwrap_or_else(|| "/".into());
-    walk.tree(start.as_encoded_bytes(), &mut |io, file| {
+    walk.tree(start.as_encoded_bytes(), &mut |io, failures, file| {
         if file.after {
             return Ok(Go::On);
         }
@@ -64,18 +73,15 @@ pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
                 false if args.directories => return Ok(Go::On),
                 false => files += 1,
             }
+        }
+        // Before the line begins: it is whole also when this fails.
+        let target = match file.metadata.is_symlink() {
+            true => failures.value_of(file.node.read_link(&volume, io))?,
+            false => None,
+        };
+        if file.depth > 0 {
             follows.truncate(file.depth - 1);
-            for more in &follows {
-                out.write_all(if *more { "│   " } else { "    " }.as_bytes())?;
-            }
-            out.write_all(
-                if file.last {
-                    "└── "
-                } else {
-                    "├── "
-                }
-                .as_bytes(),
-            )?;
+            write_lines(&mut out, &follows, file.last)?;
             follows.push(!file.last);
         }
         if args.human_readable {
@@ -84,8 +90,7 @@ pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
             write!(out, "[{:>11}]  ", file.metadata.len_bytes)?;
         }
         out.write_all(&names.print(file.name))?;
-        if file.metadata.is_symlink() {
-            let target = file.node.read_link(&volume, io)?;
+        if let Some(target) = target {
             out.write_all(b" -> ")?;
             out.write_all(&names.print(&target))?;
         }

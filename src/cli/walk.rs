@@ -16,7 +16,8 @@ pub(super) struct Visit<'a> {
     pub(super) metadata: &'a Metadata,
     /// 0 for the start of the walk.
     pub(super) depth: usize,
-    /// A directory whose entries were visited before; it was visited itself before them.
+    /// A directory that is left: its entries were visited before, as far as they can be read. Each directory for which
+    /// the answer was [`Go::Down`] is visited so once.
     pub(super) after: bool,
     /// Nothing follows in its directory. Known only in sorted walks.
     pub(super) last: bool,
@@ -53,14 +54,17 @@ pub(super) struct Walk<'a> {
     /// By name, without those that begin with a dot unless `hidden`.
     pub(super) sorted: bool,
     pub(super) hidden: bool,
+    /// Without all that are no directories. For sorted walks.
+    pub(super) directories: bool,
 }
 
 impl Walk<'_> {
-    /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on.
+    /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on. `visit` notes
+    /// failures of that kind in the list that it gets; an error of it ends the walk.
     pub(super) fn tree(
         &mut self,
         start: &[u8],
-        visit: &mut impl FnMut(&mut Io, &Visit<'_>) -> Result<Go, Failure>,
+        visit: &mut impl FnMut(&mut Io, &mut Failures, &Visit<'_>) -> Result<Go, Failure>,
     ) -> Result<(), Failure> {
         let path = std::ffi::OsStr::from_bytes(start);
         let metadata = match self.volume.symlink_metadata(&mut self.io, path) {
@@ -85,7 +89,7 @@ impl Walk<'_> {
                     after: true,
                     last: level.last,
                 };
-                visit(&mut self.io, &done)?;
+                visit(&mut self.io, &mut self.failures, &done)?;
                 continue;
             };
             let metadata = match entry.metadata(&mut self.io) {
@@ -122,7 +126,7 @@ impl Walk<'_> {
         entry: Option<DirEntry>,
         metadata: Metadata,
         (depth, last): (usize, bool),
-        visit: &mut impl FnMut(&mut Io, &Visit<'_>) -> Result<Go, Failure>,
+        visit: &mut impl FnMut(&mut Io, &mut Failures, &Visit<'_>) -> Result<Go, Failure>,
     ) -> Result<Option<Level>, Failure> {
         let node = entry.as_ref().map_or(Node::Path(start), Node::Entry);
         let file = Visit {
@@ -133,20 +137,25 @@ impl Walk<'_> {
             after: false,
             last,
         };
-        if visit(&mut self.io, &file)? == Go::On || !metadata.is_dir() {
+        if visit(&mut self.io, &mut self.failures, &file)? == Go::On || !metadata.is_dir() {
             return Ok(None);
         }
         let mut dir = match node.read_dir(self.volume, &mut self.io) {
             Ok(dir) => dir,
             Err(error) => {
                 self.failures.note(error)?;
+                let left = Visit {
+                    after: true,
+                    ..file
+                };
+                visit(&mut self.io, &mut self.failures, &left)?;
                 return Ok(None);
             }
         };
         let entries = if self.sorted {
             let mut list = Vec::new();
             while let Some(entry) = self.entry_of(&mut dir)? {
-                if self.hidden || !entry.file_name().as_bytes().starts_with(b".") {
+                if self.is_listed(&entry) {
                     list.push(entry);
                 }
             }
@@ -162,6 +171,18 @@ impl Walk<'_> {
             entries,
             children: Children::default(),
         }))
+    }
+
+    /// Whether an entry is in the list of a sorted walk.
+    fn is_listed(&mut self, entry: &DirEntry) -> bool {
+        if !self.hidden && entry.file_name().as_bytes().starts_with(b".") {
+            return false;
+        }
+        // An inode that cannot be read is a failure when its turn comes.
+        !self.directories
+            || entry
+                .metadata(&mut self.io)
+                .map_or(true, |metadata| metadata.is_dir())
     }
 
     /// The next entry; an error ends the directory.

@@ -41,7 +41,7 @@ fn ino(image: &Image, path: &str) -> u64 {
     let options = TargetOptions::new().read_only(true);
     let volume = Volume::open_with(&path_of(image), &options, &MountOptions::new()).unwrap();
     let mut io = volume.io().unwrap();
-    volume.metadata(&mut io, path).unwrap().ino
+    volume.symlink_metadata(&mut io, path).unwrap().ino
 }
 
 /// Changes bytes of an inode with 512 bytes; all inodes here are in the first chunk, side by side.
@@ -121,6 +121,28 @@ fn a_name_of_the_root_directory_is_refused() {
         raw[178..182].copy_from_slice(&u32::try_from(a).unwrap().to_be_bytes());
     });
     refused(&image, "/", &format!("inode {root}"));
+}
+
+#[test]
+fn walks_go_on_after_a_file_that_cannot_be_read() {
+    let tree = "a d--755 0 0\nbad d--755 0 0\n$\nlink l--777 0 0 target\n$\nc d--755 0 0\n$\n";
+    let Some(image) = image_of(tree) else { return };
+    let target = path_of(&image);
+    let text = |status, args: &[&str]| String::from_utf8(run(status, args).0).unwrap();
+    let du = ["du", "-ac", "--apparent-size", "--bytes", &target, "/"];
+    let sums = text(0, &du);
+    // `..` leads elsewhere: the directory cannot be read, but its inode can.
+    change_inode(&image, ino(&image, "/a/bad"), |raw| raw[181] ^= 1);
+    assert_eq!(text(4, &du), sums);
+    let found = text(4, &["find", &target, "/", "-empty"]);
+    assert_eq!(found, "/c\n");
+    change_inode(&image, ino(&image, "/a/link"), |raw| raw[176] = 0);
+    let shown = text(4, &["tree", &target]);
+    let lines = ["├── a", "│   ├── bad", "│   └── link", "└── c"];
+    assert!(shown.contains(&lines.join("\n")), "{shown}");
+    assert!(shown.ends_with("3 directories, 1 file\n"), "{shown}");
+    let directories = text(4, &["tree", "-d", &target, "/a"]);
+    assert!(directories.starts_with("/a\n└── bad\n"), "{directories}");
 }
 
 /// A path longer than the kernel's and xtent's longest, with few descriptors and a small stack.
