@@ -274,3 +274,31 @@ fn an_existing_directory_hands_no_access_control_list_down() {
         assert_eq!((mode(&dir), mode(&dir.join("copy"))), (0o750, 0o644));
     }
 }
+
+#[test]
+fn attributes_beyond_the_limit_of_memory_are_left_out_and_counted() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    let file = mount.path().join("file");
+    fs::write(&file, "x").unwrap();
+    for i in 0..260 {
+        sys::set_xattr(&file, &format!("user.{i}"), &[7; 64 << 10]).unwrap();
+    }
+    mount.unmount();
+    let target = path_of(&image);
+    let to = tempfile::tempdir().unwrap();
+    let place = to.path().to_str().unwrap();
+    for (args, done) in [
+        (&["xattr", &target, "/file"][..], "shown"),
+        (&["get", "-a", &target, "/file", place], "kept"),
+    ] {
+        let (_, stderr) = run(1, args);
+        let text = format!("extended attributes beyond 16 MiB are not {done}");
+        assert!(stderr.contains(&text), "{stderr}");
+    }
+    // One of them needs no more memory than itself.
+    run(0, &["xattr", "-n", "user.7", &target, "/file"]);
+}
