@@ -29,8 +29,8 @@ impl Alarm {
     /// Arms the wakeup for the first dirty page. True when no page is dirty, so that the flusher
     /// may sleep.
     pub(super) fn arm(&self, dirty_pages: &AtomicIsize) -> bool {
+        self.armed.store(true, SeqCst);
         // Either this load sees the page, or the thread that counted the page sees `armed`.
-        // Either this sees the page, or who counted it sees that it is armed.
         fence(SeqCst);
         let clean = dirty_pages.load(Relaxed) <= 0;
         if !clean {

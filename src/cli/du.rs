@@ -91,7 +91,9 @@ pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
         &args.paths
     };
     for path in paths {
-        walk.tree(path.as_encoded_bytes(), &mut |_, _, file| report.visit(file))?;
+        walk.tree(path.as_encoded_bytes(), &mut |_, _, file| {
+            report.visit(file)
+        })?;
     }
     if args.total {
         let total = report.total;

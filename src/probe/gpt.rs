@@ -1,5 +1,6 @@
 //! GUID partition tables (UEFI 2.10, section 5.3): both headers, their checksums, and the entries.
 
+use crc::{CRC_32_ISO_HDLC, Crc};
 use std::mem::{offset_of, size_of};
 
 use zerocopy::little_endian::{U16, U32, U64};
@@ -8,6 +9,13 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 use super::source::{Source, read};
 use super::table::{Partition, PartitionTable, TableKind};
 use crate::error::Result;
+
+/// The checksum of GPT (UEFI specification, section 5.3.2).
+static CRC32: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+
+fn checksum_of(bytes: &[u8]) -> u32 {
+    CRC32.checksum(bytes)
+}
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 /// Most bytes of the entries: 8,192 of the usual 128 bytes. Tables have 128 entries, as a rule.
@@ -118,7 +126,7 @@ fn read_one(
     if bytes.len() as u64 != table_bytes {
         return Ok(Err(Some("its entries are not on the device".into())));
     }
-    if crc32fast::hash(&bytes) != header.entries_checksum.get() {
+    if checksum_of(&bytes) != header.entries_checksum.get() {
         return Ok(Err(Some("the checksum of its entries is wrong".into())));
     }
     let mut table = PartitionTable::new(TableKind::Gpt, sector_bytes);
@@ -146,7 +154,7 @@ fn check_header(header: &Header, sector: &[u8], lba: u64) -> Result<(), &'static
         .get_mut(field)
         .ok_or("its length is impossible")?
         .fill(0);
-    if crc32fast::hash(&bytes) != header.checksum.get() {
+    if checksum_of(&bytes) != header.checksum.get() {
         return Err("its checksum is wrong");
     }
     if header.own_lba.get() != lba {
@@ -250,7 +258,7 @@ pub(super) mod tests {
 
     fn put_header(device: &mut [u8], sector_bytes: usize, own: u64, other: u64, entries_at: u64) {
         let start = usize::try_from(entries_at).unwrap() * sector_bytes;
-        let checksum = crc32fast::hash(&device[start..start + 128 * 128]);
+        let checksum = checksum_of(&device[start..start + 128 * 128]);
         let mut header = Vec::new();
         header.extend_from_slice(SIGNATURE);
         for word in [0x1_0000, 92, 0, 0u32] {
@@ -264,7 +272,7 @@ pub(super) mod tests {
         for word in [128, 128, checksum] {
             header.extend(word.to_le_bytes());
         }
-        let own_checksum = crc32fast::hash(&header);
+        let own_checksum = checksum_of(&header);
         header[16..20].copy_from_slice(&own_checksum.to_le_bytes());
         let at = usize::try_from(own).unwrap() * sector_bytes;
         device[at..at + header.len()].copy_from_slice(&header);
@@ -320,7 +328,7 @@ pub(super) mod tests {
             let mut bytes = device(512);
             bytes[512 + field..512 + field + 4].copy_from_slice(&value.to_le_bytes());
             bytes[512 + 16..512 + 20].fill(0);
-            let checksum = crc32fast::hash(&bytes[512..512 + 92]);
+            let checksum = checksum_of(&bytes[512..512 + 92]);
             bytes[512 + 16..512 + 20].copy_from_slice(&checksum.to_le_bytes());
             let table = read_partitions(&mut Bytes(bytes, 512), 512, true);
             assert!(table.unwrap().unwrap().damage.is_some(), "{field} {value}");

@@ -8,6 +8,7 @@
 pub mod ag;
 pub mod attr;
 pub mod btree;
+pub(crate) mod crc;
 pub mod dir;
 pub mod dir_short;
 pub mod inode;
@@ -23,9 +24,9 @@ pub const BASIC_BLOCK_BYTES: u64 = 512;
 pub fn checksum(buf: &[u8], crc_offset: usize) -> Option<u32> {
     let (before, rest) = buf.split_at_checked(crc_offset)?;
     let (_, after) = rest.split_at_checked(4)?;
-    let crc = crc32c::crc32c(before);
-    let crc = crc32c::crc32c_append(crc, &[0; 4]);
-    Some(crc32c::crc32c_append(crc, after))
+    let crc = crc::append(0, before);
+    let crc = crc::append(crc, &[0; 4]);
+    Some(crc::append(crc, after))
 }
 
 /// Whether the buffer's checksum at `crc_offset` (little-endian) is right.

@@ -225,8 +225,8 @@ fn record_checksum(
     let len = header.len.get();
     let used = usize::try_from(len.div_ceil(layout::HEADER_COVERS_BYTES)).ok()?;
     for extended in headers.chunks_exact(BB).take(used).skip(1) {
-        crc = crc32c::crc32c_append(crc, extended.get(..layout::EXTENDED_CRC_BYTES)?);
+        crc = format::crc::append(crc, extended.get(..layout::EXTENDED_CRC_BYTES)?);
     }
     let payload = payload.get(..usize::try_from(len).ok()?)?;
-    Some(crc32c::crc32c_append(crc, payload))
+    Some(format::crc::append(crc, payload))
 }
