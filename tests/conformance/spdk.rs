@@ -88,6 +88,7 @@ impl Rig for SpdkRig {
             timeout: options.timeout,
             retries: u32::from(options.retries),
             read_only: options.read_only,
+            ..spdk::QueueOptions::default()
         };
         RigQueue::Spdk(Box::new(self.controller.queue(options).unwrap()))
     }
