@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 use xtent::volume::Metadata;
 
-use super::failure::{Failure, Failures};
+use super::failure::Failure;
 use super::output::{Names, RawOut, human_size, put_name};
 use super::walk::{Go, Visit, Walk};
 use super::{TargetArg, VolumePath};
@@ -67,14 +67,7 @@ struct Report<'a> {
 
 pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
-    let mut walk = Walk {
-        io: volume.io()?,
-        volume: &volume,
-        failures: Failures::default(),
-        sorted: false,
-        hidden: true,
-        directories: false,
-    };
+    let mut walk = Walk::new(&volume)?;
     let mut report = Report {
         args,
         out: BufWriter::new(super::output::raw_stdout()?),

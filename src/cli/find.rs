@@ -9,7 +9,7 @@ use serde_json::Value;
 use xtent::volume::{Io, Timestamp, Volume};
 
 use super::TargetArg;
-use super::failure::{Failure, Failures};
+use super::failure::Failure;
 use super::find_expr::{Candidate, Expression};
 use super::output::{Names, metadata_json, put_name};
 use super::walk::{Go, Visit, Walk};
@@ -57,14 +57,7 @@ pub(super) fn run(args: &FindArgs) -> Result<(), Failure> {
     let (paths, words) = args.words.split_at(paths);
     let expression = Expression::parse(words)?;
     let volume = args.target.open_to_read()?;
-    let mut walk = Walk {
-        io: volume.io()?,
-        volume: &volume,
-        failures: Failures::default(),
-        sorted: false,
-        hidden: true,
-        directories: false,
-    };
+    let mut walk = Walk::new(&volume)?;
     let newer = expression.newer();
     let newer: Vec<_> = newer
         .iter()

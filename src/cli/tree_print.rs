@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 
 use clap::Args;
 
-use super::failure::{Failure, Failures};
+use super::failure::Failure;
 use super::output::{Names, human_size};
 use super::walk::{Go, Walk};
 use super::{TargetArg, VolumePath};
@@ -48,12 +48,10 @@ fn write_lines(out: &mut impl Write, follows: &[bool], last: bool) -> std::io::R
 pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
     let mut walk = Walk {
-        io: volume.io()?,
-        volume: &volume,
-        failures: Failures::default(),
         sorted: true,
         hidden: args.all,
         directories: args.directories,
+        ..Walk::new(&volume)?
     };
     let mut out = BufWriter::new(super::output::raw_stdout()?);
     let names = Names::for_stdout();

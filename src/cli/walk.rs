@@ -58,6 +58,20 @@ pub(super) struct Walk<'a> {
     pub(super) directories: bool,
 }
 
+impl<'a> Walk<'a> {
+    /// A walk of all files, in the directories' own order.
+    pub(super) fn new(volume: &'a Volume) -> Result<Self, Failure> {
+        Ok(Self {
+            io: volume.io()?,
+            volume,
+            failures: Failures::default(),
+            sorted: false,
+            hidden: true,
+            directories: false,
+        })
+    }
+}
+
 impl Walk<'_> {
     /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on. `visit` notes
     /// failures of that kind in the list that it gets; an error of it ends the walk.

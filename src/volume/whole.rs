@@ -49,18 +49,8 @@ impl File {
         bufs: &mut [IoSliceMut<'_>],
         offset: u64,
     ) -> Result<usize> {
-        let mut done = 0;
-        for buf in bufs {
-            let at = offset.saturating_add(done as u64);
-            let n = self
-                .read_at(io, buf, at)
-                .map_err(|error| error.after_bytes(done))?;
-            done += n;
-            if n < buf.len() {
-                break;
-            }
-        }
-        Ok(done)
+        let bufs = bufs.iter_mut().map(|buf| (buf.len(), buf));
+        in_turn(bufs, offset, |buf, at| self.read_at(io, buf, at))
     }
 
     /// Overwrites with several buffers, one after the other, as pwritev(2): returns the bytes written. For
@@ -75,18 +65,8 @@ impl File {
         bufs: &[IoSlice<'_>],
         offset: u64,
     ) -> Result<usize> {
-        let mut done = 0;
-        for buf in bufs {
-            let at = offset.saturating_add(done as u64);
-            let n = self
-                .write_at(io, buf, at)
-                .map_err(|error| error.after_bytes(done))?;
-            done += n;
-            if n < buf.len() {
-                break;
-            }
-        }
-        Ok(done)
+        let bufs = bufs.iter().map(|buf| (buf.len(), buf));
+        in_turn(bufs, offset, |buf, at| self.write_at(io, buf, at))
     }
 
     /// A writer that overwrites from the file's start, for programs that write to [`std::io::Write`].
@@ -116,6 +96,24 @@ impl File {
             position: 0,
         })
     }
+}
+
+/// Does one operation for each buffer, given with its length, up to the first that comes short; the bytes done.
+fn in_turn<B>(
+    bufs: impl Iterator<Item = (usize, B)>,
+    offset: u64,
+    mut operation: impl FnMut(B, u64) -> Result<usize>,
+) -> Result<usize> {
+    let mut done = 0;
+    for (len, buf) in bufs {
+        let at = offset.saturating_add(done as u64);
+        let n = operation(buf, at).map_err(|error| error.after_bytes(done))?;
+        done += n;
+        if n < len {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// Overwrites a file from front to back, by [`File::writer`].
