@@ -157,6 +157,10 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
         })
         .collect();
     let kernel_unlimited = all_rounds(&plan, &mut medium, cache, &mut rows, progress)?;
+    if rows.iter().all(Row::is_empty) {
+        // Interrupted before anything was measured: there are no results to show.
+        check_interrupted()?;
+    }
     progress.message("checking the contents");
     let checked = check_interrupted()
         .and_then(|()| cross_check(&plan, &mut medium, write_file_bytes, &mut checks))

@@ -10,6 +10,7 @@ use xtent::internals::target::TargetSpec;
 use xtent::target::{Target, TargetInfo, TargetOptions};
 use xtent::{Error, ErrorKind, Result};
 
+use super::check_interrupted;
 use super::engine_name::EngineName;
 use super::environment::Environment;
 use super::hist::{count_text, time_text};
@@ -48,6 +49,11 @@ struct Row {
 }
 
 impl Row {
+    /// Whether nothing of it was measured.
+    fn is_empty(&self) -> bool {
+        self.sides.iter().all(|rounds| rounds.outcomes.is_empty())
+    }
+
     /// The IOPS of a side by those of the first one.
     fn ratio(&self, at: usize) -> Option<Ratio> {
         let (first, side) = (self.sides.first()?, self.sides.get(at)?);
@@ -215,6 +221,10 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
             }
             turn(&plan, round, at, side, &mut rows, progress)?;
         }
+    }
+    if rows.iter().all(Row::is_empty) {
+        // Interrupted before anything was measured: there are no results to show.
+        check_interrupted()?;
     }
     Ok(EnginesComparison {
         plan,

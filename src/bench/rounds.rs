@@ -151,6 +151,13 @@ pub(crate) struct Row {
     pub(crate) xtent: Rounds,
 }
 
+impl Row {
+    /// Whether nothing of it was measured.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kernel.outcomes.is_empty() && self.xtent.outcomes.is_empty()
+    }
+}
+
 /// Ratios of the rounds may lie this far apart, the highest by the lowest.
 const STABLE: f64 = 1.25;
 
