@@ -62,9 +62,9 @@ pub enum ErrorKind {
 }
 
 /// An error with its context. One pointer wide, so that `Result`s stay small.
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorInner>);
 
-struct Inner {
+struct ErrorInner {
     kind: ErrorKind,
     detail: String,
     operation: Option<&'static str>,
@@ -85,7 +85,7 @@ impl Error {
     #[cold]
     #[doc(hidden)]
     pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(ErrorInner {
             kind,
             detail: detail.into(),
             operation: None,

@@ -21,12 +21,12 @@ const PREAD: u16 = 0;
 const FLAG_RESFD: u32 = 1;
 
 const _: () = assert!(size_of::<libc::iocb>() == 64);
-const _: () = assert!(size_of::<Completion>() == 32);
+const _: () = assert!(size_of::<AioEvent>() == 32);
 
 /// `struct io_event` of `linux/aio_abi.h`; not looked at.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Completion([u64; 4]);
+struct AioEvent([u64; 4]);
 
 /// An AIO context of this process, until the process ends.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Context {
 
     /// Takes completions out of the ring, to make room.
     fn reap(&mut self) {
-        let mut completions = [Completion([0; 4]); ROOM];
+        let mut completions = [AioEvent([0; 4]); ROOM];
         let mut at_once = libc::timespec {
             tv_sec: 0,
             tv_nsec: 0,

@@ -82,12 +82,12 @@ pub enum RingOp {
 /// An io_uring over one file and pieces of [`PinnedMemory`].
 pub struct DirectRing {
     /// Leaked, with the memory, when the kernel might still write there.
-    inner: ManuallyDrop<Inner>,
+    inner: ManuallyDrop<RingInner>,
 }
 
-struct Inner {
+struct RingInner {
     ring: IoUring,
-    regions: Vec<Region>,
+    regions: Vec<RingRegion>,
     in_flight: usize,
     /// The submission queue has entries that the kernel has not consumed.
     unsaid: bool,
@@ -102,7 +102,7 @@ struct Inner {
     _file: Arc<File>,
 }
 
-struct Region {
+struct RingRegion {
     memory: PinnedMemory,
     /// Its number among the registered buffers.
     registered: Option<u16>,
@@ -137,7 +137,7 @@ impl DirectRing {
         let registers = submitter.register_buffers_sparse(MOST_REGISTERED).is_ok();
         submitter.register_files(&[file.as_raw_fd()])?;
         Ok(Self {
-            inner: ManuallyDrop::new(Inner {
+            inner: ManuallyDrop::new(RingInner {
                 ring,
                 regions: Vec::new(),
                 in_flight: 0,
@@ -173,7 +173,7 @@ impl DirectRing {
             }
             .is_ok()
         });
-        inner.regions.push(Region { memory, registered });
+        inner.regions.push(RingRegion { memory, registered });
         number
     }
 
@@ -348,7 +348,7 @@ impl DirectRing {
     }
 }
 
-impl Inner {
+impl RingInner {
     #[inline]
     fn entry(&self, op: RingOp) -> Option<squeue::Entry> {
         let fd = types::Fixed(0);

@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_secs(60);
 
 /// Why a file may not be written any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Lost {
+enum LostReason {
     /// Another process opened it and keeps it open; the loop device, if it is one.
     Opened(Option<String>),
     /// Another process changed it.
@@ -48,7 +48,7 @@ enum Lost {
     Inherited,
 }
 
-impl Lost {
+impl LostReason {
     fn error(&self) -> Error {
         let stopped = "writing has stopped: close it, and check it before it is used again";
         match self {
@@ -89,7 +89,7 @@ impl Lost {
 
 /// How far a file is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Watch {
+enum HeldWatch {
     /// Not at all: it is only read, or is a device that the kernel keeps from others.
     None,
     /// No other process can open it unnoticed.
@@ -102,18 +102,18 @@ enum Watch {
 /// closed: a child of another thread has a copy of it between fork and exec.
 #[derive(Debug)]
 pub struct HeldFile {
-    shared: Arc<Shared>,
+    shared: Arc<HeldShared>,
     watcher: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct HeldShared {
     file: Arc<File>,
     gate: Arc<WriteGate>,
-    watch: Watch,
+    watch: HeldWatch,
     len_bytes: u64,
     id: FileId,
-    lost: OnceLock<Lost>,
+    lost: OnceLock<LostReason>,
     stop: AtomicBool,
     /// The process that opened it.
     pid: u32,
@@ -145,7 +145,7 @@ impl HeldFile {
     /// The errno of `fstat`.
     pub fn unwatched(file: File) -> io::Result<Self> {
         Ok(Self {
-            shared: Arc::new(Shared::new(file, Watch::None)?),
+            shared: Arc::new(HeldShared::new(file, HeldWatch::None)?),
             watcher: None,
         })
     }
@@ -156,7 +156,7 @@ impl HeldFile {
     /// # Errors
     /// The errno of `fstat`, or that of starting the thread.
     pub fn looked_at(file: File) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(file, Watch::Looks)?);
+        let shared = Arc::new(HeldShared::new(file, HeldWatch::Looks)?);
         let for_watcher = Arc::clone(&shared);
         let watcher = super::spawn_thread("xtent-look", move || for_watcher.look_now_and_then())?;
         Ok(Self {
@@ -171,7 +171,7 @@ impl HeldFile {
     /// # Errors
     /// The errno of `fstat`, or that of starting the thread.
     pub fn leased(file: File) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(file, Watch::Lease)?);
+        let shared = Arc::new(HeldShared::new(file, HeldWatch::Lease)?);
         let for_watcher = Arc::clone(&shared);
         let watcher = super::spawn_thread("xtent-lease", move || for_watcher.watch())?;
         Ok(Self {
@@ -199,7 +199,7 @@ impl HeldFile {
     /// that is cut short: whether it is still that long.
     #[inline]
     pub fn has(&self, end_bytes: u64) -> bool {
-        self.shared.watch != Watch::Looks || self.shared.look_at_len(end_bytes)
+        self.shared.watch != HeldWatch::Looks || self.shared.look_at_len(end_bytes)
     }
 
     /// Looks again: whether the file is still this process's alone, and as long as it was.
@@ -219,7 +219,7 @@ impl HeldFile {
     pub fn lost(&self) -> Option<Error> {
         match self.shared.lost.get() {
             Some(lost) => Some(lost.error()),
-            None if self.shared.is_inherited() => Some(Lost::Inherited.error()),
+            None if self.shared.is_inherited() => Some(LostReason::Inherited.error()),
             None => None,
         }
     }
@@ -248,8 +248,8 @@ impl Drop for HeldFile {
     }
 }
 
-impl Shared {
-    fn new(file: File, watch: Watch) -> io::Result<Self> {
+impl HeldShared {
+    fn new(file: File, watch: HeldWatch) -> io::Result<Self> {
         let meta = file.metadata()?;
         Ok(Self {
             file: Arc::new(file),
@@ -269,7 +269,7 @@ impl Shared {
     }
 
     /// Refuses every write from now on.
-    fn lose(&self, lost: Lost) {
+    fn lose(&self, lost: LostReason) {
         if self.lost.set(lost).is_ok() {
             self.gate.set(GateState::Closed);
             if let Some(lost) = self.lost.get() {
@@ -285,7 +285,7 @@ impl Shared {
         match self.file.metadata() {
             Ok(meta) if meta.len() >= end_bytes.min(self.len_bytes) => true,
             Ok(meta) => {
-                self.lose(Lost::Shorter(self.len_bytes, meta.len()));
+                self.lose(LostReason::Shorter(self.len_bytes, meta.len()));
                 false
             }
             Err(_) => false,
@@ -293,13 +293,13 @@ impl Shared {
     }
 
     fn look_again(&self) {
-        if self.watch == Watch::None || !self.look_at_len(self.len_bytes) {
+        if self.watch == HeldWatch::None || !self.look_at_len(self.len_bytes) {
             return;
         }
-        if self.watch == Watch::Looks
+        if self.watch == HeldWatch::Looks
             && let Some(name) = loop_device_of(self.id)
         {
-            self.lose(Lost::Opened(Some(format!("/dev/{name}"))));
+            self.lose(LostReason::Opened(Some(format!("/dev/{name}"))));
         }
     }
 
@@ -319,7 +319,7 @@ impl Shared {
         });
         let Ok(notice) = notice else {
             // Plain calls with right arguments. Without notice there is no safe way to go on.
-            self.lose(Lost::Forced);
+            self.lose(LostReason::Forced);
             return;
         };
         while !self.stop.load(Ordering::Acquire) {
@@ -345,16 +345,16 @@ impl Shared {
         let time = lease_break_time().map_or(LONGEST_DRAIN, |time| LONGEST_DRAIN.min(time / 2));
         let drained = self.gate.drain(Instant::now() + time);
         if !drained {
-            self.lose(Lost::Forced);
+            self.lose(LostReason::Forced);
         }
         // What the opener changes gets another time than what was written here.
         std::thread::sleep(CLOCK_STEP);
         let before = Stamp::of(&self.file);
         if give_lease_back(&self.file).is_err() {
-            self.lose(Lost::Forced);
+            self.lose(LostReason::Forced);
         }
         let (Ok(before), true) = (before, drained) else {
-            self.lose(Lost::Forced);
+            self.lose(LostReason::Forced);
             return false;
         };
         let until = Instant::now() + grace;
@@ -363,11 +363,11 @@ impl Shared {
                 // A lease that was given back took the owner of its signal with it
                 // (`lease_modify()`).
                 Ok(()) if notice.direct(&self.file).is_ok() => return self.go_on(&before),
-                Ok(()) => self.lose(Lost::Forced),
-                Err(_) if Instant::now() > until => self.lose(Lost::Opened(None)),
+                Ok(()) => self.lose(LostReason::Forced),
+                Err(_) if Instant::now() > until => self.lose(LostReason::Opened(None)),
                 Err(_) => {
                     if let Some(name) = loop_device_of(self.id) {
-                        self.lose(Lost::Opened(Some(format!("/dev/{name}"))));
+                        self.lose(LostReason::Opened(Some(format!("/dev/{name}"))));
                     }
                     std::thread::sleep(RETRY);
                 }
@@ -384,9 +384,9 @@ impl Shared {
                 return true;
             }
             Ok(now) if now.len_bytes < self.len_bytes => {
-                self.lose(Lost::Shorter(self.len_bytes, now.len_bytes));
+                self.lose(LostReason::Shorter(self.len_bytes, now.len_bytes));
             }
-            _ => self.lose(Lost::Changed),
+            _ => self.lose(LostReason::Changed),
         }
         false
     }

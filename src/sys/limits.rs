@@ -48,14 +48,14 @@ fn address_space_bytes() -> Option<u64> {
 }
 
 /// A control group with a limit on memory.
-struct Group {
+struct ControlGroup {
     dir: PathBuf,
     limit_bytes: u64,
-    names: &'static Names,
+    names: &'static GroupFileNames,
 }
 
 /// How a version of control groups names what it tells.
-struct Names {
+struct GroupFileNames {
     roots: [&'static str; 2],
     limit: &'static str,
     usage: &'static str,
@@ -63,13 +63,13 @@ struct Names {
     reclaimable: [&'static str; 2],
 }
 
-static V1: Names = Names {
+static V1: GroupFileNames = GroupFileNames {
     roots: ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"],
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     reclaimable: ["total_active_file", "total_inactive_file"],
 };
-static V2: Names = Names {
+static V2: GroupFileNames = GroupFileNames {
     roots: ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
     limit: "memory.max",
     usage: "memory.current",
@@ -77,7 +77,7 @@ static V2: Names = Names {
 };
 
 /// What `ask` finds of this process's groups and their ancestors, as far as they have a limit.
-fn groups<T>(ask: impl Fn(&Group) -> Option<T>) -> impl Iterator<Item = T> {
+fn groups<T>(ask: impl Fn(&ControlGroup) -> Option<T>) -> impl Iterator<Item = T> {
     let lines = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let found: Vec<T> = lines
         .lines()
@@ -88,7 +88,7 @@ fn groups<T>(ask: impl Fn(&Group) -> Option<T>) -> impl Iterator<Item = T> {
 }
 
 /// The groups of a line of `/proc/self/cgroup`: `ID:CONTROLLERS:PATH`.
-fn groups_of(line: &str) -> Vec<Group> {
+fn groups_of(line: &str) -> Vec<ControlGroup> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
         return Vec::new();
@@ -103,7 +103,7 @@ fn groups_of(line: &str) -> Vec<Group> {
         names.roots.iter().find_map(|root| {
             let dir = Path::new(root).join(path);
             let limit_bytes = number(&dir.join(names.limit))?;
-            Some(Group {
+            Some(ControlGroup {
                 dir,
                 limit_bytes,
                 names,
@@ -117,7 +117,7 @@ fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-impl Group {
+impl ControlGroup {
     fn room_bytes(&self) -> Option<u64> {
         let usage = number(&self.dir.join(self.names.usage))?;
         let stat = fs::read_to_string(self.dir.join("memory.stat")).unwrap_or_default();
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn page_cache_leaves_room_and_other_memory_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let group = Group {
+        let group = ControlGroup {
             dir: dir.path().to_owned(),
             limit_bytes: 1000,
             names: &V2,

@@ -28,10 +28,10 @@ pub struct Pages {
     len_bytes: usize,
     kind: PageKind,
     /// How it was reserved, so that it is given back the same way.
-    mapping: Mapping,
+    mapping: PageMapping,
 }
 
-enum Mapping {
+enum PageMapping {
     /// By the `hugepage-rs` crate, with this layout.
     HugepageRs(Layout),
     /// By our own `mmap`: the whole reservation, of which `base` is the aligned part.
@@ -49,7 +49,7 @@ enum Mapping {
     Lent { _owner: Box<dyn Send + Sync> },
 }
 
-impl fmt::Debug for Mapping {
+impl fmt::Debug for PageMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::HugepageRs(_) => "HugepageRs",
@@ -100,7 +100,7 @@ impl Pages {
             base,
             len_bytes,
             kind: PageKind::Huge,
-            mapping: Mapping::HugepageRs(layout),
+            mapping: PageMapping::HugepageRs(layout),
         };
         pages.keep_from_children();
         Ok(pages)
@@ -160,13 +160,13 @@ impl Pages {
             } else {
                 PageKind::Pageable
             },
-            mapping: Mapping::Shared {
+            mapping: PageMapping::Shared {
                 start,
                 len_bytes: reserved,
                 file,
             },
         };
-        let Mapping::Shared { file, .. } = &pages.mapping else {
+        let PageMapping::Shared { file, .. } = &pages.mapping else {
             return Err(impossible());
         };
         // SAFETY: replaces a part of the reservation above, which is not in use yet.
@@ -209,7 +209,7 @@ impl Pages {
             base,
             len_bytes,
             kind,
-            mapping: Mapping::Lent { _owner: owner },
+            mapping: PageMapping::Lent { _owner: owner },
         }
     }
 
@@ -245,7 +245,7 @@ impl Pages {
             base,
             len_bytes,
             kind,
-            mapping: Mapping::Own {
+            mapping: PageMapping::Own {
                 start,
                 len_bytes: reserved,
             },
@@ -315,8 +315,8 @@ impl Pages {
     /// be cut short.
     pub(crate) fn file(&self) -> Option<&File> {
         match &self.mapping {
-            Mapping::Shared { file, .. } => Some(file),
-            Mapping::HugepageRs(_) | Mapping::Own { .. } | Mapping::Lent { .. } => None,
+            PageMapping::Shared { file, .. } => Some(file),
+            PageMapping::HugepageRs(_) | PageMapping::Own { .. } | PageMapping::Lent { .. } => None,
         }
     }
 }
@@ -340,20 +340,20 @@ pub fn prefer_huge_pages<T>(table: &[T]) {
 impl Drop for Pages {
     fn drop(&mut self) {
         match &self.mapping {
-            Mapping::HugepageRs(layout) => {
+            PageMapping::HugepageRs(layout) => {
                 // SAFETY: allocated by `hugepage_rs::alloc` with this very layout, and given back
                 // once.
                 unsafe { hugepage_rs::dealloc(self.base.as_ptr(), *layout) };
             }
-            Mapping::Own { start, len_bytes }
-            | Mapping::Shared {
+            PageMapping::Own { start, len_bytes }
+            | PageMapping::Shared {
                 start, len_bytes, ..
             } => {
                 // SAFETY: the whole reservation that was made; nothing refers to it once its owner
                 // drops.
                 unsafe { libc::munmap(start.as_ptr().cast(), *len_bytes) };
             }
-            Mapping::Lent { .. } => {}
+            PageMapping::Lent { .. } => {}
         }
     }
 }

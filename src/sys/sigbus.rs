@@ -53,7 +53,7 @@ impl Cover {
 
 /// One guarded mapping. The handler reads it while other threads change it, so it is a sequence
 /// lock: an odd `sequence` says that it is being changed.
-struct Slot {
+struct GuardSlot {
     taken: AtomicBool,
     sequence: AtomicU32,
     start: AtomicUsize,
@@ -64,7 +64,7 @@ struct Slot {
     tripped: AtomicBool,
 }
 
-impl Slot {
+impl GuardSlot {
     const fn empty() -> Self {
         Self {
             taken: AtomicBool::new(false),
@@ -99,7 +99,7 @@ impl Slot {
     }
 }
 
-static TABLE: [Slot; SLOTS] = [const { Slot::empty() }; SLOTS];
+static TABLE: [GuardSlot; SLOTS] = [const { GuardSlot::empty() }; SLOTS];
 
 /// What the handler needs, ready before it is installed.
 struct Handler {
@@ -193,7 +193,7 @@ impl Guard {
     /// When the handler cannot be installed, or too many mappings are guarded.
     pub unsafe fn new(start: NonNull<u8>, len_bytes: usize, with: Cover) -> io::Result<Self> {
         install()?;
-        let free = |slot: &Slot| !slot.taken.swap(true, Ordering::Acquire);
+        let free = |slot: &GuardSlot| !slot.taken.swap(true, Ordering::Acquire);
         let slot = TABLE
             .iter()
             .position(free)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub struct Ticks(u64);
 
 #[derive(Debug)]
-struct Clock {
+struct TickClock {
     /// Whether the time stamp counter is read.
     counter: bool,
     /// Nanoseconds in a tick, times 2^32.
@@ -17,7 +17,7 @@ struct Clock {
     epoch: Instant,
 }
 
-static CLOCK: OnceLock<Clock> = OnceLock::new();
+static CLOCK: OnceLock<TickClock> = OnceLock::new();
 
 /// How long the counter is compared with the system's clock: a rate that is right to a few
 /// millionths.
@@ -27,7 +27,7 @@ impl Ticks {
     /// Now. The first call in a process takes 20 ms: it finds out how fast the counter runs.
     #[inline]
     pub fn now() -> Self {
-        let clock = CLOCK.get_or_init(Clock::new);
+        let clock = CLOCK.get_or_init(TickClock::new);
         if clock.counter {
             return Self(counter());
         }
@@ -54,7 +54,7 @@ impl Ticks {
     }
 }
 
-impl Clock {
+impl TickClock {
     fn new() -> Self {
         let epoch = Instant::now();
         let by_system = Self {
