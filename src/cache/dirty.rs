@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::file::{FileCache, FileInner};
 use super::index::{LEAF_PAGES, LEAF_SHIFT};
-use super::wait::Patience;
+use super::wait::BoundedWait;
 use crate::mem::Segment;
 use crate::mem::pages::{PAGE_BYTES, WritebackPage};
 
@@ -157,7 +157,7 @@ impl FileInner {
         for slot in 0..LEAF_PAGES {
             let page = (no << LEAF_SHIFT) + u64::from(slot);
             let at = leaf * LEAF_PAGES + slot;
-            let mut patience = Patience::for_lock();
+            let mut patience = BoundedWait::for_lock();
             loop {
                 let look = table.look(at);
                 if !pages.contains(&page) || (look.locked && !wait) {

@@ -6,10 +6,10 @@ use crate::error::{Error, ErrorKind};
 
 /// What has failed since the file was opened first.
 #[derive(Debug, Default)]
-pub(super) struct Errors(Mutex<Log>);
+pub(super) struct Errors(Mutex<ErrorLog>);
 
 #[derive(Debug, Default)]
-struct Log {
+struct ErrorLog {
     count: u64,
     last: Option<(ErrorKind, String, u64)>,
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::errors::Errors;
 use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists, salt_of};
-use super::view::Lent;
-use super::wait::Patience;
+use super::view::LentViews;
+use super::wait::BoundedWait;
 use super::waiters::Waiters;
 use super::{Cache, CacheInner, ErrorCursor};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,7 +41,7 @@ pub(super) struct FileInner {
     /// Threads that wait for that to end, or for a mutable view.
     pub(super) waiters: Waiters,
     /// Pages that mutable views are lent of, and how many.
-    pub(super) lent: Lent,
+    pub(super) lent: LentViews,
 }
 
 /// What an invalidation left.
@@ -83,7 +83,7 @@ impl FileCache {
             errors: Errors::default(),
             in_writeback: AtomicUsize::new(0),
             waiters: Waiters::default(),
-            lent: Lent::default(),
+            lent: LentViews::default(),
         })))
     }
 
@@ -429,7 +429,7 @@ impl FileInner {
     fn remove(&self, leaf: u32, slot: u32, which: Which, done: &mut Invalidated) -> bool {
         let inner = self.cache.inner();
         let at = leaf * LEAF_PAGES + slot;
-        let mut patience = Patience::for_lock();
+        let mut patience = BoundedWait::for_lock();
         let dirty = loop {
             match inner.pages.remove(at, which) {
                 Removed::Busy => {

@@ -11,7 +11,7 @@ pub(super) const MAX_ORDER: u32 = 9;
 const AT_HAND: usize = 64;
 
 #[derive(Debug, Default)]
-struct State {
+struct FreeState {
     at_hand: Vec<FrameRun>,
     /// By order, then by first frame.
     runs: [BTreeMap<u32, FrameRun>; MAX_ORDER as usize + 1],
@@ -20,10 +20,10 @@ struct State {
 
 /// The free frames.
 #[derive(Debug, Default)]
-pub(super) struct FreeFrames(Mutex<State>);
+pub(super) struct FreeFrames(Mutex<FreeState>);
 
 impl FreeFrames {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FreeState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,7 +82,7 @@ impl FreeFrames {
     }
 }
 
-impl State {
+impl FreeState {
     fn give(&mut self, mut run: FrameRun) {
         self.frames += run.count() as usize;
         if run.count() == 1 && self.at_hand.len() < AT_HAND {

@@ -5,7 +5,7 @@
 use super::file::{FileCache, FileInner, Writing, Wrote, leaf_of, place};
 use super::index::LEAF_PAGES;
 use super::stats::{Guess, Tally};
-use super::wait::Patience;
+use super::wait::BoundedWait;
 use crate::mem::pages::{
     ALL_GRANULES, Blocked, PAGE_BYTES, Pin, Place, Tag, WriteLock, granules_touched,
 };
@@ -256,7 +256,7 @@ impl FileInner {
     pub(super) fn pin_slowly(&self, page: u64, granules: u8) -> Option<Pin<'_>> {
         let inner = self.cache.inner();
         let (no, slot) = leaf_of(page);
-        let mut patience = Patience::for_lock();
+        let mut patience = BoundedWait::for_lock();
         loop {
             let leaf = inner.index.find(self.id, no)?;
             let at = leaf * LEAF_PAGES + slot;
@@ -344,7 +344,7 @@ impl FileInner {
     ) -> Result<(WriteLock<'_>, u32), Blocked> {
         let inner = self.cache.inner();
         let (no, slot) = leaf_of(page);
-        let mut patience = Patience::for_lock();
+        let mut patience = BoundedWait::for_lock();
         // Views and writeback do not let go soon, others do.
         let mut patience_with_readers = 64;
         loop {

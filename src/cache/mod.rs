@@ -43,7 +43,7 @@ use self::alarm::Alarm;
 use self::free::FreeFrames;
 use self::index::{Index, LEAF_PAGES};
 use self::reclaim::{Reclaim, Victim};
-use self::stats::Counters;
+use self::stats::CacheCounters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
 use crate::mem::pages::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize};
@@ -59,7 +59,7 @@ pub use reclaim::Policy;
 pub use stats::{CacheStats, Tally};
 pub(crate) use view::NotLent;
 pub use view::{View, ViewMut};
-pub(crate) use wait::{LOCK_LIMIT, Patience};
+pub(crate) use wait::{BoundedWait, LOCK_LIMIT};
 
 /// How a cache is made.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +124,7 @@ struct CacheInner {
     alarm: Alarm,
     /// A flusher thread runs, and its last writeback succeeded.
     background: AtomicBool,
-    counters: Counters,
+    counters: CacheCounters,
 }
 
 impl Cache {
@@ -172,7 +172,7 @@ impl Cache {
             in_writeback: CachePadded::new(AtomicUsize::new(0)),
             alarm: Alarm::default(),
             background: AtomicBool::new(false),
-            counters: Counters::default(),
+            counters: CacheCounters::default(),
         })))
     }
 

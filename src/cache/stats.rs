@@ -44,7 +44,7 @@ pub struct CacheStats {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct CacheCounters {
     hits: CachePadded<AtomicU64>,
     misses: CachePadded<AtomicU64>,
     pub(super) rest: CachePadded<Rest>,
@@ -63,7 +63,7 @@ pub(super) struct Rest {
     pub(super) copied: AtomicU64,
 }
 
-impl Counters {
+impl CacheCounters {
     pub(super) fn evicted(&self, ahead: bool) {
         self.rest.evicted.fetch_add(1, Relaxed);
         if ahead {

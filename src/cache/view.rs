@@ -12,7 +12,7 @@ use super::file::{FileCache, FileInner, Writing, leaf_of, place};
 use super::fill::Installed;
 use super::index::LEAF_PAGES;
 use super::stats::Tally;
-use super::wait::Patience;
+use super::wait::BoundedWait;
 use crate::error::{Error, ErrorKind};
 use crate::mem::pages::{Blocked, FrameRun, GRANULE_BYTES, PAGE_BYTES, Pin};
 
@@ -106,7 +106,7 @@ pub(crate) enum NotLent {
 
 /// The pages of a file that mutable views are lent of. Only direct writes ask for them.
 #[derive(Debug, Default)]
-pub(super) struct Lent {
+pub(super) struct LentViews {
     count: AtomicUsize,
     pages: Mutex<LentPages>,
 }
@@ -129,7 +129,7 @@ impl LentPages {
     }
 }
 
-impl Lent {
+impl LentViews {
     fn pages(&self) -> MutexGuard<'_, LentPages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +268,7 @@ impl FileInner {
     /// A mutable view is gone: with the last one the page may go, too.
     fn end_view(&self, page: u64) {
         // Of all of them together.
-        let mut patience = Patience::for_lock();
+        let mut patience = BoundedWait::for_lock();
         self.lent.remove(page, |page| {
             loop {
                 if self.take_mark(page) {
@@ -341,7 +341,7 @@ impl FileInner {
         {
             behind.fill(0);
         }
-        let mut patience = Patience::for_lock();
+        let mut patience = BoundedWait::for_lock();
         loop {
             let leaf = inner.index.find(self.id, no);
             let at = leaf.map(|leaf| leaf * LEAF_PAGES + slot);
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_mark_that_could_not_be_taken_away_is_taken_away_later() {
-        let lent = Lent::default();
+        let lent = LentViews::default();
         for page in [1, 1, 2, 3] {
             lent.add(page);
         }

@@ -43,7 +43,7 @@ impl Remaining {
 /// Waits for a short condition that has no wakeup: yields the processor first, then sleeps for
 /// increasing times, and gives up after a limit.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct BoundedWait {
     backoff: Backoff,
     remaining: Remaining,
     /// When the last sleep ended.
@@ -51,7 +51,7 @@ pub(crate) struct Patience {
     nap: Duration,
 }
 
-impl Patience {
+impl BoundedWait {
     /// For this long, from the first wait on, without the time in which the process is stopped.
     pub(crate) fn new(limit: Duration) -> Self {
         Self {
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn patience_ends() {
-        let mut patience = Patience::new(Duration::from_millis(5));
+        let mut patience = BoundedWait::new(Duration::from_millis(5));
         let waits = (0..1_000_000).take_while(|_| patience.wait()).count();
         assert!(waits > 3 && waits < 1_000_000);
         assert!(!patience.wait());

@@ -66,9 +66,9 @@ impl Segment {
 /// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer
 /// wide: it is handed through every layer with each operation.
 #[derive(Default)]
-pub struct DmaBuf(Option<Box<Cut>>);
+pub struct DmaBuf(Option<Box<BufRange>>);
 
-struct Cut {
+struct BufRange {
     base: NonNull<u8>,
     len_bytes: usize,
     iova: Iova,
@@ -78,12 +78,12 @@ struct Cut {
     heap: Arc<HeapInner>,
 }
 
-// SAFETY: a `Cut` is the only owner of its range of the arena (the heap hands each range out once),
+// SAFETY: a `BufRange` is the only owner of its range of the arena (the heap hands each range out once),
 // and the arena stays mapped while the `Arc` lives; so moving it to another thread is moving a
 // Box<[u8]>.
-unsafe impl Send for Cut {}
-// SAFETY: `&Cut` gives only `&[u8]` and plain values.
-unsafe impl Sync for Cut {}
+unsafe impl Send for BufRange {}
+// SAFETY: `&BufRange` gives only `&[u8]` and plain values.
+unsafe impl Sync for BufRange {}
 
 impl DmaBuf {
     /// The buffer over `reserved_bytes` at `offset` of `arena`, which the heap just cut for it
@@ -102,7 +102,7 @@ impl DmaBuf {
         // cut alone.
         unsafe { base.write_bytes(0, len_bytes) };
         let iova = arena.iova().offset(offset as u64);
-        Self(Some(Box::new(Cut {
+        Self(Some(Box::new(BufRange {
             base,
             len_bytes,
             iova,
@@ -173,7 +173,7 @@ impl DerefMut for DmaBuf {
     }
 }
 
-impl Drop for Cut {
+impl Drop for BufRange {
     fn drop(&mut self) {
         self.heap
             .give_back(&self.arena, self.offset, self.reserved_bytes);

@@ -85,18 +85,18 @@ pub struct Heap(Arc<HeapInner>);
 pub(super) struct HeapInner {
     config: HeapConfig,
     source: Option<Arc<dyn ArenaSource>>,
-    state: Mutex<State>,
+    state: Mutex<HeapState>,
 }
 
 #[derive(Default)]
-struct State {
-    arenas: Vec<Piece>,
+struct HeapState {
+    arenas: Vec<HeapArena>,
     mappers: Vec<Arc<dyn Mapper>>,
     used_bytes: usize,
 }
 
 /// An arena with its free ranges, `offset -> length`.
-struct Piece {
+struct HeapArena {
     arena: Arc<Arena>,
     free: BTreeMap<usize, usize>,
 }
@@ -228,13 +228,13 @@ impl Heap {
 }
 
 impl HeapInner {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HeapState> {
         // A panic while holding the lock cannot leave the lists half-changed in a way that matters
         // more than losing the memory for good.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn grow(&self, state: &mut State, need_bytes: usize) -> Result<()> {
+    fn grow(&self, state: &mut HeapState, need_bytes: usize) -> Result<()> {
         let need = need_bytes.next_multiple_of(HUGE_PAGE_BYTES);
         let room = self
             .config
@@ -269,7 +269,7 @@ impl HeapInner {
             }
         };
         let free = BTreeMap::from([(0, arena.len_bytes())]);
-        state.arenas.push(Piece { arena, free });
+        state.arenas.push(HeapArena { arena, free });
         Ok(())
     }
 
@@ -326,7 +326,7 @@ fn warn_once_of_missing_hugepages(want_bytes: usize, reason: &Error) {
     });
 }
 
-impl State {
+impl HeapState {
     fn reserved_bytes(&self) -> usize {
         self.arenas
             .iter()

@@ -31,14 +31,14 @@ pub struct DmaFault {
 /// The memory that one device reaches, sorted by device address.
 #[derive(Debug, Default)]
 pub struct DmaSpace {
-    regions: RwLock<Vec<Region>>,
+    regions: RwLock<Vec<DmaRegion>>,
     /// Whether a peer's memory is among them; a hint for [`DmaSpace::is_edge`].
     foreign: AtomicBool,
 }
 
 /// One range of device addresses and the memory behind it.
 #[derive(Debug, Clone)]
-struct Region {
+struct DmaRegion {
     iova: Iova,
     len_bytes: usize,
     base: NonNull<u8>,
@@ -60,9 +60,9 @@ fn counted(keep: Keep) -> Arc<CachePadded<Keep>> {
 
 // SAFETY: raw memory kept alive by the `Keep`; access is by copies and atomics, as a device does
 // them.
-unsafe impl Send for Region {}
+unsafe impl Send for DmaRegion {}
 // SAFETY: as above.
-unsafe impl Sync for Region {}
+unsafe impl Sync for DmaRegion {}
 
 impl DmaSpace {
     /// The host memory behind a device range, which must lie in one arena (or one mapping of a
@@ -110,7 +110,7 @@ impl DmaSpace {
     /// [`ErrorKind::InvalidInput`] when it overlaps an existing mapping.
     pub fn map_peer(&self, memory: PeerMemory) -> Result<()> {
         let memory = Arc::new(memory);
-        self.insert(Region {
+        self.insert(DmaRegion {
             iova: memory.iova(),
             len_bytes: memory.len_bytes(),
             base: memory.base(),
@@ -170,10 +170,10 @@ impl DmaSpace {
             .is_ok()
     }
 
-    fn insert(&self, region: Region) -> Result<()> {
+    fn insert(&self, region: DmaRegion) -> Result<()> {
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         let at = regions.partition_point(|r| r.iova < region.iova);
-        let end = |r: &Region| r.iova.0.saturating_add(r.len_bytes as u64);
+        let end = |r: &DmaRegion| r.iova.0.saturating_add(r.len_bytes as u64);
         let before = at.checked_sub(1).and_then(|at| regions.get(at));
         if before.is_some_and(|r| end(r) > region.iova.0)
             || regions.get(at).is_some_and(|r| end(&region) > r.iova.0)
@@ -190,7 +190,7 @@ impl DmaSpace {
 
 impl Mapper for DmaSpace {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
-        self.insert(Region {
+        self.insert(DmaRegion {
             iova: arena.iova(),
             len_bytes: arena.len_bytes(),
             base: arena.base(),

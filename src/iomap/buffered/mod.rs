@@ -22,7 +22,7 @@ mod writeback;
 use std::time::Duration;
 
 use crate::block::Queue;
-use crate::cache::{Cache, Patience, Tally};
+use crate::cache::{BoundedWait, Cache, Tally};
 use crate::error::{Error, ErrorKind, Result};
 
 use super::{Mapping, Ops};
@@ -80,7 +80,7 @@ pub struct Buffered<Q> {
     tally: Tally,
     in_flight: Vec<InFlight>,
     /// Since no page could be had.
-    starved: Option<Patience>,
+    starved: Option<BoundedWait>,
     /// Whether to wait for pages that another thread writes to, before writing them back.
     waits: bool,
 }

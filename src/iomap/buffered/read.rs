@@ -9,7 +9,7 @@ use super::ring::TaskId;
 use super::write::{bring, runs, zero_tail};
 use super::{Buffered, CachedOps, PATIENCE, in_the_way};
 use crate::block::Queue;
-use crate::cache::{FileCache, Fill, LOCK_LIMIT, PageState, Patience};
+use crate::cache::{BoundedWait, FileCache, Fill, LOCK_LIMIT, PageState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::pages::PAGE_BYTES;
 
@@ -51,13 +51,13 @@ impl<Q: Queue> Buffered<Q> {
         mut done: usize,
     ) -> Result<usize> {
         self.collect_ahead(ops);
-        let (mut tries, mut patience) = (PATIENCE, Patience::new(LOCK_LIMIT));
+        let (mut tries, mut patience) = (PATIENCE, BoundedWait::new(LOCK_LIMIT));
         loop {
             let at = pos + done as u64;
             let hit = file.read_hit(&mut self.tally, at, &mut buf[done..]);
             if hit > 0 {
                 done += hit;
-                patience = Patience::new(LOCK_LIMIT);
+                patience = BoundedWait::new(LOCK_LIMIT);
             }
             let at = pos + done as u64;
             if done == buf.len() || at >= file.size_bytes() {
@@ -90,7 +90,7 @@ impl<Q: Queue> Buffered<Q> {
         ahead: &mut ReadAhead,
         at: u64,
         buf: &mut [u8],
-        patience: &mut Patience,
+        patience: &mut BoundedWait,
     ) -> Result<usize> {
         let page = at / PAGE;
         let from = usize::try_from(at % PAGE).unwrap_or(0);
@@ -331,7 +331,7 @@ impl<Q: Queue> Buffered<Q> {
             // Where it failed the mark may be another's by now, or gone.
             return;
         }
-        let mut patience = Patience::new(OTHERS_LIMIT);
+        let mut patience = BoundedWait::new(OTHERS_LIMIT);
         while file.state(page, 0, PAGE_BYTES) == PageState::Filling {
             if !patience.wait() {
                 return file.supersede(page);

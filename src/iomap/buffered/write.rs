@@ -9,7 +9,7 @@ use super::ring::{Ring, TaskId};
 use super::{Buffered, CachedOps, PATIENCE, STARVED, Written, in_the_way, no_memory};
 use crate::block::{Op, Queue};
 use crate::cache::{
-    FileCache, Fill, LOCK_LIMIT, Merge, PageState, Patience, Pressure, Writing, Wrote,
+    BoundedWait, FileCache, Fill, LOCK_LIMIT, Merge, PageState, Pressure, Writing, Wrote,
 };
 use crate::error::{ErrorKind, Result};
 use crate::mem::Segment;
@@ -196,7 +196,9 @@ impl<Q: Queue> Buffered<Q> {
             std::thread::sleep(MOMENT);
             return Ok(());
         }
-        let patience = self.starved.get_or_insert_with(|| Patience::new(STARVED));
+        let patience = self
+            .starved
+            .get_or_insert_with(|| BoundedWait::new(STARVED));
         if !patience.wait() {
             self.starved = None;
             return Err(no_memory());
@@ -243,7 +245,7 @@ impl<Q: Queue> Buffered<Q> {
         data: &[u8],
         grow: bool,
     ) -> Result<bool> {
-        let mut patience = Patience::new(LOCK_LIMIT);
+        let mut patience = BoundedWait::new(LOCK_LIMIT);
         let writing = Writing::Asked {
             grow,
             backed: is_backed(span, pos),

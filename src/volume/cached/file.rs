@@ -8,7 +8,7 @@ use bitflags::bitflags;
 use super::super::inodes::locked;
 use super::super::{File, Io, View, ViewMut};
 use super::{read, stopped, write, write_within};
-use crate::cache::{FileCache, LOCK_LIMIT, NotLent, Patience, Tally};
+use crate::cache::{BoundedWait, FileCache, LOCK_LIMIT, NotLent, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered;
 use crate::iomap::{IterFlags, Ops};
@@ -215,7 +215,7 @@ impl File {
         if len == 0 || pos >= pages.size_bytes() {
             return Ok(None);
         }
-        let mut patience = Patience::new(LOCK_LIMIT);
+        let mut patience = BoundedWait::new(LOCK_LIMIT);
         loop {
             self.bring(io, pos, len)?;
             // What had to be read was a miss, and is not to count as a hit as well.
@@ -270,7 +270,7 @@ impl File {
         let (mapping, _) = self.shared.ops().begin(pos, wanted, IterFlags::WRITE)?;
         let wanted = wanted.min(mapping.end() - pos);
         let wanted = usize::try_from(wanted).unwrap_or(PAGE_BYTES);
-        let mut patience = Patience::new(LOCK_LIMIT);
+        let mut patience = BoundedWait::new(LOCK_LIMIT);
         loop {
             match pages.view_mut_asked(pos, wanted) {
                 Ok(view) => return Ok(Some(view)),

@@ -13,7 +13,7 @@ use super::file::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
 use super::mounted::VolumeShared;
 use super::{DmaBuf, Io};
-use crate::cache::{Cache, FileCache, Patience, Pressure};
+use crate::cache::{BoundedWait, Cache, FileCache, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{Request, What};
@@ -212,7 +212,7 @@ fn write_on(
     mut done: usize,
 ) -> Result<usize> {
     let pages = file.pages()?;
-    let mut patience = Patience::new(PATIENCE);
+    let mut patience = BoundedWait::new(PATIENCE);
     let mut goes_on = true;
     while goes_on {
         let result = write_others_back(io).and_then(|got_on| {
