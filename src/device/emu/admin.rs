@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::controller::{Controller, Done};
+use super::controller::{CommandEnd, EmuController};
 use super::health::WARNING_TEMPERATURE_K;
 use super::identify;
 use super::medium::Transfer;
@@ -38,14 +38,14 @@ const THRESHOLD_TYPE_SHIFT: u32 = 20;
 
 /// Feature values.
 #[derive(Debug)]
-pub(super) struct Features {
+pub(super) struct FeatureValues {
     current: [u32; FEATURES],
     default: [u32; FEATURES],
     /// I/O queues of each kind that may be created.
     queues: u16,
 }
 
-impl Features {
+impl FeatureValues {
     pub(super) fn new(max_io_queues: u16, volatile_write_cache: bool) -> Self {
         let mut default = [0; FEATURES];
         // No limit to a burst.
@@ -79,11 +79,11 @@ impl Features {
     }
 }
 
-impl Controller {
-    pub(super) fn execute_admin(&mut self, command: &Command) -> Option<Done> {
+impl EmuController {
+    pub(super) fn execute_admin(&mut self, command: &Command) -> Option<CommandEnd> {
         // Neither fused operations nor SGLs.
         if command.flags != 0 {
-            return Some(Done::failed(SC_INVALID_FIELD.do_not_retry()));
+            return Some(CommandEnd::failed(SC_INVALID_FIELD.do_not_retry()));
         }
         let done = match command.opcode {
             ADM_DELETE_SQ => self.delete_sq(command).into(),
@@ -93,13 +93,17 @@ impl Controller {
             ADM_CREATE_CQ => self.create_cq(command).into(),
             ADM_IDENTIFY => self.identify(command).into(),
             ADM_ABORT => self.abort(command),
-            ADM_SET_FEATURES => self.set_features(command).unwrap_or_else(Done::failed),
-            ADM_GET_FEATURES => self.get_features(command).unwrap_or_else(Done::failed),
+            ADM_SET_FEATURES => self
+                .set_features(command)
+                .unwrap_or_else(CommandEnd::failed),
+            ADM_GET_FEATURES => self
+                .get_features(command)
+                .unwrap_or_else(CommandEnd::failed),
             ADM_ASYNC_EVENT => return self.request_event(command),
             ADM_DOORBELL_BUFFER_CONFIG if self.offer.shadow_doorbells => {
                 self.take_shadows(command).into()
             }
-            _ => Done::failed(SC_INVALID_OPCODE.do_not_retry()),
+            _ => CommandEnd::failed(SC_INVALID_OPCODE.do_not_retry()),
         };
         Some(done)
     }
@@ -270,7 +274,7 @@ impl Controller {
 
     /// Aborts a command that is held back or an event request. Whatever else it names has ended, or
     /// ends at once: not aborted (bit 0).
-    fn abort(&mut self, command: &Command) -> Done {
+    fn abort(&mut self, command: &Command) -> CommandEnd {
         let dw10 = command.cdw10_15[0].get();
         let (sq, cid) = (low16(dw10), low16(dw10 >> 16));
         let found = self
@@ -282,23 +286,23 @@ impl Controller {
             self.end(held, Some(SC_ABORT_REQUESTED));
         } else if sq == 0 && self.events.requests.contains(&cid) {
             self.events.requests.retain(|&request| request != cid);
-            self.complete(0, cid, Done::failed(SC_ABORT_REQUESTED));
+            self.complete(0, cid, CommandEnd::failed(SC_ABORT_REQUESTED));
         } else {
             self.stats.aborts_refused += 1;
-            return Done::value(1);
+            return CommandEnd::value(1);
         }
         self.stats.aborts += 1;
-        Done::SUCCESS
+        CommandEnd::SUCCESS
     }
 
-    fn set_features(&mut self, command: &Command) -> Result<Done, StatusField> {
+    fn set_features(&mut self, command: &Command) -> Result<CommandEnd, StatusField> {
         let dw10 = command.cdw10_15[0].get();
         let value = command.cdw10_15[1].get();
         if dw10 >> 31 == 1 {
             return Err(SC_FEATURE_NOT_SAVEABLE.do_not_retry());
         }
         let id = dw10 & 0xff;
-        let at = Features::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
+        let at = FeatureValues::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
         match id {
             FEAT_NUMBER_OF_QUEUES => return self.set_queues(value),
             FEAT_VOLATILE_WRITE_CACHE => {
@@ -322,10 +326,10 @@ impl Controller {
             }
             _ => self.features.current[at] = value,
         }
-        Ok(Done::SUCCESS)
+        Ok(CommandEnd::SUCCESS)
     }
 
-    fn set_queues(&mut self, value: u32) -> Result<Done, StatusField> {
+    fn set_queues(&mut self, value: u32) -> Result<CommandEnd, StatusField> {
         if self.sqs.iter().skip(1).any(Option::is_some)
             || self.cqs.iter().skip(1).any(Option::is_some)
         {
@@ -340,10 +344,10 @@ impl Controller {
         self.features.queues = low16(granted) + 1;
         let value = sqs.min(most) | cqs.min(most) << 16;
         self.features.current[FEAT_NUMBER_OF_QUEUES as usize] = value;
-        Ok(Done::value(value))
+        Ok(CommandEnd::value(value))
     }
 
-    fn get_features(&mut self, command: &Command) -> Result<Done, StatusField> {
+    fn get_features(&mut self, command: &Command) -> Result<CommandEnd, StatusField> {
         let dw10 = command.cdw10_15[0].get();
         let id = dw10 & 0xff;
         let select = dw10 >> 8 & 7;
@@ -351,21 +355,21 @@ impl Controller {
             if id == FEAT_HOST_BEHAVIOUR && select < 3 {
                 self.send(command, &[0; HOST_BEHAVIOUR_BYTES])?;
             }
-            return Ok(Done::value(0));
+            return Ok(CommandEnd::value(0));
         }
-        let at = Features::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
+        let at = FeatureValues::index(id).ok_or(SC_INVALID_FIELD.do_not_retry())?;
         if id == FEAT_VOLATILE_WRITE_CACHE && !self.offer.volatile_write_cache {
             return Err(SC_INVALID_FIELD.do_not_retry());
         }
         let under = id == FEAT_TEMPERATURE_THRESHOLD
             && threshold_type(command.cdw10_15[1].get())? == Threshold::Under;
         match select {
-            0 if under => Ok(Done::value(u32::from(*self.under_temperature()))),
-            1 | 2 if under => Ok(Done::value(0)),
-            0 => Ok(Done::value(self.features.current[at])),
-            1 | 2 => Ok(Done::value(self.features.default[at])),
+            0 if under => Ok(CommandEnd::value(u32::from(*self.under_temperature()))),
+            1 | 2 if under => Ok(CommandEnd::value(0)),
+            0 => Ok(CommandEnd::value(self.features.current[at])),
+            1 | 2 => Ok(CommandEnd::value(self.features.default[at])),
             // Supported capabilities: changeable, neither saveable nor per namespace.
-            3 => Ok(Done::value(4)),
+            3 => Ok(CommandEnd::value(4)),
             _ => Err(SC_INVALID_FIELD.do_not_retry()),
         }
     }

@@ -17,12 +17,12 @@ const LIMIT_BYTES: usize = 256 << 20;
 
 /// Unflushed blocks; `None` is a block of zeroes.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub(super) struct WriteCache {
     lba_bytes: usize,
     blocks: BTreeMap<u64, Option<Box<[u8]>>>,
 }
 
-impl Cache {
+impl WriteCache {
     pub(super) fn new(lba_bytes: u32) -> Self {
         Self {
             lba_bytes: lba_bytes as usize,

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 #[derive(Debug)]
-pub(super) enum Clock {
+pub(super) enum EmuClock {
     Real(Instant),
     Virtual(AtomicU64),
 }
 
-impl Clock {
+impl EmuClock {
     pub(super) fn now_ns(&self) -> u64 {
         match self {
             Self::Real(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),

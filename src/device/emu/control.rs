@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::controller::Controller;
-use super::fault::{Event, Target};
+use super::controller::EmuController;
+use super::fault::{FaultEvent, FaultTarget};
 use super::medium::Medium;
 use super::queue::{Cq, Sq};
-use super::registers::{CSTS_NSSRO, NSSR_MAGIC, Registers};
+use super::registers::{CSTS_NSSRO, EmuRegisters, NSSR_MAGIC};
 use crate::nvme::spec::{
     CC_CSS_SHIFT, CC_EN, CC_MPS_SHIFT, CC_SHN_MASK, CSTS_RDY, CSTS_SHST_COMPLETE, CSTS_SHST_MASK,
     REG_ACQ, REG_AQA, REG_ASQ, REG_CC, REG_CSTS, REG_DOORBELLS, REG_INTMC, REG_INTMS, REG_NSSR,
@@ -23,7 +23,7 @@ const CC_AMS_SHIFT: u32 = 11;
 /// CC: the fields that are fixed while the controller is enabled: CSS, MPS, AMS.
 const CC_FIXED: u32 = 7 << CC_CSS_SHIFT | 0xf << CC_MPS_SHIFT | 7 << CC_AMS_SHIFT;
 
-impl Controller {
+impl EmuController {
     pub(super) fn write32(&mut self, offset: u32, value: u32) {
         let registers = Arc::clone(&self.registers);
         if registers.gone.load(Ordering::Acquire) {
@@ -48,10 +48,10 @@ impl Controller {
             }
             REG_AQA if !enabled => registers.aqa.store(value & 0x0fff_0fff, Ordering::Relaxed),
             REG_ASQ | 0x2c if !enabled => {
-                Registers::write_half(&registers.asq, offset != REG_ASQ, value);
+                EmuRegisters::write_half(&registers.asq, offset != REG_ASQ, value);
             }
             REG_ACQ | 0x34 if !enabled => {
-                Registers::write_half(&registers.acq, offset != REG_ACQ, value);
+                EmuRegisters::write_half(&registers.acq, offset != REG_ACQ, value);
             }
             REG_DOORBELLS.. => {
                 let index = usize::try_from((offset - REG_DOORBELLS) / 4).unwrap_or(usize::MAX);
@@ -87,7 +87,7 @@ impl Controller {
 
     fn enable(&mut self, cc: u32) {
         self.reset();
-        if let Some(fault) = self.faults.pick(&Target::of(Event::Enable)) {
+        if let Some(fault) = self.faults.pick(&FaultTarget::of(FaultEvent::Enable)) {
             self.count_fault(fault);
             return;
         }
@@ -127,7 +127,7 @@ impl Controller {
     }
 
     fn disable(&mut self) {
-        if let Some(fault) = self.faults.pick(&Target::of(Event::Disable)) {
+        if let Some(fault) = self.faults.pick(&FaultTarget::of(FaultEvent::Disable)) {
             self.count_fault(fault);
             self.running = false;
             return;
@@ -141,8 +141,10 @@ impl Controller {
         self.running = false;
         self.ready_at = None;
         self.drop_queues();
-        self.features =
-            super::admin::Features::new(self.offer.max_io_queues, self.offer.volatile_write_cache);
+        self.features = super::admin::FeatureValues::new(
+            self.offer.max_io_queues,
+            self.offer.volatile_write_cache,
+        );
         *self.under_temperature() = 0;
         let subsystem = self.registers.csts() & CSTS_NSSRO;
         self.registers.set_csts(subsystem);
@@ -163,7 +165,7 @@ impl Controller {
     /// A function-level reset: all registers are as after power-on. `false` when a fault prevents
     /// it.
     pub(super) fn stop_dma(&mut self) -> bool {
-        if let Some(fault) = self.faults.pick(&Target::of(Event::StopDma)) {
+        if let Some(fault) = self.faults.pick(&FaultTarget::of(FaultEvent::StopDma)) {
             self.count_fault(fault);
             return false;
         }

@@ -5,17 +5,17 @@ use std::sync::atomic::Ordering;
 
 use rand::Rng;
 
-use super::admin::Features;
-use super::clock::Clock;
+use super::admin::FeatureValues;
+use super::clock::EmuClock;
 use super::config::{AtomicOffer, EmuConfig};
-use super::fault::{Event, Fault, Faults, Target};
+use super::fault::{Fault, FaultEvent, FaultTarget, Faults};
 use super::health::{Events, Health};
 use super::host_range::HostRange;
-use super::irq::Vectors;
-use super::namespace::Namespace;
-use super::queue::{Cq, Entry, Sq};
-use super::registers::Registers;
-use super::shadow::Shadows;
+use super::irq::EmuVectors;
+use super::namespace::EmuNamespace;
+use super::queue::{Cq, EmuCqEntry, Sq};
+use super::registers::EmuRegisters;
+use super::shadow::EmuShadows;
 use super::stats::EmuStats;
 use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::{
@@ -32,13 +32,13 @@ const REORDER_LIMIT_NS: u64 = 1_000_000;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Done {
+pub(super) struct CommandEnd {
     /// Dword 0 of the completion.
     pub(super) result: u32,
     pub(super) status: StatusField,
 }
 
-impl Done {
+impl CommandEnd {
     pub(super) const SUCCESS: Self = Self::value(0);
 
     pub(super) const fn value(result: u32) -> Self {
@@ -53,7 +53,7 @@ impl Done {
     }
 }
 
-impl From<Result<(), StatusField>> for Done {
+impl From<Result<(), StatusField>> for CommandEnd {
     fn from(result: Result<(), StatusField>) -> Self {
         result.map_or_else(Self::failed, |()| Self::SUCCESS)
     }
@@ -65,7 +65,7 @@ pub(super) struct Held {
     pub(super) sq: u16,
     pub(super) command: Command,
     /// Done already, and only the completion is held back.
-    done: Option<Done>,
+    done: Option<CommandEnd>,
     /// Ends when the clock is here,
     at_ns: u64,
     /// or when its completion queue has posted so many.
@@ -81,7 +81,7 @@ impl Held {
 
 /// What a controller offers, from its configuration.
 #[derive(Debug)]
-pub(super) struct Offer {
+pub(super) struct ControllerOffer {
     pub(super) mdts: u8,
     pub(super) noiob_blocks: u16,
     pub(super) volatile_write_cache: bool,
@@ -102,15 +102,15 @@ pub(super) struct Offer {
 
 /// The state behind the lock.
 #[derive(Debug)]
-pub(super) struct Controller {
-    pub(super) registers: Arc<Registers>,
+pub(super) struct EmuController {
+    pub(super) registers: Arc<EmuRegisters>,
     pub(super) space: Arc<DmaSpace>,
     pub(super) doorbells: Arc<DoorbellArray>,
-    pub(super) shadows: Option<Shadows>,
-    pub(super) clock: Arc<Clock>,
-    pub(super) vectors: Arc<Vectors>,
-    pub(super) offer: Offer,
-    pub(super) namespaces: Vec<Namespace>,
+    pub(super) shadows: Option<EmuShadows>,
+    pub(super) clock: Arc<EmuClock>,
+    pub(super) vectors: Arc<EmuVectors>,
+    pub(super) offer: ControllerOffer,
+    pub(super) namespaces: Vec<EmuNamespace>,
     /// By queue id; 0 is the admin queue.
     pub(super) sqs: Vec<Option<Sq>>,
     pub(super) cqs: Vec<Option<Cq>>,
@@ -120,7 +120,7 @@ pub(super) struct Controller {
     pub(super) held: Vec<Held>,
     pub(super) faults: Faults,
     pub(super) stats: EmuStats,
-    pub(super) features: Features,
+    pub(super) features: FeatureValues,
     pub(super) events: Events,
     pub(super) health: Health,
     /// Enabled, and becomes ready when the clock is here.
@@ -139,18 +139,19 @@ pub(super) struct Controller {
     pub(super) segments: Vec<HostRange>,
 }
 
-impl Controller {
+impl EmuController {
     pub(super) fn new(
         config: EmuConfig,
-        registers: Arc<Registers>,
+        registers: Arc<EmuRegisters>,
         space: Arc<DmaSpace>,
         doorbells: Arc<DoorbellArray>,
-        clock: Arc<Clock>,
-        vectors: Arc<Vectors>,
+        clock: Arc<EmuClock>,
+        vectors: Arc<EmuVectors>,
     ) -> Self {
         let queues = usize::from(config.max_io_queues) + 1;
         let cached = config.cache_model && config.volatile_write_cache;
-        let namespace = Namespace::new(config.medium, config.lba_bytes, config.read_only, cached);
+        let namespace =
+            EmuNamespace::new(config.medium, config.lba_bytes, config.read_only, cached);
         Self {
             registers,
             space,
@@ -158,10 +159,10 @@ impl Controller {
             shadows: None,
             clock,
             vectors,
-            features: Features::new(config.max_io_queues, config.volatile_write_cache),
+            features: FeatureValues::new(config.max_io_queues, config.volatile_write_cache),
             events: Events::default(),
             health: Health::new(config.past),
-            offer: Offer {
+            offer: ControllerOffer {
                 mdts: config.mdts,
                 noiob_blocks: config.noiob_blocks,
                 volatile_write_cache: config.volatile_write_cache,
@@ -304,10 +305,10 @@ impl Controller {
 
     /// Does a command. `None` when it stays outstanding by its nature.
     #[inline]
-    fn execute(&mut self, sq: u16, command: &Command) -> Option<Done> {
+    fn execute(&mut self, sq: u16, command: &Command) -> Option<CommandEnd> {
         let outstanding = |held: &Held| held.sq == sq && held.command.cid == command.cid;
         if !self.held.is_empty() && self.held.iter().any(outstanding) {
-            return Some(Done::failed(SC_CID_CONFLICT.do_not_retry()));
+            return Some(CommandEnd::failed(SC_CID_CONFLICT.do_not_retry()));
         }
         if sq == 0 {
             self.stats.admin_commands += 1;
@@ -318,8 +319,8 @@ impl Controller {
     }
 
     fn run_with_faults(&mut self, sq: u16, command: Command) {
-        let target = Target {
-            event: Event::Command,
+        let target = FaultTarget {
+            event: FaultEvent::Command,
             admin: sq == 0,
             opcode: command.opcode,
             lbas: if sq == 0 {
@@ -344,7 +345,7 @@ impl Controller {
         match fault {
             Fault::Status(status) => {
                 self.note_error(sq, &command, status);
-                self.complete(sq, cid, Done::failed(status));
+                self.complete(sq, cid, CommandEnd::failed(status));
             }
             Fault::Lost => self.hold(sq, command, None, u64::MAX, u64::MAX),
             Fault::LostCompletion => {
@@ -366,7 +367,7 @@ impl Controller {
             Fault::Torn => {
                 let status = self.write_torn(&command).err().unwrap_or(SC_WRITE_FAULT);
                 self.note_error(sq, &command, status);
-                self.complete(sq, cid, Done::failed(status));
+                self.complete(sq, cid, CommandEnd::failed(status));
             }
             Fault::GarbageIdentify => {
                 self.garbage = true;
@@ -386,7 +387,7 @@ impl Controller {
             }
             Fault::AbortFails if command.opcode == ADM_ABORT => {
                 self.stats.aborts_refused += 1;
-                self.complete(sq, cid, Done::value(1));
+                self.complete(sq, cid, CommandEnd::value(1));
             }
             Fault::Fatal => self.fail(),
             Fault::Gone => self.disappear(),
@@ -427,7 +428,14 @@ impl Controller {
             .map_or(u64::MAX, |cq| cq.posts)
     }
 
-    fn hold(&mut self, sq: u16, command: Command, done: Option<Done>, at_ns: u64, at_posts: u64) {
+    fn hold(
+        &mut self,
+        sq: u16,
+        command: Command,
+        done: Option<CommandEnd>,
+        at_ns: u64,
+        at_posts: u64,
+    ) {
         if self.held.len() >= MOST_HELD {
             return self.run(sq, command);
         }
@@ -462,15 +470,15 @@ impl Controller {
     pub(super) fn end(&mut self, held: Held, status: Option<StatusField>) {
         let cid = held.command.cid.get();
         match (status, held.done) {
-            (Some(status), _) => self.complete(held.sq, cid, Done::failed(status)),
+            (Some(status), _) => self.complete(held.sq, cid, CommandEnd::failed(status)),
             (None, Some(done)) => self.complete(held.sq, cid, done),
             (None, None) => self.run(held.sq, held.command),
         }
     }
 
-    fn entry(&self, sq: u16, cid: u16, done: Done) -> Option<Entry> {
+    fn entry(&self, sq: u16, cid: u16, done: CommandEnd) -> Option<EmuCqEntry> {
         let queue = self.sqs.get(usize::from(sq))?.as_ref()?;
-        Some(Entry {
+        Some(EmuCqEntry {
             result: done.result,
             sq_head: queue.head,
             sq,
@@ -482,7 +490,7 @@ impl Controller {
 
     /// Ends a command.
     #[inline]
-    pub(super) fn complete(&mut self, sq: u16, cid: u16, done: Done) {
+    pub(super) fn complete(&mut self, sq: u16, cid: u16, done: CommandEnd) {
         // A command that deleted its own queue's peers is of the admin queue, which stays.
         let Some(entry) = self.entry(sq, cid, done) else {
             return;
@@ -493,7 +501,7 @@ impl Controller {
         }
     }
 
-    fn post(&mut self, entry: Entry) {
+    fn post(&mut self, entry: EmuCqEntry) {
         let sq = self.sqs.get(usize::from(entry.sq)).and_then(Option::as_ref);
         let Some(cq) = sq.map(|sq| sq.cq) else {
             return;

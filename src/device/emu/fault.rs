@@ -98,12 +98,12 @@ impl Fault {
     }
 
     /// Whether the fault can befall `target` at all.
-    fn fits(self, target: &Target) -> bool {
+    fn fits(self, target: &FaultTarget) -> bool {
         match self {
-            Self::NeverReady => target.event == Event::Enable,
-            Self::ResetFails => target.event == Event::Disable,
-            Self::StopFails => target.event == Event::StopDma,
-            _ if target.event != Event::Command => false,
+            Self::NeverReady => target.event == FaultEvent::Enable,
+            Self::ResetFails => target.event == FaultEvent::Disable,
+            Self::StopFails => target.event == FaultEvent::StopDma,
+            _ if target.event != FaultEvent::Command => false,
             Self::Torn => !target.admin && target.opcode == OPC_WRITE,
             Self::GarbageIdentify => target.admin && target.opcode == ADM_IDENTIFY,
             Self::AbortFails => target.admin && target.opcode == ADM_ABORT,
@@ -313,7 +313,7 @@ impl FaultPlan {
 
 /// What a fault may befall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum FaultEvent {
     Command,
     Enable,
     Disable,
@@ -322,16 +322,16 @@ pub(super) enum Event {
 
 /// The command or event that faults are picked for.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
-    pub(super) event: Event,
+pub(super) struct FaultTarget {
+    pub(super) event: FaultEvent,
     pub(super) admin: bool,
     pub(super) opcode: u8,
     /// The blocks that the command touches, if it touches any.
     pub(super) lbas: Option<Range<u64>>,
 }
 
-impl Target {
-    pub(super) fn of(event: Event) -> Self {
+impl FaultTarget {
+    pub(super) fn of(event: FaultEvent) -> Self {
         Self {
             event,
             admin: true,
@@ -356,7 +356,7 @@ impl Target {
         };
         rule.fault.fits(self)
             && self.in_scope(rule.scope)
-            && (self.event != Event::Command || rule.opcode.is_none_or(|o| o == self.opcode))
+            && (self.event != FaultEvent::Command || rule.opcode.is_none_or(|o| o == self.opcode))
             && rule.lbas.as_ref().is_none_or(overlaps)
     }
 }
@@ -389,7 +389,7 @@ impl Faults {
     }
 
     /// The fault for `target`, if any. Uses up rules.
-    pub(super) fn pick(&mut self, target: &Target) -> Option<Fault> {
+    pub(super) fn pick(&mut self, target: &FaultTarget) -> Option<Fault> {
         let mut hit = None;
         self.rules.retain_mut(|rule| {
             if hit.is_some() || !target.matches(rule) {
@@ -427,9 +427,9 @@ mod tests {
     use super::*;
     use crate::nvme::spec::OPC_READ;
 
-    fn command(admin: bool, opcode: u8, lbas: Option<Range<u64>>) -> Target {
-        Target {
-            event: Event::Command,
+    fn command(admin: bool, opcode: u8, lbas: Option<Range<u64>>) -> FaultTarget {
+        FaultTarget {
+            event: FaultEvent::Command,
             admin,
             opcode,
             lbas,
@@ -468,6 +468,6 @@ mod tests {
         assert!(hits.contains(&true) && hits.contains(&false));
         let mut faults = Faults::new(plan);
         assert!((0..64).all(|_| faults.pick(&command(false, OPC_READ, None)).is_none()));
-        assert!((0..64).all(|_| faults.pick(&Target::of(Event::Enable)).is_none()));
+        assert!((0..64).all(|_| faults.pick(&FaultTarget::of(FaultEvent::Enable)).is_none()));
     }
 }

@@ -8,7 +8,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::admin::EVENT_REQUESTS;
 use super::config::Past;
-use super::controller::{Controller, Done};
+use super::controller::{CommandEnd, EmuController};
 use super::identify;
 use crate::nvme::spec::{
     CHANGED_NAMESPACES, Command, CriticalWarning, EVENT_NAMESPACE_CHANGED, EVENT_NOTICE,
@@ -74,13 +74,13 @@ impl Health {
     }
 }
 
-impl Controller {
-    pub(super) fn request_event(&mut self, command: &Command) -> Option<Done> {
+impl EmuController {
+    pub(super) fn request_event(&mut self, command: &Command) -> Option<CommandEnd> {
         if self.events.requests.len() >= usize::from(EVENT_REQUESTS) {
-            return Some(Done::failed(SC_ASYNC_EVENT_LIMIT.do_not_retry()));
+            return Some(CommandEnd::failed(SC_ASYNC_EVENT_LIMIT.do_not_retry()));
         }
         if let Some(event) = self.events.waiting.pop_front() {
-            return Some(Done::value(event.0));
+            return Some(CommandEnd::value(event.0));
         }
         self.events.requests.push_back(command.cid.get());
         None
@@ -97,7 +97,7 @@ impl Controller {
     /// Tells the host of an event, whatever it is.
     pub(super) fn raise(&mut self, event: EventWord) {
         match self.events.requests.pop_front() {
-            Some(cid) => self.complete(0, cid, Done::value(event.0)),
+            Some(cid) => self.complete(0, cid, CommandEnd::value(event.0)),
             None if self.events.waiting.len() < MOST_WAITING => {
                 self.events.waiting.push_back(event);
             }

@@ -6,9 +6,9 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::admin::{EVENT_REQUESTS, low16};
-use super::controller::Offer;
+use super::controller::ControllerOffer;
 use super::health::{CRITICAL_TEMPERATURE_K, ERROR_LOG_ENTRIES, WARNING_TEMPERATURE_K};
-use super::namespace::Namespace;
+use super::namespace::EmuNamespace;
 use super::registers::VERSION;
 use crate::nvme::spec::{
     IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LPA_EXTENDED, LbaFormat,
@@ -23,7 +23,7 @@ const NGUID_AT: usize = 104;
 /// A deallocated block reads as zeroes, and write zeroes may deallocate.
 const DLFEAT: u8 = 1 | 1 << 3;
 
-pub(super) type Page = [u8; IDENTIFY_BYTES];
+pub(super) type IdentifyPage = [u8; IDENTIFY_BYTES];
 
 fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut out = [b' '; N];
@@ -38,7 +38,7 @@ fn zero_based(blocks: u32) -> U16 {
     U16::new(u16::try_from(blocks.saturating_sub(1)).unwrap_or(u16::MAX))
 }
 
-pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
+pub(super) fn controller(offer: &ControllerOffer, namespaces: usize) -> IdentifyPage {
     let mut page = IdentifyController::new_zeroed();
     page.sn = padded(&offer.serial);
     page.mn = padded(&offer.model);
@@ -81,7 +81,11 @@ pub(super) fn controller(offer: &Offer, namespaces: usize) -> Page {
     zerocopy::transmute!(page)
 }
 
-pub(super) fn namespace(offer: &Offer, namespace: &Namespace, nsid: u32) -> Page {
+pub(super) fn namespace(
+    offer: &ControllerOffer,
+    namespace: &EmuNamespace,
+    nsid: u32,
+) -> IdentifyPage {
     let mut page = IdentifyNamespace::new_zeroed();
     page.nsze = U64::new(namespace.blocks);
     page.ncap = page.nsze;
@@ -103,7 +107,7 @@ pub(super) fn namespace(offer: &Offer, namespace: &Namespace, nsid: u32) -> Page
 
 /// A stable identifier from the serial number: FNV-1a in the vendor's part, the namespace at the
 /// end.
-fn nguid(offer: &Offer, nsid: u32) -> [u8; 16] {
+fn nguid(offer: &ControllerOffer, nsid: u32) -> [u8; 16] {
     let hash = offer
         .serial
         .bytes()
@@ -116,7 +120,7 @@ fn nguid(offer: &Offer, nsid: u32) -> [u8; 16] {
     out
 }
 
-pub(super) fn active_namespaces(namespaces: usize, after: u32) -> Page {
+pub(super) fn active_namespaces(namespaces: usize, after: u32) -> IdentifyPage {
     let mut page = [0; IDENTIFY_BYTES];
     let last = u32::try_from(namespaces).unwrap_or(u32::MAX);
     let ids = (1..=last).filter(|&id| id > after);
@@ -127,7 +131,7 @@ pub(super) fn active_namespaces(namespaces: usize, after: u32) -> Page {
 }
 
 /// Namespace identification descriptors: an NGUID and the command set (NVM).
-pub(super) fn descriptors(offer: &Offer, nsid: u32) -> Page {
+pub(super) fn descriptors(offer: &ControllerOffer, nsid: u32) -> IdentifyPage {
     let mut page = [0; IDENTIFY_BYTES];
     page[0] = 2;
     page[1] = 16;
@@ -138,7 +142,7 @@ pub(super) fn descriptors(offer: &Offer, nsid: u32) -> Page {
 }
 
 /// A fault: all garbage, or some bytes of the first 256 and of the feature fields replaced.
-pub(super) fn spoil(page: &mut Page, rng: &mut SmallRng) {
+pub(super) fn spoil(page: &mut IdentifyPage, rng: &mut SmallRng) {
     if rng.random_bool(0.3) {
         rng.fill(&mut page[..]);
         return;
@@ -154,7 +158,7 @@ pub(super) fn spoil(page: &mut Page, rng: &mut SmallRng) {
 }
 
 /// Firmware slot information (section 5.16.1.4), 512 bytes: slot 1 is active.
-pub(super) fn firmware_log(offer: &Offer) -> Vec<u8> {
+pub(super) fn firmware_log(offer: &ControllerOffer) -> Vec<u8> {
     let mut page = vec![0; 512];
     page[0] = 1;
     page[8..16].copy_from_slice(&padded::<8>(&offer.firmware));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rand::Rng;
 use zerocopy::IntoBytes;
 
-use super::controller::{Controller, Done};
+use super::controller::{CommandEnd, EmuController};
 use super::host_range::HostRange;
 use super::medium::Transfer;
 use super::{prp, sgl};
@@ -19,9 +19,9 @@ use crate::nvme::spec::{
 /// All namespaces, for a flush.
 const NSID_ALL: u32 = u32::MAX;
 
-impl Controller {
+impl EmuController {
     #[inline]
-    pub(super) fn execute_io(&mut self, command: &Command) -> Done {
+    pub(super) fn execute_io(&mut self, command: &Command) -> CommandEnd {
         let done = self.try_io(command);
         self.stats.dma_faults += u64::from(done == Err(SC_DATA_TRANSFER));
         done.into()

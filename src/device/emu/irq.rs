@@ -7,15 +7,15 @@ use crate::sys::EventFd;
 
 /// The vectors of a controller. One without a counter interrupts nothing.
 #[derive(Debug)]
-pub(super) struct Vectors(Box<[Mutex<Slot>]>);
+pub(super) struct EmuVectors(Box<[Mutex<VectorSlot>]>);
 
-type Slot = Option<Arc<EventFd>>;
+type VectorSlot = Option<Arc<EventFd>>;
 
-fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+fn lock(slot: &Mutex<VectorSlot>) -> MutexGuard<'_, VectorSlot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Vectors {
+impl EmuVectors {
     pub(super) fn new(count: u16) -> Self {
         Self((0..count).map(|_| Mutex::new(None)).collect())
     }
@@ -48,7 +48,7 @@ impl Vectors {
 
     /// The counter of `vector`, if one is connected. Raised without the controller's lock: a peer
     /// has it, too.
-    pub(super) fn event(&self, vector: u16) -> Slot {
+    pub(super) fn event(&self, vector: u16) -> VectorSlot {
         lock(self.0.get(usize::from(vector))?).clone()
     }
 }

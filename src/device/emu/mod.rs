@@ -52,10 +52,10 @@ pub use fault::{Fault, FaultPlan, FaultRate, FaultRule, Scope};
 pub use medium::Medium;
 pub use stats::EmuStats;
 
-use clock::Clock;
-use controller::Controller;
-use irq::Vectors;
-use registers::Registers;
+use clock::EmuClock;
+use controller::EmuController;
+use irq::EmuVectors;
+use registers::EmuRegisters;
 
 /// Commands of one `relax()` of an inline controller.
 const INLINE_PASS: usize = 64;
@@ -71,18 +71,18 @@ pub struct EmuDevice {
     tick_ns: u64,
     auto_relax: bool,
     stride_shift: u8,
-    shared: Arc<Shared>,
+    shared: Arc<EmuShared>,
     mapper: Arc<EmuMapper>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What the controller's thread and the host's threads share.
 #[derive(Debug)]
-struct Shared {
-    registers: Arc<Registers>,
-    clock: Arc<Clock>,
-    vectors: Arc<Vectors>,
-    controller: Mutex<Controller>,
+struct EmuShared {
+    registers: Arc<EmuRegisters>,
+    clock: Arc<EmuClock>,
+    vectors: Arc<EmuVectors>,
+    controller: Mutex<EmuController>,
     /// Memory for the counters to raise, kept from one pass to the next.
     spare: Mutex<Vec<Arc<EventFd>>>,
     /// Host threads that want the lock: the worker lets them in.
@@ -91,10 +91,10 @@ struct Shared {
     sleeping: AtomicBool,
 }
 
-impl Shared {
+impl EmuShared {
     /// Uses the controller, for a host thread; raises the interrupts that come of it once it is
     /// released.
-    fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut EmuController) -> T) -> T {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let guard = self.controller.lock();
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -124,8 +124,8 @@ impl Shared {
     #[inline]
     fn work_and_raise<T>(
         &self,
-        mut controller: MutexGuard<'_, Controller>,
-        work: impl FnOnce(&mut Controller) -> T,
+        mut controller: MutexGuard<'_, EmuController>,
+        work: impl FnOnce(&mut EmuController) -> T,
     ) -> T {
         let done = work(&mut controller);
         if controller.due.is_empty() {
@@ -147,7 +147,7 @@ impl Shared {
 #[derive(Debug)]
 struct EmuMapper {
     space: Arc<DmaSpace>,
-    shared: Weak<Shared>,
+    shared: Weak<EmuShared>,
 }
 
 impl Mapper for EmuMapper {
@@ -177,21 +177,21 @@ impl EmuDevice {
         config.check()?;
         let words = (2 * (usize::from(config.max_io_queues) + 1)) << config.doorbell_stride_shift;
         let doorbells = DoorbellArray::new(words)?;
-        let registers = Arc::new(Registers::new(&config));
+        let registers = Arc::new(EmuRegisters::new(&config));
         let space = Arc::new(DmaSpace::default());
         let clock = Arc::new(match config.mode {
-            Mode::Stepped => Clock::Virtual(0.into()),
-            Mode::Threaded | Mode::Inline => Clock::Real(std::time::Instant::now()),
+            Mode::Stepped => EmuClock::Virtual(0.into()),
+            Mode::Threaded | Mode::Inline => EmuClock::Real(std::time::Instant::now()),
         });
         let (name, mode, tick_ns) = (config.name.clone(), config.mode, config.tick_ns);
         let (auto_relax, spin_ns) = (config.auto_relax, config.spin_ns);
         let stride_shift = config.doorbell_stride_shift;
-        let vectors = Arc::new(Vectors::new(match config.mode {
+        let vectors = Arc::new(EmuVectors::new(match config.mode {
             Mode::Threaded | Mode::Stepped => config.interrupt_vectors,
             // A thread that sleeps on a vector does not do the controller's work.
             Mode::Inline => 0,
         }));
-        let controller = Controller::new(
+        let controller = EmuController::new(
             config,
             Arc::clone(&registers),
             Arc::clone(&space),
@@ -199,7 +199,7 @@ impl EmuDevice {
             Arc::clone(&clock),
             Arc::clone(&vectors),
         );
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EmuShared {
             registers,
             clock,
             vectors,
@@ -356,7 +356,7 @@ impl EmuDevice {
     /// # Errors
     /// As for [`EmuDevice::power_cut`].
     pub fn power_off(&self) -> Result<Medium> {
-        let medium = self.shared.with(Controller::power_off);
+        let medium = self.shared.with(EmuController::power_off);
         self.taken(medium, "power off")
     }
 
@@ -444,7 +444,7 @@ fn of_medium(status: StatusField) -> Error {
     Error::new(ErrorKind::Io, format!("the medium reported {what}"))
 }
 
-fn spawn(shared: &Arc<Shared>, spin: Duration) -> Result<JoinHandle<()>> {
+fn spawn(shared: &Arc<EmuShared>, spin: Duration) -> Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     crate::sys::spawn_thread("xtent-emu", move || worker::run(&shared, spin))
 }
@@ -501,7 +501,7 @@ impl Device for EmuDevice {
 
     fn stop_dma(&self) -> Result<()> {
         // Transfers happen under the lock: when it is ours, none is under way.
-        if self.shared.with(Controller::stop_dma) {
+        if self.shared.with(EmuController::stop_dma) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Io, "the device did not stop its DMA")

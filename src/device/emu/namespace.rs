@@ -2,7 +2,7 @@
 
 use rand::rngs::SmallRng;
 
-use super::cache::Cache;
+use super::cache::WriteCache;
 use super::medium::{Medium, Transfer};
 use crate::nvme::spec::{SC_UNRECOVERED_READ, StatusField};
 
@@ -11,23 +11,23 @@ use crate::nvme::spec::{SC_UNRECOVERED_READ, StatusField};
 const MOST_CACHED_ZEROES: u64 = 65536;
 
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub(super) struct EmuNamespace {
     pub(super) medium: Medium,
     pub(super) lba_bytes: u32,
     pub(super) blocks: u64,
     pub(super) read_only: bool,
-    cache: Option<Cache>,
+    cache: Option<WriteCache>,
     /// Data on its way through the cache.
     bounce: Vec<u8>,
 }
 
-impl Namespace {
+impl EmuNamespace {
     pub(super) fn new(medium: Medium, lba_bytes: u32, read_only: bool, cached: bool) -> Self {
         Self {
             lba_bytes,
             blocks: medium.len_bytes() / u64::from(lba_bytes),
             read_only: read_only || medium.is_read_only(),
-            cache: cached.then(|| Cache::new(lba_bytes)),
+            cache: cached.then(|| WriteCache::new(lba_bytes)),
             bounce: Vec::new(),
             medium,
         }
@@ -45,7 +45,7 @@ impl Namespace {
         self.flush()?;
         self.lba_bytes = lba_bytes;
         self.blocks = self.medium.len_bytes() / u64::from(lba_bytes);
-        self.cache = self.cache.is_some().then(|| Cache::new(lba_bytes));
+        self.cache = self.cache.is_some().then(|| WriteCache::new(lba_bytes));
         Ok(())
     }
 

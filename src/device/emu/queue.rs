@@ -11,7 +11,7 @@ use crate::units::Iova;
 
 /// What a look at a doorbell showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum DoorbellState {
     Same,
     New,
     Invalid,
@@ -19,13 +19,13 @@ pub(super) enum Seen {
 
 /// Host memory of a ring, looked up once and again whenever the host's mappings change.
 #[derive(Debug)]
-struct Ring {
+struct EmuRing {
     base: Iova,
     len_bytes: usize,
     memory: Option<DmaRange>,
 }
 
-impl Ring {
+impl EmuRing {
     fn new(base: Iova, len_bytes: usize, space: &DmaSpace) -> Result<Self, DmaFault> {
         Ok(Self {
             base,
@@ -55,7 +55,7 @@ pub(super) struct Sq {
     /// A fault: the next event index is garbage.
     pub(super) spoilt_event: bool,
     refused: Option<u32>,
-    ring: Ring,
+    ring: EmuRing,
 }
 
 impl Sq {
@@ -69,7 +69,7 @@ impl Sq {
             awake: false,
             spoilt_event: false,
             refused: None,
-            ring: Ring::new(base, size as usize * SQE_BYTES, space)?,
+            ring: EmuRing::new(base, size as usize * SQE_BYTES, space)?,
         })
     }
 
@@ -79,14 +79,14 @@ impl Sq {
 
     /// Takes a new tail from the doorbell.
     #[inline]
-    pub(super) fn observe(&mut self, value: u32) -> Seen {
+    pub(super) fn observe(&mut self, value: u32) -> DoorbellState {
         if value == self.tail {
-            return Seen::Same;
+            return DoorbellState::Same;
         }
         if value < self.size {
             self.tail = value;
             self.refused = None;
-            return Seen::New;
+            return DoorbellState::New;
         }
         refuse(&mut self.refused, value)
     }
@@ -114,17 +114,17 @@ impl Sq {
 }
 
 /// Counts a bad value once, however often it is looked at.
-fn refuse(refused: &mut Option<u32>, value: u32) -> Seen {
+fn refuse(refused: &mut Option<u32>, value: u32) -> DoorbellState {
     if refused.replace(value) == Some(value) {
-        Seen::Same
+        DoorbellState::Same
     } else {
-        Seen::Invalid
+        DoorbellState::Invalid
     }
 }
 
 /// A completion queue entry to be posted.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct EmuCqEntry {
     pub(super) result: u32,
     pub(super) sq_head: u32,
     pub(super) sq: u16,
@@ -143,14 +143,14 @@ pub(super) struct Cq {
     pub(super) sqs: u32,
     /// Entries posted since its creation.
     pub(super) posts: u64,
-    pub(super) pending: VecDeque<Entry>,
+    pub(super) pending: VecDeque<EmuCqEntry>,
     /// What its entries interrupt by.
     pub(super) vector: Option<u16>,
     head: u32,
     tail: u32,
     phase: bool,
     refused: Option<u32>,
-    ring: Ring,
+    ring: EmuRing,
 }
 
 impl Cq {
@@ -165,7 +165,7 @@ impl Cq {
             tail: 0,
             phase: true,
             refused: None,
-            ring: Ring::new(base, size as usize * CQE_BYTES, space)?,
+            ring: EmuRing::new(base, size as usize * CQE_BYTES, space)?,
         })
     }
 
@@ -175,15 +175,15 @@ impl Cq {
 
     /// Takes a new head from the doorbell. Entries that were never posted cannot be consumed.
     #[inline]
-    pub(super) fn observe(&mut self, value: u32) -> Seen {
+    pub(super) fn observe(&mut self, value: u32) -> DoorbellState {
         if value == self.head {
-            return Seen::Same;
+            return DoorbellState::Same;
         }
         let distance = |to: u32| (to + self.size - self.head) % self.size;
         if value < self.size && distance(value) <= distance(self.tail) {
             self.head = value;
             self.refused = None;
-            return Seen::New;
+            return DoorbellState::New;
         }
         refuse(&mut self.refused, value)
     }
@@ -219,7 +219,7 @@ impl Cq {
     /// Posts an entry, now or when there is room. `false` when the queue's memory is no longer
     /// mapped.
     #[inline]
-    pub(super) fn post(&mut self, entry: Entry) -> bool {
+    pub(super) fn post(&mut self, entry: EmuCqEntry) -> bool {
         if !self.has_room() {
             self.pending.push_back(entry);
             return true;
@@ -228,7 +228,7 @@ impl Cq {
     }
 
     #[inline]
-    fn write(&mut self, entry: Entry) -> bool {
+    fn write(&mut self, entry: EmuCqEntry) -> bool {
         let Some(memory) = &self.ring.memory else {
             return false;
         };

@@ -17,7 +17,7 @@ pub(super) const NSSR_MAGIC: u32 = 0x4e56_4d65;
 pub(super) const CSTS_NSSRO: u32 = 1 << 4;
 
 #[derive(Debug)]
-pub(super) struct Registers {
+pub(super) struct EmuRegisters {
     cap: u64,
     pub(super) cc: AtomicU32,
     pub(super) csts: AtomicU32,
@@ -28,7 +28,7 @@ pub(super) struct Registers {
     pub(super) gone: AtomicBool,
 }
 
-impl Registers {
+impl EmuRegisters {
     pub(super) fn new(config: &EmuConfig) -> Self {
         let contiguous = 1 << 16;
         let subsystem_reset = 1 << 36;

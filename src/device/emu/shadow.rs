@@ -13,8 +13,8 @@ use std::sync::atomic::{Ordering, fence};
 use rand::Rng;
 
 use super::admin::low16;
-use super::controller::Controller;
-use super::queue::Seen;
+use super::controller::EmuController;
+use super::queue::DoorbellState;
 use crate::mem::{DmaRange, DmaSpace};
 use crate::nvme::spec::{Command, PAGE_BYTES, SC_DATA_TRANSFER, SC_INVALID_FIELD, StatusField};
 use crate::units::Iova;
@@ -24,12 +24,12 @@ const NO_WRITE: u32 = u32::MAX;
 
 /// A page of host memory.
 #[derive(Debug)]
-struct Page {
+struct ShadowPage {
     base: Iova,
     memory: Option<DmaRange>,
 }
 
-impl Page {
+impl ShadowPage {
     fn new(base: u64, space: &DmaSpace) -> Result<Self, StatusField> {
         if !base.is_multiple_of(PAGE_BYTES as u64) {
             return Err(SC_INVALID_FIELD.do_not_retry());
@@ -52,12 +52,12 @@ impl Page {
 
 /// The two pages of Doorbell Buffer Config.
 #[derive(Debug)]
-pub(super) struct Shadows {
-    values: Page,
-    events: Page,
+pub(super) struct EmuShadows {
+    values: ShadowPage,
+    events: ShadowPage,
 }
 
-impl Shadows {
+impl EmuShadows {
     pub(super) fn remap(&mut self, space: &DmaSpace) {
         for page in [&mut self.values, &mut self.events] {
             page.memory = space.translate(page.base, PAGE_BYTES).ok();
@@ -65,13 +65,13 @@ impl Shadows {
     }
 }
 
-impl Controller {
+impl EmuController {
     /// Doorbell Buffer Config.
     pub(super) fn take_shadows(&mut self, command: &Command) -> Result<(), StatusField> {
         let (values, events) = (command.prp1.get(), command.prp2.get());
-        self.shadows = Some(Shadows {
-            values: Page::new(values, &self.space)?,
-            events: Page::new(events, &self.space)?,
+        self.shadows = Some(EmuShadows {
+            values: ShadowPage::new(values, &self.space)?,
+            events: ShadowPage::new(events, &self.space)?,
         });
         for id in 1..=self.offer.max_io_queues {
             self.clear_doorbell(id, false);
@@ -151,7 +151,7 @@ impl Controller {
         Some(tail)
     }
 
-    /// The head of a completion queue; `None` as for [`Controller::tail`].
+    /// The head of a completion queue; `None` as for [`EmuController::tail`].
     #[inline]
     pub(super) fn head(&self, id: u16) -> Option<u32> {
         let Some(place) = self.shadow_place(id, true) else {
@@ -191,11 +191,11 @@ impl Controller {
     }
 
     /// Counts what a look at a doorbell showed.
-    pub(super) fn note(&mut self, seen: Seen) {
+    pub(super) fn note(&mut self, seen: DoorbellState) {
         match seen {
-            Seen::Same => {}
-            Seen::New => self.stats.doorbell_writes += 1,
-            Seen::Invalid => {
+            DoorbellState::Same => {}
+            DoorbellState::New => self.stats.doorbell_writes += 1,
+            DoorbellState::Invalid => {
                 self.stats.doorbell_writes += 1;
                 self.stats.invalid_doorbells += 1;
                 self.raise_invalid_doorbell();

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use super::EmuShared;
 
 /// Commands of one pass, under one lock.
 const PASS: usize = 256;
@@ -19,7 +19,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// Polls until told to stop. After work it spins for `spin`, then yields for as long again, then
 /// sleeps in growing steps; a register access or a waiting host wakes it.
-pub(super) fn run(shared: &Arc<Shared>, spin: Duration) {
+pub(super) fn run(shared: &Arc<EmuShared>, spin: Duration) {
     let mut idle_since = Instant::now();
     let mut empty = 0_u32;
     let mut sleep = SHORTEST_SLEEP;
