@@ -93,7 +93,7 @@ fn parse(text: &str) -> Option<PciAddress> {
 
 /// A device as sysfs shows it, checked to be an NVMe controller that a VFIO driver has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundDevice {
     pub(super) address: PciAddress,
     /// The number of its IOMMU group.
     pub(super) group: u32,
@@ -103,7 +103,7 @@ pub(super) struct Found {
     pub(super) members: Vec<(String, Option<String>)>,
 }
 
-impl Found {
+impl FoundDevice {
     /// Members of the group that keep it from being used: a driver that is not of VFIO has them.
     pub(super) fn in_the_way(&self) -> Vec<String> {
         self.members
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn a_controller_that_vfio_has_is_found_with_its_group() {
         let dir = sysfs("0x010802", Some("vfio-pci"), Some("pcieport"));
-        let found = Found::look_up(dir.path(), address()).unwrap();
+        let found = FoundDevice::look_up(dir.path(), address()).unwrap();
         assert_eq!((found.group, found.cdev.as_deref()), (7, None));
         assert_eq!(found.members.len(), 2);
         assert!(found.in_the_way().is_empty());
@@ -312,13 +312,14 @@ mod tests {
     #[test]
     fn members_of_the_group_with_other_drivers_are_named() {
         let dir = sysfs("0x010802", Some("vfio-pci"), Some("snd_hda_intel"));
-        let found = Found::look_up(dir.path(), address()).unwrap();
+        let found = FoundDevice::look_up(dir.path(), address()).unwrap();
         assert_eq!(found.in_the_way(), ["0000:01:00.1 (snd_hda_intel)"]);
     }
 
     #[test]
     fn what_is_in_the_way_is_said_with_what_to_do() {
-        let fails = |dir: &tempfile::TempDir| Found::look_up(dir.path(), address()).unwrap_err();
+        let fails =
+            |dir: &tempfile::TempDir| FoundDevice::look_up(dir.path(), address()).unwrap_err();
         let error = fails(&sysfs("0x010802", Some("nvme"), None));
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(
@@ -340,7 +341,7 @@ mod tests {
         )
         .unwrap();
         assert!(fails(&dir).to_string().contains("no IOMMU"));
-        let missing = Found::look_up(dir.path(), "02:00.0".parse().unwrap()).unwrap_err();
+        let missing = FoundDevice::look_up(dir.path(), "02:00.0".parse().unwrap()).unwrap_err();
         assert_eq!(missing.kind(), ErrorKind::NotFound);
     }
 
@@ -349,7 +350,7 @@ mod tests {
         let dir = sysfs("0x010802", Some("vfio-pci"), None);
         let device = dir.path().join("bus/pci/devices/0000:01:00.0");
         fs::create_dir_all(device.join("vfio-dev/vfio3")).unwrap();
-        let found = Found::look_up(dir.path(), address()).unwrap();
+        let found = FoundDevice::look_up(dir.path(), address()).unwrap();
         assert_eq!(found.cdev.as_deref(), Some("vfio3"));
     }
 

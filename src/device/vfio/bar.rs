@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 
 use vfio_bindings::bindings::vfio::VFIO_REGION_INFO_FLAG_MMAP;
 
-use super::caps::Region;
+use super::caps::VfioRegion;
 use crate::mem::Doorbell;
 use crate::sys::{Cover, Guard};
 
@@ -20,12 +20,12 @@ const LIMIT_BYTES: u64 = 4 << 20;
 /// The mapped parts of BAR 0. Doorbells keep it alive.
 #[derive(Debug)]
 pub(in crate::device) struct Bar {
-    areas: Vec<Area>,
+    areas: Vec<BarArea>,
 }
 
 /// One mapped part. The kernel may exclude some ranges, such as the MSI-X table.
 #[derive(Debug)]
-struct Area {
+struct BarArea {
     /// Offset in the BAR, in bytes.
     offset: u64,
     start: NonNull<u8>,
@@ -36,19 +36,19 @@ struct Area {
 
 // SAFETY: the mapping is owned; its registers are read and written by volatile and atomic accesses,
 // which any thread may do.
-unsafe impl Send for Area {}
+unsafe impl Send for BarArea {}
 // SAFETY: as above.
-unsafe impl Sync for Area {}
+unsafe impl Sync for BarArea {}
 
 impl Bar {
     /// Maps what of the region may be mapped.
     ///
     /// # Errors
     /// The errno of `mmap`; [`io::ErrorKind::Unsupported`] when nothing may be mapped.
-    pub(in crate::device) fn map(device: &File, region: &Region) -> io::Result<Self> {
+    pub(in crate::device) fn map(device: &File, region: &VfioRegion) -> io::Result<Self> {
         let areas = mappable(region, page_bytes())
             .into_iter()
-            .map(|(offset, len_bytes)| Area::map(device, region, offset, len_bytes))
+            .map(|(offset, len_bytes)| BarArea::map(device, region, offset, len_bytes))
             .collect::<io::Result<Vec<_>>>()?;
         if areas.is_empty() {
             return Err(io::ErrorKind::Unsupported.into());
@@ -98,7 +98,7 @@ impl Bar {
 
     /// Whether an access has found the BAR absent.
     pub(in crate::device) fn vanished(&self) -> bool {
-        self.areas.iter().any(Area::vanished)
+        self.areas.iter().any(BarArea::vanished)
     }
 
     /// Unmaps the device's memory and maps all ones in its place, for threads that still have a
@@ -114,8 +114,8 @@ impl Bar {
     }
 }
 
-impl Area {
-    fn map(device: &File, region: &Region, offset: u64, len_bytes: usize) -> io::Result<Self> {
+impl BarArea {
+    fn map(device: &File, region: &VfioRegion, offset: u64, len_bytes: usize) -> io::Result<Self> {
         let position = region
             .offset
             .checked_add(offset)
@@ -156,7 +156,7 @@ impl Area {
     }
 }
 
-impl Drop for Area {
+impl Drop for BarArea {
     fn drop(&mut self) {
         self.guard = None;
         // SAFETY: the mapping that `map` made (or its replacement by `cover`); doorbells keep the
@@ -166,7 +166,7 @@ impl Drop for Area {
 }
 
 /// The parts of a region to be mapped, `(offset, length)`, in whole pages and inside of it.
-fn mappable(region: &Region, page_bytes: u64) -> Vec<(u64, usize)> {
+fn mappable(region: &VfioRegion, page_bytes: u64) -> Vec<(u64, usize)> {
     if region.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
         return Vec::new();
     }
@@ -200,8 +200,8 @@ mod tests {
 
     use super::*;
 
-    fn region(len_bytes: u64, sparse: Option<Vec<(u64, u64)>>) -> Region {
-        Region {
+    fn region(len_bytes: u64, sparse: Option<Vec<(u64, u64)>>) -> VfioRegion {
+        VfioRegion {
             flags: VFIO_REGION_INFO_FLAG_MMAP,
             offset: 0,
             len_bytes,
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(parts(Some(nonsense)), [(0x3000, 0x1000)]);
         let huge = mappable(&region(16 << 30, None), 4096);
         assert_eq!(huge, [(0, 4 << 20)]);
-        let closed = Region {
+        let closed = VfioRegion {
             flags: 0,
             ..region(0x4000, None)
         };

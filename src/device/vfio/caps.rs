@@ -18,9 +18,9 @@ const HEADER_BYTES: usize = size_of::<vfio_info_cap_header>();
 
 /// A structure from the kernel, as bytes in the host's order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer<'a>(pub(super) &'a [u8]);
+pub(super) struct KernelStruct<'a>(pub(super) &'a [u8]);
 
-impl<'a> Answer<'a> {
+impl<'a> KernelStruct<'a> {
     fn bytes<const N: usize>(self, at: usize) -> Option<[u8; N]> {
         self.0.get(at..at.checked_add(N)?)?.try_into().ok()
     }
@@ -50,11 +50,11 @@ impl<'a> Answer<'a> {
     }
 
     /// The capability `id` of the chain that starts at byte `first`, from its header on.
-    fn capability(self, first: u32, id: u32) -> Option<Answer<'a>> {
+    fn capability(self, first: u32, id: u32) -> Option<KernelStruct<'a>> {
         let mut at = usize::try_from(first).ok()?;
         // Zero ends the chain; the structure itself lies before its capabilities.
         while at >= HEADER_BYTES {
-            let here = Answer(self.0.get(at..)?);
+            let here = KernelStruct(self.0.get(at..)?);
             let found = here.u16(offset_of!(vfio_info_cap_header, id))?;
             if u32::from(found) == id {
                 return Some(here);
@@ -83,7 +83,7 @@ impl<'a> Answer<'a> {
 
 /// A region of a device: a BAR, or the configuration space.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::device) struct Region {
+pub(in crate::device) struct VfioRegion {
     pub(in crate::device) flags: u32,
     /// Where it lies in the device's descriptor, in bytes.
     pub(in crate::device) offset: u64,
@@ -92,10 +92,10 @@ pub(in crate::device) struct Region {
     pub(in crate::device) sparse: Option<Vec<(u64, u64)>>,
 }
 
-impl Region {
+impl VfioRegion {
     /// Reads the answer to `VFIO_DEVICE_GET_REGION_INFO`; `None` when it makes no sense.
     pub(in crate::device) fn parse(bytes: &[u8]) -> Option<Self> {
-        let answer = Answer(bytes);
+        let answer = KernelStruct(bytes);
         let flags = answer.u32(offset_of!(vfio_region_info, flags))?;
         let first = answer.u32(offset_of!(vfio_region_info, cap_offset))?;
         let mut region = Self {
@@ -117,7 +117,7 @@ impl Region {
 
 /// Reads the answer to `VFIO_IOMMU_GET_INFO`; `None` when it makes no sense.
 pub(super) fn parse_iommu(bytes: &[u8]) -> Option<IovaLimits> {
-    let answer = Answer(bytes);
+    let answer = KernelStruct(bytes);
     let flags = answer.u32(offset_of!(vfio_iommu_type1_info, flags))?;
     let page_sizes = if flags & VFIO_IOMMU_INFO_PGSIZES == 0 {
         0
@@ -188,12 +188,12 @@ mod tests {
         put(&mut bytes, &[3 | 1 << 16, 40]);
         put(&mut bytes, &[1 | 1 << 16, 0, 2, 0]);
         put(&mut bytes, &[0, 0, 0x2000, 0, 0x3000, 0, 0x1000, 0]);
-        let region = Region::parse(&bytes).unwrap();
+        let region = VfioRegion::parse(&bytes).unwrap();
         assert_eq!((region.len_bytes, region.offset), (0x4000, 0x100 << 32));
         assert_eq!(region.sparse, Some(vec![(0, 0x2000), (0x3000, 0x1000)]));
         // Without the flag the chain is not looked at.
         bytes[4] = 7;
-        assert_eq!(Region::parse(&bytes).unwrap().sparse, None);
+        assert_eq!(VfioRegion::parse(&bytes).unwrap().sparse, None);
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
             }
             bytes.truncate(rng.random_range(0..=bytes.len()));
             let _ = parse_iommu(&bytes).map(|limits| limits.check(1 << 32, 2 << 20));
-            let _ = Region::parse(&bytes);
+            let _ = VfioRegion::parse(&bytes);
         }
     }
 }

@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use vfio_bindings::bindings::vfio::VFIO_GROUP_FLAGS_VIABLE;
 
 use super::VfioBackend;
-use super::address::{Found, holders};
+use super::address::{FoundDevice, holders};
 use super::caps::parse_iommu;
 use super::iova::{IovaLimits, IovaRange};
-use super::uapi::{self, Mapping};
+use super::uapi::{self, VfioMapping};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Retries while a device is open elsewhere: in a program that is just ending, or in a child that
 /// another thread of this process has forked and that has all its descriptors until its exec.
-struct Patience(Instant);
+struct OpenRetry(Instant);
 
-impl Patience {
+impl OpenRetry {
     fn new() -> Self {
         Self(Instant::now() + Duration::from_millis(500))
     }
@@ -41,13 +41,13 @@ impl Patience {
 /// A device's address space, as the IOMMU translates it.
 #[derive(Debug)]
 pub(super) struct Iommu {
-    kind: Kind,
+    kind: IommuKind,
     limits: IovaLimits,
 }
 
 /// Descriptors close in the order of the fields: a group leaves its container before that goes.
 #[derive(Debug)]
-enum Kind {
+enum IommuKind {
     Container { _group: File, container: File },
     Iommufd { iommufd: File, ioas: u32 },
 }
@@ -61,12 +61,14 @@ impl Iommu {
     ///
     /// # Safety
     /// As [`uapi::map_dma`].
-    pub(super) unsafe fn map(&self, mapping: Mapping) -> Result<()> {
+    pub(super) unsafe fn map(&self, mapping: VfioMapping) -> Result<()> {
         let result = match &self.kind {
             // SAFETY: the caller's.
-            Kind::Container { container, .. } => unsafe { uapi::map_dma(container, mapping) },
+            IommuKind::Container { container, .. } => unsafe { uapi::map_dma(container, mapping) },
             // SAFETY: the caller's.
-            Kind::Iommufd { iommufd, ioas } => unsafe { uapi::map_ioas(iommufd, *ioas, mapping) },
+            IommuKind::Iommufd { iommufd, ioas } => unsafe {
+                uapi::map_ioas(iommufd, *ioas, mapping)
+            },
         };
         result.map_err(|e| map_error(mapping, e))
     }
@@ -74,8 +76,10 @@ impl Iommu {
     /// Unmaps what one [`Iommu::map`] mapped.
     pub(super) fn unmap(&self, iova: u64, len_bytes: u64) -> Result<()> {
         let unmapped = match &self.kind {
-            Kind::Container { container, .. } => uapi::unmap_dma(container, iova, len_bytes),
-            Kind::Iommufd { iommufd, ioas } => uapi::unmap_ioas(iommufd, *ioas, iova, len_bytes),
+            IommuKind::Container { container, .. } => uapi::unmap_dma(container, iova, len_bytes),
+            IommuKind::Iommufd { iommufd, ioas } => {
+                uapi::unmap_ioas(iommufd, *ioas, iova, len_bytes)
+            }
         };
         let unmapped = unmapped.map_err(|e| {
             Error::system(format!("cannot unmap {len_bytes} bytes at {iova:#x}"), e)
@@ -90,7 +94,7 @@ impl Iommu {
     }
 
     /// Opens the device with the backend that is wanted, or the first that is there.
-    pub(super) fn open(found: &Found, backend: VfioBackend) -> Result<(Self, File)> {
+    pub(super) fn open(found: &FoundDevice, backend: VfioBackend) -> Result<(Self, File)> {
         match backend {
             VfioBackend::Group => open_group(found),
             VfioBackend::Iommufd => open_iommufd(found),
@@ -108,11 +112,11 @@ impl Iommu {
 
 const CONTAINER: &str = "/dev/vfio/vfio";
 
-fn group_path(found: &Found) -> PathBuf {
+fn group_path(found: &FoundDevice) -> PathBuf {
     PathBuf::from(format!("/dev/vfio/{}", found.group))
 }
 
-fn open_group(found: &Found) -> Result<(Iommu, File)> {
+fn open_group(found: &FoundDevice) -> Result<(Iommu, File)> {
     let container = open_rw(Path::new(CONTAINER), found)?;
     let version = uapi::api_version(&container);
     let type1v2 = uapi::has_type1v2(&container);
@@ -141,14 +145,14 @@ fn open_group(found: &Found) -> Result<(Iommu, File)> {
     let limits = parse_iommu(&answer).ok_or_else(|| failed("read what the IOMMU can do", bad()))?;
     let device = uapi::device_of_group(&group, found.address)
         .map_err(|e| failed("open the device of the group", e))?;
-    let kind = Kind::Container {
+    let kind = IommuKind::Container {
         _group: group,
         container,
     };
     Ok((Iommu { kind, limits }, device))
 }
 
-fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
+fn open_iommufd(found: &FoundDevice) -> Result<(Iommu, File)> {
     let Some(name) = &found.cdev else {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -162,14 +166,14 @@ fn open_iommufd(found: &Found) -> Result<(Iommu, File)> {
     let (pairs, alignment) =
         uapi::ioas_ranges(&iommufd, ioas).map_err(|e| failed("ask what the IOMMU can do", e))?;
     let limits = IovaLimits::new(Some(IovaRange::list(&pairs)), alignment);
-    let kind = Kind::Iommufd { iommufd, ioas };
+    let kind = IommuKind::Iommufd { iommufd, ioas };
     Ok((Iommu { kind, limits }, device))
 }
 
 /// Opens the device for this address space. Several processes may open the file; the second one to
 /// bind is refused, with an errno that does not say why.
-fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
-    let patience = Patience::new();
+fn bind(path: &Path, iommufd: &File, found: &FoundDevice) -> Result<File> {
+    let patience = OpenRetry::new();
     loop {
         let device = open_rw(path, found)?;
         let Err(error) = uapi::bind_iommufd(&device, iommufd) else {
@@ -190,7 +194,7 @@ fn bind(path: &Path, iommufd: &File, found: &Found) -> Result<File> {
     }
 }
 
-fn open_rw(path: &Path, found: &Found) -> Result<File> {
+fn open_rw(path: &Path, found: &FoundDevice) -> Result<File> {
     open_when_free(path).map_err(|e| {
         let shown = path.display();
         let address = found.address;
@@ -214,7 +218,7 @@ fn open_rw(path: &Path, found: &Found) -> Result<File> {
 
 /// Opens it, and retries for a short time while another process has it open.
 fn open_when_free(path: &Path) -> io::Result<File> {
-    let patience = Patience::new();
+    let patience = OpenRetry::new();
     loop {
         let result = OpenOptions::new().read(true).write(true).open(path);
         let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
@@ -234,7 +238,7 @@ fn busy(path: &Path) -> String {
     format!("{who} has this controller open; one program at a time can drive it")
 }
 
-fn not_viable(found: &Found) -> Error {
+fn not_viable(found: &FoundDevice) -> Error {
     let others = found.in_the_way();
     let detail = format!(
         "IOMMU group {} cannot be used: the kernel still drives other devices in it: {}; bind them to \
@@ -261,8 +265,8 @@ fn bad() -> io::Error {
 }
 
 /// Why memory could not be mapped, and what to do.
-fn map_error(mapping: Mapping, error: io::Error) -> Error {
-    let Mapping {
+fn map_error(mapping: VfioMapping, error: io::Error) -> Error {
+    let VfioMapping {
         iova, len_bytes, ..
     } = mapping;
     match error.raw_os_error() {

@@ -12,14 +12,14 @@ use crate::sys::EventFd;
 
 /// The MSI-X vectors of a device: none is on until the first is asked for.
 #[derive(Debug)]
-pub(super) struct Vectors {
+pub(super) struct VfioVectors {
     /// How many the device has and the options allow.
     count: u16,
     /// Empty while MSI-X is off.
     events: Vec<Option<Arc<EventFd>>>,
 }
 
-impl Vectors {
+impl VfioVectors {
     pub(super) fn new(device: &File, most: u16) -> Self {
         let has = uapi::irq_count(device, VFIO_PCI_MSIX_IRQ_INDEX).unwrap_or(0);
         Self {
@@ -84,7 +84,7 @@ impl Vectors {
     }
 }
 
-impl Drop for Vectors {
+impl Drop for VfioVectors {
     /// The device is given back; what waits for it is to see that.
     fn drop(&mut self) {
         self.raise_all();

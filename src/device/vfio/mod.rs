@@ -31,10 +31,10 @@ use std::time::Instant;
 
 pub use address::PciAddress;
 pub(in crate::device) use bar::Bar;
-pub(in crate::device) use caps::Region;
+pub(in crate::device) use caps::VfioRegion;
 
-use self::address::{Found, SYSFS};
-use self::state::Shared;
+use self::address::{FoundDevice, SYSFS};
+use self::state::VfioShared;
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Doorbell, Mapper};
@@ -75,7 +75,7 @@ impl Default for VfioOptions {
 /// Dropping it gives it back to VFIO, which stops and resets it, whatever it was doing.
 pub struct VfioDevice {
     name: String,
-    shared: Arc<Shared>,
+    shared: Arc<VfioShared>,
     epoch: Instant,
     /// Wakes the watcher to end.
     stop: Arc<EventFd>,
@@ -97,8 +97,8 @@ impl VfioDevice {
     }
 
     fn open_named(name: &str, address: &str, options: &VfioOptions) -> Result<Arc<Self>> {
-        let found = Found::look_up(Path::new(SYSFS), address.parse()?)?;
-        let shared = Arc::new(Shared::open(&found, options)?);
+        let found = FoundDevice::look_up(Path::new(SYSFS), address.parse()?)?;
+        let shared = Arc::new(VfioShared::open(&found, options)?);
         let stop = EventFd::new().map_err(|e| Error::system("cannot make an eventfd", e))?;
         let mut device = Self {
             name: name.to_owned(),
@@ -112,7 +112,7 @@ impl VfioDevice {
     }
 
     /// A thread that sleeps until the kernel asks for the device, and then gives it back.
-    fn watch(&self, found: &Found) -> Result<Option<JoinHandle<()>>> {
+    fn watch(&self, found: &FoundDevice) -> Result<Option<JoinHandle<()>>> {
         let Some(request) = self.shared.removal_request()? else {
             return Ok(None);
         };
@@ -187,7 +187,7 @@ impl Device for VfioDevice {
     }
 
     fn mapper(&self) -> Arc<dyn Mapper> {
-        Arc::<Shared>::clone(&self.shared)
+        Arc::<VfioShared>::clone(&self.shared)
     }
 
     fn stop_dma(&self) -> Result<()> {

@@ -15,12 +15,12 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use super::VfioOptions;
-use super::address::Found;
+use super::address::FoundDevice;
 use super::bar::Bar;
-use super::caps::Region;
+use super::caps::VfioRegion;
 use super::iommu::Iommu;
-use super::irq::Vectors;
-use super::uapi::{self, Mapping};
+use super::irq::VfioVectors;
+use super::uapi::{self, VfioMapping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, Mapper};
 use crate::nvme::spec::{CC_EN, CSTS_RDY, Capabilities, REG_CAP, REG_CC, REG_CSTS};
@@ -36,7 +36,7 @@ const PCI_COMMAND_MASTER: u16 = 1 << 2;
 const PCI_CLASS_REVISION: u64 = 0x08;
 
 /// The shared part of a [`super::VfioDevice`]: it is also the mapper that heaps hold.
-pub(super) struct Shared {
+pub(super) struct VfioShared {
     bar: Arc<Bar>,
     /// Known to be absent. Set once, for good.
     gone: AtomicBool,
@@ -56,14 +56,14 @@ struct Open {
     device: File,
     iommu: Iommu,
     arenas: BTreeMap<u64, Arc<Arena>>,
-    vectors: Vectors,
-    config: Region,
-    bar0: Region,
+    vectors: VfioVectors,
+    config: VfioRegion,
+    bar0: VfioRegion,
     can_reset: bool,
 }
 
-impl Shared {
-    pub(super) fn open(found: &Found, options: &VfioOptions) -> Result<Self> {
+impl VfioShared {
+    pub(super) fn open(found: &FoundDevice, options: &VfioOptions) -> Result<Self> {
         let (iommu, device) = Iommu::open(found, options.backend)?;
         let ask = |what: &str, e| Error::system(format!("VFIO: cannot ask for {what}"), e);
         let flags = uapi::device_flags(&device).map_err(|e| ask("the device's kind", e))?;
@@ -75,7 +75,7 @@ impl Shared {
         let bar0 = region(VFIO_PCI_BAR0_REGION_INDEX)?;
         let config = region(VFIO_PCI_CONFIG_REGION_INDEX)?;
         let bar = Bar::map(&device, &bar0).map_err(|e| Error::system("cannot map BAR 0", e))?;
-        let vectors = Vectors::new(&device, options.interrupt_vectors);
+        let vectors = VfioVectors::new(&device, options.interrupt_vectors);
         let open = Open {
             device,
             iommu,
@@ -331,11 +331,11 @@ impl Open {
     }
 }
 
-impl Mapper for Shared {
+impl Mapper for VfioShared {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
         let mut open = self.lock();
         let open = open.as_mut().ok_or_else(gone)?;
-        let mapping = Mapping {
+        let mapping = VfioMapping {
             base: arena.base(),
             iova: arena.iova().0,
             len_bytes: arena.len_bytes() as u64,

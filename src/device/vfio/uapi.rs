@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio;
 use zerocopy::IntoBytes;
 
 use super::address::PciAddress;
-use super::caps::{Answer, Region};
+use super::caps::{KernelStruct, VfioRegion};
 
 /// `_IO(';', number)`: what all these calls are, on the architectures that this runs on.
 const fn request(number: u32) -> libc::Ioctl {
@@ -178,12 +178,12 @@ pub(super) fn device_flags(device: &File) -> io::Result<u32> {
     let size = size_u32::<vfio::vfio_device_info>();
     // SAFETY: the request takes this structure, argsz first.
     let bytes = unsafe { ask(device.as_fd(), VFIO_DEVICE_GET_INFO, size, &[]) }?;
-    let flags = Answer(&bytes).u32(offset_of!(vfio::vfio_device_info, flags));
+    let flags = KernelStruct(&bytes).u32(offset_of!(vfio::vfio_device_info, flags));
     flags.ok_or_else(nonsense)
 }
 
 /// A region of a device, by its index.
-pub(super) fn region(device: &File, index: u32) -> io::Result<Region> {
+pub(super) fn region(device: &File, index: u32) -> io::Result<VfioRegion> {
     let size = size_u32::<vfio::vfio_region_info>();
     // SAFETY: the request takes this structure: argsz, flags, index.
     let bytes = unsafe {
@@ -194,7 +194,7 @@ pub(super) fn region(device: &File, index: u32) -> io::Result<Region> {
             &[0, index],
         )
     }?;
-    Region::parse(&bytes).ok_or_else(nonsense)
+    VfioRegion::parse(&bytes).ok_or_else(nonsense)
 }
 
 /// How many interrupts of the kind `index` a device has.
@@ -252,7 +252,7 @@ pub(super) fn iommu_info(container: &File) -> io::Result<Vec<u8>> {
 
 /// Memory of ours and the device addresses that shall stand for it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mapping {
+pub(super) struct VfioMapping {
     pub(super) base: NonNull<u8>,
     pub(super) iova: u64,
     pub(super) len_bytes: u64,
@@ -263,7 +263,7 @@ pub(super) struct Mapping {
 /// # Safety
 /// The memory belongs to the caller, who accesses it as memory that changes at any time, and keeps
 /// it until it is unmapped.
-pub(super) unsafe fn map_dma(container: &File, mapping: Mapping) -> io::Result<()> {
+pub(super) unsafe fn map_dma(container: &File, mapping: VfioMapping) -> io::Result<()> {
     let mut map = vfio::vfio_iommu_type1_dma_map {
         argsz: size_u32::<vfio::vfio_iommu_type1_dma_map>(),
         flags: vfio::VFIO_DMA_MAP_FLAG_READ | vfio::VFIO_DMA_MAP_FLAG_WRITE,
@@ -349,7 +349,7 @@ pub(super) fn ioas_ranges(iommufd: &File, ioas: u32) -> io::Result<(Vec<(u64, u6
 ///
 /// # Safety
 /// As [`map_dma`].
-pub(super) unsafe fn map_ioas(iommufd: &File, ioas: u32, mapping: Mapping) -> io::Result<()> {
+pub(super) unsafe fn map_ioas(iommufd: &File, ioas: u32, mapping: VfioMapping) -> io::Result<()> {
     let mut map = iommu::iommu_ioas_map {
         size: size_u32::<iommu::iommu_ioas_map>(),
         flags: iommu::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
@@ -392,7 +392,7 @@ pub(super) fn memlock_limit_bytes() -> Option<u64> {
 /// Reads from a region through the device's descriptor.
 pub(super) fn read_region<const N: usize>(
     device: &File,
-    region: &Region,
+    region: &VfioRegion,
     at: u64,
 ) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
@@ -403,14 +403,14 @@ pub(super) fn read_region<const N: usize>(
 /// Writes to a region through the device's descriptor.
 pub(super) fn write_region(
     device: &File,
-    region: &Region,
+    region: &VfioRegion,
     at: u64,
     bytes: &[u8],
 ) -> io::Result<()> {
     device.write_all_at(bytes, position(region, at, bytes.len())?)
 }
 
-fn position(region: &Region, at: u64, len_bytes: usize) -> io::Result<u64> {
+fn position(region: &VfioRegion, at: u64, len_bytes: usize) -> io::Result<u64> {
     let end = at.checked_add(len_bytes as u64);
     end.filter(|end| *end <= region.len_bytes)
         .and_then(|_| region.offset.checked_add(at))

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::region::Registers;
+use super::region::VfioUserRegisters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Doorbell;
 use crate::nvme::spec::REG_DOORBELLS;
@@ -25,22 +25,22 @@ const LOOK: Duration = Duration::from_micros(200);
 /// The doorbells of one device.
 #[derive(Debug)]
 pub(super) struct Bells {
-    shared: Arc<Shared>,
+    shared: Arc<BellsShared>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct BellsShared {
     words: Arc<[AtomicU32]>,
-    registers: Arc<Registers>,
+    registers: Arc<VfioUserRegisters>,
     /// The indices of those handed out.
     known: Mutex<Vec<usize>>,
 }
 
 impl Bells {
-    pub(super) fn new(registers: &Arc<Registers>) -> Result<Self> {
-        let shared = Arc::new(Shared {
+    pub(super) fn new(registers: &Arc<VfioUserRegisters>) -> Result<Self> {
+        let shared = Arc::new(BellsShared {
             words: (0..WORDS).map(|_| AtomicU32::new(TAKEN)).collect(),
             registers: Arc::clone(registers),
             known: Mutex::default(),
@@ -96,7 +96,7 @@ impl Bells {
     }
 }
 
-impl Shared {
+impl BellsShared {
     fn look(&self) -> bool {
         let known = match self.known.try_lock() {
             Ok(known) => known,
@@ -123,7 +123,7 @@ impl Shared {
     }
 }
 
-fn look_again_and_again(shared: &Weak<Shared>, stop: &AtomicBool) {
+fn look_again_and_again(shared: &Weak<BellsShared>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match shared.upgrade() {
             Some(shared) => shared.look(),

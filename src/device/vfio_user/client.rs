@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
-use super::stream::{self, Bounds, Cut, Message};
-use super::wire::{self, Capabilities, Header, MAJOR, MINOR};
+use super::stream::{self, Bounds, Disconnected, Message};
+use super::wire::{self, MAJOR, MINOR, MessageHeader, PeerCapabilities};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::spawn_small_thread;
 
@@ -28,7 +28,7 @@ pub(super) const MOST_PAYLOAD_BYTES: usize = 64 << 10;
 pub(super) const MOST_REPLY_FDS: usize = 8;
 
 /// A request, and the limits of its reply.
-pub(super) struct Request<'a> {
+pub(super) struct VfioUserRequest<'a> {
     pub(super) command: u16,
     pub(super) payload: &'a [&'a [u8]],
     pub(super) fds: &'a [BorrowedFd<'a>],
@@ -38,7 +38,7 @@ pub(super) struct Request<'a> {
     pub(super) reply_fds: usize,
 }
 
-impl Default for Request<'_> {
+impl Default for VfioUserRequest<'_> {
     fn default() -> Self {
         Self {
             command: 0,
@@ -53,14 +53,14 @@ impl Default for Request<'_> {
 /// A connection to a server, until dropped.
 #[derive(Debug)]
 pub(super) struct Connection {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
     /// The id of the next request; held while a request is under way.
     turn: Mutex<u16>,
     receiver: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ClientShared {
     socket: UnixStream,
     /// Held while a message goes out.
     sending: Mutex<()>,
@@ -82,7 +82,7 @@ enum Waiting {
         command: u16,
     },
     Arrived(Message),
-    Gone(Cut),
+    Gone(Disconnected),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,10 +92,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Connection {
     /// Connects, and agrees on a version; what the server says of itself.
-    pub(super) fn open(socket: UnixStream, timeout: Duration) -> Result<(Self, Capabilities)> {
+    pub(super) fn open(socket: UnixStream, timeout: Duration) -> Result<(Self, PeerCapabilities)> {
         let failed = |e| Error::system("cannot set the socket up", e);
         stream::prepare(&socket).map_err(failed)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ClientShared {
             socket,
             sending: Mutex::default(),
             waiting: Mutex::default(),
@@ -117,24 +117,24 @@ impl Connection {
         Ok((connection, capabilities))
     }
 
-    fn negotiate(&self) -> Result<Capabilities> {
-        let version = wire::Version {
+    fn negotiate(&self) -> Result<PeerCapabilities> {
+        let version = wire::VersionMessage {
             major: MAJOR.into(),
             minor: MINOR.into(),
         };
-        let own = Capabilities {
+        let own = PeerCapabilities {
             max_msg_fds: MOST_REPLY_FDS as u64,
             max_data_xfer_size: MOST_PAYLOAD_BYTES as u64 - 64,
-            ..Capabilities::default()
+            ..PeerCapabilities::default()
         };
-        let reply = self.request(&Request {
+        let reply = self.request(&VfioUserRequest {
             command: wire::VERSION,
             payload: &[version.as_bytes(), &own.text()],
-            reply_bytes: size_of::<wire::Version>()..=8192,
-            ..Request::default()
+            reply_bytes: size_of::<wire::VersionMessage>()..=8192,
+            ..VfioUserRequest::default()
         })?;
         let bad = |detail: String| Err(Error::new(ErrorKind::Unsupported, detail));
-        let Some((said, text)) = wire::split::<wire::Version>(&reply.payload) else {
+        let Some((said, text)) = wire::split::<wire::VersionMessage>(&reply.payload) else {
             return bad("the server's version is too short".to_owned());
         };
         let (major, minor) = (said.major.get(), said.minor.get());
@@ -143,7 +143,7 @@ impl Connection {
                 "the server speaks vfio-user {major}.{minor}, and this client {MAJOR}.{MINOR}"
             ));
         }
-        Capabilities::parse(text).or_else(|why| bad(why.to_owned()))
+        PeerCapabilities::parse(text).or_else(|why| bad(why.to_owned()))
     }
 
     /// Known to be cut.
@@ -153,7 +153,7 @@ impl Connection {
 
     /// Cuts it, for something that the server did.
     pub(super) fn cut(&self, why: &'static str) {
-        self.shared.cut(Cut::Broken(why));
+        self.shared.cut(Disconnected::Broken(why));
     }
 
     /// The device is open, with this name: its loss is reported from now on.
@@ -166,7 +166,7 @@ impl Connection {
     /// # Errors
     /// What the server answered; [`ErrorKind::Timeout`] and [`ErrorKind::DeviceGone`] for a
     /// connection that is of no use any more.
-    pub(super) fn request(&self, request: &Request<'_>) -> Result<Message> {
+    pub(super) fn request(&self, request: &VfioUserRequest<'_>) -> Result<Message> {
         let mut turn = lock(&self.turn);
         *turn = turn.wrapping_add(1);
         let (id, command) = (*turn, request.command);
@@ -179,7 +179,7 @@ impl Connection {
             }
             *waiting = Waiting::For { id, command };
         }
-        let header = Header::command(id, command, payload_bytes);
+        let header = MessageHeader::command(id, command, payload_bytes);
         let sent = self.shared.send(&header, request.payload, request.fds);
         if let Err(cut) = sent {
             self.shared.cut(cut);
@@ -189,10 +189,10 @@ impl Connection {
         self.check(request, reply)
     }
 
-    fn check(&self, request: &Request<'_>, reply: Message) -> Result<Message> {
+    fn check(&self, request: &VfioUserRequest<'_>, reply: Message) -> Result<Message> {
         let broken = |why| {
-            self.shared.cut(Cut::Broken(why));
-            Err(gone(Cut::Broken(why)))
+            self.shared.cut(Disconnected::Broken(why));
+            Err(gone(Disconnected::Broken(why)))
         };
         if let Some(errno) = reply.header.failure() {
             if !reply.payload.is_empty() || !reply.fds.is_empty() {
@@ -218,8 +218,13 @@ impl Connection {
     }
 }
 
-impl Shared {
-    fn send(&self, header: &Header, payload: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<(), Cut> {
+impl ClientShared {
+    fn send(
+        &self,
+        header: &MessageHeader,
+        payload: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Disconnected> {
         let _one = lock(&self.sending);
         let go_on = || !self.gone.load(Ordering::Acquire);
         stream::send(&self.socket, (header, payload, fds), self.timeout, go_on)
@@ -241,7 +246,7 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 drop(waiting);
-                self.cut(Cut::Broken("the server did not answer"));
+                self.cut(Disconnected::Broken("the server did not answer"));
                 return Err(Error::new(
                     ErrorKind::Timeout,
                     format!(
@@ -274,14 +279,14 @@ impl Shared {
         }
     }
 
-    fn dispatch(&self, message: Message) -> Result<(), Cut> {
+    fn dispatch(&self, message: Message) -> Result<(), Disconnected> {
         let header = message.header;
         if header.is_command() {
             // All memory is handed over as files; nothing is served by message.
             if header.wants_no_reply() {
                 return Ok(());
             }
-            let refusal = Header::error_reply(
+            let refusal = MessageHeader::error_reply(
                 header.id.get(),
                 header.command.get(),
                 libc::EOPNOTSUPP.unsigned_abs(),
@@ -289,7 +294,9 @@ impl Shared {
             return self.send(&refusal, &[], &[]);
         }
         if !header.is_reply() {
-            return Err(Cut::Broken("a message is neither a command nor a reply"));
+            return Err(Disconnected::Broken(
+                "a message is neither a command nor a reply",
+            ));
         }
         let mut waiting = lock(&self.waiting);
         match &*waiting {
@@ -300,11 +307,11 @@ impl Shared {
                 self.arrived.notify_all();
                 Ok(())
             }
-            _ => Err(Cut::Broken("a reply belongs to no request")),
+            _ => Err(Disconnected::Broken("a reply belongs to no request")),
         }
     }
 
-    fn cut(&self, cut: Cut) {
+    fn cut(&self, cut: Disconnected) {
         self.gone.store(true, Ordering::Release);
         let first = {
             let mut waiting = lock(&self.waiting);
@@ -315,7 +322,7 @@ impl Shared {
             first
         };
         if first
-            && cut != Cut::Stopped
+            && cut != Disconnected::Stopped
             && let Some(name) = self.name.get()
         {
             let reason = cut.words();
@@ -328,7 +335,7 @@ impl Shared {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.shared.cut(Cut::Stopped);
+        self.shared.cut(Disconnected::Stopped);
         if let Some(receiver) = self.receiver.take() {
             // A thread that panicked has nothing more to say.
             let _ = receiver.join();
@@ -337,6 +344,6 @@ impl Drop for Connection {
 }
 
 #[cold]
-fn gone(cut: Cut) -> Error {
+fn gone(cut: Disconnected) -> Error {
     Error::new(ErrorKind::DeviceGone, cut.words())
 }

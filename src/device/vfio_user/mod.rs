@@ -29,8 +29,8 @@ use zerocopy::IntoBytes;
 pub use self::server::{Server, ServerEvent, ServerOptions};
 
 use self::bells::Bells;
-use self::client::{Connection, Request};
-use self::region::Registers;
+use self::client::{Connection, VfioUserRequest};
+use self::region::VfioUserRegisters;
 use super::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, Doorbell, Mapper};
@@ -86,11 +86,11 @@ impl Default for VfioUserOptions {
 pub struct VfioUserDevice {
     name: String,
     connection: Arc<Connection>,
-    registers: Arc<Registers>,
-    mapper: Arc<Maps>,
+    registers: Arc<VfioUserRegisters>,
+    mapper: Arc<ArenaMaps>,
     /// Only where doorbells cannot be mapped.
     bells: OnceLock<Bells>,
-    vectors: Vectors,
+    vectors: VfioUserVectors,
     can_reset: bool,
     epoch: Instant,
 }
@@ -125,12 +125,12 @@ impl VfioUserDevice {
             let detail = "the server does not call this a PCI device";
             return Err(Error::new(ErrorKind::Unsupported, detail));
         }
-        let registers = Arc::new(Registers::open(&connection)?);
-        let vectors = Vectors::ask(&connection, &info, options.interrupt_vectors)?;
+        let registers = Arc::new(VfioUserRegisters::open(&connection)?);
+        let vectors = VfioUserVectors::ask(&connection, &info, options.interrupt_vectors)?;
         connection.established(name);
         Ok(Arc::new(Self {
             name: name.to_owned(),
-            mapper: Arc::new(Maps {
+            mapper: Arc::new(ArenaMaps {
                 connection: Arc::clone(&connection),
                 most: usize::try_from(server.max_dma_maps).unwrap_or(usize::MAX),
                 mapped: Mutex::default(),
@@ -172,9 +172,9 @@ impl VfioUserDevice {
         }
         self.registers.set_master(false)?;
         if self.can_reset {
-            self.connection.request(&Request {
+            self.connection.request(&VfioUserRequest {
                 command: wire::RESET,
-                ..Request::default()
+                ..VfioUserRequest::default()
             })?;
         }
         self.disable()?;
@@ -261,11 +261,11 @@ fn device_info(connection: &Connection) -> Result<wire::DeviceInfo> {
         argsz: 16.into(),
         ..wire::DeviceInfo::default()
     };
-    let reply = connection.request(&Request {
+    let reply = connection.request(&VfioUserRequest {
         command: wire::GET_INFO,
         payload: &[request.as_bytes()],
         reply_bytes: BYTES..=BYTES,
-        ..Request::default()
+        ..VfioUserRequest::default()
     })?;
     let info = wire::split::<wire::DeviceInfo>(&reply.payload).map(|(info, _)| *info);
     info.ok_or_else(|| Error::new(ErrorKind::Unsupported, "the device's description is short"))
@@ -336,7 +336,7 @@ impl Device for VfioUserDevice {
     }
 
     fn mapper(&self) -> Arc<dyn Mapper> {
-        Arc::<Maps>::clone(&self.mapper)
+        Arc::<ArenaMaps>::clone(&self.mapper)
     }
 
     fn stop_dma(&self) -> Result<()> {
@@ -400,13 +400,13 @@ impl fmt::Debug for VfioUserDevice {
 
 /// Maps arenas in the server's device: their files are handed over.
 #[derive(Debug)]
-struct Maps {
+struct ArenaMaps {
     connection: Arc<Connection>,
     most: usize,
     mapped: Mutex<BTreeSet<u64>>,
 }
 
-impl Mapper for Maps {
+impl Mapper for ArenaMaps {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
         let Some(file) = arena.file() else {
             return Err(Error::new(
@@ -429,13 +429,13 @@ impl Mapper for Maps {
             address: arena.iova().0.into(),
             len_bytes: (arena.len_bytes() as u64).into(),
         };
-        self.connection.request(&Request {
+        self.connection.request(&VfioUserRequest {
             command: wire::DMA_MAP,
             payload: &[request.as_bytes()],
             fds: &[file.as_fd()],
             // Some servers answer with the request.
             reply_bytes: 0..=request.as_bytes().len(),
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         mapped.insert(arena.iova().0);
         Ok(())
@@ -455,11 +455,11 @@ impl Mapper for Maps {
             address: arena.iova().0.into(),
             len_bytes: (arena.len_bytes() as u64).into(),
         };
-        self.connection.request(&Request {
+        self.connection.request(&VfioUserRequest {
             command: wire::DMA_UNMAP,
             payload: &[request.as_bytes()],
             reply_bytes: 0..=request.as_bytes().len(),
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         mapped.remove(&arena.iova().0);
         Ok(())
@@ -468,12 +468,12 @@ impl Mapper for Maps {
 
 /// The MSI-X vectors: connected one by one, as they are asked for.
 #[derive(Debug)]
-struct Vectors {
+struct VfioUserVectors {
     count: u16,
     events: Mutex<Vec<Option<Arc<EventFd>>>>,
 }
 
-impl Vectors {
+impl VfioUserVectors {
     fn ask(connection: &Connection, info: &wire::DeviceInfo, most: u16) -> Result<Self> {
         let mut count = 0;
         if info.irqs.get() > wire::IRQ_MSIX {
@@ -483,11 +483,11 @@ impl Vectors {
                 index: wire::IRQ_MSIX.into(),
                 ..wire::IrqInfo::default()
             };
-            let reply = connection.request(&Request {
+            let reply = connection.request(&VfioUserRequest {
                 command: wire::GET_IRQ_INFO,
                 payload: &[request.as_bytes()],
                 reply_bytes: BYTES..=BYTES,
-                ..Request::default()
+                ..VfioUserRequest::default()
             })?;
             let said = wire::split::<wire::IrqInfo>(&reply.payload);
             if let Some((said, _)) = said
@@ -530,12 +530,12 @@ impl Vectors {
             start: u32::from(vector).into(),
             count: 1.into(),
         };
-        connection.request(&Request {
+        connection.request(&VfioUserRequest {
             command: wire::SET_IRQS,
             payload: &[request.as_bytes()],
             fds: &[event.as_fd()],
             reply_bytes: 0..=request.as_bytes().len(),
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         Ok(Arc::clone(slot.insert(Arc::new(event))))
     }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::client::{Connection, MOST_REPLY_FDS, Request};
+use super::client::{Connection, MOST_REPLY_FDS, VfioUserRequest};
 use super::wire::{self, REGION_BAR0, REGION_CONFIG, REGION_MMAP, REGION_READ_WRITE};
-use crate::device::vfio::{Bar, Region};
+use crate::device::vfio::{Bar, VfioRegion};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Doorbell;
 use crate::sys::{PeerFds, is_local_file};
@@ -33,14 +33,14 @@ const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
 /// BAR 0 and the configuration space.
 #[derive(Debug)]
-pub(super) struct Registers {
+pub(super) struct VfioUserRegisters {
     connection: Arc<Connection>,
     /// One for each part of BAR 0 that is mapped.
     bars: Vec<Arc<Bar>>,
     bar0_bytes: u64,
 }
 
-impl Registers {
+impl VfioUserRegisters {
     /// Asks for the regions, and sees that this is an NVMe controller.
     pub(super) fn open(connection: &Arc<Connection>) -> Result<Self> {
         let (bar0, files) = describe(connection, REGION_BAR0)?;
@@ -118,11 +118,11 @@ impl Registers {
     fn read<const N: usize>(&self, region: u32, offset: u64) -> Result<[u8; N]> {
         let access = access(region, offset, N);
         let head = size_of::<wire::RegionAccess>();
-        let reply = self.connection.request(&Request {
+        let reply = self.connection.request(&VfioUserRequest {
             command: wire::REGION_READ,
             payload: &[access.as_bytes()],
             reply_bytes: head + N..=head + N,
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         self.check(&access, &reply.payload)?
             .try_into()
@@ -132,11 +132,11 @@ impl Registers {
     fn write(&self, region: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let access = access(region, offset, bytes.len());
         let head = size_of::<wire::RegionAccess>();
-        let reply = self.connection.request(&Request {
+        let reply = self.connection.request(&VfioUserRequest {
             command: wire::REGION_WRITE,
             payload: &[access.as_bytes(), bytes],
             reply_bytes: head..=head,
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         self.check(&access, &reply.payload).map(drop)
     }
@@ -169,7 +169,7 @@ fn access(region: u32, offset: u64, count: usize) -> wire::RegionAccess {
 }
 
 /// The description of a region, and the files that came with it.
-fn describe(connection: &Connection, index: u32) -> Result<(Region, PeerFds)> {
+fn describe(connection: &Connection, index: u32) -> Result<(VfioRegion, PeerFds)> {
     let mut room = INFO_BYTES;
     loop {
         let request = wire::RegionInfo {
@@ -177,12 +177,12 @@ fn describe(connection: &Connection, index: u32) -> Result<(Region, PeerFds)> {
             index: index.into(),
             ..wire::RegionInfo::default()
         };
-        let reply = connection.request(&Request {
+        let reply = connection.request(&VfioUserRequest {
             command: wire::GET_REGION_INFO,
             payload: &[request.as_bytes()],
             reply_bytes: size_of::<wire::RegionInfo>()..=room,
             reply_fds: MOST_REPLY_FDS,
-            ..Request::default()
+            ..VfioUserRequest::default()
         })?;
         let said = wire::split::<wire::RegionInfo>(&reply.payload).map(|(info, _)| *info);
         let needs = said.map_or(0, |info| info.argsz.get() as usize);
@@ -191,14 +191,14 @@ fn describe(connection: &Connection, index: u32) -> Result<(Region, PeerFds)> {
             continue;
         }
         let same = said.is_some_and(|info| info.index.get() == index);
-        let region = Region::parse(&reply.payload).filter(|_| same);
+        let region = VfioRegion::parse(&reply.payload).filter(|_| same);
         let region = region.ok_or_else(|| unsupported("a region's description makes no sense"))?;
         return Ok((region, reply.fds));
     }
 }
 
 /// Maps the parts of BAR 0 that the server offers: one file for all, or one for each.
-fn map(region: &Region, files: &[OwnedFd]) -> Result<Vec<Arc<Bar>>> {
+fn map(region: &VfioRegion, files: &[OwnedFd]) -> Result<Vec<Arc<Bar>>> {
     if region.flags & REGION_MMAP == 0 {
         return Ok(Vec::new());
     }
@@ -225,7 +225,7 @@ fn map(region: &Region, files: &[OwnedFd]) -> Result<Vec<Arc<Bar>>> {
         let Some(file) = files.get(at).or_else(|| files.first()) else {
             continue;
         };
-        let part = Region {
+        let part = VfioRegion {
             sparse: Some(vec![*area]),
             ..region.clone()
         };
@@ -239,7 +239,7 @@ fn map(region: &Region, files: &[OwnedFd]) -> Result<Vec<Arc<Bar>>> {
 }
 
 /// A mapping past the end of a file would fault at the first access.
-fn check_length(file: &File, region: &Region, (offset, len_bytes): (u64, u64)) -> Result<()> {
+fn check_length(file: &File, region: &VfioRegion, (offset, len_bytes): (u64, u64)) -> Result<()> {
     let size = file
         .metadata()
         .map_err(|e| Error::system("cannot find the length of BAR 0's file", e))?

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::wire::{HEADER_BYTES, Header};
+use super::wire::{HEADER_BYTES, MessageHeader};
 use crate::sys::{PeerFds, receive_with_fds, send_with_fds};
 
 /// How long a receive or a send sleeps before it asks whether to go on.
@@ -16,7 +16,7 @@ pub(super) const NAP: Duration = Duration::from_millis(100);
 /// One message, as it came.
 #[derive(Debug)]
 pub(super) struct Message {
-    pub(super) header: Header,
+    pub(super) header: MessageHeader,
     pub(super) payload: Vec<u8>,
     pub(super) fds: PeerFds,
 }
@@ -34,7 +34,7 @@ pub(super) struct Bounds {
 
 /// Why a connection cannot be used any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(super) enum Disconnected {
     /// The peer closed it, between two messages.
     Closed,
     /// The caller asked to stop.
@@ -43,7 +43,7 @@ pub(super) enum Cut {
     Broken(&'static str),
 }
 
-impl Cut {
+impl Disconnected {
     /// In words, of the peer.
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -65,18 +65,18 @@ pub(super) fn receive(
     socket: &UnixStream,
     bounds: &Bounds,
     mut go_on: impl FnMut() -> bool,
-) -> Result<Message, Cut> {
+) -> Result<Message, Disconnected> {
     let mut receiver = Receiver {
         socket,
         bounds,
         fds: PeerFds::default(),
         since: None,
     };
-    let mut header = Header::new_zeroed();
+    let mut header = MessageHeader::new_zeroed();
     receiver.fill(header.as_mut_bytes(), &mut go_on)?;
     let len = header
         .payload_bytes(bounds.payload_bytes)
-        .ok_or(Cut::Broken("a message has a size that cannot be"))?;
+        .ok_or(Disconnected::Broken("a message has a size that cannot be"))?;
     let mut payload = vec![0; len];
     receiver.fill(&mut payload, &mut go_on)?;
     Ok(Message {
@@ -96,35 +96,47 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    fn fill(&mut self, bytes: &mut [u8], go_on: &mut impl FnMut() -> bool) -> Result<(), Cut> {
+    fn fill(
+        &mut self,
+        bytes: &mut [u8],
+        go_on: &mut impl FnMut() -> bool,
+    ) -> Result<(), Disconnected> {
         let mut got = 0;
         while got < bytes.len() {
             match receive_with_fds(self.socket, &mut bytes[got..], &mut self.fds.0) {
-                Ok(0) if self.since.is_none() => return Err(Cut::Closed),
-                Ok(0) => return Err(Cut::Broken("the connection was cut within a message")),
+                Ok(0) if self.since.is_none() => return Err(Disconnected::Closed),
+                Ok(0) => {
+                    return Err(Disconnected::Broken(
+                        "the connection was cut within a message",
+                    ));
+                }
                 Ok(n) => {
                     got += n;
                     self.since.get_or_insert_with(Instant::now);
                 }
                 Err(e) if is_a_pause(&e) => {}
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                    return Err(Cut::Broken("a message has too many file descriptors"));
+                    return Err(Disconnected::Broken(
+                        "a message has too many file descriptors",
+                    ));
                 }
                 // It left without reading all that was sent to it.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.since.is_none() => {
-                    return Err(Cut::Closed);
+                    return Err(Disconnected::Closed);
                 }
-                Err(_) => return Err(Cut::Broken("the connection failed")),
+                Err(_) => return Err(Disconnected::Broken("the connection failed")),
             }
             if self.fds.len() > self.bounds.fds {
-                return Err(Cut::Broken("a message has too many file descriptors"));
+                return Err(Disconnected::Broken(
+                    "a message has too many file descriptors",
+                ));
             }
             if !go_on() {
-                return Err(Cut::Stopped);
+                return Err(Disconnected::Stopped);
             }
             let late = |since: Instant| since.elapsed() > self.bounds.patience;
             if got < bytes.len() && self.since.is_some_and(late) {
-                return Err(Cut::Broken("a message did not come to its end"));
+                return Err(Disconnected::Broken("a message did not come to its end"));
             }
         }
         Ok(())
@@ -141,10 +153,10 @@ fn is_a_pause(error: &io::Error) -> bool {
 /// Sends a message, all of it; asks `go_on` again and again while the peer takes nothing.
 pub(super) fn send(
     socket: &UnixStream,
-    message: (&Header, &[&[u8]], &[BorrowedFd<'_>]),
+    message: (&MessageHeader, &[&[u8]], &[BorrowedFd<'_>]),
     patience: Duration,
     go_on: impl Fn() -> bool,
-) -> Result<(), Cut> {
+) -> Result<(), Disconnected> {
     let (header, payload, mut fds) = message;
     let since = Instant::now();
     let len = HEADER_BYTES + payload.iter().map(|part| part.len()).sum::<usize>();
@@ -163,13 +175,13 @@ pub(super) fn send(
             }
             Err(e) if is_a_pause(&e) => {
                 if !go_on() {
-                    return Err(Cut::Stopped);
+                    return Err(Disconnected::Stopped);
                 }
                 if since.elapsed() > patience {
-                    return Err(Cut::Broken("the peer does not read its messages"));
+                    return Err(Disconnected::Broken("the peer does not read its messages"));
                 }
             }
-            Err(_) => return Err(Cut::Closed),
+            Err(_) => return Err(Disconnected::Closed),
         }
     }
     Ok(())

@@ -51,7 +51,7 @@ const FLAG_ERROR: u32 = 1 << 5;
 /// Before every message.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Header {
+pub(super) struct MessageHeader {
     pub(super) id: U16,
     pub(super) command: U16,
     /// Of the whole message, this header included.
@@ -60,9 +60,10 @@ pub(super) struct Header {
     /// A UNIX errno, in a reply with an error.
     pub(super) error: U32,
 }
-const _: () = assert!(size_of::<Header>() == HEADER_BYTES && offset_of!(Header, flags) == 8);
+const _: () =
+    assert!(size_of::<MessageHeader>() == HEADER_BYTES && offset_of!(MessageHeader, flags) == 8);
 
-impl Header {
+impl MessageHeader {
     pub(super) fn command(id: u16, command: u16, payload_bytes: u32) -> Self {
         Self::new(id, command, payload_bytes, TYPE_COMMAND, 0)
     }
@@ -112,11 +113,11 @@ impl Header {
 /// `VFIO_USER_VERSION`; the capabilities follow as text.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Version {
+pub(super) struct VersionMessage {
     pub(super) major: U16,
     pub(super) minor: U16,
 }
-const _: () = assert!(size_of::<Version>() == 4);
+const _: () = assert!(size_of::<VersionMessage>() == 4);
 
 /// `VFIO_USER_DMA_MAP`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -260,7 +261,7 @@ pub(super) fn split<T: FromBytes + Immutable + KnownLayout + Unaligned>(
 
 /// What a peer says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Capabilities {
+pub(super) struct PeerCapabilities {
     /// Descriptors that it takes with one message.
     pub(super) max_msg_fds: u64,
     /// Bytes that it takes or gives with one access of a region.
@@ -269,7 +270,7 @@ pub(super) struct Capabilities {
     pub(super) max_dma_maps: u64,
 }
 
-impl Default for Capabilities {
+impl Default for PeerCapabilities {
     /// What holds for a peer that says nothing.
     fn default() -> Self {
         Self {
@@ -285,8 +286,8 @@ const CAPABILITIES_BYTES: usize = 4096;
 /// Most brackets and braces in them.
 const CAPABILITIES_BRACKETS: usize = 64;
 
-impl Capabilities {
-    /// Parses the text behind [`Version`], which may be missing. Unknown capabilities are ignored
+impl PeerCapabilities {
+    /// Parses the text behind [`VersionMessage`], which may be missing. Unknown capabilities are ignored
     /// (a server with migration announces it to every client).
     ///
     /// # Errors
@@ -361,7 +362,7 @@ mod tests {
     #[test]
     fn sizes_of_messages_are_bounded() {
         let header = |size| {
-            let mut header = Header::command(1, VERSION, 0);
+            let mut header = MessageHeader::command(1, VERSION, 0);
             header.size_bytes = U32::new(size);
             header.payload_bytes(100)
         };
@@ -375,18 +376,21 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_and_nonsense_is_refused() {
-        let parse = |text: &str| Capabilities::parse(format!("{text}\0").as_bytes());
-        assert_eq!(Capabilities::parse(b""), Ok(Capabilities::default()));
-        assert_eq!(parse("{}"), Ok(Capabilities::default()));
+        let parse = |text: &str| PeerCapabilities::parse(format!("{text}\0").as_bytes());
+        assert_eq!(
+            PeerCapabilities::parse(b""),
+            Ok(PeerCapabilities::default())
+        );
+        assert_eq!(parse("{}"), Ok(PeerCapabilities::default()));
         let spdk = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1048576,
             "migration":{"pgsize":4096},"twin_socket":{"supported":false}}}"#;
         assert_eq!(parse(spdk).unwrap().max_msg_fds, 8);
-        let own = Capabilities {
+        let own = PeerCapabilities {
             max_msg_fds: 3,
             max_data_xfer_size: 4096,
             max_dma_maps: 7,
         };
-        assert_eq!(Capabilities::parse(&own.text()), Ok(own));
+        assert_eq!(PeerCapabilities::parse(&own.text()), Ok(own));
         for bad in [
             "",
             "{",
@@ -403,7 +407,7 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert!(Capabilities::parse(b"{}").is_err());
-        assert!(Capabilities::parse(b"\xff\xfe\0").is_err());
+        assert!(PeerCapabilities::parse(b"{}").is_err());
+        assert!(PeerCapabilities::parse(b"\xff\xfe\0").is_err());
     }
 }

@@ -15,7 +15,7 @@ const MOST_DOORBELL_BYTES: u32 = 1 << 20;
 
 /// Offsets and lengths in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct RegionLayout {
     pub(super) doorbell_bytes: u32,
     pub(super) msix: u32,
     pending: u32,
@@ -23,7 +23,7 @@ pub(super) struct Layout {
     pub(super) vectors: u16,
 }
 
-impl Layout {
+impl RegionLayout {
     /// Sees that a controller has room.
     pub(super) fn check(config: &EmuConfig) -> Result<()> {
         let shift = config.doorbell_stride_shift.min(10);

@@ -17,7 +17,7 @@ use crate::units::Iova;
 /// ROM), is kept track of, and not reachable: a command that names it ends with a data transfer
 /// error.
 #[derive(Debug)]
-pub(super) struct Maps {
+pub(super) struct ClientMaps {
     maps: BTreeMap<u64, Map>,
     /// Bytes of memory that are mapped here now, in all.
     lent_bytes: u64,
@@ -44,7 +44,7 @@ pub(super) struct Refusal {
     pub(super) why: &'static str,
 }
 
-impl Maps {
+impl ClientMaps {
     /// Mappings that are kept for a client.
     pub(super) const MOST: usize = 256;
 

@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use self::layout::Layout;
+use self::layout::RegionLayout;
 use self::session::Session;
-use super::stream::{Cut, NAP};
+use super::stream::{Disconnected, NAP};
 use crate::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{connect_unix, listen_unix, memory_limit_bytes, wait_readable};
@@ -141,7 +141,7 @@ impl Server {
                 "a controller that is served needs a thread of its own",
             ));
         }
-        Layout::check(&config)?;
+        RegionLayout::check(&config)?;
         let device = EmuDevice::start(config)?;
         make_room(&path)?;
         let system = |e| Error::system("cannot listen at the socket", e);
@@ -218,8 +218,8 @@ impl Server {
     ) -> ServerEvent {
         let _one = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         match self.talk(socket, go_on, tell) {
-            Cut::Closed | Cut::Stopped => ServerEvent::Left,
-            Cut::Broken(why) => ServerEvent::CutOff(why),
+            Disconnected::Closed | Disconnected::Stopped => ServerEvent::Left,
+            Disconnected::Broken(why) => ServerEvent::CutOff(why),
         }
     }
 
@@ -244,7 +244,7 @@ impl Server {
         socket: &UnixStream,
         go_on: &dyn Fn() -> bool,
         tell: &mut dyn FnMut(ServerEvent),
-    ) -> Cut {
+    ) -> Disconnected {
         let session = Session::new(&self.device, socket, &self.options, go_on, tell);
         match session {
             Ok(mut session) => session.run(),

@@ -10,13 +10,13 @@ use zerocopy::IntoBytes;
 
 use super::config_space::{self, ConfigSpace};
 use super::irq;
-use super::layout::{Layout, MSIX_ENTRY_BYTES};
-use super::memory::{Maps, Refusal};
+use super::layout::{MSIX_ENTRY_BYTES, RegionLayout};
+use super::memory::{ClientMaps, Refusal};
 use super::{ServerEvent, ServerOptions};
 use crate::device::Device;
 use crate::device::emu::EmuDevice;
-use crate::device::vfio_user::stream::{self, Bounds, Cut, Message, NAP};
-use crate::device::vfio_user::wire::{self, Capabilities, Header};
+use crate::device::vfio_user::stream::{self, Bounds, Disconnected, Message, NAP};
+use crate::device::vfio_user::wire::{self, MessageHeader, PeerCapabilities};
 use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::REG_DOORBELLS;
 
@@ -65,11 +65,11 @@ pub(super) struct Session<'a> {
     tell: &'a mut dyn FnMut(ServerEvent),
     /// Refusals that were told.
     told: u32,
-    layout: Layout,
+    layout: RegionLayout,
     config: ConfigSpace,
     /// The table of MSI-X: kept for the client, which connects its interrupts by message.
     msix_table: Vec<u8>,
-    maps: Maps,
+    maps: ClientMaps,
     map_doorbells: bool,
     bounds: Bounds,
     looked: Instant,
@@ -90,18 +90,18 @@ impl<'a> Session<'a> {
         options: &ServerOptions,
         go_on: &'a dyn Fn() -> bool,
         tell: &'a mut dyn FnMut(ServerEvent),
-    ) -> Result<Self, Cut> {
+    ) -> Result<Self, Disconnected> {
         // Also where the end of the session before this one was cut short.
         device.forget_host();
         // What a client before this one may still have mapped rings nothing from here on.
         let doorbells = device
             .new_doorbells()
-            .map_err(|_| Cut::Broken("there is no memory for its doorbells"))?;
-        let failed = |_| Cut::Broken("its socket cannot be set up");
+            .map_err(|_| Disconnected::Broken("there is no memory for its doorbells"))?;
+        let failed = |_| Disconnected::Broken("its socket cannot be set up");
         socket.set_nonblocking(false).map_err(failed)?;
         stream::prepare(socket).map_err(failed)?;
-        let layout = Layout::of_device(device, &doorbells)
-            .ok_or(Cut::Broken("there is no room in the BAR"))?;
+        let layout = RegionLayout::of_device(device, &doorbells)
+            .ok_or(Disconnected::Broken("there is no room in the BAR"))?;
         let table = u32::from(layout.vectors) * MSIX_ENTRY_BYTES;
         let map_doorbells = options.map_doorbells && doorbells.file().is_some();
         Ok(Self {
@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
             config: layout.config_space(),
             msix_table: vec![0; table as usize],
             layout,
-            maps: Maps::new(options),
+            maps: ClientMaps::new(options),
             map_doorbells,
             bounds: Bounds {
                 payload_bytes: MOST_PAYLOAD_BYTES,
@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
     }
 
     /// Talks with the client until it leaves, breaks something, or `go_on` is false.
-    pub(super) fn run(&mut self) -> Cut {
+    pub(super) fn run(&mut self) -> Disconnected {
         if let Err(cut) = self.negotiate() {
             return cut;
         }
@@ -138,7 +138,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn receive(&mut self) -> Result<Message, Cut> {
+    fn receive(&mut self) -> Result<Message, Disconnected> {
         let (socket, bounds, go_on) = (self.socket, self.bounds, self.go_on);
         let mut lost = false;
         let message = stream::receive(socket, &bounds, || {
@@ -146,7 +146,7 @@ impl<'a> Session<'a> {
             !lost && go_on()
         });
         match message {
-            Err(Cut::Stopped) if lost => Err(Cut::Broken("its memory went away")),
+            Err(Disconnected::Stopped) if lost => Err(Disconnected::Broken("its memory went away")),
             other => other,
         }
     }
@@ -161,7 +161,7 @@ impl<'a> Session<'a> {
     }
 
     /// The first message says who the client is, and comes soon.
-    fn negotiate(&mut self) -> Result<(), Cut> {
+    fn negotiate(&mut self) -> Result<(), Disconnected> {
         let go_on = self.go_on;
         let deadline = Instant::now() + self.bounds.patience;
         let message = stream::receive(self.socket, &self.bounds, || {
@@ -170,36 +170,38 @@ impl<'a> Session<'a> {
         let header = message.header;
         if !header.is_command() || header.command.get() != wire::VERSION || !message.fds.is_empty()
         {
-            return Err(Cut::Broken("it did not begin with its version"));
+            return Err(Disconnected::Broken("it did not begin with its version"));
         }
-        let Some((version, text)) = wire::split::<wire::Version>(&message.payload) else {
+        let Some((version, text)) = wire::split::<wire::VersionMessage>(&message.payload) else {
             self.refuse(&header, libc::EINVAL)?;
-            return Err(Cut::Broken("its version is too short"));
+            return Err(Disconnected::Broken("its version is too short"));
         };
         if version.major.get() != wire::MAJOR {
             self.refuse(&header, libc::EPROTONOSUPPORT)?;
-            return Err(Cut::Broken("it speaks another version of the protocol"));
+            return Err(Disconnected::Broken(
+                "it speaks another version of the protocol",
+            ));
         }
-        if let Err(why) = Capabilities::parse(text) {
+        if let Err(why) = PeerCapabilities::parse(text) {
             self.refuse(&header, libc::EINVAL)?;
-            return Err(Cut::Broken(why));
+            return Err(Disconnected::Broken(why));
         }
-        let own = Capabilities {
+        let own = PeerCapabilities {
             max_msg_fds: MOST_FDS as u64,
             max_data_xfer_size: MOST_ACCESS_BYTES as u64,
-            max_dma_maps: Maps::MOST as u64,
+            max_dma_maps: ClientMaps::MOST as u64,
         };
-        let agreed = wire::Version {
+        let agreed = wire::VersionMessage {
             major: wire::MAJOR.into(),
             minor: version.minor.get().min(wire::MINOR).into(),
         };
         self.reply(&header, &Reply::of(&agreed).and(&own.text()))
     }
 
-    fn answer(&mut self, message: &Message) -> Result<(), Cut> {
+    fn answer(&mut self, message: &Message) -> Result<(), Disconnected> {
         let header = message.header;
         if !header.is_command() {
-            return Err(Cut::Broken("it answered what it was not asked"));
+            return Err(Disconnected::Broken("it answered what it was not asked"));
         }
         match self.execute(message) {
             Ok(_) | Err(_) if header.wants_no_reply() => Ok(()),
@@ -208,9 +210,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn reply(&self, header: &Header, reply: &Reply) -> Result<(), Cut> {
+    fn reply(&self, header: &MessageHeader, reply: &Reply) -> Result<(), Disconnected> {
         let len = u32::try_from(reply.bytes.len()).unwrap_or(u32::MAX);
-        let header = Header::reply(header.id.get(), header.command.get(), len);
+        let header = MessageHeader::reply(header.id.get(), header.command.get(), len);
         let doorbells = self.doorbells.file().map(|file| file.as_fd());
         let fds = if reply.with_doorbells {
             doorbells.as_slice()
@@ -220,14 +222,19 @@ impl<'a> Session<'a> {
         self.send(&header, &[&reply.bytes], fds)
     }
 
-    fn send(&self, header: &Header, payload: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<(), Cut> {
+    fn send(
+        &self,
+        header: &MessageHeader,
+        payload: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Disconnected> {
         let message = (header, payload, fds);
         stream::send(self.socket, message, self.bounds.patience, self.go_on)
     }
 
-    fn refuse(&self, header: &Header, errno: Errno) -> Result<(), Cut> {
+    fn refuse(&self, header: &MessageHeader, errno: Errno) -> Result<(), Disconnected> {
         let (id, command) = (header.id.get(), header.command.get());
-        let header = Header::error_reply(id, command, errno.unsigned_abs());
+        let header = MessageHeader::error_reply(id, command, errno.unsigned_abs());
         self.send(&header, &[], &[])
     }
 
