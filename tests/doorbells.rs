@@ -13,7 +13,9 @@ use rig::{Memory, chain, drain};
 use xtent::internals::block::{Completion, Op, Queue, Wait};
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
 use xtent::internals::nvme::spec::{ADM_DOORBELL_BUFFER_CONFIG, SC_INVALID_FIELD};
-use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::nvme::{
+    Controller, ControllerOptions, ControllerStats, QueueOptions, QueuePair,
+};
 
 fn config(mode: Mode) -> EmuConfig {
     EmuConfig {
@@ -76,7 +78,7 @@ fn a_busy_queue_is_hardly_ever_rung_by_register() {
     // One at a time: the queue sleeps after each.
     read_many(&memory, &mut pair, 1, 1000);
     assert!(device.stats().wakeups > wakeups);
-    assert_eq!(controller.stats(), Stats::default());
+    assert_eq!(controller.stats(), ControllerStats::default());
 }
 
 #[test]
@@ -107,7 +109,11 @@ fn data_is_read_back_at_every_depth() {
                 }
             }
             assert!(device.stats().wakeups > 0);
-            assert_eq!(controller.stats(), Stats::default(), "{mode:?} {depth}");
+            assert_eq!(
+                controller.stats(),
+                ControllerStats::default(),
+                "{mode:?} {depth}"
+            );
         }
     }
 }
@@ -136,11 +142,11 @@ fn no_call_is_lost_between_two_threads() {
     assert!(device.stats().wakeups > 0);
     // On a busy machine the controller's thread may lose its processor between an entry and its
     // interrupt, for longer than a sleep lasts.
-    let stats = Stats {
+    let stats = ControllerStats {
         lost_interrupts: 0,
         ..controller.stats()
     };
-    assert_eq!(stats, Stats::default());
+    assert_eq!(stats, ControllerStats::default());
 }
 
 #[test]
@@ -156,7 +162,7 @@ fn garbage_as_event_index_costs_no_command() {
         }
         assert!(device.stats().fault("garbage-event-index") > 0);
         // Not one came near its deadline.
-        assert_eq!(controller.stats(), Stats::default(), "{mode:?}");
+        assert_eq!(controller.stats(), ControllerStats::default(), "{mode:?}");
     }
 }
 
@@ -207,7 +213,7 @@ fn they_are_left_alone_when_not_wanted_not_offered_or_refused() {
         assert!(!controller.info().shadow_doorbells);
         read_many(&memory, &mut queue(&controller, 8), 5, 50);
         assert_eq!(device.stats().wakeups, 0);
-        assert_eq!(controller.stats(), Stats::default());
+        assert_eq!(controller.stats(), ControllerStats::default());
     }
 }
 

@@ -89,7 +89,10 @@ fn threads_with_a_queue_each_share_a_controller_that_is_reset_under_them() {
 }
 
 /// Reads one block with these faults; how it ended.
-fn one_read(memory: &Memory, rules: &[FaultRule]) -> (Status, xtent::internals::nvme::Stats) {
+fn one_read(
+    memory: &Memory,
+    rules: &[FaultRule],
+) -> (Status, xtent::internals::nvme::ControllerStats) {
     let (device, controller) = open(
         EmuConfig {
             tick_ns: 20_000,

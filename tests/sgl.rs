@@ -12,7 +12,9 @@ use rig::{Memory, chain, drain};
 use xtent::internals::block::{Op, Queue, Refused, Status};
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
 use xtent::internals::mem::{Lent, Segment};
-use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::nvme::{
+    Controller, ControllerOptions, ControllerStats, QueueOptions, QueuePair,
+};
 
 const MEDIUM_BYTES: u64 = 8 << 20;
 
@@ -96,7 +98,7 @@ fn shreds_of_memory_are_read_back() {
                 );
             }
             assert!(device.stats().sgl_commands > 0);
-            assert_eq!(controller.stats(), Stats::default());
+            assert_eq!(controller.stats(), ControllerStats::default());
         }
     }
 }

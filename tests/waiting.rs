@@ -14,7 +14,9 @@ use xtent::internals::block::{Op, Queue, Status, Wait};
 use xtent::internals::device::Device;
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Fault, FaultRule, Medium, Mode, Scope};
 use xtent::internals::nvme::spec::OPC_READ;
-use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::nvme::{
+    Controller, ControllerOptions, ControllerStats, QueueOptions, QueuePair,
+};
 
 const SLEEPY: [Wait; 3] = [
     Wait::Interrupt,
@@ -76,7 +78,7 @@ fn several_sleepers_read_back_what_they_wrote() {
                 });
             }
         });
-        assert_eq!(controller.stats(), Stats::default(), "{wait:?}");
+        assert_eq!(controller.stats(), ControllerStats::default(), "{wait:?}");
     }
 }
 
@@ -133,9 +135,9 @@ fn an_interrupt_that_is_lost_costs_a_look_and_not_the_command() {
         if wait == Wait::Interrupt {
             assert!(stats.lost_interrupts > 0, "{stats:?}");
         }
-        let expected = Stats {
+        let expected = ControllerStats {
             lost_interrupts: stats.lost_interrupts,
-            ..Stats::default()
+            ..ControllerStats::default()
         };
         assert_eq!(stats, expected, "{wait:?}");
         assert_eq!(device.stats().fault("lost-interrupt"), 5);

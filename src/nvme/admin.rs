@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use super::bell::{Bell, Shadows};
-use super::controller::Counters;
+use super::bell::{Bell, ShadowDoorbells};
+use super::controller::ControllerCounters;
 use super::events::{MOST_REQUESTS, REQUEST_CID, Requests};
 use super::port::{ALL_ONES, Deadline, Port, gone};
 use super::queue::{CompletionRing, SubmissionRing, leak};
@@ -31,7 +31,7 @@ const LOOKS_PER_STATUS: u32 = 256;
 /// Why an admin command did not succeed. Anything but a status leaves the queue in doubt: the
 /// controller must be reset before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum AdminFailure {
     Status(StatusField),
     Timeout(Duration),
     Fatal,
@@ -40,7 +40,7 @@ pub(super) enum Failure {
     Gone,
 }
 
-impl Failure {
+impl AdminFailure {
     pub(super) fn into_error(self, what: &str) -> Error {
         let (kind, why) = match self {
             Self::Status(status) => (
@@ -84,7 +84,7 @@ pub(super) struct Admin {
     /// What identify writes to.
     data: SharedWords,
     /// The shadows of all doorbells, when the controller has them.
-    pub(super) shadows: Option<Arc<Shadows>>,
+    pub(super) shadows: Option<Arc<ShadowDoorbells>>,
     next_cid: u16,
     /// Requests for asynchronous events.
     pub(super) requests: Requests,
@@ -131,9 +131,9 @@ impl Admin {
     pub(super) fn run(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         mut command: Command,
-    ) -> Result<u32, Failure> {
+    ) -> Result<u32, AdminFailure> {
         self.next_cid = (self.next_cid + 1) & (REQUEST_CID - 1);
         let cid = self.next_cid;
         command.cid.set(cid);
@@ -147,15 +147,15 @@ impl Admin {
             }
             if looks.is_multiple_of(LOOKS_PER_STATUS) || late {
                 match port.device.read32(REG_CSTS) {
-                    ALL_ONES => return Err(Failure::Gone),
-                    csts if csts & CSTS_CFS != 0 => return Err(Failure::Fatal),
-                    csts if csts & CSTS_RDY == 0 => return Err(Failure::Disabled),
+                    ALL_ONES => return Err(AdminFailure::Gone),
+                    csts if csts & CSTS_CFS != 0 => return Err(AdminFailure::Fatal),
+                    csts if csts & CSTS_RDY == 0 => return Err(AdminFailure::Disabled),
                     _ => {}
                 }
             }
             if late {
                 counters.timeouts.add(1);
-                return Err(Failure::Timeout(self.timeout));
+                return Err(AdminFailure::Timeout(self.timeout));
             }
             port.device.relax(looks, 0);
             looks = looks.wrapping_add(1);
@@ -186,8 +186,8 @@ impl Admin {
     fn take_answer(
         &mut self,
         cid: Option<u16>,
-        counters: &Counters,
-    ) -> Option<Result<u32, Failure>> {
+        counters: &ControllerCounters,
+    ) -> Option<Result<u32, AdminFailure>> {
         let mut answer = None;
         for _ in 0..self.cq.entries() {
             let Some(entry) = self.cq.peek() else { break };
@@ -195,7 +195,7 @@ impl Admin {
             self.cq.pop();
             if entry.sq_id() != 0 {
                 counters.stale.add(1);
-                answer = Some(Err(Failure::Confused));
+                answer = Some(Err(AdminFailure::Confused));
             } else if entry.cid() & REQUEST_CID != 0 {
                 if !self.requests.take(entry, dw0) {
                     counters.stale.add(1);
@@ -205,7 +205,7 @@ impl Admin {
             } else if entry.status().is_success() {
                 answer = Some(Ok(dw0));
             } else {
-                answer = Some(Err(Failure::Status(entry.status())));
+                answer = Some(Err(AdminFailure::Status(entry.status())));
             }
         }
         self.cq.ring();
@@ -218,7 +218,10 @@ impl Admin {
     }
 
     /// Takes what was posted while no command was outstanding.
-    pub(super) fn reap_events(&mut self, counters: &Counters) -> Result<(), Failure> {
+    pub(super) fn reap_events(
+        &mut self,
+        counters: &ControllerCounters,
+    ) -> Result<(), AdminFailure> {
         match self.take_answer(None, counters) {
             Some(Err(failure)) => Err(failure),
             _ => Ok(()),
@@ -230,16 +233,16 @@ impl Admin {
     pub(super) fn start_events(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         wanted: [u32; 2],
         most: u16,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AdminFailure> {
         for events in wanted {
             let set = command(ADM_SET_FEATURES, [FEAT_ASYNC_EVENTS, events]);
             match self.run(port, counters, set) {
                 Ok(_) => break,
                 // It reports what it likes, then: errors at least.
-                Err(Failure::Status(_)) => {}
+                Err(AdminFailure::Status(_)) => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -256,11 +259,11 @@ impl Admin {
     pub(super) fn log_page(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         page: u8,
         len_bytes: usize,
         at_bytes: usize,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, AdminFailure> {
         let len_bytes = len_bytes.min(IDENTIFY_BYTES);
         let dwords = u32::try_from(len_bytes / 4).unwrap_or(1).max(1) - 1;
         self.data.clear();
@@ -309,10 +312,10 @@ impl Admin {
     pub(super) fn identify(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         cns: u32,
         nsid: u32,
-    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, Failure> {
+    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, AdminFailure> {
         self.data.clear();
         let mut command = command(ADM_IDENTIFY, [cns, 0]);
         command.nsid.set(nsid);
@@ -323,7 +326,11 @@ impl Admin {
 
     /// Gives the controller the shadows of its doorbells (5.8), if it is to have them: after every
     /// enabling, before I/O queues are created. A controller that refuses has none from then on.
-    pub(super) fn give_shadows(&mut self, port: &Port, counters: &Counters) -> Result<(), Failure> {
+    pub(super) fn give_shadows(
+        &mut self,
+        port: &Port,
+        counters: &ControllerCounters,
+    ) -> Result<(), AdminFailure> {
         let Some(shadows) = self.shadows.clone() else {
             return Ok(());
         };
@@ -337,7 +344,7 @@ impl Admin {
         give.prp2.set(events.0);
         match self.run(port, counters, give) {
             Ok(_) => Ok(()),
-            Err(Failure::Status(_)) => {
+            Err(AdminFailure::Status(_)) => {
                 self.shadows = None;
                 Ok(())
             }
@@ -349,9 +356,9 @@ impl Admin {
     pub(super) fn negotiate_queues(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         wanted: u16,
-    ) -> Result<u16, Failure> {
+    ) -> Result<u16, AdminFailure> {
         let ask = u32::from(wanted.max(1) - 1);
         let set = command(ADM_SET_FEATURES, [FEAT_NUMBER_OF_QUEUES, ask << 16 | ask]);
         let granted = self.run(port, counters, set)?;
@@ -363,9 +370,9 @@ impl Admin {
     pub(super) fn feature(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         feature: u32,
-    ) -> Result<u32, Failure> {
+    ) -> Result<u32, AdminFailure> {
         self.run(port, counters, command(ADM_GET_FEATURES, [feature, 0]))
     }
 
@@ -374,12 +381,12 @@ impl Admin {
     pub(super) fn create_pair(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         id: u16,
         rings: (Iova, Iova),
         entries: (u32, u32),
         vector: Option<u16>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AdminFailure> {
         let (sq, cq) = rings;
         let size_and_id = |entries: u32| (entries - 1) << 16 | u32::from(id);
         let interrupt = vector.map_or(0, |vector| {
@@ -395,7 +402,7 @@ impl Admin {
         let mut create = command(ADM_CREATE_SQ, [size_and_id(entries.0), with_cq]);
         create.prp1.set(sq.0);
         if let Err(failure) = self.run(port, counters, create) {
-            if let Failure::Status(_) = failure {
+            if let AdminFailure::Status(_) = failure {
                 self.run(port, counters, command(ADM_DELETE_CQ, [u32::from(id), 0]))?;
             }
             return Err(failure);
@@ -407,9 +414,9 @@ impl Admin {
     pub(super) fn delete_pair(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         id: u16,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AdminFailure> {
         self.run(port, counters, command(ADM_DELETE_SQ, [u32::from(id), 0]))?;
         self.run(port, counters, command(ADM_DELETE_CQ, [u32::from(id), 0]))?;
         Ok(())
@@ -419,10 +426,10 @@ impl Admin {
     pub(super) fn abort(
         &mut self,
         port: &Port,
-        counters: &Counters,
+        counters: &ControllerCounters,
         queue: u16,
         cid: u16,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, AdminFailure> {
         let which = u32::from(cid) << 16 | u32::from(queue);
         let result = self.run(port, counters, command(ADM_ABORT, [which, 0]))?;
         Ok(result & 1 == 0)
@@ -432,7 +439,7 @@ impl Admin {
     pub(super) fn leak(&mut self) -> usize {
         let shadows = self.shadows.take().map_or(0, |shadows| {
             std::mem::forget(shadows);
-            Shadows::BYTES
+            ShadowDoorbells::BYTES
         });
         self.sq.leak() + self.cq.leak() + leak(&mut self.data) + shadows
     }

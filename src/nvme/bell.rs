@@ -25,12 +25,12 @@ use crate::units::Iova;
 /// The two pages that a controller with shadow doorbells looks at. Each is laid out as the doorbell
 /// registers are.
 #[derive(Debug)]
-pub(super) struct Shadows {
+pub(super) struct ShadowDoorbells {
     values: SharedWords,
     events: SharedWords,
 }
 
-impl Shadows {
+impl ShadowDoorbells {
     pub(super) const BYTES: usize = 2 * PAGE_BYTES;
 
     pub(super) fn new(heap: &Heap) -> Result<Arc<Self>> {
@@ -59,7 +59,7 @@ pub(super) struct Bell {
 }
 
 struct Shadow {
-    pages: Arc<Shadows>,
+    pages: Arc<ShadowDoorbells>,
     place: usize,
     /// The register is written as well, whatever the event index says.
     always: bool,
@@ -78,7 +78,12 @@ impl Bell {
     }
 
     /// Goes by these shadows from now on, or by the register alone. The shadow starts at `value`.
-    pub(super) fn shadow_by(&mut self, pages: Option<&Arc<Shadows>>, value: u32, always: bool) {
+    pub(super) fn shadow_by(
+        &mut self,
+        pages: Option<&Arc<ShadowDoorbells>>,
+        value: u32,
+        always: bool,
+    ) {
         self.shadow = pages.zip(self.place).map(|(pages, place)| Shadow {
             pages: Arc::clone(pages),
             place,
@@ -214,7 +219,7 @@ mod tests {
             ..Default::default()
         });
         let array: Arc<[AtomicU32]> = (0..4).map(|_| AtomicU32::new(77)).collect();
-        let pages = Shadows::new(&heap).unwrap();
+        let pages = ShadowDoorbells::new(&heap).unwrap();
         let mut bell = Bell::from(Doorbell::in_memory(&array, 0).unwrap());
         bell.place = Some(8);
         let register = || array[0].swap(77, Ordering::Relaxed);

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::admin::Admin;
-use super::bell::Shadows;
-use super::events::Kept;
+use super::bell::ShadowDoorbells;
+use super::events::EventBacklog;
 use super::info::ControllerInfo;
 use super::pair::QueuePair;
 use super::port::Port;
@@ -84,7 +84,7 @@ impl Default for QueueOptions {
 
 /// What went wrong so far, all queues together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
+pub struct ControllerStats {
     /// Controller resets.
     pub resets: u64,
     /// Abort commands sent.
@@ -120,9 +120,9 @@ impl Counter {
     }
 }
 
-/// [`Stats`] as they are counted.
+/// [`ControllerStats`] as they are counted.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct ControllerCounters {
     pub(super) resets: Counter,
     pub(super) aborts: Counter,
     pub(super) retries: Counter,
@@ -162,11 +162,11 @@ pub struct Controller {
     name: String,
     /// Replaced as a whole, under the admin lock.
     info: Mutex<Arc<ControllerInfo>>,
-    kept: Mutex<Kept>,
+    kept: Mutex<EventBacklog>,
     pub(super) heap: Heap,
     mapper: Arc<dyn Mapper>,
     admin: Mutex<Admin>,
-    pub(super) counters: Counters,
+    pub(super) counters: ControllerCounters,
     options: ControllerOptions,
     /// Set once when the device could not be kept from host memory: rings are then leaked.
     dma_loose: AtomicBool,
@@ -215,7 +215,7 @@ impl Controller {
             heap: heap.clone(),
             mapper,
             admin: Mutex::new(admin),
-            counters: Counters::default(),
+            counters: ControllerCounters::default(),
             options,
             dma_loose: false.into(),
         };
@@ -229,7 +229,7 @@ impl Controller {
         admin.enable(&self.port)?;
         let mut info = self.learn(&mut admin)?;
         if self.options.shadow_doorbells && info.admin_commands & OACS_DOORBELL_BUFFER_CONFIG != 0 {
-            admin.shadows = Some(Shadows::new(&self.heap)?);
+            admin.shadows = Some(ShadowDoorbells::new(&self.heap)?);
             self.give_shadows(&mut admin)?;
             info.shadow_doorbells = admin.shadows.is_some();
         }
@@ -276,7 +276,7 @@ impl Controller {
         &self.name
     }
 
-    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
+    pub(super) fn kept(&self) -> MutexGuard<'_, EventBacklog> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -285,8 +285,8 @@ impl Controller {
     }
 
     /// What went wrong so far.
-    pub fn stats(&self) -> Stats {
-        Stats {
+    pub fn stats(&self) -> ControllerStats {
+        ControllerStats {
             resets: self.counters.resets.get(),
             aborts: self.counters.aborts.get(),
             retries: self.counters.retries.get(),

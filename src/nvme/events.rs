@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use super::admin::{Admin, Failure};
+use super::admin::{Admin, AdminFailure};
 use super::controller::Controller;
 use super::info::{ControllerInfo, NamespaceInfo};
 use super::logs::{FirmwareSlots, SmartInfo};
-use super::queue::Entry;
+use super::queue::CqEntry;
 use super::spec::{
     CHANGED_NAMESPACES, EVENT_ERROR, EVENT_FIRMWARE_ACTIVATION, EVENT_NAMESPACE_CHANGED,
     EVENT_NOTICE, EVENT_SMART, EventWord, LOG_CHANGED_NAMESPACES, NOTICE_FIRMWARE,
@@ -180,12 +180,12 @@ impl fmt::Display for Event {
 
 /// Events for the program: the newest, and how many were lost.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct EventBacklog {
     events: VecDeque<Event>,
     lost: u64,
 }
 
-impl Kept {
+impl EventBacklog {
     fn push(&mut self, event: Event) {
         if self.events.len() >= MOST_KEPT {
             self.events.pop_front();
@@ -226,7 +226,7 @@ impl Requests {
     }
 
     /// Takes the end of a request; false when there is no such request.
-    pub(super) fn take(&mut self, entry: Entry, word: u32) -> bool {
+    pub(super) fn take(&mut self, entry: CqEntry, word: u32) -> bool {
         let mut slots = self.outstanding.iter_mut();
         let Some(slot) = slots.find(|slot| **slot == Some(entry.cid())) else {
             return false;
@@ -302,7 +302,7 @@ impl Controller {
 
     /// Looks into the events that came, and asks for the next. True when a namespace in use is not
     /// what it was.
-    fn hear(&self, admin: &mut Admin) -> Result<bool, Failure> {
+    fn hear(&self, admin: &mut Admin) -> Result<bool, AdminFailure> {
         admin.reap_events(&self.counters)?;
         let mut replaced = false;
         // No more than were outstanding: none is sent before all are looked into.
@@ -315,7 +315,7 @@ impl Controller {
     }
 
     /// Reads the log page that an event names, which ends its masking, and keeps the event.
-    fn explain(&self, admin: &mut Admin, word: EventWord) -> Result<bool, Failure> {
+    fn explain(&self, admin: &mut Admin, word: EventWord) -> Result<bool, AdminFailure> {
         let event = match (word.kind(), word.information()) {
             (EVENT_SMART, _) => {
                 let smart = unless_refused(self.read_smart(admin))?;
@@ -353,7 +353,7 @@ impl Controller {
         Ok(false)
     }
 
-    fn namespaces_changed(&self, admin: &mut Admin) -> Result<bool, Failure> {
+    fn namespaces_changed(&self, admin: &mut Admin) -> Result<bool, AdminFailure> {
         let len_bytes = CHANGED_NAMESPACES * 4;
         let list = unless_refused(self.log_page(admin, LOG_CHANGED_NAMESPACES, len_bytes, 0))?;
         let named: Option<Vec<u32>> = list.map(|bytes| {
@@ -441,10 +441,10 @@ fn active_revision(slots: FirmwareSlots) -> String {
 }
 
 /// Turns a refused command into `None`; other failures stay errors.
-fn unless_refused<T>(result: Result<T, Failure>) -> Result<Option<T>, Failure> {
+fn unless_refused<T>(result: Result<T, AdminFailure>) -> Result<Option<T>, AdminFailure> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(Failure::Status(_)) => Ok(None),
+        Err(AdminFailure::Status(_)) => Ok(None),
         Err(failure) => Err(failure),
     }
 }

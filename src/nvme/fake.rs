@@ -20,7 +20,7 @@ pub(super) const STEP_NS: u64 = 10_000;
 
 /// A completion before it is posted, for a script to spoil.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer {
+pub(super) struct FakeCompletion {
     pub(super) dw0: u32,
     pub(super) sq_head: u16,
     pub(super) sq_id: u16,
@@ -31,20 +31,21 @@ pub(super) struct Answer {
 
 /// Called with every command (queue id, entry, the correct answer). Returns the completions to
 /// post: none, the answer, or any number of others.
-pub(super) type Script = Box<dyn FnMut(u16, &Command, Answer) -> Vec<Answer> + Send>;
+pub(super) type Script =
+    Box<dyn FnMut(u16, &Command, FakeCompletion) -> Vec<FakeCompletion> + Send>;
 
 #[derive(Default)]
-struct Ring {
+struct FakeRing {
     base: Iova,
     entries: u32,
     at: u32,
     phase: bool,
 }
 
-pub(super) struct State {
+pub(super) struct FakeState {
     registers: BTreeMap<u32, u64>,
     csts: u32,
-    rings: BTreeMap<u16, (Ring, Ring)>,
+    rings: BTreeMap<u16, (FakeRing, FakeRing)>,
     pub(super) disk: Vec<u8>,
     pub(super) controller: IdentifyController,
     pub(super) namespace: IdentifyNamespace,
@@ -75,7 +76,7 @@ pub(super) struct Fake {
     space: Arc<DmaSpace>,
     mapper: Arc<FakeMapper>,
     bells: Arc<[AtomicU32]>,
-    state: Mutex<State>,
+    state: Mutex<FakeState>,
     clock: AtomicU64,
     pub(super) gone: AtomicBool,
 }
@@ -122,7 +123,7 @@ impl Fake {
             }),
             space,
             bells: (0..64).map(|_| AtomicU32::new(0)).collect(),
-            state: Mutex::new(State {
+            state: Mutex::new(FakeState {
                 registers: BTreeMap::new(),
                 csts: 0,
                 rings: BTreeMap::new(),
@@ -149,7 +150,7 @@ impl Fake {
         })
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap()
     }
 
@@ -160,7 +161,7 @@ impl Fake {
     }
 
     /// Posts an answer that a script has held back.
-    pub(super) fn answer(&self, id: u16, answer: Answer) {
+    pub(super) fn answer(&self, id: u16, answer: FakeCompletion) {
         self.state().post(&self.space, id, answer);
     }
 
@@ -179,7 +180,7 @@ impl Fake {
         let Some(cid) = state.requests.pop() else {
             return false;
         };
-        let answer = Answer {
+        let answer = FakeCompletion {
             dw0: word,
             sq_head: 0,
             sq_id: 0,
@@ -222,7 +223,7 @@ impl Fake {
                     }
                 }
                 let (status, dw0) = state.execute(&self.space, id, &command);
-                let answer = Answer {
+                let answer = FakeCompletion {
                     dw0,
                     sq_head: u16::try_from(head).unwrap(),
                     sq_id: id,
@@ -238,14 +239,14 @@ impl Fake {
     }
 }
 
-impl State {
+impl FakeState {
     fn execute(&mut self, space: &DmaSpace, id: u16, command: &Command) -> (StatusField, u32) {
         let dw = |n: usize| command.cdw10_15[n].get();
         if id != 0 {
             return (self.transfer(space, command), 0);
         }
         let queue = (dw(0) & 0xffff) as u16;
-        let ring = || Ring {
+        let ring = || FakeRing {
             base: Iova(command.prp1.get()),
             entries: (dw(0) >> 16) + 1,
             at: 0,
@@ -285,7 +286,7 @@ impl State {
             spec::ADM_SET_FEATURES => return (StatusField::SUCCESS, 7 << 16 | 7),
             spec::ADM_GET_FEATURES | spec::ADM_ABORT => return (StatusField::SUCCESS, 1),
             spec::ADM_CREATE_CQ => {
-                self.rings.insert(queue, (Ring::default(), ring()));
+                self.rings.insert(queue, (FakeRing::default(), ring()));
                 self.rings.get_mut(&queue).unwrap().0.entries = 1;
             }
             spec::ADM_CREATE_SQ => self.rings.get_mut(&queue).unwrap().0 = ring(),
@@ -310,7 +311,7 @@ impl State {
         StatusField::SUCCESS
     }
 
-    fn post(&mut self, space: &DmaSpace, id: u16, answer: Answer) {
+    fn post(&mut self, space: &DmaSpace, id: u16, answer: FakeCompletion) {
         let Some((_, cq)) = self.rings.get_mut(&id) else {
             return;
         };
@@ -380,7 +381,7 @@ impl Device for Fake {
         } else if !state.never_ready && state.csts & spec::CSTS_RDY == 0 {
             state.csts = spec::CSTS_RDY;
             state.enables += 1;
-            let ring = |base: u64| Ring {
+            let ring = |base: u64| FakeRing {
                 base: Iova(base),
                 entries: 32,
                 at: 0,

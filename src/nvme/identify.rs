@@ -3,7 +3,7 @@
 
 use zerocopy::FromBytes;
 
-use super::admin::{Admin, Failure};
+use super::admin::{Admin, AdminFailure};
 use super::controller::Controller;
 use super::info::{
     ControllerInfo, NamespaceInfo, other_command_set, parse_command_set, parse_controller,
@@ -50,7 +50,7 @@ impl Controller {
                 match admin.feature(&self.port, &self.counters, FEAT_VOLATILE_WRITE_CACHE) {
                     Ok(value) => value & 1 == 1,
                     // It has one and does not say whether it is on: flushes are needed.
-                    Err(Failure::Status(_)) => true,
+                    Err(AdminFailure::Status(_)) => true,
                     Err(failure) => {
                         return Err(failure.into_error("get feature volatile write cache"));
                     }
@@ -65,13 +65,13 @@ impl Controller {
         admin: &mut Admin,
         info: &mut ControllerInfo,
         named: Option<&[u32]>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AdminFailure> {
         // The highest id may have changed too; the list itself is bounded.
         let (ids, more) = match self.active_namespaces(admin, u32::MAX - 2) {
             Ok(found) => found,
             // A list of nonsense is not believed; what was known stays.
             Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(()),
-            Err(_) => return Err(Failure::Confused),
+            Err(_) => return Err(AdminFailure::Confused),
         };
         info.more_namespaces = more;
         let mut namespaces = Vec::with_capacity(ids.len());
@@ -83,7 +83,7 @@ impl Controller {
                 None => match self.identify_namespace(admin, nsid, info) {
                     Ok(namespace) => namespaces.push(namespace),
                     // It went between the list and the look.
-                    Err(Failure::Status(_)) => {}
+                    Err(AdminFailure::Status(_)) => {}
                     Err(failure) => return Err(failure),
                 },
             }
@@ -97,7 +97,7 @@ impl Controller {
         admin: &mut Admin,
         cns: u32,
         nsid: u32,
-    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, Failure> {
+    ) -> Result<Box<[u8; IDENTIFY_BYTES]>, AdminFailure> {
         admin.identify(&self.port, &self.counters, cns, nsid)
     }
 
@@ -110,7 +110,7 @@ impl Controller {
             let bytes = match self.identify(admin, CNS_ACTIVE_NAMESPACES, after) {
                 Ok(bytes) => bytes,
                 // Controllers before NVMe 1.1 do not have the list: ids are without gaps.
-                Err(Failure::Status(_)) if ids.is_empty() => {
+                Err(AdminFailure::Status(_)) if ids.is_empty() => {
                     let all = 1..=highest;
                     let more = all.size_hint().0 > MAX_NAMESPACES;
                     return Ok((all.take(MAX_NAMESPACES).collect(), more));
@@ -149,7 +149,7 @@ impl Controller {
         admin: &mut Admin,
         nsid: u32,
         controller: &ControllerInfo,
-    ) -> Result<NamespaceInfo, Failure> {
+    ) -> Result<NamespaceInfo, AdminFailure> {
         let mut found = self.read_namespace(admin, nsid, controller)?;
         let info = self.info();
         let Some(known) = info.namespace(nsid) else {
@@ -173,9 +173,10 @@ impl Controller {
         admin: &mut Admin,
         nsid: u32,
         controller: &ControllerInfo,
-    ) -> Result<NamespaceInfo, Failure> {
+    ) -> Result<NamespaceInfo, AdminFailure> {
         let bytes = self.identify(admin, CNS_NAMESPACE, nsid)?;
-        let data = IdentifyNamespace::read_from_bytes(&bytes[..]).map_err(|_| Failure::Confused)?;
+        let data =
+            IdentifyNamespace::read_from_bytes(&bytes[..]).map_err(|_| AdminFailure::Confused)?;
         let mut namespace = parse_namespace(nsid, &data, controller.atomic);
         let set = self.command_set(admin, nsid)?;
         if set != CSI_NVM {
@@ -185,13 +186,13 @@ impl Controller {
     }
 
     /// The command set of a namespace. Controllers before NVMe 1.3 do not say; they know one only.
-    fn command_set(&self, admin: &mut Admin, nsid: u32) -> Result<u8, Failure> {
+    fn command_set(&self, admin: &mut Admin, nsid: u32) -> Result<u8, AdminFailure> {
         if self.port.version() < VERSION_1_3 {
             return Ok(CSI_NVM);
         }
         match self.identify(admin, CNS_DESCRIPTORS, nsid) {
             Ok(bytes) => Ok(parse_command_set(&bytes[..])),
-            Err(Failure::Status(_)) => Ok(CSI_NVM),
+            Err(AdminFailure::Status(_)) => Ok(CSI_NVM),
             Err(failure) => Err(failure),
         }
     }

@@ -26,7 +26,7 @@ pub struct ControllerInfo {
     /// Firmware revision, without padding.
     pub firmware: String,
     /// Version of the specification that the controller follows.
-    pub version: Version,
+    pub version: NvmeVersion,
     /// Controller id, unique in its subsystem (CNTLID).
     pub controller_id: u16,
     /// The subsystem's qualified name; empty where it is not said.
@@ -101,9 +101,9 @@ impl ControllerInfo {
 
 /// A version of the NVMe specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Version(pub u32);
+pub struct NvmeVersion(pub u32);
 
-impl fmt::Display for Version {
+impl fmt::Display for NvmeVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor, tertiary) = (self.0 >> 16, self.0 >> 8 & 0xff, self.0 & 0xff);
         write!(f, "{major}.{minor}.{tertiary}")
@@ -219,7 +219,7 @@ pub(super) fn parse_controller(
         model: text(&data.mn),
         serial: text(&data.sn),
         firmware: text(&data.fr),
-        version: Version(version),
+        version: NvmeVersion(version),
         controller_id: data.cntlid.get(),
         subsystem_nqn: text(&data.subnqn),
         admin_commands: data.oacs.get(),

@@ -2,7 +2,7 @@
 
 use zerocopy::FromBytes;
 
-use super::admin::{Admin, Failure};
+use super::admin::{Admin, AdminFailure};
 use super::controller::Controller;
 use super::info::text;
 use super::spec::{
@@ -192,9 +192,9 @@ impl Controller {
         self.asking("get log page SMART", |admin| self.read_smart(admin))
     }
 
-    pub(super) fn read_smart(&self, admin: &mut Admin) -> Result<SmartInfo, Failure> {
+    pub(super) fn read_smart(&self, admin: &mut Admin) -> Result<SmartInfo, AdminFailure> {
         let bytes = self.log_page(admin, LOG_SMART, size_of::<SmartLog>(), 0)?;
-        let log = SmartLog::read_from_bytes(&bytes).map_err(|_| Failure::Confused)?;
+        let log = SmartLog::read_from_bytes(&bytes).map_err(|_| AdminFailure::Confused)?;
         Ok(SmartInfo::of(&log))
     }
 
@@ -213,7 +213,7 @@ impl Controller {
         &self,
         admin: &mut Admin,
         most: usize,
-    ) -> Result<Vec<ErrorEntry>, Failure> {
+    ) -> Result<Vec<ErrorEntry>, AdminFailure> {
         let info = self.info();
         let mut most = most.min(usize::from(info.error_log_entries));
         if !info.extended_log_pages {
@@ -249,9 +249,9 @@ impl Controller {
         })
     }
 
-    pub(super) fn read_firmware(&self, admin: &mut Admin) -> Result<FirmwareSlots, Failure> {
+    pub(super) fn read_firmware(&self, admin: &mut Admin) -> Result<FirmwareSlots, AdminFailure> {
         let bytes = self.log_page(admin, LOG_FIRMWARE, size_of::<FirmwareLog>(), 0)?;
-        let log = FirmwareLog::read_from_bytes(&bytes).map_err(|_| Failure::Confused)?;
+        let log = FirmwareLog::read_from_bytes(&bytes).map_err(|_| AdminFailure::Confused)?;
         Ok(FirmwareSlots::of(&log))
     }
 
@@ -261,7 +261,7 @@ impl Controller {
         page: u8,
         len_bytes: usize,
         at_bytes: usize,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, AdminFailure> {
         admin.log_page(&self.port, &self.counters, page, len_bytes, at_bytes)
     }
 
@@ -269,7 +269,7 @@ impl Controller {
     fn asking<T>(
         &self,
         what: &'static str,
-        ask: impl FnOnce(&mut Admin) -> Result<T, Failure>,
+        ask: impl FnOnce(&mut Admin) -> Result<T, AdminFailure>,
     ) -> Result<T> {
         let mut admin = self.admin();
         if self.is_gone() {
@@ -277,7 +277,7 @@ impl Controller {
                 .map_err(|error| error.during(what).on_device(self.name()));
         }
         ask(&mut admin).map_err(|failure| {
-            if !matches!(failure, Failure::Status(_)) {
+            if !matches!(failure, AdminFailure::Status(_)) {
                 // The admin queue is in doubt; queues find the new generation, or that it is gone.
                 let _ = self.reset(&mut admin);
             }

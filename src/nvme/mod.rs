@@ -36,8 +36,8 @@ pub use crate::block::Wait;
 pub use abilities::{
     AtomicLimits, admin_command_names, critical_warning_names, nvm_command_names, sgl_names,
 };
-pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
+pub use controller::{Controller, ControllerOptions, ControllerStats, QueueOptions};
 pub use events::Event;
-pub use info::{ControllerInfo, FormatInfo, NamespaceInfo, Version};
+pub use info::{ControllerInfo, FormatInfo, NamespaceInfo, NvmeVersion};
 pub use logs::{DATA_UNIT_BYTES, ErrorEntry, FirmwareSlots, SmartInfo};
 pub use pair::QueuePair;

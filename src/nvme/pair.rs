@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use super::controller::Controller;
 use super::prp;
-use super::queue::{CompletionRing, Entry, SubmissionRing};
-use super::recovery::Watch;
+use super::queue::{CompletionRing, CqEntry, SubmissionRing};
+use super::recovery::PairWatch;
 use super::setup::{AttendAgain, GiveBack, Unwinding};
 use super::sgl;
-use super::slots::{List, NONE, SINGLE, Slot, Tracker};
+use super::slots::{NONE, PairSlot, SINGLE, SlotList, Tracker};
 use super::spec::{
     CDW12_FUA, DSM_DEALLOCATE, FLAGS_SGL, OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE,
     OPC_WRITE_ZEROES, PAGE_BYTES,
 };
 use super::split::{
-    DWORD_BYTES, Geometry, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks,
+    DWORD_BYTES, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, SplitLimits, check_memory, clamp_blocks,
     piece_bytes, take_segments,
 };
 use super::wait::Sleeper;
@@ -55,12 +55,12 @@ pub struct QueuePair {
     /// What dword 2 of every completion starts with.
     pub(super) sq_id_word: u32,
     pub(super) outstanding: u32,
-    pub(super) waiting: List,
+    pub(super) waiting: SlotList,
     /// Chains that ended elsewhere than in `reap`.
-    pub(super) ended: List,
+    pub(super) ended: SlotList,
     pub(super) trackers: Box<[Tracker]>,
-    pub(super) slots: Box<[Slot]>,
-    pub(super) geometry: Geometry,
+    pub(super) slots: Box<[PairSlot]>,
+    pub(super) geometry: SplitLimits,
     /// The controller takes scatter-gather lists.
     pub(super) sgl: bool,
     /// The namespace id, in its place in word 0.
@@ -76,7 +76,7 @@ pub struct QueuePair {
     /// `limits.max_segments` for each slot.
     pub(super) segments: Box<[Segment]>,
     pub(super) id: u16,
-    pub(super) watch: Watch,
+    pub(super) watch: PairWatch,
     /// Of a queue that waits by interrupts.
     pub(super) sleeper: Option<Sleeper>,
 }
@@ -224,7 +224,7 @@ impl QueuePair {
         }
         let slot = &mut self.slots[usize::from(index)];
         self.free_slot = slot.next;
-        *slot = Slot {
+        *slot = PairSlot {
             token: chain.token,
             // Inside of the namespace, as `check` says of the range's end.
             lba: chain.lba.0.wrapping_add(self.range.first()),
@@ -233,7 +233,7 @@ impl QueuePair {
             segments: chain.segments.len(),
             control,
             opcode,
-            ..Slot::free(NONE)
+            ..PairSlot::free(NONE)
         };
         self.outstanding += 1;
         if chain.op == Op::Flush {
@@ -391,7 +391,7 @@ impl QueuePair {
         } else {
             let table = usize::from(index) * self.limits.max_segments;
             let table = &self.segments[table..table + slot.segments];
-            let list = prp::List::of(&self.lists, at);
+            let list = prp::PrpList::of(&self.lists, at);
             let by_sgl = if self.sgl {
                 sgl::reach(table, slot.at, bytes, shift)
             } else {
@@ -483,7 +483,7 @@ impl QueuePair {
 
     /// Fast path: reaps the entry at the head if it is the success of a chain of one command.
     #[inline(always)]
-    fn take_plain(&mut self, entry: Entry) -> Option<Token> {
+    fn take_plain(&mut self, entry: CqEntry) -> Option<Token> {
         let cid = entry.cid();
         let at = cid & self.cid_mask;
         // Both halves of dword 2 at once: a wrong queue id or SQ head makes it too large.
@@ -504,7 +504,7 @@ impl QueuePair {
     }
 
     /// Takes any entry; gives the end of a chain if it was that.
-    fn take_other(&mut self, entry: Entry) -> Result<Option<Completion>, Confused> {
+    fn take_other(&mut self, entry: CqEntry) -> Result<Option<Completion>, Confused> {
         if entry.dw2 ^ self.sq_id_word > u32::from(self.cid_mask) {
             self.distrust();
             return Err(Confused);

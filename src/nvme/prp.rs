@@ -20,12 +20,12 @@ pub(super) struct Prp {
 const PAGE: u64 = PAGE_BYTES as u64;
 
 /// A slot's own list.
-pub(super) struct List<'a> {
+pub(super) struct PrpList<'a> {
     words: &'a SharedWords,
     base_bytes: usize,
 }
 
-impl<'a> List<'a> {
+impl<'a> PrpList<'a> {
     /// The list of slot `at`.
     pub(super) fn of(words: &'a SharedWords, at: u16) -> Self {
         let base_bytes = usize::from(at) * PAGE_BYTES;
@@ -58,7 +58,7 @@ pub(super) fn contiguous(iova: Iova, len_bytes: u32, lists: &SharedWords, at: u1
     if let Some(prp) = short(iova, len_bytes) {
         return prp;
     }
-    let list = List::of(lists, at);
+    let list = PrpList::of(lists, at);
     let end = (iova.0 & (PAGE - 1)) + u64::from(len_bytes);
     let mut page = iova.0 & !(PAGE - 1);
     for index in 0..end.div_ceil(PAGE) - 1 {
@@ -77,7 +77,7 @@ pub(super) fn scattered(
     segments: &[Segment],
     mut at: Cursor,
     len_bytes: u32,
-    list: &List<'_>,
+    list: &PrpList<'_>,
 ) -> (Prp, Cursor) {
     let mut prp = Prp::default();
     let (mut pages, mut left) = (0usize, len_bytes);
@@ -117,7 +117,7 @@ pub(super) fn scattered(
 
 #[cfg(test)]
 mod tests {
-    use super::super::split::{Geometry, check_memory, piece_bytes};
+    use super::super::split::{SplitLimits, check_memory, piece_bytes};
     use super::*;
     use crate::mem::{Heap, HeapConfig, HugePages};
     use rand::rngs::StdRng;
@@ -228,7 +228,7 @@ mod tests {
             tried += 1;
             let mdts = [None, Some(4096), Some(8192), Some(128 << 10)][rng.random_range(0..4)];
             let noiob = [0, 1, 8, 100, 256][rng.random_range(0..5)];
-            let geometry = Geometry::new(shift, mdts, noiob);
+            let geometry = SplitLimits::new(shift, mdts, noiob);
             let (mut lba, mut left) = (rng.random_range(0..10_000u64), total >> shift);
             let mut at = Cursor::default();
             let mut named = Vec::new();
@@ -240,7 +240,7 @@ mod tests {
                 assert!(mdts.is_none_or(|max| bytes <= max));
                 let end = lba + blocks - 1;
                 assert!(noiob == 0 || lba / u64::from(noiob) == end / u64::from(noiob));
-                let (prp, next) = scattered(&list, at, bytes, &List::of(&lists, 2));
+                let (prp, next) = scattered(&list, at, bytes, &PrpList::of(&lists, 2));
                 let page = entries(&lists, prp, bytes);
                 if list.len() == 1 {
                     lists.clear();

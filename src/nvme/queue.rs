@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::bell::{Bell, Shadows};
+use super::bell::{Bell, ShadowDoorbells};
 use super::spec::{CQE_BYTES, SQE_BYTES, StatusField};
 use crate::mem::{DmaBuf, SharedWords};
 use crate::units::Iova;
@@ -72,7 +72,7 @@ impl SubmissionRing {
 
     /// As new, for a queue that the device does not have (any more), with or without a shadow of
     /// its doorbell.
-    pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
+    pub(super) fn restart(&mut self, shadows: Option<&Arc<ShadowDoorbells>>) {
         self.words.clear();
         self.tail = 0;
         self.rung = 0;
@@ -81,7 +81,7 @@ impl SubmissionRing {
 
     /// Shadows the doorbell of the admin queue, which is running. It is always rung as well: not
     /// every controller looks at the shadow of that one. `ahead` commands are about to follow.
-    pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>, ahead: u32) {
+    pub(super) fn shadow_admin(&mut self, shadows: &Arc<ShadowDoorbells>, ahead: u32) {
         let tail = (self.tail + ahead) & self.mask;
         self.bell.shadow_by(Some(shadows), tail, true);
     }
@@ -116,13 +116,13 @@ impl SubmissionRing {
 
 /// The words of a completion queue entry that every completion needs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct CqEntry {
     /// SQ head in the low half, SQ id in the high half.
     pub(super) dw2: u32,
     dw3: u32,
 }
 
-impl Entry {
+impl CqEntry {
     #[inline]
     pub(super) fn cid(self) -> u16 {
         (self.dw3 & 0xffff) as u16
@@ -174,14 +174,14 @@ impl CompletionRing {
     /// The entry at the head, when the device has written it. What the device wrote before the
     /// entry (the data of a read) is visible from here on.
     #[inline]
-    pub(super) fn peek(&self) -> Option<Entry> {
+    pub(super) fn peek(&self) -> Option<CqEntry> {
         let at = self.head as usize * CQE_BYTES;
         let dw3 = self.words.load_u32_acquire(at + 12);
         if dw3 & PHASE != self.phase {
             return None;
         }
         let dw2 = self.words.load_u32(at + 8);
-        Some(Entry { dw2, dw3 })
+        Some(CqEntry { dw2, dw3 })
     }
 
     /// Dword 0 of the entry at the head: the result of an admin command.
@@ -241,7 +241,7 @@ impl CompletionRing {
 
     /// As new, for a queue that the device does not have (any more), with or without a shadow of
     /// its doorbell.
-    pub(super) fn restart(&mut self, shadows: Option<&Arc<Shadows>>) {
+    pub(super) fn restart(&mut self, shadows: Option<&Arc<ShadowDoorbells>>) {
         self.words.clear();
         self.head = 0;
         self.rung = 0;
@@ -250,7 +250,7 @@ impl CompletionRing {
     }
 
     /// As [`SubmissionRing::shadow_admin`].
-    pub(super) fn shadow_admin(&mut self, shadows: &Arc<Shadows>) {
+    pub(super) fn shadow_admin(&mut self, shadows: &Arc<ShadowDoorbells>) {
         self.bell.shadow_by(Some(shadows), self.rung, true);
     }
 

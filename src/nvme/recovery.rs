@@ -17,7 +17,7 @@ use super::controller::{GONE, QueueOptions, same_rings};
 use super::info::NamespaceInfo;
 use super::pair::{POLLS_PER_LOOK, QueuePair, next_cid};
 use super::port::{ALL_ONES, nanoseconds};
-use super::slots::{NONE, Stage};
+use super::slots::{CommandStage, NONE};
 use super::spec::{CSTS_CFS, CSTS_RDY, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
 use crate::block::{Completion, Status};
 
@@ -41,7 +41,7 @@ const FIRST_PATIENCE_NS: u64 = 2_000_000;
 
 /// What the slow side of a queue pair keeps.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct PairWatch {
     timeout_ns: u64,
     /// Between two looks.
     look_ns: u64,
@@ -77,7 +77,7 @@ pub(super) struct Watch {
     read_only: bool,
 }
 
-impl Watch {
+impl PairWatch {
     pub(super) fn new(options: &QueueOptions, namespace: &NamespaceInfo) -> Self {
         let timeout_ns = nanoseconds(options.timeout);
         Self {
@@ -250,14 +250,14 @@ impl QueuePair {
                 continue;
             }
             match tracker.stage {
-                Stage::Stuck => return true,
-                Stage::Sent if age >= self.watch.timeout_ns => {
+                CommandStage::Stuck => return true,
+                CommandStage::Sent if age >= self.watch.timeout_ns => {
                     if self.abort(at, now) {
                         return true;
                     }
                 }
-                Stage::Aborted if age >= self.watch.timeout_ns / 2 => return true,
-                Stage::Sent | Stage::Aborted => {}
+                CommandStage::Aborted if age >= self.watch.timeout_ns / 2 => return true,
+                CommandStage::Sent | CommandStage::Aborted => {}
             }
         }
         false
@@ -290,20 +290,20 @@ impl QueuePair {
         let aborted = admin.abort(&controller.port, counters, self.id, tracker.cid);
         match aborted {
             Ok(true) => {
-                tracker.stage = Stage::Aborted;
+                tracker.stage = CommandStage::Aborted;
                 tracker.seen_ns = controller.port.device.now_ns().max(1);
                 false
             }
             // Not aborted: it may have ended in between, which the next reap shows; otherwise it is
             // stuck.
             Ok(false) => {
-                tracker.stage = Stage::Stuck;
+                tracker.stage = CommandStage::Stuck;
                 self.watch.next_look_ns = now;
                 self.countdown = 1;
                 false
             }
             Err(_) => {
-                tracker.stage = Stage::Stuck;
+                tracker.stage = CommandStage::Stuck;
                 true
             }
         }
@@ -375,8 +375,8 @@ impl QueuePair {
                 continue;
             }
             let status = match tracker.stage {
-                Stage::Sent => Status::Reset,
-                Stage::Aborted | Stage::Stuck => Status::TimedOut,
+                CommandStage::Sent => Status::Reset,
+                CommandStage::Aborted | CommandStage::Stuck => Status::TimedOut,
             };
             self.retry_or_end(at, status);
         }
@@ -403,7 +403,7 @@ impl QueuePair {
         }
         self.controller.counters.retries.add(1);
         tracker.retries += 1;
-        tracker.stage = Stage::Sent;
+        tracker.stage = CommandStage::Sent;
         tracker.seen_ns = 0;
         tracker.cid = next_cid(tracker.cid, self.cid_mask);
         let [word0, prp1, prp2, cdw10_11, cdw12] = tracker.entry;
@@ -416,7 +416,7 @@ impl QueuePair {
     #[cold]
     pub(super) fn failed(&mut self, at: u16, field: StatusField) -> Option<Completion> {
         let tracker = &self.trackers[usize::from(at)];
-        let timed_out = tracker.stage != Stage::Sent
+        let timed_out = tracker.stage != CommandStage::Sent
             && (field.sct(), field.sc()) == (SC_ABORT_REQUESTED.sct(), SC_ABORT_REQUESTED.sc());
         if (timed_out || may_pass(field)) && self.retry(usize::from(at)) {
             return None;

@@ -3,17 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::admin::{Admin, Failure};
+use super::admin::{Admin, AdminFailure};
 use super::bell::Bell;
 use super::controller::{Controller, GONE, QueueOptions, same_rings};
 use super::info::{ControllerInfo, NamespaceInfo};
 use super::pair::{POLLS_PER_LOOK, QueuePair};
 use super::port::Deadline;
 use super::queue::{CompletionRing, SubmissionRing, leak};
-use super::recovery::Watch;
-use super::slots::{List, NONE, Slot, Tracker};
+use super::recovery::PairWatch;
+use super::slots::{NONE, PairSlot, SlotList, Tracker};
 use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
-use super::split::{DWORD_BYTES, Geometry, clamp_blocks};
+use super::split::{DWORD_BYTES, SplitLimits, clamp_blocks};
 use super::wait::Sleeper;
 use crate::block::{Limits, Queue};
 use crate::error::{Error, ErrorKind, Result};
@@ -76,7 +76,7 @@ impl QueuePair {
             Err(failure) => {
                 // Anything but a status leaves the controller in doubt (another queue's trouble,
                 // perhaps): a reset makes it forget the rings, and may mend it.
-                let in_doubt = !matches!(failure, Failure::Status(_));
+                let in_doubt = !matches!(failure, AdminFailure::Status(_));
                 if in_doubt && controller.reset(&mut admin).is_ok() && self.rejoin_with(&mut admin)
                 {
                     return Ok(());
@@ -87,7 +87,7 @@ impl QueuePair {
     }
 
     /// Creates the queues on the controller, with fresh rings. Not while the device uses them.
-    pub(super) fn create(&mut self, admin: &mut Admin) -> Result<(), Failure> {
+    pub(super) fn create(&mut self, admin: &mut Admin) -> Result<(), AdminFailure> {
         self.sq.restart(admin.shadows.as_ref());
         self.cq.restart(admin.shadows.as_ref());
         admin.create_pair(
@@ -134,11 +134,13 @@ impl QueuePair {
             cid_mask: u16::try_from(entries - 1).unwrap_or(1),
             sq_id_word: u32::from(id) << 16,
             outstanding: 0,
-            waiting: List::EMPTY,
-            ended: List::EMPTY,
+            waiting: SlotList::EMPTY,
+            ended: SlotList::EMPTY,
             trackers: numbered(depth).map(Tracker::free).collect(),
-            slots: numbered(depth).map(|(_, next)| Slot::free(next)).collect(),
-            geometry: Geometry::new(
+            slots: numbered(depth)
+                .map(|(_, next)| PairSlot::free(next))
+                .collect(),
+            geometry: SplitLimits::new(
                 limits.block_bytes.ilog2(),
                 controller.info().max_transfer_bytes,
                 namespace.optimal_boundary_blocks,
@@ -149,7 +151,7 @@ impl QueuePair {
             lists: SharedWords::new(lists),
             segments: vec![Segment::default(); depth * options.max_segments].into_boxed_slice(),
             id,
-            watch: Watch::new(options, namespace),
+            watch: PairWatch::new(options, namespace),
             sleeper,
             range: options.range,
             most_plain_blocks: 0,

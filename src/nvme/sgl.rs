@@ -6,7 +6,7 @@
 //! controller with SGLs takes. (MSDBD, the most descriptors of a command, is a limit of message
 //! based transports.)
 
-use super::prp::{List, Prp};
+use super::prp::{Prp, PrpList};
 use super::spec::{SGL_DATA_BLOCK, SGL_DESCRIPTOR_BYTES, SGL_LAST_SEGMENT, SGL_TYPE_SHIFT};
 use super::split::{Cursor, MAX_DESCRIPTORS};
 use crate::mem::Segment;
@@ -28,7 +28,7 @@ pub(super) fn describe(
     segments: &[Segment],
     mut at: Cursor,
     len_bytes: u32,
-    list: &List<'_>,
+    list: &PrpList<'_>,
 ) -> (Prp, Cursor) {
     let (mut count, mut left) = (0usize, len_bytes);
     let mut first = Prp::default();
@@ -86,7 +86,7 @@ mod tests {
             ..Default::default()
         });
         let words = SharedWords::new(heap.alloc(2 * PAGE_BYTES, PAGE_BYTES).unwrap());
-        let list = List::of(&words, 1);
+        let list = PrpList::of(&words, 1);
         let load = |at: usize| {
             let at = PAGE_BYTES + at * 8;
             u64::from(words.load_u32(at)) | u64::from(words.load_u32(at + 4)) << 32

@@ -22,7 +22,7 @@ pub(super) struct Tracker {
     pub(super) chain: u16,
     pub(super) next_free: u16,
     pub(super) retries: u8,
-    pub(super) stage: Stage,
+    pub(super) stage: CommandStage,
     /// When the watch first saw this use, in nanoseconds; 0 before.
     pub(super) seen_ns: u64,
     /// Words 0 and 3 to 6 of the entry; the others are zero. Kept for sending it again.
@@ -34,7 +34,7 @@ const _: () = assert!(size_of::<Tracker>() == 64);
 
 /// How far the deadline of a command has been enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum CommandStage {
     /// Sent; within its deadline as far as is known.
     Sent,
     /// Past its deadline; the controller says that it aborted the command.
@@ -45,7 +45,7 @@ pub(super) enum Stage {
 
 /// The caller's work, when it is more than one command or not yet sent.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Slot {
+pub(super) struct PairSlot {
     pub(super) token: Token,
     /// The next block that no command covers yet.
     pub(super) lba: u64,
@@ -76,7 +76,7 @@ impl Tracker {
             chain: NONE,
             next_free,
             retries: 0,
-            stage: Stage::Sent,
+            stage: CommandStage::Sent,
             seen_ns: 0,
             entry: [0; 5],
             token: 0,
@@ -90,14 +90,14 @@ impl Tracker {
     pub(super) fn start(&mut self, chain: u16, entry: [u64; 5], token: Token) {
         self.chain = chain;
         self.retries = 0;
-        self.stage = Stage::Sent;
+        self.stage = CommandStage::Sent;
         self.seen_ns = 0;
         self.entry = entry;
         self.token = token;
     }
 }
 
-impl Slot {
+impl PairSlot {
     /// A slot on the free list.
     pub(super) fn free(next: u16) -> Self {
         Self {
@@ -117,20 +117,20 @@ impl Slot {
     }
 }
 
-/// A first-in-first-out list through [`Slot::next`].
+/// A first-in-first-out list through [`PairSlot::next`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct List {
+pub(super) struct SlotList {
     pub(super) head: u16,
     tail: u16,
 }
 
-impl List {
+impl SlotList {
     pub(super) const EMPTY: Self = Self {
         head: NONE,
         tail: NONE,
     };
 
-    pub(super) fn push(&mut self, slots: &mut [Slot], index: u16) {
+    pub(super) fn push(&mut self, slots: &mut [PairSlot], index: u16) {
         slots[usize::from(index)].next = NONE;
         if self.head == NONE {
             self.head = index;
@@ -140,7 +140,7 @@ impl List {
         self.tail = index;
     }
 
-    pub(super) fn pop(&mut self, slots: &[Slot]) -> Option<u16> {
+    pub(super) fn pop(&mut self, slots: &[PairSlot]) -> Option<u16> {
         let index = self.head;
         if index == NONE {
             return None;

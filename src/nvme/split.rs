@@ -25,7 +25,7 @@ pub(super) const DWORD_BYTES: u32 = 4;
 
 /// The limits of one namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Geometry {
+pub(super) struct SplitLimits {
     pub(super) block_shift: u32,
     /// Most blocks of one read or write; at most 2 MiB in all.
     pub(super) max_blocks: u32,
@@ -36,7 +36,7 @@ pub(super) struct Geometry {
     boundary_mask: u64,
 }
 
-impl Geometry {
+impl SplitLimits {
     pub(super) fn new(block_shift: u32, max_transfer: Option<u32>, boundary_blocks: u16) -> Self {
         let bytes = max_transfer.map_or(PRP_MAX_BYTES, |max| max.min(PRP_MAX_BYTES));
         Self {
@@ -171,16 +171,16 @@ mod tests {
 
     #[test]
     fn reach_is_bounded_by_transfer_boundary_and_nlb() {
-        let none = Geometry::new(9, None, 0);
+        let none = SplitLimits::new(9, None, 0);
         assert_eq!(none.reach(7, 1 << 40), 4096, "2 MiB of PRPs");
-        assert_eq!(Geometry::new(12, Some(8192), 0).reach(0, 100), 2);
-        assert_eq!(Geometry::new(12, Some(512), 0).reach(0, 100), 1);
-        let odd = Geometry::new(9, Some(1 << 20), 100);
+        assert_eq!(SplitLimits::new(12, Some(8192), 0).reach(0, 100), 2);
+        assert_eq!(SplitLimits::new(12, Some(512), 0).reach(0, 100), 1);
+        let odd = SplitLimits::new(9, Some(1 << 20), 100);
         assert_eq!(odd.reach(199, 50), 1);
         assert_eq!(odd.reach(200, 1000), 100);
         assert_eq!(odd.reach(u64::MAX - 20, 3), 3);
         assert!(odd.surely_holds(99, 0) && !odd.surely_holds(0, 1));
-        let even = Geometry::new(9, None, 8);
+        let even = SplitLimits::new(9, None, 8);
         assert!(even.surely_holds(8, 7) && !even.surely_holds(9, 7));
         assert!(none.surely_holds(1 << 60, 4095));
     }

@@ -13,7 +13,9 @@ use xtent::internals::device::Device;
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
 use xtent::internals::device::vfio::{VfioDevice, VfioOptions};
 use xtent::internals::device::vfio_user::{ServerOptions, VfioUserDevice, VfioUserOptions};
-use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair, Stats};
+use xtent::internals::nvme::{
+    Controller, ControllerOptions, ControllerStats, QueueOptions, QueuePair,
+};
 
 use super::Reason;
 use super::common::disk::{Disk, Hands, ImageHands, PciHands};
@@ -255,7 +257,9 @@ impl Rig for OwnRig {
         let stats = self.controller.stats();
         Troubles {
             resets: stats.resets,
-            timeouts: u64::from(Stats { resets: 0, ..stats } != Stats::default()),
+            timeouts: u64::from(
+                ControllerStats { resets: 0, ..stats } != ControllerStats::default(),
+            ),
         }
     }
 

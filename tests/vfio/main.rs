@@ -262,7 +262,10 @@ fn shadow_doorbells_and_scattered_memory() {
                 }
                 assert!(window::drain(&mut pair).values().all(|s| s.is_success()));
             }
-            assert_eq!(controller.stats(), xtent::internals::nvme::Stats::default());
+            assert_eq!(
+                controller.stats(),
+                xtent::internals::nvme::ControllerStats::default()
+            );
         }
     }
 }

@@ -176,7 +176,7 @@ fn forged_ends_of_requests_are_stale_and_those_of_other_queues_lead_to_a_reset()
     let rig = Rig::new();
     let (controller, mut pair) = rig.pair(2);
     let memory = rig.lend(4096);
-    let forged = Answer {
+    let forged = FakeCompletion {
         dw0: NAMESPACE_EVENT,
         sq_head: 0,
         sq_id: 0,
@@ -191,7 +191,7 @@ fn forged_ends_of_requests_are_stale_and_those_of_other_queues_lead_to_a_reset()
         (stats.stale_completions, stats.events, stats.resets),
         (1, 0, 0)
     );
-    rig.fake.answer(0, Answer { sq_id: 5, ..forged });
+    rig.fake.answer(0, FakeCompletion { sq_id: 5, ..forged });
     assert_eq!(controller.events(), []);
     assert_eq!(controller.stats().resets, 1);
     assert_eq!(read_at(&mut pair, &memory, 3), Ok(Status::Success));
@@ -408,7 +408,7 @@ fn a_controller_that_does_not_answer_a_log_page_is_reset() {
     assert_eq!(controller.stats().resets, 1);
     assert_eq!(read_at(&mut pair, &rig.lend(4096), 0), Ok(Status::Success));
     rig.fake.state().script = Box::new(|_, _, answer| {
-        vec![Answer {
+        vec![FakeCompletion {
             status: spec::SC_INVALID_LOG_PAGE.do_not_retry(),
             ..answer
         }]

@@ -5,11 +5,14 @@ use std::sync::atomic::Ordering;
 use rand::Rng;
 
 use super::*;
-use crate::nvme::fake::{Answer, honest};
+use crate::nvme::fake::{FakeCompletion, honest};
 use crate::nvme::spec::StatusField;
 
 /// A spoiler for I/O answers: gets the number of the answer.
-fn spoil(rig: &Rig, mut change: impl FnMut(u64, Answer) -> Vec<Answer> + Send + 'static) {
+fn spoil(
+    rig: &Rig,
+    mut change: impl FnMut(u64, FakeCompletion) -> Vec<FakeCompletion> + Send + 'static,
+) {
     let mut count = 0;
     rig.fake.state().script = Box::new(move |id, _, answer| {
         if id == 0 {
@@ -34,24 +37,24 @@ fn a_doubled_completion_ends_nothing_twice() {
 
 #[test]
 fn lies_lead_to_a_reset_and_every_operation_ends() {
-    type Lie = fn(Answer) -> Vec<Answer>;
+    type Lie = fn(FakeCompletion) -> Vec<FakeCompletion>;
     let lies: [(&str, Lie); 6] = [
         ("id out of range", |a| {
-            vec![Answer {
+            vec![FakeCompletion {
                 cid: a.cid | 0xf,
                 ..a
             }]
         }),
-        ("another queue", |a| vec![Answer { sq_id: 9, ..a }]),
-        ("SQ head", |a| vec![Answer { sq_head: 999, ..a }]),
+        ("another queue", |a| vec![FakeCompletion { sq_id: 9, ..a }]),
+        ("SQ head", |a| vec![FakeCompletion { sq_head: 999, ..a }]),
         ("wrong phase", |a| {
-            vec![Answer {
+            vec![FakeCompletion {
                 wrong_phase: true,
                 ..a
             }]
         }),
         ("sequence", |a| {
-            vec![Answer {
+            vec![FakeCompletion {
                 cid: a.cid ^ 0x8000,
                 ..a
             }]
@@ -112,7 +115,7 @@ fn an_abort_that_works_avoids_the_reset() {
             return vec![];
         }
         let aborted = id == 0 && command.opcode == spec::ADM_ABORT;
-        vec![Answer {
+        vec![FakeCompletion {
             dw0: if aborted { 0 } else { answer.dw0 },
             ..answer
         }]
@@ -128,7 +131,7 @@ fn an_abort_that_works_avoids_the_reset() {
             && let Some(answer) = lost.lock().unwrap().take()
         {
             let status = spec::SC_ABORT_REQUESTED;
-            rig.fake.answer(1, Answer { status, ..answer });
+            rig.fake.answer(1, FakeCompletion { status, ..answer });
         }
         if pair.outstanding() == 0 {
             break;
@@ -171,7 +174,7 @@ fn statuses_are_retried_only_when_they_may_pass() {
         let (_controller, mut pair) = rig.pair(2);
         spoil(&rig, move |n, answer| {
             vec![if n <= times {
-                Answer { status, ..answer }
+                FakeCompletion { status, ..answer }
             } else {
                 answer
             }]
@@ -260,7 +263,7 @@ fn memory_of_a_device_that_cannot_be_stopped_is_not_given_back() {
     spoil(&rig, |n, answer| {
         let status = spec::SC_LBA_OUT_OF_RANGE;
         if n == 3 {
-            vec![Answer { status, ..answer }]
+            vec![FakeCompletion { status, ..answer }]
         } else {
             vec![]
         }
@@ -337,7 +340,7 @@ fn seeded_nonsense_ends_every_operation_once() {
             if !rng.random_bool(rate) {
                 return vec![answer];
             }
-            let nonsense = Answer {
+            let nonsense = FakeCompletion {
                 dw0: rng.random(),
                 sq_head: if rng.random() {
                     rng.random()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::fake::{Answer, BLOCK, BLOCKS, Fake};
+use super::fake::{BLOCK, BLOCKS, Fake, FakeCompletion};
 use super::spec;
 use super::{Controller, ControllerOptions, QueueOptions, QueuePair};
 use crate::block::{Chain, ChainFlags, Completion, Op, Queue, Refused, Status};
@@ -129,7 +129,7 @@ fn writes_are_read_back_over_many_wraps_of_every_depth() {
             assert!(*to.take_back() == *want, "depth {depth} round {round}");
             drop(from.take_back());
         }
-        assert_eq!(controller.stats(), super::Stats::default());
+        assert_eq!(controller.stats(), super::ControllerStats::default());
     }
 }
 
@@ -215,7 +215,7 @@ fn bring_up_names_what_did_not_happen() {
         (
             |f| {
                 f.state().script = Box::new(|_, _, answer| {
-                    vec![Answer {
+                    vec![FakeCompletion {
                         status: spec::SC_INTERNAL,
                         ..answer
                     }]
