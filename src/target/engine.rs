@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
 use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
 use crate::units::Lba;
-use crate::uring::{Disk, RingOptions, RingQueue};
+use crate::uring::{RingOptions, RingQueue, UringDisk};
 
 /// What a target is driven by.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) enum Engine {
         nsid: u32,
     },
     /// The kernel's block layer.
-    Uring(Disk),
+    Uring(UringDisk),
     /// SPDK's driver.
     #[cfg(feature = "spdk")]
     Spdk(Arc<crate::spdk::Controller>),

@@ -10,7 +10,7 @@ use super::{TargetInfo, TargetSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Heap;
 use crate::sys::HeldFile;
-use crate::uring::{Disk, DiskInfo};
+use crate::uring::{DiskInfo, UringDisk};
 
 /// Opens it exclusively, with `heap` for its memory.
 pub(crate) fn open(
@@ -18,7 +18,7 @@ pub(crate) fn open(
     path: &Path,
     access: ImageAccess,
     heap: &Heap,
-) -> Result<(Disk, Arc<HeldFile>)> {
+) -> Result<(UringDisk, Arc<HeldFile>)> {
     let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
     let held = if is_device {
         let file = open_device(path, access)?;
@@ -27,7 +27,7 @@ pub(crate) fn open(
         image::open(path, access)
     }?;
     let held = Arc::new(held);
-    let disk = Disk::held(Arc::clone(&held), path, spec.lba_bytes, heap)?;
+    let disk = UringDisk::held(Arc::clone(&held), path, spec.lba_bytes, heap)?;
     Ok((disk, held))
 }
 

@@ -12,10 +12,10 @@ use crate::sys::{DirectAlign, FileId, HeldFile, file_serial, set_direct};
 
 /// A block device or a file, opened for direct I/O, with the heap that its operations use.
 #[derive(Debug)]
-pub struct Disk {
+pub struct UringDisk {
     pub(super) held: Arc<HeldFile>,
     pub(super) info: DiskInfo,
-    pub(super) arenas: Arc<Arenas>,
+    pub(super) arenas: Arc<UringArenas>,
 }
 
 /// Properties of the disk or file.
@@ -42,7 +42,7 @@ pub struct DiskInfo {
     pub firmware: String,
 }
 
-impl Disk {
+impl UringDisk {
     /// Takes over an open file or block device; `path` is what it was opened by. `block_bytes` asks
     /// for larger blocks than it has itself. Memory of `heap` can be used with it from then on.
     ///
@@ -55,10 +55,10 @@ impl Disk {
         Self::held(Arc::new(held), path, block_bytes, heap)
     }
 
-    /// As [`Disk::open`]; writes stop when the file is lost to another process.
+    /// As [`UringDisk::open`]; writes stop when the file is lost to another process.
     ///
     /// # Errors
-    /// As [`Disk::open`].
+    /// As [`UringDisk::open`].
     pub fn held(
         held: Arc<HeldFile>,
         path: &Path,
@@ -119,8 +119,8 @@ impl Disk {
                 "there is not one whole block in it",
             ));
         }
-        let arenas = Arc::new(Arenas::default());
-        heap.attach(Arc::<Arenas>::clone(&arenas))?;
+        let arenas = Arc::new(UringArenas::default());
+        heap.attach(Arc::<UringArenas>::clone(&arenas))?;
         Ok(Self { held, info, arenas })
     }
 
@@ -181,9 +181,9 @@ impl Sysfs {
 
 /// The arenas that operations may name, by device address.
 #[derive(Debug, Default)]
-pub(super) struct Arenas(Mutex<Vec<Arc<Arena>>>);
+pub(super) struct UringArenas(Mutex<Vec<Arc<Arena>>>);
 
-impl Arenas {
+impl UringArenas {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Arena>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -204,7 +204,7 @@ impl Arenas {
     }
 }
 
-impl Mapper for Arenas {
+impl Mapper for UringArenas {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
         self.lock().push(Arc::clone(arena));
         Ok(())

@@ -11,5 +11,5 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
-pub use medium::{Disk, DiskInfo};
+pub use medium::{DiskInfo, UringDisk};
 pub use queue::{RingOptions, RingQueue};

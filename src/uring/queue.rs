@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::medium::Disk;
+use super::medium::UringDisk;
 use crate::block::{
     BlockRange, Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
 };
@@ -45,11 +45,11 @@ pub struct RingQueue {
     block_shift: u32,
     /// The byte of the device where block 0 of a chain lies.
     first_byte: u64,
-    slots: Box<[Slot]>,
+    slots: Box<[UringSlot]>,
     free: u16,
     outstanding: usize,
-    regions: Vec<Region>,
-    arenas: Arc<super::medium::Arenas>,
+    regions: Vec<UringRegion>,
+    arenas: Arc<super::medium::UringArenas>,
     is_device: bool,
     wait: Wait,
     idle: u32,
@@ -69,15 +69,15 @@ pub struct RingQueue {
 
 /// Memory that the ring knows, by its device addresses; the index is the ring's number for it.
 #[derive(Debug, Clone, Copy)]
-struct Region {
+struct UringRegion {
     iova: u64,
     len_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+struct UringSlot {
     token: Token,
-    stage: Stage,
+    stage: UringStage,
     op: Op,
     fua: bool,
     retries: u8,
@@ -90,7 +90,7 @@ struct Slot {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum UringStage {
     Free,
     /// What was asked for.
     Main,
@@ -100,7 +100,7 @@ enum Stage {
     Sync,
 }
 
-impl Disk {
+impl UringDisk {
     /// A queue for one thread.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Disk {
                 .range
                 .first()
                 .saturating_mul(info.block_bytes.into()),
-            slots: (0..depth).map(Slot::free).collect(),
+            slots: (0..depth).map(UringSlot::free).collect(),
             free: 0,
             outstanding: 0,
             regions: Vec::with_capacity(16),
@@ -210,9 +210,9 @@ impl Queue for RingQueue {
             return Err(Refused::Full);
         };
         let next_free = slot.next_free;
-        *slot = Slot {
+        *slot = UringSlot {
             token: chain.token,
-            stage: Stage::Main,
+            stage: UringStage::Main,
             op: chain.op,
             fua: chain.flags.contains(ChainFlags::FUA),
             retries: 0,
@@ -226,7 +226,7 @@ impl Queue for RingQueue {
             pushed: self.pushed + 1,
         };
         if self.ring.push(slot.operation(), u64::from(index)).is_err() {
-            slot.stage = Stage::Free;
+            slot.stage = UringStage::Free;
             slot.next_free = next_free;
             self.leave(writes);
             return Err(Refused::Full);
@@ -355,7 +355,7 @@ impl RingQueue {
             true => 0,
             false => self.pushed - self.ring.untold() as u64,
         };
-        let untold = |slot: &Slot| slot.stage != Stage::Free && slot.pushed > told;
+        let untold = |slot: &UringSlot| slot.stage != UringStage::Free && slot.pushed > told;
         let given_up: Vec<_> = (0_u16..)
             .zip(&self.slots)
             .filter_map(|(at, slot)| untold(slot).then_some(at))
@@ -381,7 +381,7 @@ impl RingQueue {
     #[inline]
     fn free_slot(&mut self, at: u16) -> Option<Token> {
         let slot = self.slots.get_mut(usize::from(at))?;
-        slot.stage = Stage::Free;
+        slot.stage = UringStage::Free;
         slot.next_free = self.free;
         self.free = at;
         let (token, op) = (slot.token, slot.op);
@@ -446,7 +446,7 @@ impl RingQueue {
     #[cold]
     fn know(&mut self, arena: &Arc<crate::mem::Arena>) {
         self.ring.add_memory(arena.pinned());
-        self.regions.push(Region {
+        self.regions.push(UringRegion {
             iova: arena.iova().0,
             len_bytes: arena.len_bytes() as u64,
         });
@@ -492,9 +492,11 @@ impl RingQueue {
     #[cold]
     fn go_on(&mut self, at: u16, result: i32) -> Option<Status> {
         let slot = self.slots.get_mut(usize::from(at))?;
-        let is_transfer = matches!(slot.op, Op::Read | Op::Write) && slot.stage == Stage::Main;
+        let is_transfer = matches!(slot.op, Op::Read | Op::Write) && slot.stage == UringStage::Main;
         match result {
-            0 if !is_transfer && slot.stage != Stage::Sync && slot.fua => slot.stage = Stage::Sync,
+            0 if !is_transfer && slot.stage != UringStage::Sync && slot.fua => {
+                slot.stage = UringStage::Sync
+            }
             0 if !is_transfer => return Some(Status::Success),
             // The kernel stopped in between, as it does at an error: the rest says which.
             n if n > 0 && is_transfer => {
@@ -508,10 +510,10 @@ impl RingQueue {
             }
             n if n == -libc::EOPNOTSUPP
                 && slot.op == Op::WriteZeroes
-                && slot.stage == Stage::Main
+                && slot.stage == UringStage::Main
                 && !self.is_device =>
             {
-                slot.stage = Stage::Fallback;
+                slot.stage = UringStage::Fallback;
             }
             // Only a hint.
             n if n == -libc::EOPNOTSUPP && slot.op == Op::Deallocate => {
@@ -532,7 +534,7 @@ impl RingQueue {
 }
 
 #[inline]
-fn find(regions: &[Region], segment: &Segment) -> Option<RingMemory> {
+fn find(regions: &[UringRegion], segment: &Segment) -> Option<RingMemory> {
     let (at, len_bytes) = (segment.iova().0, segment.len_bytes());
     regions.iter().enumerate().find_map(|(region, known)| {
         let offset = at.checked_sub(known.iova)?;
@@ -545,11 +547,11 @@ fn find(regions: &[Region], segment: &Segment) -> Option<RingMemory> {
     })
 }
 
-impl Slot {
+impl UringSlot {
     fn free(index: u16) -> Self {
         Self {
             token: 0,
-            stage: Stage::Free,
+            stage: UringStage::Free,
             op: Op::Flush,
             fua: false,
             retries: 0,
@@ -569,8 +571,8 @@ impl Slot {
     fn operation(&self) -> RingOp {
         let (offset, len) = (self.offset_bytes, self.len_bytes);
         match (self.stage, self.op) {
-            (Stage::Sync, _) | (_, Op::Flush) => RingOp::Sync,
-            (Stage::Fallback, _) | (_, Op::Deallocate) => RingOp::PunchHole(offset, len),
+            (UringStage::Sync, _) | (_, Op::Flush) => RingOp::Sync,
+            (UringStage::Fallback, _) | (_, Op::Deallocate) => RingOp::PunchHole(offset, len),
             (_, Op::Read) => RingOp::Read(self.memory, offset),
             (_, Op::Write) => RingOp::Write(self.memory, offset, self.fua),
             (_, Op::WriteZeroes) => RingOp::ZeroRange(offset, len),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use super::{Disk, RingOptions, RingQueue};
+use super::{RingOptions, RingQueue, UringDisk};
 use crate::block::{BlockRange, Chain, ChainFlags, Completion, Op, Queue, Refused, Status, Wait};
 use crate::error::ErrorKind;
 use crate::mem::{Heap, HeapConfig, HugePages, Lent, Segment};
@@ -22,11 +22,11 @@ fn heap() -> Heap {
 }
 
 /// A disk of 64 blocks on a file; `None`, said why, where that cannot be.
-fn disk(heap: &Heap) -> Option<(tempfile::NamedTempFile, Disk)> {
+fn disk(heap: &Heap) -> Option<(tempfile::NamedTempFile, UringDisk)> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().write_all(&[1; 64 * BLOCK]).unwrap();
     let both = File::options().read(true).write(true).open(file.path());
-    match Disk::open(both.unwrap(), file.path(), Some(4096), heap) {
+    match UringDisk::open(both.unwrap(), file.path(), Some(4096), heap) {
         Ok(disk) => Some((file, disk)),
         Err(error) => {
             println!("SKIPPED: {error}");
@@ -35,7 +35,7 @@ fn disk(heap: &Heap) -> Option<(tempfile::NamedTempFile, Disk)> {
     }
 }
 
-fn queue(disk: &Disk, depth: usize, read_only: bool) -> Option<RingQueue> {
+fn queue(disk: &UringDisk, depth: usize, read_only: bool) -> Option<RingQueue> {
     let options = RingOptions {
         depth,
         read_only,
@@ -279,7 +279,7 @@ fn without_direct_io_there_is_no_disk() {
         ("/proc/version", ErrorKind::Unsupported),
         ("/dev/null", ErrorKind::Unsupported),
     ] {
-        let error = Disk::open(File::open(path).unwrap(), Path::new(path), None, &heap);
+        let error = UringDisk::open(File::open(path).unwrap(), Path::new(path), None, &heap);
         assert_eq!(error.unwrap_err().kind(), kind, "{path}");
     }
 }
