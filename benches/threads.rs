@@ -22,7 +22,7 @@ use std::time::Instant;
 use xtent::Error;
 use xtent::internals::block::Queue;
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
-use xtent::internals::iomap::direct::{Direct, Ended, Hear, Of, Request, Source, What};
+use xtent::internals::iomap::direct::{Direct, DirectRequest, Ended, Hear, Of, Source, What};
 use xtent::internals::mem::{DmaBuf, Heap, HeapConfig, HugePages};
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
 use xtent::internals::xfs::{FileMap, FileOps, Fs, MetaIo, dir};
@@ -144,7 +144,7 @@ impl Lane {
         for _ in 0..BATCHES {
             while let Some(buf) = self.bufs.pop() {
                 self.at = (self.at + 7) % FILE_BLOCKS;
-                let request = Request {
+                let request = DirectRequest {
                     what: What::Read,
                     source: Some(&self.file),
                     offset: self.at * BLOCK_BYTES as u64,

@@ -25,7 +25,7 @@ use common::image::Image;
 use common::{kernel_is_here, sys};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::internals::iomap::{IterFlags, Kind, Ops as _};
+use xtent::internals::iomap::{IterFlags, MappingKind, Ops as _};
 use xtent::internals::xfs::dir::{DirCursor, lookup};
 use xtent::internals::xfs::format::set_checksum;
 use xtent::internals::xfs::{FileOps, FileType, Fs, FsOptions, Ino, Inode, MetaIo, symlink};
@@ -251,7 +251,7 @@ fn file(
             mapping.flags.bits(),
         )
             .hash(hash);
-        if matches!(mapping.kind, Kind::Mapped | Kind::Unwritten) {
+        if matches!(mapping.kind, MappingKind::Mapped | MappingKind::Unwritten) {
             mapping.addr.hash(hash);
             let end = mapping.addr.checked_add(mapping.length);
             assert!(

@@ -5,7 +5,7 @@
 
 use bitflags::bitflags;
 
-use super::{Iter, IterFlags, Kind, MapFlags, Ops, Span};
+use super::{Iter, IterFlags, MapFlags, MappingKind, Ops, Span};
 use crate::error::Result;
 
 bitflags! {
@@ -89,11 +89,11 @@ pub fn fiemap<O: Ops>(
 fn extent_of(span: &Span<'_>) -> Option<FiemapExtent> {
     let mapping = span.mapping;
     let mut flags = match mapping.kind {
-        Kind::Hole => return None,
-        Kind::Delalloc => FiemapFlags::DELALLOC | FiemapFlags::UNKNOWN,
-        Kind::Mapped => FiemapFlags::empty(),
-        Kind::Unwritten => FiemapFlags::UNWRITTEN,
-        Kind::Inline => FiemapFlags::DATA_INLINE | FiemapFlags::NOT_ALIGNED,
+        MappingKind::Hole => return None,
+        MappingKind::Delalloc => FiemapFlags::DELALLOC | FiemapFlags::UNKNOWN,
+        MappingKind::Mapped => FiemapFlags::empty(),
+        MappingKind::Unwritten => FiemapFlags::UNWRITTEN,
+        MappingKind::Inline => FiemapFlags::DATA_INLINE | FiemapFlags::NOT_ALIGNED,
     };
     if mapping.flags.contains(MapFlags::MERGED) {
         flags |= FiemapFlags::MERGED;
@@ -101,7 +101,7 @@ fn extent_of(span: &Span<'_>) -> Option<FiemapExtent> {
     if mapping.flags.contains(MapFlags::SHARED) {
         flags |= FiemapFlags::SHARED;
     }
-    let has_place = matches!(mapping.kind, Kind::Mapped | Kind::Unwritten);
+    let has_place = matches!(mapping.kind, MappingKind::Mapped | MappingKind::Unwritten);
     Some(FiemapExtent {
         logical_bytes: span.pos,
         physical_bytes: if has_place {
@@ -116,10 +116,10 @@ fn extent_of(span: &Span<'_>) -> Option<FiemapExtent> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Layout;
+    use super::super::testing::TestLayout;
     use super::*;
 
-    fn all(layout: &mut Layout, pos: u64, len: u64) -> Vec<FiemapExtent> {
+    fn all(layout: &mut TestLayout, pos: u64, len: u64) -> Vec<FiemapExtent> {
         let mut extents = Vec::new();
         fiemap(layout, pos, len, 4096, |extent| extents.push(extent)).unwrap();
         extents
@@ -127,12 +127,12 @@ mod tests {
 
     #[test]
     fn flags_follow_kinds_and_the_last_is_marked() {
-        let mut layout = Layout::new(&[
-            (Kind::Mapped, 4096),
-            (Kind::Hole, 4096),
-            (Kind::Unwritten, 8192),
-            (Kind::Mapped, 4096),
-            (Kind::Delalloc, 4096),
+        let mut layout = TestLayout::new(&[
+            (MappingKind::Mapped, 4096),
+            (MappingKind::Hole, 4096),
+            (MappingKind::Unwritten, 8192),
+            (MappingKind::Mapped, 4096),
+            (MappingKind::Delalloc, 4096),
         ]);
         layout.mappings[3].flags = MapFlags::SHARED | MapFlags::MERGED;
         let extents = all(&mut layout, 0, u64::MAX);
@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn a_range_cuts_extents_at_blocks() {
-        let mut layout = Layout::new(&[(Kind::Mapped, 40_960), (Kind::Mapped, 40_960)]);
+        let mut layout =
+            TestLayout::new(&[(MappingKind::Mapped, 40_960), (MappingKind::Mapped, 40_960)]);
         let extents = all(&mut layout, 5000, 1);
         assert_eq!(extents.len(), 1);
         assert_eq!(extents[0].logical_bytes, 4096);

@@ -4,7 +4,7 @@
 //! covers at least the first byte asked for; the body says how much of it was done; [`Ops::end`] hears
 //! that number even when the body came short or failed; no progress ends the loop.
 
-use super::{IterFlags, Kind, Mapping, Ops};
+use super::{IterFlags, Mapping, MappingKind, Ops};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the body of an iteration works on: the part of a mapping that was asked for.
@@ -108,7 +108,7 @@ impl Iter {
         let skipped = self.pos.checked_sub(mapping.offset)?;
         let left = mapping.length.checked_sub(skipped)?;
         mapping.offset.checked_add(mapping.length)?;
-        if matches!(mapping.kind, Kind::Mapped | Kind::Unwritten) {
+        if matches!(mapping.kind, MappingKind::Mapped | MappingKind::Unwritten) {
             mapping.addr.checked_add(mapping.length)?;
         }
         (left > 0).then(|| left.min(self.remaining))
@@ -138,17 +138,17 @@ impl Iter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Layout;
+    use super::super::testing::TestLayout;
     use super::*;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
 
     #[test]
     fn spans_are_clipped_to_mapping_and_range() {
-        let mut layout = Layout::new(&[
-            (Kind::Mapped, 4096),
-            (Kind::Hole, 8192),
-            (Kind::Unwritten, 4096),
+        let mut layout = TestLayout::new(&[
+            (MappingKind::Mapped, 4096),
+            (MappingKind::Hole, 8192),
+            (MappingKind::Unwritten, 4096),
         ]);
         let mut seen = Vec::new();
         let mut iter = Iter::new(1000, 12_000, IterFlags::REPORT);
@@ -160,9 +160,9 @@ mod tests {
             .unwrap();
         assert_eq!(done, 12_000);
         let expected = [
-            (1000, 3096, Kind::Mapped),
-            (4096, 8192, Kind::Hole),
-            (12_288, 712, Kind::Unwritten),
+            (1000, 3096, MappingKind::Mapped),
+            (4096, 8192, MappingKind::Hole),
+            (12_288, 712, MappingKind::Unwritten),
         ];
         assert_eq!(seen, expected);
         assert_eq!(
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_short_body_continues_inside_the_mapping_and_no_progress_ends() {
-        let mut layout = Layout::new(&[(Kind::Mapped, 4096)]);
+        let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096)]);
         let mut calls = 0;
         let mut iter = Iter::new(0, 4096, IterFlags::empty());
         let done = iter
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn end_hears_of_a_failed_body_and_its_own_error_comes_second() {
-        let mut layout = Layout::new(&[(Kind::Mapped, 4096)]);
+        let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096)]);
         layout.end_error = Some(ErrorKind::System);
         let mut iter = Iter::new(0, 4096, IterFlags::WRITE);
         let error = iter
@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn a_body_that_claims_too_much_is_not_believed() {
-        let mut layout = Layout::new(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)]);
+        let mut layout =
+            TestLayout::new(&[(MappingKind::Mapped, 4096), (MappingKind::Mapped, 4096)]);
         let mut iter = Iter::new(0, 8192, IterFlags::empty());
         assert!(iter.step(&mut layout, |_, span| Ok(span.len + 1)).is_err());
         assert_eq!(layout.ends, [(0, 4096, 0)]);
@@ -231,11 +232,11 @@ mod tests {
                 _ => pos.saturating_sub(rng.random_range(0..64)),
             };
             let kinds = [
-                Kind::Hole,
-                Kind::Delalloc,
-                Kind::Mapped,
-                Kind::Unwritten,
-                Kind::Inline,
+                MappingKind::Hole,
+                MappingKind::Delalloc,
+                MappingKind::Mapped,
+                MappingKind::Unwritten,
+                MappingKind::Inline,
             ];
             let mapping = Mapping {
                 addr: near(rng),

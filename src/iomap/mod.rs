@@ -24,7 +24,7 @@ pub use seek::{seek_data, seek_hole};
 
 /// What stands behind a file range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum MappingKind {
     /// Nothing: reads as zeroes.
     Hole,
     /// Space promised in memory, no blocks yet: reads as zeroes unless cached.
@@ -57,14 +57,14 @@ bitflags! {
 /// One mapping: `length` bytes of the file from `offset`, and where they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
-    /// Byte address on the device; meaningful for [`Kind::Mapped`] and [`Kind::Unwritten`] only.
+    /// Byte address on the device; meaningful for [`MappingKind::Mapped`] and [`MappingKind::Unwritten`] only.
     pub addr: u64,
     /// First file byte.
     pub offset: u64,
     /// Length in bytes; may reach beyond what was asked for.
     pub length: u64,
     /// What stands behind it.
-    pub kind: Kind,
+    pub kind: MappingKind,
     /// Properties of the mapping.
     pub flags: MapFlags,
     /// Changes whenever the file's mappings do; a later use of a mapping compares it first.
@@ -130,7 +130,7 @@ pub trait Ops {
         None
     }
 
-    /// The bytes behind a mapping of [`Kind::Inline`], from its first; fewer than its length when the file
+    /// The bytes behind a mapping of [`MappingKind::Inline`], from its first; fewer than its length when the file
     /// ends inside it.
     fn inline_data(&self, mapping: &Mapping) -> &[u8] {
         let _ = mapping;

@@ -3,7 +3,7 @@
 //! As `iomap_seek_hole` and `iomap_seek_data` of Linux. Preallocated space counts as a hole: only a page
 //! cache could hold data over it, and there is none.
 
-use super::{Iter, IterFlags, Kind, Ops};
+use super::{Iter, IterFlags, MappingKind, Ops};
 use crate::error::Result;
 
 /// The first hole at or after `pos` of a file of `size_bytes`; the file's end counts as one. `None` at or
@@ -12,7 +12,7 @@ use crate::error::Result;
 /// # Errors
 /// The filesystem's.
 pub fn seek_hole<O: Ops>(ops: &mut O, pos: u64, size_bytes: u64) -> Result<Option<u64>> {
-    let is_hole = |kind| matches!(kind, Kind::Hole | Kind::Unwritten);
+    let is_hole = |kind| matches!(kind, MappingKind::Hole | MappingKind::Unwritten);
     let found = first(ops, pos, size_bytes, is_hole)?;
     Ok(found.or((pos < size_bytes).then_some(size_bytes)))
 }
@@ -22,7 +22,12 @@ pub fn seek_hole<O: Ops>(ops: &mut O, pos: u64, size_bytes: u64) -> Result<Optio
 /// # Errors
 /// The filesystem's.
 pub fn seek_data<O: Ops>(ops: &mut O, pos: u64, size_bytes: u64) -> Result<Option<u64>> {
-    let is_data = |kind| matches!(kind, Kind::Mapped | Kind::Delalloc | Kind::Inline);
+    let is_data = |kind| {
+        matches!(
+            kind,
+            MappingKind::Mapped | MappingKind::Delalloc | MappingKind::Inline
+        )
+    };
     first(ops, pos, size_bytes, is_data)
 }
 
@@ -30,7 +35,7 @@ fn first<O: Ops>(
     ops: &mut O,
     pos: u64,
     size_bytes: u64,
-    wanted: impl Fn(Kind) -> bool,
+    wanted: impl Fn(MappingKind) -> bool,
 ) -> Result<Option<u64>> {
     let mut found = None;
     let len = size_bytes.saturating_sub(pos);
@@ -46,20 +51,20 @@ fn first<O: Ops>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Layout;
+    use super::super::testing::TestLayout;
     use super::*;
 
     #[test]
     fn holes_and_data_in_turn() {
-        let mut layout = Layout::new(&[
-            (Kind::Mapped, 4096),
-            (Kind::Unwritten, 4096),
-            (Kind::Hole, 4096),
-            (Kind::Mapped, 4096),
+        let mut layout = TestLayout::new(&[
+            (MappingKind::Mapped, 4096),
+            (MappingKind::Unwritten, 4096),
+            (MappingKind::Hole, 4096),
+            (MappingKind::Mapped, 4096),
         ]);
         let size = 16_000;
-        let hole = |pos, layout: &mut Layout| seek_hole(layout, pos, size).unwrap();
-        let data = |pos, layout: &mut Layout| seek_data(layout, pos, size).unwrap();
+        let hole = |pos, layout: &mut TestLayout| seek_hole(layout, pos, size).unwrap();
+        let data = |pos, layout: &mut TestLayout| seek_data(layout, pos, size).unwrap();
         assert_eq!(hole(0, &mut layout), Some(4096));
         assert_eq!(hole(5000, &mut layout), Some(5000));
         assert_eq!(hole(12_288, &mut layout), Some(size));
@@ -74,7 +79,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_has_neither() {
-        let mut layout = Layout::default();
+        let mut layout = TestLayout::default();
         assert_eq!(seek_hole(&mut layout, 0, 0).unwrap(), None);
         assert_eq!(seek_data(&mut layout, 0, 0).unwrap(), None);
         assert_eq!(seek_hole(&mut layout, 0, 1).unwrap(), Some(0));

@@ -1,20 +1,20 @@
 //! A file laid out by hand, for the tests of this layer.
 
-use super::{IterFlags, Kind, MapFlags, Mapping, Ops};
+use super::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Extents one after the other from file byte 0, with a hole behind them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Layout {
+pub(super) struct TestLayout {
     pub(super) mappings: Vec<Mapping>,
     pub(super) ends: Vec<(u64, u64, u64)>,
     pub(super) end_error: Option<ErrorKind>,
     pub(super) inline: Vec<u8>,
 }
 
-impl Layout {
+impl TestLayout {
     /// Device addresses follow the file's, 1 MiB on, one extent after the other with gaps of 64 KiB.
-    pub(super) fn new(extents: &[(Kind, u64)]) -> Self {
+    pub(super) fn new(extents: &[(MappingKind, u64)]) -> Self {
         let mut offset = 0;
         let mut addr = 1 << 20;
         let mut mappings = Vec::new();
@@ -37,14 +37,14 @@ impl Layout {
     }
 }
 
-impl Ops for Layout {
+impl Ops for TestLayout {
     /// For every other file, so that both ways are gone.
     fn whole(&self, pos: u64, len: u64, _: IterFlags) -> Option<u64> {
         let mapping = self
             .mappings
             .iter()
             .find(|m| m.offset <= pos && pos < m.end())?;
-        let plain = mapping.kind == Kind::Mapped && mapping.flags.is_empty();
+        let plain = mapping.kind == MappingKind::Mapped && mapping.flags.is_empty();
         let covered = len <= mapping.end() - pos;
         let taken = self.mappings.len() % 2 == 1;
         (taken && plain && covered && mapping.addr.checked_add(mapping.length).is_some())
@@ -61,7 +61,7 @@ impl Ops for Layout {
             addr: 0,
             offset: tail,
             length: u64::MAX - tail,
-            kind: Kind::Hole,
+            kind: MappingKind::Hole,
             flags: MapFlags::empty(),
             cookie: 0,
         };

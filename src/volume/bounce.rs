@@ -3,7 +3,7 @@
 use super::core::{BOUNCE_BYTES, BOUNCE_COUNT, no_slot};
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Kept, What, check_overwrite};
+use crate::iomap::direct::{OperationToken, What, check_overwrite};
 
 /// What a write does where it covers a block in part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Edges {
 }
 
 /// Pieces of one round.
-type Round = [Option<(Kept, usize)>; BOUNCE_COUNT];
+type Round = [Option<(OperationToken, usize)>; BOUNCE_COUNT];
 
 /// Fills `to` from `offset`, up to the end of the file; returns the bytes read.
 pub(super) fn read(file: &File, io: &mut Io, to: &mut [u8], offset: u64) -> Result<usize> {
@@ -87,7 +87,13 @@ pub(super) fn done_of(result: Result<usize>) -> (usize, Option<Error>) {
 }
 
 /// Starts one piece. Reads take a bounce buffer of their own.
-fn start(file: &File, io: &mut Io, what: What, offset: u64, buf: Option<DmaBuf>) -> Result<Kept> {
+fn start(
+    file: &File,
+    io: &mut Io,
+    what: What,
+    offset: u64,
+    buf: Option<DmaBuf>,
+) -> Result<OperationToken> {
     let buf = match buf {
         Some(buf) => buf,
         None => io.core.bounce()?,

@@ -7,7 +7,9 @@ use super::file::FileShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
-use crate::iomap::direct::{Direct, Ended, EndedKind, Kept, Of, Rejected, Request, What};
+use crate::iomap::direct::{
+    Direct, DirectRequest, Ended, EndedKind, Of, OperationToken, Rejected, What,
+};
 use crate::mem::{DmaBuf, Heap};
 use crate::target::BUFFER_ALIGN_BYTES;
 use crate::target::engine::{EngineOptions, EngineQueue};
@@ -87,7 +89,10 @@ impl IoCore {
 
     /// Runs one operation to its end; other operations go on meanwhile.
     #[inline]
-    pub(super) fn run(&mut self, request: Request<'_, Arc<FileShared>>) -> Result<Ended, Rejected> {
+    pub(super) fn run(
+        &mut self,
+        request: DirectRequest<'_, Arc<FileShared>>,
+    ) -> Result<Ended, Rejected> {
         let kept = self.submit_kept(request)?;
         self.wait(kept).map_err(|error| Rejected {
             // The device may still have it: it is not given back.
@@ -100,8 +105,8 @@ impl IoCore {
     #[inline]
     pub(super) fn submit_kept(
         &mut self,
-        request: Request<'_, Arc<FileShared>>,
-    ) -> Result<Kept, Rejected> {
+        request: DirectRequest<'_, Arc<FileShared>>,
+    ) -> Result<OperationToken, Rejected> {
         self.direct
             .submit_kept(&mut self.queue, request)
             .map_err(|rejected| Rejected {
@@ -112,7 +117,7 @@ impl IoCore {
 
     /// Waits for a kept operation. The engine's deadlines see to it that it ends.
     #[inline]
-    pub(super) fn wait(&mut self, kept: Kept) -> Result<Ended> {
+    pub(super) fn wait(&mut self, kept: OperationToken) -> Result<Ended> {
         let mut idle = 0_u32;
         loop {
             let progress = self.direct.progress(&mut self.queue);
@@ -145,7 +150,7 @@ impl IoCore {
                 self.rest(buf);
                 buf = self.alloc(piece.len())?;
             }
-            let request = Request {
+            let request = DirectRequest {
                 what: What::DeviceRead,
                 source: None,
                 offset: at,

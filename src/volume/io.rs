@@ -11,7 +11,7 @@ use super::mounted::VolumeShared;
 use super::{CacheStats, DmaBuf, File, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Ended, Hear, Of, Rejected, Request, What};
+use crate::iomap::direct::{DirectRequest, Ended, Hear, Of, Rejected, What};
 
 /// One thread's handle to a volume. Not shared: every thread takes its own from
 /// [`super::Volume::io`]. It may move to another thread.
@@ -220,8 +220,8 @@ impl Io {
         offset: u64,
         buf: DmaBuf,
         user_data: u64,
-    ) -> Request<'a, Arc<FileShared>> {
-        Request {
+    ) -> DirectRequest<'a, Arc<FileShared>> {
+        DirectRequest {
             what,
             source: Some(&file.shared),
             offset,

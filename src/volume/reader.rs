@@ -8,7 +8,7 @@ use super::core::{BOUNCE_BYTES, BOUNCE_COUNT};
 use super::whole::target_of;
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Kept, What};
+use crate::iomap::direct::{OperationToken, What};
 
 /// Reads a file from front to back with several large reads in flight, by [`File::reader`].
 ///
@@ -21,7 +21,7 @@ pub struct FileReader<'io> {
     /// The piece that has the position, and its first byte.
     front: Option<Piece>,
     /// Pieces in flight, one after the other.
-    ahead: VecDeque<(u64, Kept)>,
+    ahead: VecDeque<(u64, OperationToken)>,
     /// First byte of the next piece.
     next: u64,
 }

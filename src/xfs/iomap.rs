@@ -11,7 +11,7 @@ use super::fs::Fs;
 use super::geometry::Geometry;
 use super::inode::{Fork, Inode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
+use crate::iomap::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
 
 /// A run of a file's bytes that lie side by side on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) struct Run {
     pub(super) end: u64,
     /// Byte address on the device.
     pub(super) addr: u64,
-    pub(super) kind: Kind,
+    pub(super) kind: MappingKind,
     pub(super) flags: MapFlags,
 }
 
@@ -53,7 +53,7 @@ impl Fs {
                 offset: 0,
                 end: content.len() as u64,
                 addr: 0,
-                kind: Kind::Inline,
+                kind: MappingKind::Inline,
                 flags: MapFlags::empty(),
             };
             Box::from([run])
@@ -67,9 +67,9 @@ impl Fs {
                     end: geometry.bytes(extent.end_blocks()),
                     addr: geometry.block_addr(extent.start_block),
                     kind: if extent.unwritten {
-                        Kind::Unwritten
+                        MappingKind::Unwritten
                     } else {
-                        Kind::Mapped
+                        MappingKind::Mapped
                     },
                     flags: MapFlags::empty(),
                 })
@@ -194,7 +194,7 @@ fn search(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
         addr: 0,
         offset,
         length: end.saturating_sub(offset),
-        kind: Kind::Hole,
+        kind: MappingKind::Hole,
         flags: MapFlags::empty(),
         cookie: 0,
     }
@@ -239,7 +239,7 @@ impl Ops for FileOps<'_> {
             first if pos < first.end => first,
             _ => runs.get(runs.partition_point(|run| run.end <= pos))?,
         };
-        let plain = run.kind == Kind::Mapped && run.flags.is_empty();
+        let plain = run.kind == MappingKind::Mapped && run.flags.is_empty();
         let covered = run.offset <= pos && run.end.checked_sub(pos)? >= len;
         (plain && covered).then(|| run.addr + (pos - run.offset))
     }
@@ -262,7 +262,7 @@ impl Ops for FileOps<'_> {
             return self.report(pos, len, flags);
         }
         let mapping = find(self.map.cut_runs()?, pos, &mut self.hint);
-        let plain = mapping.kind == Kind::Mapped && mapping.flags.is_empty();
+        let plain = mapping.kind == MappingKind::Mapped && mapping.flags.is_empty();
         let inside = pos
             .checked_add(len)
             .is_some_and(|end| end <= self.map.size_bytes);
@@ -292,7 +292,7 @@ impl FileOps<'_> {
         let found = find(self.map.cut_runs()?, pos, &mut self.hint);
         Ok((found, None)).map(|(mut mapping, source)| {
             let into = pos.saturating_sub(mapping.offset).min(mapping.length);
-            if mapping.kind != Kind::Hole && mapping.kind != Kind::Inline {
+            if mapping.kind != MappingKind::Hole && mapping.kind != MappingKind::Inline {
                 mapping.addr = mapping.addr.saturating_add(into);
             }
             mapping.offset = mapping.offset.saturating_add(into);
@@ -318,14 +318,14 @@ impl FileOps<'_> {
                 pos,
                 "is in blocks shared with another file: it needs copy-on-write".to_owned(),
             )
-        } else if mapping.kind == Kind::Hole {
+        } else if mapping.kind == MappingKind::Hole {
             (pos, "is in a hole: it needs allocation".to_owned())
-        } else if mapping.kind == Kind::Unwritten {
+        } else if mapping.kind == MappingKind::Unwritten {
             (
                 pos,
                 "is preallocated but was never written: it needs conversion".to_owned(),
             )
-        } else if mapping.kind == Kind::Inline {
+        } else if mapping.kind == MappingKind::Inline {
             (pos, "is inside the inode: it needs the journal".to_owned())
         } else {
             (
@@ -349,7 +349,7 @@ mod tests {
 
     const BLOCK: u64 = 4096;
 
-    fn run(offset: u64, blocks: u64, addr: u64, kind: Kind, flags: MapFlags) -> Run {
+    fn run(offset: u64, blocks: u64, addr: u64, kind: MappingKind, flags: MapFlags) -> Run {
         Run {
             offset: offset * BLOCK,
             end: (offset + blocks) * BLOCK,
@@ -364,15 +364,15 @@ mod tests {
     fn map() -> FileMap {
         let plain = MapFlags::empty();
         let whole = [
-            run(0, 4, 100, Kind::Mapped, plain),
-            run(6, 2, 200, Kind::Unwritten, plain),
-            run(8, 3, 300, Kind::Mapped, plain),
+            run(0, 4, 100, MappingKind::Mapped, plain),
+            run(6, 2, 200, MappingKind::Unwritten, plain),
+            run(8, 3, 300, MappingKind::Mapped, plain),
         ];
         let cut = [
             whole[0],
             whole[1],
-            run(8, 1, 300, Kind::Mapped, plain),
-            run(9, 2, 301, Kind::Mapped, MapFlags::SHARED),
+            run(8, 1, 300, MappingKind::Mapped, plain),
+            run(9, 2, 301, MappingKind::Mapped, MapFlags::SHARED),
         ];
         FileMap {
             size_bytes: 10 * BLOCK + BLOCK / 2,
@@ -386,11 +386,11 @@ mod tests {
     fn every_position_from_every_hint() {
         let map = map();
         let expected = |block: u64| match block {
-            0..4 => (Kind::Mapped, 0, 4, 100),
-            4..6 => (Kind::Hole, 4, 2, 0),
-            6..8 => (Kind::Unwritten, 6, 2, 200),
-            8..11 => (Kind::Mapped, 8, 3, 300),
-            _ => (Kind::Hole, 11, 0, 0),
+            0..4 => (MappingKind::Mapped, 0, 4, 100),
+            4..6 => (MappingKind::Hole, 4, 2, 0),
+            6..8 => (MappingKind::Unwritten, 6, 2, 200),
+            8..11 => (MappingKind::Mapped, 8, 3, 300),
+            _ => (MappingKind::Hole, 11, 0, 0),
         };
         for hint in 0..5 {
             for block in 0..13 {
@@ -400,7 +400,7 @@ mod tests {
                 let (kind, offset, blocks, addr) = expected(block);
                 assert_eq!((found.kind, found.offset), (kind, offset * BLOCK));
                 assert!(found.end() > pos && source.is_none());
-                if kind != Kind::Hole {
+                if kind != MappingKind::Hole {
                     assert_eq!((found.length, found.addr), (blocks * BLOCK, addr * BLOCK));
                 }
                 // The hint that is left gives the same answer.
@@ -417,7 +417,10 @@ mod tests {
         let write = |block: u64| FileOps::new(&map).begin(block * BLOCK, BLOCK, flags);
         for block in [0, 3, 8] {
             let (found, _) = write(block).unwrap();
-            assert_eq!((found.kind, found.flags), (Kind::Mapped, MapFlags::empty()));
+            assert_eq!(
+                (found.kind, found.flags),
+                (MappingKind::Mapped, MapFlags::empty())
+            );
         }
         for (block, why) in [
             (4, "hole"),
@@ -440,7 +443,7 @@ mod tests {
         let (hole, _) = FileOps::new(&map)
             .begin(last, 4096, IterFlags::REPORT)
             .unwrap();
-        assert_eq!((hole.kind, hole.end()), (Kind::Hole, 1 << 63));
+        assert_eq!((hole.kind, hole.end()), (MappingKind::Hole, 1 << 63));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::fs::Fs;
 use super::iomap::{FileMap, Run};
 use super::{MetaIo, corrupt};
 use crate::error::Result;
-use crate::iomap::{Kind, MapFlags};
+use crate::iomap::{MapFlags, MappingKind};
 
 /// A range of the device in bytes.
 type Bytes = Range<u64>;
@@ -67,7 +67,7 @@ impl Fs {
 fn on_device(runs: &[Run]) -> (Vec<Bytes>, Vec<Bytes>) {
     let mut all: Vec<Bytes> = runs
         .iter()
-        .filter(|run| matches!(run.kind, Kind::Mapped | Kind::Unwritten))
+        .filter(|run| matches!(run.kind, MappingKind::Mapped | MappingKind::Unwritten))
         .map(|run| run.addr..run.addr + (run.end - run.offset))
         .collect();
     all.sort_unstable_by_key(|range| range.start);
@@ -102,7 +102,7 @@ fn covers(sorted: &[Bytes], range: &Bytes) -> bool {
 
 /// Appends the pieces of a run, those in shared blocks marked. Unwritten blocks are never shared.
 fn cut_run(run: Run, shared: &[Bytes], cut: &mut Vec<Run>) {
-    if run.kind != Kind::Mapped {
+    if run.kind != MappingKind::Mapped {
         cut.push(run);
         return;
     }
@@ -139,7 +139,7 @@ mod tests {
             offset: offset * 4096,
             end: (offset + blocks) * 4096,
             addr: addr * 4096,
-            kind: Kind::Mapped,
+            kind: MappingKind::Mapped,
             flags: MapFlags::empty(),
         }
     }

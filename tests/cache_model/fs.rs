@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use xtent::internals::iomap::buffered::CachedOps;
-use xtent::internals::iomap::{IterFlags, Kind, MapFlags, Mapping, Ops};
+use xtent::internals::iomap::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
 use xtent::{Error, ErrorKind, Result};
 
 /// One block of a file.
@@ -262,18 +262,19 @@ impl FileOps {
         let inode = &state.now.inodes[self.ino];
         let first = pos / bytes;
         let describe = |block: u64| match inode.blocks.get(&block) {
-            _ if block == 0 && inode.inline.is_some() => (Kind::Inline, 0, false),
-            None => (Kind::Hole, 0, false),
-            Some(Block::Delalloc) => (Kind::Delalloc, 0, false),
-            Some(Block::Unwritten(at)) => (Kind::Unwritten, *at, false),
-            Some(Block::Written(at)) => (Kind::Mapped, *at, state.now.is_shared(*at)),
-            Some(Block::Copying(at, _)) => (Kind::Mapped, *at, true),
+            _ if block == 0 && inode.inline.is_some() => (MappingKind::Inline, 0, false),
+            None => (MappingKind::Hole, 0, false),
+            Some(Block::Delalloc) => (MappingKind::Delalloc, 0, false),
+            Some(Block::Unwritten(at)) => (MappingKind::Unwritten, *at, false),
+            Some(Block::Written(at)) => (MappingKind::Mapped, *at, state.now.is_shared(*at)),
+            Some(Block::Copying(at, _)) => (MappingKind::Mapped, *at, true),
         };
         let (kind, at, shared) = describe(first);
         let mut len = 1;
-        while kind != Kind::Inline && len < most {
+        while kind != MappingKind::Inline && len < most {
             let (next, next_at, next_shared) = describe(first + len);
-            let follows = !matches!(kind, Kind::Mapped | Kind::Unwritten) || next_at == at + len;
+            let follows = !matches!(kind, MappingKind::Mapped | MappingKind::Unwritten)
+                || next_at == at + len;
             if next != kind || next_shared != shared || !follows {
                 break;
             }
@@ -302,7 +303,7 @@ impl FileOps {
         let found = self.mapping(state, pos, blocks);
         let (first, count) = (pos / bytes, found.length / bytes);
         match found.kind {
-            Kind::Hole => {
+            MappingKind::Hole => {
                 if state.free.len() < 64 {
                     state.collect_all();
                 }
@@ -323,23 +324,23 @@ impl FileOps {
                     made.flags |= MapFlags::NEW;
                     // A new extent may be reported as mapped instead of unwritten.
                     if state.rng.random_bool(0.5) {
-                        made.kind = Kind::Mapped;
+                        made.kind = MappingKind::Mapped;
                     }
                 }
                 Ok((made, None))
             }
-            Kind::Inline => {
+            MappingKind::Inline => {
                 let inode = &mut state.now.inodes[self.ino];
                 inode.blocks.entry(0).or_insert(Block::Delalloc);
                 Ok((
                     Mapping {
-                        kind: Kind::Delalloc,
+                        kind: MappingKind::Delalloc,
                         ..found
                     },
                     Some(found),
                 ))
             }
-            Kind::Mapped if found.flags.contains(MapFlags::SHARED) => {
+            MappingKind::Mapped if found.flags.contains(MapFlags::SHARED) => {
                 let inode = &mut state.now.inodes[self.ino];
                 for block in first..first + count {
                     if let Some(what) = inode.blocks.get_mut(&block)
@@ -349,7 +350,7 @@ impl FileOps {
                     }
                 }
                 let new = Mapping {
-                    kind: Kind::Delalloc,
+                    kind: MappingKind::Delalloc,
                     ..found
                 };
                 Ok((new, Some(found)))
@@ -435,9 +436,9 @@ impl CachedOps for FileOps {
         if copied || inode.inline.is_some() {
             // One block: with its new place.
             let at = match inode.blocks.get(&first) {
-                Some(Block::Copying(_, Some(to))) => (*to, Kind::Mapped),
-                Some(Block::Unwritten(at)) => (*at, Kind::Unwritten),
-                Some(Block::Written(at)) => (*at, Kind::Mapped),
+                Some(Block::Copying(_, Some(to))) => (*to, MappingKind::Mapped),
+                Some(Block::Unwritten(at)) => (*at, MappingKind::Unwritten),
+                Some(Block::Written(at)) => (*at, MappingKind::Mapped),
                 _ => return Err(Error::new(ErrorKind::Corrupt, "nothing was allocated")),
             };
             return Ok(Mapping {

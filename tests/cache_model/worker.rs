@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use xtent::internals::block::{Op, Status};
 use xtent::internals::cache::{ErrorCursor, FileCache};
-use xtent::internals::iomap::buffered::{Advice, Buffered, ReadAhead};
+use xtent::internals::iomap::buffered::{Buffered, ReadAdvice, ReadAhead};
 use xtent::internals::mem::Lent;
 use xtent::internals::mem::pages::Which;
 use xtent::internals::nvme::QueuePair;
@@ -239,7 +239,11 @@ impl<'a> Worker<'a> {
 
     fn read(&mut self) {
         if self.rng.random_bool(0.05) {
-            let advice = [Advice::Normal, Advice::Sequential, Advice::Random];
+            let advice = [
+                ReadAdvice::Normal,
+                ReadAdvice::Sequential,
+                ReadAdvice::Random,
+            ];
             self.ahead = ReadAhead::new(advice[self.rng.random_range(0..3)]);
         }
         let (pos, len) = (self.position(), self.length());

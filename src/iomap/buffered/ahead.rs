@@ -12,7 +12,7 @@ const MOST_PAGES: u32 = 256;
 
 /// What a program says of its reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Advice {
+pub enum ReadAdvice {
     /// Nothing: sequential reads are noticed.
     #[default]
     Normal,
@@ -25,7 +25,7 @@ pub enum Advice {
 /// How one reader goes through a file.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadAhead {
-    advice: Advice,
+    advice: ReadAdvice,
     /// Where the last read ended.
     prev_end: u64,
     window: u32,
@@ -37,7 +37,7 @@ pub struct ReadAhead {
 
 impl Default for ReadAhead {
     fn default() -> Self {
-        Self::new(Advice::Normal)
+        Self::new(ReadAdvice::Normal)
     }
 }
 
@@ -53,7 +53,7 @@ pub(super) struct InFlight {
 
 impl ReadAhead {
     /// A reader at the beginning.
-    pub fn new(advice: Advice) -> Self {
+    pub fn new(advice: ReadAdvice) -> Self {
         Self {
             advice,
             prev_end: 0,
@@ -75,10 +75,10 @@ impl ReadAhead {
         let page_bytes = PAGE_BYTES as u64;
         let near = pos == self.prev_end || pos / page_bytes == self.prev_end / page_bytes;
         self.window = match self.advice {
-            Advice::Random => 0,
-            Advice::Sequential => MOST_PAGES,
-            Advice::Normal if near => (self.window * 2).clamp(FIRST_PAGES, MOST_PAGES),
-            Advice::Normal => 0,
+            ReadAdvice::Random => 0,
+            ReadAdvice::Sequential => MOST_PAGES,
+            ReadAdvice::Normal if near => (self.window * 2).clamp(FIRST_PAGES, MOST_PAGES),
+            ReadAdvice::Normal => 0,
         };
         if self.window == 0 {
             self.trigger = u64::MAX;
@@ -120,10 +120,10 @@ mod tests {
         assert_eq!(ahead.advance(), (25, 32));
         assert_eq!(ahead.miss(4096 * 1000, 1000, 1), 0);
         assert!(!ahead.hit(4096 * 1000, 4096));
-        let mut random = ReadAhead::new(Advice::Random);
+        let mut random = ReadAhead::new(ReadAdvice::Random);
         assert_eq!(random.miss(0, 0, 4), 0);
         assert_eq!(
-            ReadAhead::new(Advice::Sequential).miss(4096, 1, 4),
+            ReadAhead::new(ReadAdvice::Sequential).miss(4096, 1, 4),
             MOST_PAGES
         );
     }

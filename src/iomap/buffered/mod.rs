@@ -27,9 +27,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::{Mapping, Ops};
 use ahead::InFlight;
-use ring::Ring;
+use ring::ChainRing;
 
-pub use ahead::{Advice, ReadAhead};
+pub use ahead::{ReadAdvice, ReadAhead};
 pub(crate) use direct::{drop_clean, drop_stale};
 
 /// What a filesystem adds to [`Ops`] for files that are cached.
@@ -75,7 +75,7 @@ pub struct Written {
 /// One thread's buffered operations over one [`Queue`].
 #[derive(Debug)]
 pub struct Buffered<Q> {
-    ring: Ring<Q>,
+    ring: ChainRing<Q>,
     cache: Cache,
     tally: Tally,
     in_flight: Vec<InFlight>,
@@ -96,7 +96,7 @@ impl<Q: Queue> Buffered<Q> {
     /// Over a queue that is used for nothing else. The queue's device must reach the cache's memory.
     pub fn new(queue: Q, cache: &Cache) -> Self {
         Self {
-            ring: Ring::new(queue),
+            ring: ChainRing::new(queue),
             cache: cache.clone(),
             tally: Tally::default(),
             in_flight: Vec::new(),

@@ -7,7 +7,7 @@ use crate::units::Lba;
 
 /// A queue and its chains in flight.
 #[derive(Debug)]
-pub(super) struct Ring<Q> {
+pub(super) struct ChainRing<Q> {
     queue: Q,
     tasks: Tasks,
 }
@@ -52,7 +52,7 @@ impl Tasks {
     }
 }
 
-impl<Q: Queue> Ring<Q> {
+impl<Q: Queue> ChainRing<Q> {
     pub(super) fn new(queue: Q) -> Self {
         Self {
             queue,

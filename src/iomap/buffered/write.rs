@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::super::{Iter, IterFlags, Kind, MapFlags, Mapping, Ops, Span};
+use super::super::{Iter, IterFlags, MapFlags, Mapping, MappingKind, Ops, Span};
 use super::read::{offset_in, outside};
-use super::ring::{Ring, TaskId};
+use super::ring::{ChainRing, TaskId};
 use super::{Buffered, CachedOps, PATIENCE, STARVED, Written, in_the_way, no_memory};
 use crate::block::{Op, Queue};
 use crate::cache::{
@@ -119,7 +119,8 @@ impl<Q: Queue> Buffered<Q> {
                 let len = span.len.min(PAGE - span.pos % PAGE);
                 let cached = file.state_of(span.pos, offset_in(len, 0)) != PageState::Absent;
                 // What only the cache has, over blocks that read as zeroes, must be zeroed too.
-                if cached || matches!(span.mapping.kind, Kind::Mapped | Kind::Inline) {
+                if cached || matches!(span.mapping.kind, MappingKind::Mapped | MappingKind::Inline)
+                {
                     plain = len;
                     return Ok(0);
                 }
@@ -348,7 +349,7 @@ fn is_backed(span: &Span<'_>, pos: u64) -> bool {
     let mapping = span.mapping;
     let start = pos - pos % PAGE;
     let special = MapFlags::SHARED.union(MapFlags::NEW);
-    mapping.kind == Kind::Mapped
+    mapping.kind == MappingKind::Mapped
         && !mapping.flags.intersects(special)
         && span.source.is_none()
         && mapping.offset <= start
@@ -424,7 +425,7 @@ pub(super) fn runs(granules: u8) -> impl Iterator<Item = Range<usize>> {
     reason = "a step of a loop, in three loops"
 )]
 pub(super) fn bring<O: Ops, Q: Queue>(
-    ring: &mut Ring<Q>,
+    ring: &mut ChainRing<Q>,
     task: TaskId,
     ops: &O,
     mapping: &Mapping,
@@ -437,12 +438,12 @@ pub(super) fn bring<O: Ops, Q: Queue>(
     let bytes = offset_in(len, 0);
     let fresh = mapping.flags.contains(MapFlags::NEW);
     match mapping.kind {
-        Kind::Inline => {
+        MappingKind::Inline => {
             let skip = offset_in(pos, mapping.offset);
             let data = ops.inline_data(mapping).get(skip..).unwrap_or_default();
             room.put(from, bytes, &data[..data.len().min(bytes)]);
         }
-        Kind::Mapped if !fresh => {
+        MappingKind::Mapped if !fresh => {
             let block = u64::from(ring.limits().block_bytes);
             let whole = offset_in(len.next_multiple_of(block), 0);
             let segment = room.segment(from..from.saturating_add(whole));
@@ -457,7 +458,7 @@ pub(super) fn bring<O: Ops, Q: Queue>(
 /// The blocks of a page that a write covers in part, from where the mapping that it writes to says.
 #[expect(clippy::too_many_arguments, reason = "a step of two operations")]
 fn read_needed<O: CachedOps, Q: Queue>(
-    ring: &mut Ring<Q>,
+    ring: &mut ChainRing<Q>,
     task: TaskId,
     file: &FileCache,
     ops: &O,
@@ -480,7 +481,7 @@ fn read_needed<O: CachedOps, Q: Queue>(
             continue;
         }
         // A mapping has whole blocks, so all of them, but for data inside of an inode, which ends with the file.
-        let inline = mapping.kind == Kind::Inline;
+        let inline = mapping.kind == MappingKind::Inline;
         if first < mapping.offset || (end > mapping.end() && !inline) {
             return Err(outside());
         }

@@ -9,9 +9,9 @@
 
 use std::ops::Range;
 
-use super::super::{Kind, Mapping};
+use super::super::{Mapping, MappingKind};
 use super::read::{offset_in, outside};
-use super::ring::{Ring, TaskId};
+use super::ring::{ChainRing, TaskId};
 use super::write::runs;
 use super::{Buffered, CachedOps, stuck};
 use crate::block::{Op, Queue};
@@ -264,7 +264,7 @@ fn map<O: CachedOps>(ops: &mut O, last: Option<Mapping>, pos: u64, len: u64) -> 
     }
     let mapping = ops.map_writeback(pos, len)?;
     let covers = mapping.offset <= pos && pos < mapping.end();
-    if !covers || !matches!(mapping.kind, Kind::Mapped | Kind::Unwritten) {
+    if !covers || !matches!(mapping.kind, MappingKind::Mapped | MappingKind::Unwritten) {
         return Err(Error::new(
             ErrorKind::Corrupt,
             "the filesystem gave no blocks to dirty bytes",
@@ -308,7 +308,7 @@ impl Ioend {
         }
     }
 
-    fn submit<Q: Queue>(&mut self, ring: &mut Ring<Q>) {
+    fn submit<Q: Queue>(&mut self, ring: &mut ChainRing<Q>) {
         if self.task.is_some() || self.failed.is_some() {
             return;
         }

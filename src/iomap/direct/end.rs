@@ -1,7 +1,7 @@
 //! The end of operations: chains that end, and who hears of the operations that end with them.
 
-use super::slot::{Ended, Hear, Kind as SlotKind, Of, Slot, Source, Stage};
-use super::{Direct, Kept, SLOT_BITS};
+use super::slot::{DirectSlot, DirectStage, Ended, Hear, Of, OperationKind as SlotKind, Source};
+use super::{Direct, OperationToken, SLOT_BITS};
 use crate::block::{Completion, Token};
 
 impl<S: Source> Direct<S> {
@@ -10,7 +10,7 @@ impl<S: Source> Direct<S> {
     pub(super) fn ended_by(&mut self, completion: Completion) -> Option<(Ended, u32)> {
         let index = index_of(completion.token);
         let slot = self.slots.get_mut(usize::from(index))?;
-        if slot.stage != Stage::Simple || !completion.status.is_success() {
+        if slot.stage != DirectStage::Simple || !completion.status.is_success() {
             let index = self.completed(completion)?;
             return Some(self.hand_over(index));
         }
@@ -28,7 +28,7 @@ impl<S: Source> Direct<S> {
     pub(super) fn completed(&mut self, completion: Completion) -> Option<u16> {
         let index = index_of(completion.token);
         let slot = self.slots.get_mut(usize::from(index))?;
-        if slot.stage == Stage::Simple {
+        if slot.stage == DirectStage::Simple {
             slot.unfold(slot.report);
         }
         // An engine hands each chain over once; one that does not must not end another operation.
@@ -39,7 +39,7 @@ impl<S: Source> Direct<S> {
         if !completion.status.is_success() {
             slot.fail_chain(completion, self.grid.block_shift);
         }
-        if slot.in_flight > 0 || slot.stage != Stage::Submitted {
+        if slot.in_flight > 0 || slot.stage != DirectStage::Submitted {
             return None;
         }
         self.settle(index)
@@ -53,7 +53,7 @@ impl<S: Source> Direct<S> {
             self.waiting.push_back(index);
             return None;
         }
-        slot.stage = Stage::Ended;
+        slot.stage = DirectStage::Ended;
         if slot.kind == SlotKind::Read && slot.end - slot.start > slot.report {
             slot.zero_tail();
         }
@@ -78,9 +78,13 @@ impl<S: Source> Direct<S> {
 
     /// The operation, when it has ended. `look` sees it with its file.
     #[inline]
-    pub fn take(&mut self, kept: Kept, look: impl FnOnce(&Ended, &Of<'_, S>)) -> Option<Ended> {
+    pub fn take(
+        &mut self,
+        kept: OperationToken,
+        look: impl FnOnce(&Ended, &Of<'_, S>),
+    ) -> Option<Ended> {
         let slot = self.slots.get(usize::from(kept.0))?;
-        if slot.stage != Stage::Ended || !slot.kept {
+        if slot.stage != DirectStage::Ended || !slot.kept {
             return None;
         }
         let (ended, source) = self.hand_over(kept.0);
@@ -91,7 +95,7 @@ impl<S: Source> Direct<S> {
     /// Whether a kept operation has not ended yet.
     #[cold]
     pub fn has_unfinished_kept(&self) -> bool {
-        let unfinished = |slot: &Slot| slot.kept && slot.is_unfinished();
+        let unfinished = |slot: &DirectSlot| slot.kept && slot.is_unfinished();
         self.slots.iter().any(unfinished)
     }
 
@@ -100,7 +104,7 @@ impl<S: Source> Direct<S> {
     pub fn take_all_kept(&mut self, mut done: impl FnMut(Ended, Of<'_, S>)) {
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
-            if slot.kept && slot.stage == Stage::Ended {
+            if slot.kept && slot.stage == DirectStage::Ended {
                 let (ended, source) = self.hand_over(u16::try_from(index).unwrap_or(u16::MAX));
                 done(ended, self.of(source));
             }
@@ -116,7 +120,7 @@ impl<S: Source> Direct<S> {
         self.waiting.clear();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            if slot.stage == Stage::Free {
+            if slot.stage == DirectStage::Free {
                 continue;
             }
             if slot.is_unfinished() {

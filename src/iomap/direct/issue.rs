@@ -1,7 +1,7 @@
 //! Submitting an operation: mapping by mapping, as far as the queue takes it.
 
-use super::super::{Iter, IterFlags, Kind, MapFlags, Ops, Span};
-use super::slot::{Kind as SlotKind, Slot, Source};
+use super::super::{Iter, IterFlags, MapFlags, MappingKind, Ops, Span};
+use super::slot::{DirectSlot, OperationKind as SlotKind, Source};
 use super::{FLUSH_BLOCK, Issued, MAX_CHAIN_BYTES, SLOT_BITS, internal};
 use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +43,7 @@ pub(super) fn token(index: u16, block: u64) -> Token {
 /// looked at as a whole before anything of it is submitted; inside one mapping that is the same look.
 #[inline(never)]
 pub(super) fn file<S: Source, Q: Queue>(
-    slot: &mut Slot,
+    slot: &mut DirectSlot,
     source: Option<&S>,
     queue: &mut Q,
     (index, shift): (u16, u32),
@@ -85,7 +85,7 @@ pub(super) fn file<S: Source, Q: Queue>(
                     check_overwrite(source, span.pos + span.len, left - span.len)?;
                 }
                 unchecked = false;
-            } else if span.mapping.kind != Kind::Mapped {
+            } else if span.mapping.kind != MappingKind::Mapped {
                 fill(ops, lent, from, &span)?;
                 return Ok(span.len);
             }
@@ -155,8 +155,8 @@ fn fill<O: Ops>(ops: &mut O, lent: &mut Lent, from: u64, span: &Span<'_>) -> Res
     let len = usize::try_from(span.len).unwrap_or(usize::MAX);
     let range = start..start.saturating_add(len);
     match span.mapping.kind {
-        Kind::Hole | Kind::Unwritten | Kind::Mapped => lent.zero(range),
-        Kind::Inline => {
+        MappingKind::Hole | MappingKind::Unwritten | MappingKind::Mapped => lent.zero(range),
+        MappingKind::Inline => {
             let data = ops.inline_data(span.mapping);
             let skip = usize::try_from(span.pos - span.mapping.offset).unwrap_or(usize::MAX);
             let bytes = data.get(skip..).unwrap_or_default();
@@ -165,7 +165,7 @@ fn fill<O: Ops>(ops: &mut O, lent: &mut Lent, from: u64, span: &Span<'_>) -> Res
             lent.zero(range);
             lent.fill(start, bytes);
         }
-        Kind::Delalloc => {
+        MappingKind::Delalloc => {
             return Err(Error::new(
                 ErrorKind::Io,
                 "direct I/O met space that is promised but not allocated",
@@ -179,7 +179,10 @@ fn fill<O: Ops>(ops: &mut O, lent: &mut Lent, from: u64, span: &Span<'_>) -> Res
 fn overwritable(span: &Span<'_>) -> Result<()> {
     let mapping = span.mapping;
     let special = MapFlags::SHARED.union(MapFlags::NEW);
-    if mapping.kind == Kind::Mapped && !mapping.flags.intersects(special) && span.source.is_none() {
+    if mapping.kind == MappingKind::Mapped
+        && !mapping.flags.intersects(special)
+        && span.source.is_none()
+    {
         return Ok(());
     }
     Err(not_overwrite(span))
@@ -188,17 +191,17 @@ fn overwritable(span: &Span<'_>) -> Result<()> {
 #[cold]
 fn not_overwrite(span: &Span<'_>) -> Error {
     let (kind, what) = match span.mapping.kind {
-        Kind::Hole => (ErrorKind::NotOverwrite, "a hole: it needs allocation"),
-        Kind::Unwritten => (
+        MappingKind::Hole => (ErrorKind::NotOverwrite, "a hole: it needs allocation"),
+        MappingKind::Unwritten => (
             ErrorKind::NotOverwrite,
             "preallocated space: it needs conversion",
         ),
-        Kind::Inline => (
+        MappingKind::Inline => (
             ErrorKind::NotOverwrite,
             "data inside the inode: it needs the log",
         ),
-        Kind::Delalloc => (ErrorKind::Io, "space that is promised but not allocated"),
-        Kind::Mapped => (
+        MappingKind::Delalloc => (ErrorKind::Io, "space that is promised but not allocated"),
+        MappingKind::Mapped => (
             ErrorKind::NotOverwrite,
             "shared blocks: it needs copy-on-write",
         ),
@@ -234,7 +237,7 @@ fn split_block(addr: u64, len: u64) -> Error {
 
 /// A read of the device itself.
 pub(super) fn device<Q: Queue>(
-    slot: &mut Slot,
+    slot: &mut DirectSlot,
     queue: &mut Q,
     index: u16,
     shift: u32,
@@ -256,7 +259,7 @@ pub(super) fn device<Q: Queue>(
 }
 
 /// A flush. One that follows a durable write is sent only where there is a write cache, now that the write has ended.
-pub(super) fn flush<Q: Queue>(slot: &mut Slot, queue: &mut Q, index: u16) -> Result<Issued> {
+pub(super) fn flush<Q: Queue>(slot: &mut DirectSlot, queue: &mut Q, index: u16) -> Result<Issued> {
     if slot.flush_after && !queue.limits().volatile_write_cache {
         return Ok(Issued::All);
     }

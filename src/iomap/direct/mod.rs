@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use simple::Grid;
-use slot::{Kind as SlotKind, Slot, Stage};
+use slot::{DirectSlot, DirectStage, OperationKind as SlotKind};
 use sources::{NO_SOURCE, Sources};
 
 use crate::block::{Limits, One, Queue};
@@ -26,7 +26,9 @@ mod sources;
 mod tests;
 
 pub use issue::check_overwrite;
-pub use slot::{Ended, Hear, Kind as EndedKind, Of, Rejected, Request, Source, What};
+pub use slot::{
+    DirectRequest, Ended, Hear, Of, OperationKind as EndedKind, Rejected, Source, What,
+};
 
 /// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole blocks.
 const MAX_CHAIN_BYTES: u64 = 1 << 30;
@@ -43,7 +45,7 @@ const NO_SLOT: u16 = u16::MAX;
 /// `S` is what an operation needs of its file: cheap to clone, and able to answer for its mappings.
 #[derive(Debug)]
 pub struct Direct<S> {
-    slots: Box<[Slot]>,
+    slots: Box<[DirectSlot]>,
     /// The first free slot.
     free: u16,
     grid: Grid,
@@ -60,7 +62,7 @@ pub struct Direct<S> {
 
 /// Names a kept operation until [`Direct::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept(u16);
+pub struct OperationToken(u16);
 
 /// How far an operation came with the queue.
 enum Issued {
@@ -82,7 +84,9 @@ impl<S: Source> Direct<S> {
             }
         };
         Self {
-            slots: (0..count).map(|index| Slot::free(after(index))).collect(),
+            slots: (0..count)
+                .map(|index| DirectSlot::free(after(index)))
+                .collect(),
             free: if count == 0 { NO_SLOT } else { 0 },
             grid: Grid {
                 block_mask: u64::from(limits.block_bytes) - 1,
@@ -135,7 +139,7 @@ impl<S: Source> Direct<S> {
     pub fn submit<Q: Queue>(
         &mut self,
         queue: &mut Q,
-        request: Request<'_, S>,
+        request: DirectRequest<'_, S>,
     ) -> Result<(), Rejected> {
         match self.start_simple(queue, request) {
             Ok(_) => Ok(()),
@@ -150,12 +154,12 @@ impl<S: Source> Direct<S> {
     pub fn submit_kept<Q: Queue>(
         &mut self,
         queue: &mut Q,
-        request: Request<'_, S>,
-    ) -> Result<Kept, Rejected> {
+        request: DirectRequest<'_, S>,
+    ) -> Result<OperationToken, Rejected> {
         let index = match self.start_simple(queue, request) {
             Ok(index) => {
                 let slot = &mut self.slots[usize::from(index)];
-                if slot.stage == Stage::Simple {
+                if slot.stage == DirectStage::Simple {
                     slot.unfold(slot.report);
                 }
                 slot.kept = true;
@@ -165,7 +169,7 @@ impl<S: Source> Direct<S> {
             }
             Err(request) => self.start_in_full(queue, request, true)?,
         };
-        Ok(Kept(index))
+        Ok(OperationToken(index))
     }
 
     /// Polls the queue and goes on with operations that wait for room, without handing anything over: for a caller
@@ -217,8 +221,8 @@ impl<S: Source> Direct<S> {
     fn start_simple<'a, Q: Queue>(
         &mut self,
         queue: &mut Q,
-        request: Request<'a, S>,
-    ) -> Result<u16, Request<'a, S>> {
+        request: DirectRequest<'a, S>,
+    ) -> Result<u16, DirectRequest<'a, S>> {
         let index = self.free;
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return Err(request);
@@ -242,7 +246,7 @@ impl<S: Source> Direct<S> {
             if queue.try_one(one) {
                 self.free = slot.next_free;
                 self.polled += 1;
-                slot.stage = Stage::Simple;
+                slot.stage = DirectStage::Simple;
                 slot.kind = simple.kind;
                 slot.source = self.sources.add_user(source);
                 slot.start = offset;
@@ -256,7 +260,7 @@ impl<S: Source> Direct<S> {
                 }
                 return Ok(index);
             }
-            return Err(Request {
+            return Err(DirectRequest {
                 buf: lent.take_back(),
                 ..request
             });
@@ -268,7 +272,7 @@ impl<S: Source> Direct<S> {
     fn start_in_full<Q: Queue>(
         &mut self,
         queue: &mut Q,
-        request: Request<'_, S>,
+        request: DirectRequest<'_, S>,
         kept: bool,
     ) -> Result<u16, Rejected> {
         let index = self.free;
@@ -291,7 +295,7 @@ impl<S: Source> Direct<S> {
             slot.end = offset + ((slot.report + block_mask) & !block_mask);
         } else if let Err(error) = self.prepare(index, &request, queue.limits().read_only) {
             let slot = &mut self.slots[usize::from(index)];
-            slot.stage = Stage::Free;
+            slot.stage = DirectStage::Free;
             slot.kept = false;
             return Err(Rejected::error(error, request.buf));
         }
@@ -309,7 +313,7 @@ impl<S: Source> Direct<S> {
             Ok(Issued::All) => {
                 self.leave_free_list(index);
                 let slot = &mut self.slots[usize::from(index)];
-                slot.stage = Stage::Submitted;
+                slot.stage = DirectStage::Submitted;
                 if slot.in_flight == 0 {
                     self.settle_early(index);
                 }
@@ -346,7 +350,7 @@ impl<S: Source> Direct<S> {
     fn prepare(
         &mut self,
         index: u16,
-        request: &Request<'_, S>,
+        request: &DirectRequest<'_, S>,
         read_only: bool,
     ) -> Result<(), Error> {
         let block_mask = self.grid.block_mask;
@@ -414,7 +418,7 @@ impl<S: Source> Direct<S> {
             return Err(self.reject(index, error));
         }
         slot.fail(slot.pos - slot.start, error);
-        slot.stage = Stage::Submitted;
+        slot.stage = DirectStage::Submitted;
         let idle = slot.in_flight == 0;
         self.leave_free_list(index);
         if idle {
@@ -463,7 +467,7 @@ impl<S: Source> Direct<S> {
                 Err(error) if slot.flush_after => slot.fail(0, error),
                 Err(error) => slot.fail(slot.pos - slot.start, error),
             }
-            slot.stage = Stage::Submitted;
+            slot.stage = DirectStage::Submitted;
             let idle = slot.in_flight == 0;
             self.waiting.pop_front();
             if idle {

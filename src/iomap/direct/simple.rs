@@ -1,7 +1,7 @@
 //! The usual case: an operation inside one plain mapping is one chain, seen at one look.
 
 use super::super::{IterFlags, Ops};
-use super::slot::Kind as SlotKind;
+use super::slot::OperationKind as SlotKind;
 use super::{MAX_CHAIN_BYTES, Source, What, issue};
 use crate::block::{ChainFlags, Op, Queue};
 use crate::units::{Iova, Lba};

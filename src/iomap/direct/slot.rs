@@ -30,9 +30,9 @@ pub trait Source: Clone {
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// File into memory, from [`Request::offset`].
+    /// File into memory, from [`DirectRequest::offset`].
     Read,
-    /// Memory onto the file, from [`Request::offset`]: an overwrite.
+    /// Memory onto the file, from [`DirectRequest::offset`]: an overwrite.
     Write {
         /// Durable when it ends.
         dsync: bool,
@@ -42,13 +42,13 @@ pub enum What {
     },
     /// What was completed before becomes durable. No memory.
     Flush,
-    /// Device bytes into memory, from device byte [`Request::offset`]: for metadata.
+    /// Device bytes into memory, from device byte [`DirectRequest::offset`]: for metadata.
     DeviceRead,
 }
 
 /// A direct I/O request.
 #[derive(Debug)]
-pub struct Request<'a, S> {
+pub struct DirectRequest<'a, S> {
     /// What to do.
     pub what: What,
     /// The file; a flush or a device read goes without.
@@ -96,7 +96,7 @@ pub struct Ended {
     /// ([`Error::bytes_done`]).
     pub result: Result<usize>,
     /// What it was.
-    pub kind: Kind,
+    pub kind: OperationKind,
     /// Its first byte.
     pub offset: u64,
 }
@@ -124,7 +124,7 @@ impl<'a, S: Source> Of<'a, S> {
 
 /// What kind of operation a slot has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Kind {
+pub enum OperationKind {
     /// A read.
     #[default]
     Read,
@@ -138,11 +138,11 @@ pub enum Kind {
 
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Stage {
+pub(super) enum DirectStage {
     #[default]
     Free,
     /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll`] hands over. Only the
-    /// first part of the slot holds for it, until [`Slot::unfold`].
+    /// first part of the slot holds for it, until [`DirectSlot::unfold`].
     Simple,
     /// More is to be submitted.
     Running,
@@ -152,12 +152,12 @@ pub(super) enum Stage {
     Ended,
 }
 
-/// One operation. A slot is free, or has what it needs. What [`Stage::Simple`] needs is in the first cache line.
+/// One operation. A slot is free, or has what it needs. What [`DirectStage::Simple`] needs is in the first cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct Slot {
-    pub(super) stage: Stage,
-    pub(super) kind: Kind,
+pub(super) struct DirectSlot {
+    pub(super) stage: DirectStage,
+    pub(super) kind: OperationKind,
     /// Stays until it is taken, instead of being handed over by poll. Not so for a free slot.
     pub(super) kept: bool,
     /// A write that is durable when it ends.
@@ -188,14 +188,14 @@ pub(super) struct Slot {
     pub(super) failed_at: u64,
     pub(super) error: Option<Error>,
 }
-const _: () = assert!(std::mem::offset_of!(Slot, pos) <= 64);
+const _: () = assert!(std::mem::offset_of!(DirectSlot, pos) <= 64);
 
-impl Slot {
+impl DirectSlot {
     /// A slot that is free.
     pub(super) fn free(next_free: u16) -> Self {
         Self {
-            stage: Stage::Free,
-            kind: Kind::Read,
+            stage: DirectStage::Free,
+            kind: OperationKind::Read,
             kept: false,
             dsync: false,
             without_fua: false,
@@ -214,9 +214,9 @@ impl Slot {
         }
     }
 
-    /// Fills in what [`Stage::Simple`] leaves out, for an operation whose one chain has `len` bytes.
+    /// Fills in what [`DirectStage::Simple`] leaves out, for an operation whose one chain has `len` bytes.
     pub(super) fn unfold(&mut self, len: u64) {
-        self.stage = Stage::Submitted;
+        self.stage = DirectStage::Submitted;
         self.kept = false;
         self.dsync = false;
         self.without_fua = false;
@@ -230,7 +230,7 @@ impl Slot {
     /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to set.
     #[inline]
     pub(super) fn begin(&mut self, kept: bool, offset: u64, user_data: u64) {
-        self.stage = Stage::Running;
+        self.stage = DirectStage::Running;
         self.kept = kept;
         self.dsync = false;
         self.without_fua = false;
@@ -248,12 +248,12 @@ impl Slot {
     /// already or wrote nothing that counts.
     #[cold]
     pub(super) fn needs_flush(&mut self) -> bool {
-        if self.kind != Kind::Write || self.failed_at == 0 || self.report == 0 {
+        if self.kind != OperationKind::Write || self.failed_at == 0 || self.report == 0 {
             return false;
         }
-        self.kind = Kind::Flush;
+        self.kind = OperationKind::Flush;
         self.flush_after = true;
-        self.stage = Stage::Running;
+        self.stage = DirectStage::Running;
         true
     }
 
@@ -301,14 +301,14 @@ impl Slot {
     pub(super) fn is_unfinished(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Simple | Stage::Running | Stage::Submitted
+            DirectStage::Simple | DirectStage::Running | DirectStage::Submitted
         )
     }
 
     /// The operation will not end: its memory is leaked where chains of it are in flight.
     #[cold]
     pub(super) fn give_up(&mut self) {
-        if self.stage == Stage::Simple {
+        if self.stage == DirectStage::Simple {
             self.unfold(self.report);
         }
         if self.in_flight > 0 {
@@ -321,14 +321,14 @@ impl Slot {
     /// Nothing was started: the memory goes back.
     #[cold]
     pub(super) fn reject(&mut self, error: Error) -> Rejected {
-        self.stage = Stage::Free;
+        self.stage = DirectStage::Free;
         self.kept = false;
         Rejected::error(error, self.lent.replace_by_none().take_back())
     }
 
     /// Every chain has ended: the memory goes back, with the result.
     pub(super) fn finish(&mut self) -> Ended {
-        self.stage = Stage::Free;
+        self.stage = DirectStage::Free;
         self.kept = false;
         self.in_flight = 0;
         let result = if self.failed_at == u64::MAX {
@@ -341,7 +341,7 @@ impl Slot {
             buf: self.lent.replace_by_none().take_back(),
             result,
             kind: if self.flush_after {
-                Kind::Write
+                OperationKind::Write
             } else {
                 self.kind
             },
@@ -349,10 +349,10 @@ impl Slot {
         }
     }
 
-    /// As [`Slot::finish`], for [`Stage::Simple`] whose chain ended well.
+    /// As [`DirectSlot::finish`], for [`DirectStage::Simple`] whose chain ended well.
     #[inline(always)]
     pub(super) fn finish_simple(&mut self) -> Ended {
-        self.stage = Stage::Free;
+        self.stage = DirectStage::Free;
         Ended {
             user_data: self.user_data,
             buf: self.lent.replace_by_none().take_back(),
@@ -366,7 +366,7 @@ impl Slot {
     fn failure(&mut self) -> Result<usize> {
         let error = self.error.take();
         let error = error.unwrap_or_else(|| internal("the operation failed without an error"));
-        if !matches!(self.kind, Kind::Read | Kind::Write) && !self.flush_after {
+        if !matches!(self.kind, OperationKind::Read | OperationKind::Write) && !self.flush_after {
             return Err(error);
         }
         let good = self.failed_at.min(self.report);

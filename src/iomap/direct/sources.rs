@@ -19,7 +19,7 @@ const WAYS: usize = 8;
 /// file is found only when it was the last one; otherwise it is registered twice, which does no harm.
 #[derive(Debug)]
 pub(super) struct Sources<S> {
-    places: Box<[Place<S>]>,
+    places: Box<[SourcePlace<S>]>,
     /// The place that was named last.
     last: u32,
     /// The key registered there.
@@ -27,7 +27,7 @@ pub(super) struct Sources<S> {
 }
 
 #[derive(Debug)]
-struct Place<S> {
+struct SourcePlace<S> {
     source: Option<S>,
     /// 0 where there is none.
     key: usize,
@@ -39,7 +39,7 @@ impl<S: Source> Sources<S> {
     /// For so many operations at once: more places than that, so that one is always free.
     pub(super) fn new(operations: usize) -> Self {
         let count = (2 * operations).max(LEAST).next_power_of_two();
-        let place = || Place {
+        let place = || SourcePlace {
             source: None,
             key: 0,
             users: 0,
@@ -119,7 +119,7 @@ impl<S: Source> Sources<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::testing::Layout;
+    use super::super::super::testing::TestLayout;
     use super::*;
     use std::sync::Arc;
 
@@ -127,10 +127,10 @@ mod tests {
     struct Named(Arc<u32>);
 
     impl Source for Named {
-        type Ops<'a> = Layout;
+        type Ops<'a> = TestLayout;
 
-        fn ops(&self) -> Layout {
-            Layout::default()
+        fn ops(&self) -> TestLayout {
+            TestLayout::default()
         }
 
         fn size_bytes(&self) -> u64 {

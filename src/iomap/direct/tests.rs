@@ -12,9 +12,9 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::super::testing::Layout;
-use super::super::{Kind, MapFlags};
-use super::{Direct, Ended, Hear, Of, Rejected, Request, Source, What};
+use super::super::testing::TestLayout;
+use super::super::{MapFlags, MappingKind};
+use super::{Direct, DirectRequest, Ended, Hear, Of, Rejected, Source, What};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
 use crate::error::ErrorKind;
 use crate::mem::{DmaBuf, DmaSpace, Heap, HeapConfig, HugePages};
@@ -23,14 +23,14 @@ const BLOCK: u64 = 512;
 
 #[derive(Debug)]
 struct TestFile {
-    layout: Layout,
+    layout: TestLayout,
     size: u64,
 }
 
 impl Source for Arc<TestFile> {
-    type Ops<'a> = Layout;
+    type Ops<'a> = TestLayout;
 
-    fn ops(&self) -> Layout {
+    fn ops(&self) -> TestLayout {
         self.layout.clone()
     }
 
@@ -179,7 +179,7 @@ impl Bench {
     }
 
     fn run(&mut self, file: &Arc<TestFile>, what: What, offset: u64, buf: DmaBuf) -> Outcome {
-        let request = Request {
+        let request = DirectRequest {
             what,
             source: Some(file),
             offset,
@@ -212,9 +212,9 @@ impl<F: FnMut(Ended, Option<Arc<TestFile>>)> Hear<Arc<TestFile>> for Heard<F> {
 
 type Outcome = Result<Ended, Rejected>;
 
-fn file(extents: &[(Kind, u64)], size: u64) -> Arc<TestFile> {
+fn file(extents: &[(MappingKind, u64)], size: u64) -> Arc<TestFile> {
     Arc::new(TestFile {
-        layout: Layout::new(extents),
+        layout: TestLayout::new(extents),
         size,
     })
 }
@@ -233,7 +233,7 @@ fn content(file: &TestFile, device: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for mapping in &file.layout.mappings {
         let len = usize::try_from(mapping.length).unwrap();
-        if mapping.kind == Kind::Mapped {
+        if mapping.kind == MappingKind::Mapped {
             let at = usize::try_from(mapping.addr).unwrap();
             bytes.extend_from_slice(&device[at..at + len]);
         } else {
@@ -248,7 +248,12 @@ fn reads_of_any_layout_equal_the_model_and_stop_at_the_first_failure() {
     for seed in 0..400 {
         let mut bench = bench(seed, true, true);
         let mut rng = SmallRng::seed_from_u64(seed);
-        let kinds = [Kind::Mapped, Kind::Mapped, Kind::Hole, Kind::Unwritten];
+        let kinds = [
+            MappingKind::Mapped,
+            MappingKind::Mapped,
+            MappingKind::Hole,
+            MappingKind::Unwritten,
+        ];
         let extents: Vec<_> = (0..rng.random_range(1..12))
             .map(|_| {
                 (
@@ -297,7 +302,7 @@ fn first_bad(file: &TestFile, queue: &RamQueue, offset: u64, want: u64) -> u64 {
     let end = offset + want.next_multiple_of(BLOCK);
     for mapping in &file.layout.mappings {
         let (from, to) = (mapping.offset.max(offset), mapping.end().min(end));
-        if mapping.kind == Kind::Mapped && from < to {
+        if mapping.kind == MappingKind::Mapped && from < to {
             let first = mapping.addr_at(from) / BLOCK;
             if (first..first + (to - from) / BLOCK).any(|block| queue.bad.contains(&block)) {
                 return (from - offset).min(want);
@@ -313,7 +318,7 @@ fn overwrites_change_just_their_bytes() {
         let mut bench = bench(seed, seed % 2 == 0, seed % 3 == 0);
         let mut rng = SmallRng::seed_from_u64(seed);
         let extents: Vec<_> = (0..rng.random_range(1..12))
-            .map(|_| (Kind::Mapped, BLOCK * rng.random_range(1..20)))
+            .map(|_| (MappingKind::Mapped, BLOCK * rng.random_range(1..20)))
             .collect();
         let total: u64 = extents.iter().map(|e| e.1).sum();
         let file = file(&extents, total);
@@ -337,13 +342,13 @@ fn overwrites_change_just_their_bytes() {
 #[test]
 fn a_write_that_is_not_all_overwrite_writes_nothing() {
     for (kind, expected) in [
-        (Kind::Hole, ErrorKind::NotOverwrite),
-        (Kind::Unwritten, ErrorKind::NotOverwrite),
-        (Kind::Inline, ErrorKind::NotOverwrite),
-        (Kind::Delalloc, ErrorKind::Io),
+        (MappingKind::Hole, ErrorKind::NotOverwrite),
+        (MappingKind::Unwritten, ErrorKind::NotOverwrite),
+        (MappingKind::Inline, ErrorKind::NotOverwrite),
+        (MappingKind::Delalloc, ErrorKind::Io),
     ] {
         let mut bench = bench(1, true, true);
-        let file = file(&[(Kind::Mapped, 4096), (kind, 4096)], 8192);
+        let file = file(&[(MappingKind::Mapped, 4096), (kind, 4096)], 8192);
         let buf = bench.buf(8192);
         let rejected = bench.run(&file, PLAIN, 0, buf).unwrap_err();
         let error = rejected.error.unwrap();
@@ -353,7 +358,7 @@ fn a_write_that_is_not_all_overwrite_writes_nothing() {
         assert_eq!(bench.direct.outstanding(), 0);
     }
     let mut bench = bench(1, true, true);
-    let mut layout = Layout::new(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)]);
+    let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096), (MappingKind::Mapped, 4096)]);
     layout.mappings[1].flags = MapFlags::SHARED;
     let file = Arc::new(TestFile { layout, size: 8192 });
     let buf = bench.buf(8192);
@@ -372,7 +377,10 @@ fn a_write_that_is_not_all_overwrite_writes_nothing() {
 #[test]
 fn delalloc_fails_a_read_and_inline_is_copied() {
     let mut bench = bench(2, true, true);
-    let file = file(&[(Kind::Mapped, 4096), (Kind::Delalloc, 4096)], 8192);
+    let file = file(
+        &[(MappingKind::Mapped, 4096), (MappingKind::Delalloc, 4096)],
+        8192,
+    );
     let buf = bench.buf(8192);
     let ended = bench.run(&file, What::Read, 0, buf).unwrap();
     let error = ended.result.unwrap_err();
@@ -383,7 +391,7 @@ fn delalloc_fails_a_read_and_inline_is_copied() {
     let buf = bench.buf(4096);
     let ended = bench.run(&file, What::Read, 4096, buf).unwrap();
     assert_eq!(ended.result.unwrap_err().kind(), ErrorKind::Io);
-    let mut layout = Layout::new(&[(Kind::Inline, 600)]);
+    let mut layout = TestLayout::new(&[(MappingKind::Inline, 600)]);
     layout.inline = (0..600u16).map(|i| i.to_be_bytes()[1]).collect();
     let file = Arc::new(TestFile {
         layout: layout.clone(),
@@ -415,7 +423,7 @@ fn delalloc_fails_a_read_and_inline_is_copied() {
 #[test]
 fn misaligned_is_refused_with_the_alignment() {
     let mut bench = bench(3, true, true);
-    let file = file(&[(Kind::Mapped, 4096)], 4096);
+    let file = file(&[(MappingKind::Mapped, 4096)], 4096);
     for (offset, len) in [(1, 512), (0, 511), (256, 256)] {
         for what in [What::Read, PLAIN] {
             let buf = bench.buf(len);
@@ -439,9 +447,9 @@ fn many_operations_share_the_queue_and_each_ends_once() {
         let mut bench = bench(seed, true, false);
         let mut rng = SmallRng::seed_from_u64(seed);
         let extents = [
-            (Kind::Mapped, 8192),
-            (Kind::Mapped, 4096),
-            (Kind::Mapped, 8192),
+            (MappingKind::Mapped, 8192),
+            (MappingKind::Mapped, 4096),
+            (MappingKind::Mapped, 8192),
         ];
         let file = file(&extents, 20_480);
         let mut waiting = HashSet::new();
@@ -449,7 +457,7 @@ fn many_operations_share_the_queue_and_each_ends_once() {
         while next < 200 || !waiting.is_empty() {
             if next < 200 && rng.random() {
                 let blocks = rng.random_range(1..40);
-                let request = Request {
+                let request = DirectRequest {
                     what: [What::Read, DURABLE, What::Flush][rng.random_range(0..3)],
                     source: Some(&file),
                     offset: 0,
@@ -485,7 +493,7 @@ fn many_operations_share_the_queue_and_each_ends_once() {
 #[test]
 fn a_mapping_outside_the_device_or_inside_a_block_is_an_error() {
     let mut bench = bench(5, true, true);
-    let mut layout = Layout::new(&[(Kind::Mapped, 4096)]);
+    let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096)]);
     for addr in [1 << 40, 100, !0xfff] {
         layout.mappings[0].addr = addr;
         let file = Arc::new(TestFile {
@@ -511,7 +519,7 @@ fn a_failed_write_reports_what_lies_before_the_failure() {
         (false, 0, 0),
     ] {
         let mut bench = bench(6, true, fua);
-        let file = file(&[(Kind::Mapped, 4096); 3], 12_288);
+        let file = file(&[(MappingKind::Mapped, 4096); 3], 12_288);
         bench
             .queue
             .bad
@@ -536,7 +544,7 @@ fn a_failed_write_reports_what_lies_before_the_failure() {
 #[test]
 fn a_write_may_fill_the_last_block_when_told_so() {
     let mut bench = bench(8, true, true);
-    let file = file(&[(Kind::Mapped, 4096)], 3000);
+    let file = file(&[(MappingKind::Mapped, 4096)], 3000);
     let buf = bench.buf(1024);
     let error = bench.run(&file, PLAIN, 2048, buf).unwrap_err().error;
     assert_eq!(error.unwrap().kind(), ErrorKind::NotOverwrite);
@@ -559,8 +567,8 @@ fn a_write_may_fill_the_last_block_when_told_so() {
 fn memory_that_the_device_was_not_cut_off_from_is_not_given_back() {
     for seed in 0..50 {
         let mut bench = bench(seed, true, true);
-        let hole = (Kind::Hole, 4 * BLOCK);
-        let extent = (Kind::Mapped, 8 * BLOCK);
+        let hole = (MappingKind::Hole, 4 * BLOCK);
+        let extent = (MappingKind::Mapped, 8 * BLOCK);
         let file = file(&[extent, hole, extent], 20 * BLOCK);
         let last = file.layout.mappings[2].addr / BLOCK;
         bench.queue.unfenced.insert(last + 3);

@@ -34,11 +34,11 @@ pub enum Advice {
 }
 
 /// As `file::advice` has it.
-pub(super) fn advice_of(code: u8) -> buffered::Advice {
+pub(super) fn advice_of(code: u8) -> buffered::ReadAdvice {
     match code {
-        1 => buffered::Advice::Sequential,
-        2 => buffered::Advice::Random,
-        _ => buffered::Advice::Normal,
+        1 => buffered::ReadAdvice::Sequential,
+        2 => buffered::ReadAdvice::Random,
+        _ => buffered::ReadAdvice::Normal,
     }
 }
 
@@ -98,7 +98,7 @@ impl File {
         stream(pages, offset, buf.len(), |at, part| {
             let (inner, _) = io.buffered()?.reader(&self.shared);
             // Pages read ahead would not be used.
-            let mut ahead = buffered::ReadAhead::new(buffered::Advice::Random);
+            let mut ahead = buffered::ReadAhead::new(buffered::ReadAdvice::Random);
             inner.read(
                 pages,
                 &mut self.shared.ops(),

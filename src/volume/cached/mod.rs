@@ -16,7 +16,7 @@ use super::{DmaBuf, Io};
 use crate::cache::{BoundedWait, Cache, FileCache, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
-use crate::iomap::direct::{Request, What};
+use crate::iomap::direct::{DirectRequest, What};
 use crate::iomap::{IterFlags, Ops};
 use crate::target::engine::{EngineOptions, EngineQueue};
 use crate::target::shared::TargetShared;
@@ -335,7 +335,7 @@ pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
 
 /// Makes durable what completed before.
 fn flush(core: &mut IoCore) -> Result<()> {
-    let flush = Request {
+    let flush = DirectRequest {
         what: What::Flush,
         source: None,
         offset: 0,

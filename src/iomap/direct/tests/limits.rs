@@ -18,7 +18,10 @@ fn durable_writes_use_what_the_device_has() {
         ),
     ] {
         let mut bench = bench(4, cache, fua);
-        let file = file(&[(Kind::Mapped, 4096), (Kind::Mapped, 4096)], 8192);
+        let file = file(
+            &[(MappingKind::Mapped, 4096), (MappingKind::Mapped, 4096)],
+            8192,
+        );
         let buf = bench.buf(8192);
         let ended = bench.run(&file, DURABLE, 0, buf).unwrap();
         assert_eq!(ended.result.unwrap(), 8192);
@@ -44,8 +47,11 @@ fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
             // Made when it was the other way round.
             let mut bench = bench(9, !before, takes_fua);
             bench.queue.limits.volatile_write_cache = before;
-            let file = file(&[(Kind::Mapped, 4096), (Kind::Hole, 4096)][..extents], 4096);
-            let request = Request {
+            let file = file(
+                &[(MappingKind::Mapped, 4096), (MappingKind::Hole, 4096)][..extents],
+                4096,
+            );
+            let request = DirectRequest {
                 what: DURABLE,
                 source: Some(&file),
                 offset: 0,
@@ -80,7 +86,10 @@ fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
 fn write_protection_that_comes_and_goes_is_seen() {
     for extents in 1..3 {
         let mut bench = bench(10, true, true);
-        let file = file(&[(Kind::Mapped, 4096), (Kind::Hole, 4096)][..extents], 4096);
+        let file = file(
+            &[(MappingKind::Mapped, 4096), (MappingKind::Hole, 4096)][..extents],
+            4096,
+        );
         bench.queue.limits.read_only = true;
         let buf = bench.buf(4096);
         let rejected = bench.run(&file, PLAIN, 0, buf).unwrap_err();
@@ -96,9 +105,9 @@ fn a_device_that_becomes_read_only_says_so_to_a_write_that_waits() {
     let mut waited = 0;
     for seed in 0..20 {
         let mut bench = bench(seed, false, false);
-        let file = file(&[(Kind::Mapped, 4096); 3], 12_288);
+        let file = file(&[(MappingKind::Mapped, 4096); 3], 12_288);
         let buf = bench.buf(12_288);
-        let request = Request {
+        let request = DirectRequest {
             what: PLAIN,
             source: Some(&file),
             offset: 0,

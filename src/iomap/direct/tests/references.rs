@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn operations_count_no_reference_of_their_file() {
     let mut bench = bench(11, true, true);
-    let files = [1, 2].map(|extents| file(&[(Kind::Mapped, 4096); 2][..extents], 4096));
+    let files = [1, 2].map(|extents| file(&[(MappingKind::Mapped, 4096); 2][..extents], 4096));
     for n in 0..100 {
         for file in &files {
-            let request = Request {
+            let request = DirectRequest {
                 what: [What::Read, PLAIN][n % 2],
                 source: Some(file),
                 offset: 0,
