@@ -28,7 +28,7 @@ use rand::{Rng, SeedableRng};
 use xtent::internals::iomap::{IterFlags, MappingKind, Ops as _};
 use xtent::internals::xfs::dir::{DirCursor, lookup};
 use xtent::internals::xfs::format::set_checksum;
-use xtent::internals::xfs::{FileOps, FileType, Fs, FsOptions, Ino, Inode, MetaIo, symlink};
+use xtent::internals::xfs::{FileOps, Fs, FsOptions, Ino, Inode, InodeType, MetaIo, symlink};
 use xtent::{Error, ErrorKind};
 
 /// Counts this thread's memory.
@@ -171,7 +171,7 @@ fn walk(disk: &mut Disk<'_>, norecovery: bool) -> xtent::Result<Answer> {
         (inode.mode, inode.uid, inode.gid, inode.nlink).hash(&mut hash);
         (inode.size, inode.blocks_512, inode.rdev, times).hash(&mut hash);
         let whole = match inode.file_type {
-            FileType::Directory => {
+            InodeType::Directory => {
                 let children = directory(&fs, disk, &inode, &mut entries, &mut hash);
                 let whole = children.is_ok();
                 for child in children.unwrap_or_else(|found| found) {
@@ -181,10 +181,10 @@ fn walk(disk: &mut Disk<'_>, norecovery: bool) -> xtent::Result<Answer> {
                 }
                 whole
             }
-            FileType::Symlink => symlink::read_link(&fs, disk, &inode)
+            InodeType::Symlink => symlink::read_link(&fs, disk, &inode)
                 .map(|target| target.hash(&mut hash))
                 .is_ok(),
-            FileType::Regular => file(&fs, disk, &inode, &mut hash).is_ok(),
+            InodeType::Regular => file(&fs, disk, &inode, &mut hash).is_ok(),
             _ => true,
         };
         let overwrite = fs.check_overwrite(disk, &inode);

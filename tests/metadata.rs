@@ -17,7 +17,7 @@ use common::image::Image;
 use common::{has_tool, kernel_is_here, run, skipped, sys};
 use xtent::internals::xfs::format::attr::FLAG_SECURE;
 use xtent::internals::xfs::format::set_checksum;
-use xtent::internals::xfs::{Found, Fs, Ino, MetaIo};
+use xtent::internals::xfs::{FoundExtent, Fs, Ino, MetaIo};
 use xtent::volume::{OpenOptions, Volume};
 use xtent::{Error, ErrorKind};
 
@@ -296,7 +296,7 @@ fn one_extent_of_a_btree_is_found_by_one_block_of_each_level() {
     for (at, hole) in [(0, false), (11_999, true), (5000, false), (7001, true)] {
         disk.reads = 0;
         let found = fs.find_extent(&mut disk, &inode, at).unwrap();
-        assert_eq!(matches!(found, Found::Hole { .. }), hole, "{found:?}");
+        assert_eq!(matches!(found, FoundExtent::Hole { .. }), hole, "{found:?}");
         assert!(disk.reads <= 2, "{} blocks for one lookup", disk.reads);
     }
     let map = fs.extents(&mut disk, &inode).unwrap();

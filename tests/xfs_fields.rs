@@ -20,7 +20,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use xtent::internals::xfs::dir::DirCursor;
 use xtent::internals::xfs::format::{inode, set_checksum, superblock};
-use xtent::internals::xfs::{FileType, Fs, FsOptions, Ino, Inode, symlink as link};
+use xtent::internals::xfs::{Fs, FsOptions, Ino, Inode, InodeType, symlink as link};
 
 /// A field: its name, where it lies, its bytes.
 type Field = (&'static str, usize, usize);
@@ -284,9 +284,9 @@ fn kernel_shows(path: &Path) -> std::io::Result<Shown> {
 fn xtent_shows(fs: &Fs, disk: &mut ImageDisk, ino: Ino) -> xtent::Result<Shown> {
     let inode = fs.read_inode(disk, ino)?;
     match inode.file_type {
-        FileType::Regular => drop(fs.extents(disk, &inode)?),
-        FileType::Directory => names(fs, disk, &inode)?,
-        FileType::Symlink => drop(link::read_link(fs, disk, &inode)?),
+        InodeType::Regular => drop(fs.extents(disk, &inode)?),
+        InodeType::Directory => names(fs, disk, &inode)?,
+        InodeType::Symlink => drop(link::read_link(fs, disk, &inode)?),
         _ => (),
     }
     let mtime = inode.mtime;

@@ -87,7 +87,7 @@ impl ReadDir {
     }
 
     fn of(place: Place, dir: Inode) -> Result<Self> {
-        if dir.file_type != xfs::FileType::Directory {
+        if dir.file_type != xfs::InodeType::Directory {
             let error = Error::new(ErrorKind::NotADirectory, "not a directory");
             return Err(place.explain(error, "read directory"));
         }
@@ -126,7 +126,7 @@ impl ReadDir {
         }))
     }
 
-    fn next_in(&mut self, io: &mut Io) -> Result<Option<xfs::dir::DirEntry>> {
+    fn next_in(&mut self, io: &mut Io) -> Result<Option<xfs::dir::XfsDirEntry>> {
         io.check_volume(&self.place.volume)?;
         let fs = &self.place.volume.fs;
         let dir = match &mut self.dir {
@@ -270,7 +270,7 @@ impl DirEntry {
         };
         let fs = &self.place.volume.fs;
         let inode = self.inode(io).and_then(|inode| {
-            if inode.file_type == xfs::FileType::Directory {
+            if inode.file_type == xfs::InodeType::Directory {
                 check_parent(fs, &mut io.core, &inode, self.place.ino)?;
             }
             Ok(inode)

@@ -16,7 +16,7 @@ use crate::cache::ErrorCursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, EndedKind, Rejected, Source, What};
 use crate::iomap::{self};
-use crate::xfs::{FileOps, FileType, Inode};
+use crate::xfs::{FileOps, Inode, InodeType};
 
 /// How a file is opened.
 ///
@@ -101,8 +101,8 @@ impl OpenOptions {
             ));
         }
         match inode.file_type {
-            FileType::Regular => {}
-            FileType::Directory => {
+            InodeType::Regular => {}
+            InodeType::Directory => {
                 return Err(Error::new(ErrorKind::IsADirectory, "is a directory"));
             }
             _ => {

@@ -61,15 +61,15 @@ impl FileType {
         })
     }
 
-    pub(super) fn of_xfs(file_type: xfs::FileType) -> Self {
+    pub(super) fn of_xfs(file_type: xfs::InodeType) -> Self {
         match file_type {
-            xfs::FileType::Regular => Self::Regular,
-            xfs::FileType::Directory => Self::Directory,
-            xfs::FileType::Symlink => Self::Symlink,
-            xfs::FileType::BlockDevice => Self::BlockDevice,
-            xfs::FileType::CharDevice => Self::CharDevice,
-            xfs::FileType::Fifo => Self::Fifo,
-            xfs::FileType::Socket => Self::Socket,
+            xfs::InodeType::Regular => Self::Regular,
+            xfs::InodeType::Directory => Self::Directory,
+            xfs::InodeType::Symlink => Self::Symlink,
+            xfs::InodeType::BlockDevice => Self::BlockDevice,
+            xfs::InodeType::CharDevice => Self::CharDevice,
+            xfs::InodeType::Fifo => Self::Fifo,
+            xfs::InodeType::Socket => Self::Socket,
         }
     }
 
@@ -134,7 +134,7 @@ const PAGE_BYTES: u32 = 4096;
 
 impl Metadata {
     pub(super) fn of(inode: &Inode, block_bytes: u32) -> Self {
-        let time = |at: xfs::format::inode::Timestamp| Timestamp {
+        let time = |at: xfs::format::inode::InodeTimestamp| Timestamp {
             seconds: at.seconds,
             nanoseconds: at.nanoseconds,
         };

@@ -2,7 +2,7 @@
 
 use super::{Io, Volume};
 use crate::error::{Error, ErrorKind, Result};
-use crate::xfs::{FileType, Fs, Ino, Inode, dir, symlink};
+use crate::xfs::{Fs, Ino, Inode, InodeType, dir, symlink};
 
 /// Symbolic links that one walk may follow, as in the kernel.
 const MAX_LINKS: u32 = 40;
@@ -33,7 +33,7 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
     let mut above: Vec<Ino> = Vec::new();
     let mut here = fs.read_root(&mut io.core)?;
     while let Some(name) = rest.pop() {
-        if here.file_type != FileType::Directory {
+        if here.file_type != InodeType::Directory {
             return Err(not_a_directory());
         }
         if name == b"." {
@@ -49,7 +49,7 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
         let (ino, _) = found.ok_or_else(not_found)?;
         let inode = fs.read_inode(&mut io.core, ino)?;
         let last = rest.is_empty();
-        if inode.file_type == FileType::Symlink && (!last || follow) {
+        if inode.file_type == InodeType::Symlink && (!last || follow) {
             links += 1;
             if links > MAX_LINKS {
                 return Err(too_many_links());
@@ -62,7 +62,7 @@ fn walk(fs: &Fs, io: &mut Io, path: &[u8], follow: bool) -> Result<Inode> {
             rest.extend(components(&to));
             continue;
         }
-        if inode.file_type == FileType::Directory {
+        if inode.file_type == InodeType::Directory {
             dir::check_parent(fs, &mut io.core, &inode, here.ino)?;
             above.push(here.ino);
         }

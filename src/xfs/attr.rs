@@ -7,12 +7,12 @@
 
 mod list;
 
-pub use list::Visit;
+pub use list::AttrVisit;
 
 use zerocopy::FromBytes;
 
 use super::circle::Circle;
-use super::format::attr::{self as layout, Attribute, LeafHeader};
+use super::format::attr::{self as layout, AttrLeafHeader, Attribute};
 use super::format::dir::{self as da, DaHeader, hash_name};
 use super::format::inode::{self, InodeCore};
 use super::format::{BASIC_BLOCK_BYTES, checksum_ok};
@@ -70,11 +70,11 @@ impl Fs {
                 && entry.name == name
         };
         let fork = match self.attribute_fork(inode)? {
-            Content::None => return Ok(false),
-            Content::Short(entries) => return Ok(entries.iter().any(is_it)),
-            Content::Blocks(fork) => fork,
+            AttrContent::None => return Ok(false),
+            AttrContent::Short(entries) => return Ok(entries.iter().any(is_it)),
+            AttrContent::Blocks(fork) => fork,
         };
-        let search = Search {
+        let search = AttrSearch {
             fs: self,
             inode,
             fork: &fork,
@@ -84,28 +84,28 @@ impl Fs {
     }
 
     /// What the attribute fork of an inode holds.
-    fn attribute_fork<'a>(&self, inode: &'a Inode) -> Result<Content<'a>> {
+    fn attribute_fork<'a>(&self, inode: &'a Inode) -> Result<AttrContent<'a>> {
         let Some(fork) = &inode.attributes else {
-            return Ok(Content::None);
+            return Ok(AttrContent::None);
         };
         Ok(match fork.form {
-            inode::FORMAT_LOCAL => Content::Short(
+            inode::FORMAT_LOCAL => AttrContent::Short(
                 layout::short_entries(&fork.raw).map_err(|what| bad_fork(inode, what))?,
             ),
-            inode::FORMAT_EXTENTS if fork.nextents == 0 => Content::None,
+            inode::FORMAT_EXTENTS if fork.nextents == 0 => AttrContent::None,
             inode::FORMAT_EXTENTS => {
                 let (raw, addr) = (&fork.raw, inode.addr_bytes);
                 let map = extent_fork(self.geometry(), raw, fork.nextents, addr)?;
-                Content::Blocks(Fork::Extents(map))
+                AttrContent::Blocks(Fork::Extents(map))
             }
-            inode::FORMAT_BTREE => Content::Blocks(Fork::Btree(fork.raw.clone())),
+            inode::FORMAT_BTREE => AttrContent::Blocks(Fork::Btree(fork.raw.clone())),
             _ => return Err(bad_fork(inode, "unknown form")),
         })
     }
 }
 
 /// What an attribute fork holds.
-enum Content<'a> {
+enum AttrContent<'a> {
     None,
     Short(Vec<Attribute<'a>>),
     Blocks(Fork),
@@ -119,7 +119,7 @@ fn bad_fork(inode: &Inode, what: &str) -> Error {
     )
 }
 
-struct Search<'a> {
+struct AttrSearch<'a> {
     fs: &'a Fs,
     inode: &'a Inode,
     fork: &'a Fork,
@@ -134,7 +134,7 @@ struct Leaves {
     leaf: DirBlock,
 }
 
-impl Search<'_> {
+impl AttrSearch<'_> {
     /// Whether an entry of the hash is the one.
     fn any(&self, io: &mut impl MetaIo, is_it: impl Fn(&Attribute<'_>) -> bool) -> Result<bool> {
         let mut leaves = self.leaves(io)?;
@@ -172,7 +172,8 @@ impl Search<'_> {
         let leaf = &leaves.leaf;
         let bad = |what| self.bad(leaf, what);
         let entries = layout::leaf_entries(&leaf.data).map_err(bad)?;
-        let (header, _) = LeafHeader::ref_from_prefix(&leaf.data).map_err(|_| bad("too short"))?;
+        let (header, _) =
+            AttrLeafHeader::ref_from_prefix(&leaf.data).map_err(|_| bad("too short"))?;
         let next_at = u64::from(header.info.forw.get());
         let last_hash = entries.last().map_or(0, |entry| entry.hash.get());
         if next_at == 0 {
@@ -185,8 +186,8 @@ impl Search<'_> {
         if magic(&next) != layout::MAGIC_LEAF {
             return Err(bad("a leaf's neighbour is no leaf"));
         }
-        let (header, _) =
-            LeafHeader::ref_from_prefix(&next.data).map_err(|_| self.bad(&next, "too short"))?;
+        let (header, _) = AttrLeafHeader::ref_from_prefix(&next.data)
+            .map_err(|_| self.bad(&next, "too short"))?;
         if u64::from(header.info.back.get()) != leaves.at {
             return Err(self.bad(&next, "a leaf that does not point back to its neighbour"));
         }

@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 use zerocopy::big_endian::U64;
 
 use super::cache::BlockKind;
-use super::extents::{Extent, ExtentMap, Found};
+use super::extents::{Extent, ExtentMap, FoundExtent};
 use super::format::btree::{
     BMBT_MAGIC, BmbtRecord, BmdrHeader, LONG_CRC_OFFSET, LongHeader, MAX_LEVELS,
 };
@@ -76,7 +76,7 @@ fn children(
 }
 
 /// A node on the way down: its keys and pointers, or records.
-struct Step<'a> {
+struct BmbtStep<'a> {
     /// For errors: where it lies.
     addr: u64,
     body: &'a [u8],
@@ -86,7 +86,7 @@ struct Step<'a> {
     offsets: Range<u64>,
 }
 
-impl Step<'_> {
+impl BmbtStep<'_> {
     /// The last child whose first offset is at most `offset`; the first offset of all when there is
     /// none.
     fn child_at(&self, offset: u64) -> Result<Result<Child, u64>, &'static str> {
@@ -133,8 +133,8 @@ impl Fs {
         inode: &Inode,
         root: &[u8],
         offset: u64,
-    ) -> Result<Found> {
-        let hole = |start_blocks, end_blocks| Found::Hole {
+    ) -> Result<FoundExtent> {
+        let hole = |start_blocks, end_blocks| FoundExtent::Hole {
             start_blocks,
             end_blocks,
         };
@@ -150,7 +150,7 @@ impl Fs {
         let checked = |record: &BmbtRecord| Extent::checked(self.geometry(), record, addr);
         let end = match records.get(index) {
             Some(record) if record.offset_blocks() <= offset => {
-                return checked(record).map(Found::Extent);
+                return checked(record).map(FoundExtent::Extent);
             }
             Some(next) => next.offset_blocks(),
             None => offsets.end,
@@ -197,7 +197,7 @@ impl Fs {
         offset: u64,
     ) -> Result<Result<(u64, Arc<[u8]>, Range<u64>), u64>> {
         let root = root_step(inode, root)?;
-        let in_node = |step: &Step<'_>| {
+        let in_node = |step: &BmbtStep<'_>| {
             step.child_at(offset)
                 .map_err(|what| corrupt(step.addr, format!("{}: extent btree: {what}", inode.ino)))
         };
@@ -222,7 +222,7 @@ impl Fs {
             if child.level == 0 {
                 return Ok(Ok((addr, data, child.offsets)));
             }
-            let step = Step {
+            let step = BmbtStep {
                 addr,
                 body,
                 count: usize::from(header.numrecs.get()),
@@ -337,7 +337,7 @@ fn bad_root(inode: &Inode, what: &str) -> Error {
 }
 
 /// The root in the inode.
-fn root_step<'a>(inode: &Inode, root: &'a [u8]) -> Result<Step<'a>> {
+fn root_step<'a>(inode: &Inode, root: &'a [u8]) -> Result<BmbtStep<'a>> {
     let bad = |what: &str| bad_root(inode, what);
     let (header, body) = BmdrHeader::ref_from_prefix(root).map_err(|_| bad("too short"))?;
     let level = u32::from(header.level.get());
@@ -348,7 +348,7 @@ fn root_step<'a>(inode: &Inode, root: &'a [u8]) -> Result<Step<'a>> {
     if count == 0 || count > body.len() / CHILD_BYTES {
         return Err(bad("impossible number of records"));
     }
-    Ok(Step {
+    Ok(BmbtStep {
         addr: inode.addr_bytes,
         body,
         count,

@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 
 use super::ag::Root;
 use super::cache::BlockKind;
-use super::format::btree::{MAX_LEVELS, NULL_SIBLING, SHORT_CRC_OFFSET, ShortHeader};
+use super::format::btree::{BtreeShortHeader, MAX_LEVELS, NULL_SIBLING, SHORT_CRC_OFFSET};
 use super::format::{self, BASIC_BLOCK_BYTES};
 use super::fs::Fs;
 use super::{MetaIo, corrupt};
@@ -77,7 +77,7 @@ fn be32(raw: &[u8], offset: usize) -> Option<u32> {
 
 /// A block of a tree: where it is, and which keys may be in it.
 #[derive(Debug, Clone)]
-struct Node {
+struct BtreeNode {
     ag_block: u32,
     level: u32,
     keys: Range<u64>,
@@ -89,7 +89,7 @@ struct Node {
 type Visited = [Option<(u32, u32)>; MAX_LEVELS as usize];
 
 /// One walk through a tree.
-struct Walk<'a, V> {
+struct BtreeWalk<'a, V> {
     fs: &'a Fs,
     tree: &'a Tree,
     ag: u32,
@@ -109,13 +109,13 @@ impl Fs {
         keys: &Range<u64>,
         visit: &mut impl FnMut(&[u8], u64) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let root = Node {
+        let root = BtreeNode {
             ag_block: root.ag_block,
             level: root.levels.saturating_sub(1),
             keys: 0..u64::MAX,
             edges: (true, true),
         };
-        let mut walk = Walk {
+        let mut walk = BtreeWalk {
             fs: self,
             tree,
             ag,
@@ -132,7 +132,7 @@ impl Fs {
         io: &mut impl MetaIo,
         tree: &Tree,
         ag: u32,
-        node: &Node,
+        node: &BtreeNode,
     ) -> Result<(u64, Arc<[u8]>, usize)> {
         let geometry = self.geometry();
         let addr = geometry.ag_block_addr(ag, node.ag_block);
@@ -144,7 +144,8 @@ impl Fs {
         let data = self.read_block(io, (addr, len), tree.kind, ag.into(), |raw| {
             self.check_short(raw, addr, ag, tree).map_err(bad)
         })?;
-        let (header, body) = ShortHeader::ref_from_prefix(&data).map_err(|_| bad("too short"))?;
+        let (header, body) =
+            BtreeShortHeader::ref_from_prefix(&data).map_err(|_| bad("too short"))?;
         if u32::from(header.level.get()) != node.level {
             return Err(bad("at the wrong level"));
         }
@@ -154,7 +155,7 @@ impl Fs {
     }
 
     fn check_short(&self, raw: &[u8], addr: u64, ag: u32, tree: &Tree) -> Result<(), &'static str> {
-        let (header, _) = ShortHeader::ref_from_prefix(raw).map_err(|_| "too short")?;
+        let (header, _) = BtreeShortHeader::ref_from_prefix(raw).map_err(|_| "too short")?;
         if header.magic.get() != tree.magic {
             return Err("no magic");
         }
@@ -174,12 +175,13 @@ impl Fs {
     }
 }
 
-impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> Walk<'_, V> {
-    fn node(&mut self, io: &mut impl MetaIo, node: &Node) -> Result<ControlFlow<()>> {
+impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> BtreeWalk<'_, V> {
+    fn node(&mut self, io: &mut impl MetaIo, node: &BtreeNode) -> Result<ControlFlow<()>> {
         let (tree, level) = (self.tree, node.level);
         let (addr, data, count) = self.fs.tree_block(io, tree, self.ag, node)?;
         let bad = |what: &str| corrupt(addr, format!("{:?} btree block: {what}", tree.kind));
-        let (header, body) = ShortHeader::ref_from_prefix(&data).map_err(|_| bad("too short"))?;
+        let (header, body) =
+            BtreeShortHeader::ref_from_prefix(&data).map_err(|_| bad("too short"))?;
         if tree.siblings {
             self.check_siblings(node, header).map_err(bad)?;
         }
@@ -200,7 +202,7 @@ impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> Walk<'_, V> {
                 let next = index.wrapping_add(1);
                 let is_last = next == count;
                 let next_key = if is_last { None } else { key_at(next) };
-                let child = Node {
+                let child = BtreeNode {
                     ag_block: tree
                         .pointer_at(body, index)
                         .ok_or_else(|| bad("too short"))?,
@@ -218,7 +220,11 @@ impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> Walk<'_, V> {
     }
 
     /// The blocks of a level are a doubly linked list in the order of their keys.
-    fn check_siblings(&mut self, node: &Node, header: &ShortHeader) -> Result<(), &'static str> {
+    fn check_siblings(
+        &mut self,
+        node: &BtreeNode,
+        header: &BtreeShortHeader,
+    ) -> Result<(), &'static str> {
         let (left, right) = (header.leftsib.get(), header.rightsib.get());
         let level = usize::try_from(node.level).unwrap_or(usize::MAX);
         let visited = self
@@ -240,7 +246,12 @@ impl<V: FnMut(&[u8], u64) -> Result<ControlFlow<()>>> Walk<'_, V> {
 }
 
 /// Checks number and order of a block's keys, and that they are those the parent said.
-fn check_keys(tree: &Tree, node: &Node, body: &[u8], count: usize) -> Result<(), &'static str> {
+fn check_keys(
+    tree: &Tree,
+    node: &BtreeNode,
+    body: &[u8],
+    count: usize,
+) -> Result<(), &'static str> {
     let each = if node.level == 0 {
         tree.record_bytes
     } else {

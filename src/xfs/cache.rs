@@ -47,26 +47,26 @@ pub(crate) struct Key {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct MetaSlot {
     data: Arc<[u8]>,
     used: bool,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    slots: HashMap<Key, Slot>,
+struct MetaCacheInner {
+    slots: HashMap<Key, MetaSlot>,
     hand: VecDeque<Key>,
     bytes: usize,
 }
 
 /// The cache.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub(crate) struct MetaCache {
     limit_bytes: usize,
-    inner: Mutex<Inner>,
+    inner: Mutex<MetaCacheInner>,
 }
 
-impl Cache {
+impl MetaCache {
     /// An empty cache of at most `limit_bytes`.
     pub(crate) fn new(limit_bytes: usize) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Cache {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, MetaCacheInner> {
         // Nothing between lock and unlock leaves the maps half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +96,7 @@ impl Cache {
         let mut inner = self.lock();
         let inner = &mut *inner;
         let len = data.len();
-        let slot = Slot { data, used: false };
+        let slot = MetaSlot { data, used: false };
         if let Some(old) = inner.slots.insert(key, slot) {
             inner.bytes = inner.bytes.saturating_sub(old.data.len());
         } else {
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn stays_within_its_bound_and_keeps_what_is_used() {
-        let cache = Cache::new(1000);
+        let cache = MetaCache::new(1000);
         for addr in 0..10 {
             cache.put(key(addr), vec![0; 100].into());
         }
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn another_owner_or_kind_is_another_block() {
-        let cache = Cache::new(1000);
+        let cache = MetaCache::new(1000);
         cache.put(key(1), vec![0; 100].into());
         let other = Key { owner: 7, ..key(1) };
         assert!(cache.get(&other).is_none());

@@ -67,7 +67,7 @@ impl Extent {
 
 /// What a lookup finds at a fork block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundExtent {
     /// The extent that covers the block.
     Extent(Extent),
     /// A hole: from the end of the extent before (or 0), to the start of the next (`u64::MAX` when
@@ -103,12 +103,14 @@ impl ExtentMap {
     }
 
     /// The extent that covers a block, or the hole it lies in. O(log n).
-    pub fn lookup(&self, offset_blocks: u64) -> Found {
+    pub fn lookup(&self, offset_blocks: u64) -> FoundExtent {
         let index = self
             .extents
             .partition_point(|extent| extent.end_blocks() <= offset_blocks);
         let end_blocks = match self.extents.get(index) {
-            Some(extent) if extent.offset_blocks <= offset_blocks => return Found::Extent(*extent),
+            Some(extent) if extent.offset_blocks <= offset_blocks => {
+                return FoundExtent::Extent(*extent);
+            }
             Some(next) => next.offset_blocks,
             None => u64::MAX,
         };
@@ -116,7 +118,7 @@ impl ExtentMap {
             .checked_sub(1)
             .and_then(|before| self.extents.get(before))
             .map_or(0, Extent::end_blocks);
-        Found::Hole {
+        FoundExtent::Hole {
             start_blocks,
             end_blocks,
         }

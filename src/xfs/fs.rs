@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::cache::{BlockKind, Cache, Key};
-use super::extents::{Extent, ExtentMap, Found};
+use super::cache::{BlockKind, Key, MetaCache};
+use super::extents::{Extent, ExtentMap, FoundExtent};
 use super::format::btree::InobtRecord;
 use super::geometry::{FsBlock, Geometry, Ino};
-use super::inode::{FileType, Fork, Inode};
+use super::inode::{Fork, Inode, InodeType};
 use super::log::{LogEnd, LogState};
 use super::superblock::{Features, Superblock};
 use super::{MetaIo, corrupt, log};
@@ -39,7 +39,7 @@ pub struct Fs {
     /// Where the log ends; `None` when it holds changes that are ignored.
     log_end: Option<LogEnd>,
     read_only: Option<String>,
-    cache: Cache,
+    cache: MetaCache,
     /// The inode chunk that was looked up last: allocation group, record and where it was found.
     pub(super) last_chunk: Mutex<Option<(u32, InobtRecord, u64)>>,
 }
@@ -124,7 +124,7 @@ impl Fs {
             superblock,
             log_end,
             read_only,
-            cache: Cache::new(options.cache_bytes),
+            cache: MetaCache::new(options.cache_bytes),
             last_chunk: Mutex::new(None),
         };
         fs.check_first_group(io)?;
@@ -330,8 +330,8 @@ impl Fs {
         while at < end {
             let extent = match self.find_in_fork(io, inode, fork, at)? {
                 // As xfs_dabuf_map() and xfs_symlink_remote_read(): unwritten or not.
-                Found::Extent(extent) => extent,
-                Found::Hole { end_blocks, .. } if pieces.is_empty() && end_blocks > at => {
+                FoundExtent::Extent(extent) => extent,
+                FoundExtent::Hole { end_blocks, .. } if pieces.is_empty() && end_blocks > at => {
                     return Ok(None);
                 }
                 _ => {
@@ -379,7 +379,7 @@ impl Fs {
         io: &mut impl MetaIo,
         inode: &Inode,
         offset_blocks: u64,
-    ) -> Result<Found> {
+    ) -> Result<FoundExtent> {
         self.find_in_fork(io, inode, &inode.data, offset_blocks)
     }
 
@@ -389,7 +389,7 @@ impl Fs {
         inode: &Inode,
         fork: &Fork,
         offset_blocks: u64,
-    ) -> Result<Found> {
+    ) -> Result<FoundExtent> {
         match fork {
             Fork::Extents(map) => Ok(map.lookup(offset_blocks)),
             Fork::Btree(root) => self.find_in_bmbt(io, inode, root, offset_blocks),
@@ -432,7 +432,7 @@ impl Fs {
     /// [`ErrorKind::Corrupt`] when it is broken or no directory.
     pub fn read_root(&self, io: &mut impl MetaIo) -> Result<Inode> {
         let root = self.read_inode(io, self.root())?;
-        if root.file_type == FileType::Directory {
+        if root.file_type == InodeType::Directory {
             Ok(root)
         } else {
             Err(corrupt(root.addr_bytes, "the root inode is no directory"))

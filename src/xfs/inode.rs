@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 use super::attr::AttrFork;
 use super::extents::ExtentMap;
 use super::format::btree::BmbtRecord;
-use super::format::inode::{self as layout, InodeCore, Timestamp};
+use super::format::inode::{self as layout, InodeCore, InodeTimestamp};
 use super::format::{self};
 use super::fs::Fs;
 use super::geometry::{Geometry, Ino};
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FileType {
+pub enum InodeType {
     /// Named pipe.
     Fifo,
     /// Character device.
@@ -34,7 +34,7 @@ pub enum FileType {
     Socket,
 }
 
-impl FileType {
+impl InodeType {
     /// The type that the mode's upper bits give.
     pub fn from_mode(mode: u16) -> Option<Self> {
         Some(match mode & layout::S_IFMT {
@@ -69,7 +69,7 @@ pub struct Inode {
     /// Its number.
     pub ino: Ino,
     /// What it is.
-    pub file_type: FileType,
+    pub file_type: InodeType,
     /// Type and permission bits.
     pub mode: u16,
     /// Owner.
@@ -87,13 +87,13 @@ pub struct Inode {
     /// The same in units of 512 bytes, as `stat` shows it.
     pub blocks_512: u64,
     /// Last access.
-    pub atime: Timestamp,
+    pub atime: InodeTimestamp,
     /// Last change of the content.
-    pub mtime: Timestamp,
+    pub mtime: InodeTimestamp,
     /// Last change of the inode.
-    pub ctime: Timestamp,
+    pub ctime: InodeTimestamp,
     /// Creation.
-    pub btime: Timestamp,
+    pub btime: InodeTimestamp,
     /// Differs between files that had the same number one after the other.
     pub generation: u32,
     /// `di_flags`.
@@ -148,7 +148,7 @@ impl Inode {
         let (core, literal) = InodeCore::ref_from_prefix(raw).map_err(|_| bad("too short"))?;
         check_identity(fs, ino, raw, core).map_err(bad)?;
         let mode = core.mode.get();
-        let file_type = FileType::from_mode(mode).ok_or_else(|| bad("unknown file type"))?;
+        let file_type = InodeType::from_mode(mode).ok_or_else(|| bad("unknown file type"))?;
         check_flags(fs, core).map_err(bad)?;
         if core.flags.get() & layout::FLAG_REALTIME != 0 {
             return Err(Error::new(
@@ -177,7 +177,7 @@ impl Inode {
             _ => Fork::Btree(fork.into()),
         };
         check_format(file_type, &data).map_err(bad)?;
-        let time = |raw: u64| Timestamp::decode(raw, flags2 & layout::FLAG2_BIGTIME != 0);
+        let time = |raw: u64| InodeTimestamp::decode(raw, flags2 & layout::FLAG2_BIGTIME != 0);
         // As the kernel shows an owner that cannot be one.
         let owner = |id: u32| if id == u32::MAX { 65_534 } else { id };
         // As xfs_inode_from_disk().
@@ -263,13 +263,13 @@ fn check_flags(fs: &Fs, core: &InodeCore) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_size(file_type: FileType, size: u64) -> Result<(), &'static str> {
+fn check_size(file_type: InodeType, size: u64) -> Result<(), &'static str> {
     const MAX_DIRECTORY_BYTES: u64 = 32 << 30;
     const MAX_SYMLINK_BYTES: u64 = 1024;
     let range = match file_type {
-        FileType::Regular => 0..=Geometry::MAX_FILE_BYTES,
-        FileType::Directory => 1..=MAX_DIRECTORY_BYTES,
-        FileType::Symlink => 1..=MAX_SYMLINK_BYTES,
+        InodeType::Regular => 0..=Geometry::MAX_FILE_BYTES,
+        InodeType::Directory => 1..=MAX_DIRECTORY_BYTES,
+        InodeType::Symlink => 1..=MAX_SYMLINK_BYTES,
         // Pipes and devices may have any; it is not used.
         _ => 0..=Geometry::MAX_FILE_BYTES,
     };
@@ -324,10 +324,10 @@ pub(super) fn extent_fork(
 }
 
 /// Which forms a type of file can have.
-fn check_format(file_type: FileType, data: &Fork) -> Result<(), &'static str> {
+fn check_format(file_type: InodeType, data: &Fork) -> Result<(), &'static str> {
     let fits = match file_type {
-        FileType::Regular => matches!(data, Fork::Extents(_) | Fork::Btree(_)),
-        FileType::Directory | FileType::Symlink => !matches!(data, Fork::Special),
+        InodeType::Regular => matches!(data, Fork::Extents(_) | Fork::Btree(_)),
+        InodeType::Directory | InodeType::Symlink => !matches!(data, Fork::Special),
         _ => matches!(data, Fork::Special),
     };
     if fits {
@@ -338,8 +338,8 @@ fn check_format(file_type: FileType, data: &Fork) -> Result<(), &'static str> {
 }
 
 /// Major and minor number: 14 and 18 bits in the fork's first word.
-fn device_number(file_type: FileType, fork: &[u8]) -> (u32, u32) {
-    if !matches!(file_type, FileType::BlockDevice | FileType::CharDevice) {
+fn device_number(file_type: InodeType, fork: &[u8]) -> (u32, u32) {
+    if !matches!(file_type, InodeType::BlockDevice | InodeType::CharDevice) {
         return (0, 0);
     }
     let word = fork

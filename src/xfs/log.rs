@@ -70,7 +70,7 @@ pub(super) fn end(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEn
     if addr_bytes.saturating_add(bytes) > io.capacity_bytes() {
         return Err(corrupt(0, "the log lies beyond the end of the device"));
     }
-    Log {
+    XfsLog {
         addr_bytes,
         blocks: bytes / format::BASIC_BLOCK_BYTES,
         sector_bytes: geometry.sector_bytes.max(geometry.log_sector_bytes).into(),
@@ -82,7 +82,7 @@ pub(super) fn end(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEn
 
 /// Where the log lies, and what its records must say.
 #[derive(Debug)]
-struct Log {
+struct XfsLog {
     addr_bytes: u64,
     /// Basic blocks.
     blocks: u64,
@@ -115,7 +115,7 @@ fn block_in(data: &[u8], index: u64) -> &[u8] {
     rest.get(..BB).unwrap_or_default()
 }
 
-impl Log {
+impl XfsLog {
     fn bad(&self, block: u64, what: &str) -> Error {
         let into = block.saturating_mul(format::BASIC_BLOCK_BYTES);
         corrupt(

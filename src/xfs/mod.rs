@@ -34,13 +34,13 @@ mod refcount;
 mod sharing;
 mod superblock;
 
-pub use attr::Visit;
+pub use attr::AttrVisit;
 pub use cache::BlockKind;
-pub use extents::{Extent, ExtentMap, Found};
+pub use extents::{Extent, ExtentMap, FoundExtent};
 pub use freespace::{FreeExtent, FreeSpace};
 pub use fs::{DirBlock, Fs, FsInfo, FsOptions};
 pub use geometry::{FsBlock, Geometry, Ino};
-pub use inode::{FileType, Fork, Inode};
+pub use inode::{Fork, Inode, InodeType};
 pub use iomap::{FileMap, FileOps, Hint};
 pub use log::LogState;
 pub use superblock::Features;

@@ -8,9 +8,9 @@ use crate::probe::{self, Content, Source};
 const LEAST_BYTES: u64 = 4096;
 
 /// A device as [`probe`] reads it.
-struct Device<'a, I>(&'a mut I);
+struct ProbedDevice<'a, I>(&'a mut I);
 
-impl<I: MetaIo> Source for Device<'_, I> {
+impl<I: MetaIo> Source for ProbedDevice<'_, I> {
     fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
         self.0.read_at(offset_bytes, buf)
     }
@@ -40,7 +40,7 @@ pub(super) fn no_xfs(io: &mut impl MetaIo) -> Error {
 
 fn describe(io: &mut impl MetaIo) -> Result<String> {
     const NO_XFS: &str = "there is no XFS filesystem";
-    let mut device = Device(io);
+    let mut device = ProbedDevice(io);
     let empty = device.len_bytes() < LEAST_BYTES;
     Ok(match probe::identify(&mut device)? {
         Content::Known { name, advice } => format!("{NO_XFS}, it is {name}: {advice}"),
@@ -76,7 +76,7 @@ fn describe(io: &mut impl MetaIo) -> Result<String> {
 /// # Errors
 /// The device's.
 pub(super) fn raid_behind(io: &mut impl MetaIo, from: u64) -> Result<Option<String>> {
-    let member = probe::raid_at_end(&mut Device(io))?;
+    let member = probe::raid_at_end(&mut ProbedDevice(io))?;
     Ok(member.filter(|member| member.at_bytes >= from).map(|member| {
         format!(
             "it is a member of a Linux RAID (md, superblock {}): assemble the array (mdadm --assemble \

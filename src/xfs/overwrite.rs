@@ -7,7 +7,7 @@
 
 use super::format::attr::FLAG_SECURE;
 use super::format::inode as layout;
-use super::{FileType, Fs, Inode, MetaIo};
+use super::{Fs, Inode, InodeType, MetaIo};
 use crate::error::{Error, ErrorKind, Result};
 
 impl Fs {
@@ -28,7 +28,7 @@ impl Fs {
                 return Err(Error::new(ErrorKind::PermissionDenied, detail));
             }
         }
-        if inode.file_type != FileType::Regular {
+        if inode.file_type != InodeType::Regular {
             return Ok(());
         }
         // As setattr_should_drop_suidgid(): set-group-ID without the right to execute is no

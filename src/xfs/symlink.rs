@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::format::symlink::{self as layout, SymlinkHeader};
 use super::format::{BASIC_BLOCK_BYTES, checksum_ok};
-use super::{BlockKind, FileType, Fork, Found, Fs, Inode, MetaIo, corrupt};
+use super::{BlockKind, Fork, FoundExtent, Fs, Inode, InodeType, MetaIo, corrupt};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The target of a symbolic link: 1 to 1024 bytes, any but NUL.
@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// [`ErrorKind::InvalidInput`] for an inode of another type, [`ErrorKind::Corrupt`] with the
 /// address, and what the device reports.
 pub fn read_link(fs: &Fs, io: &mut impl MetaIo, link: &Inode) -> Result<Vec<u8>> {
-    if link.file_type != FileType::Symlink {
+    if link.file_type != InodeType::Symlink {
         let detail = format!("{} is not a symbolic link", link.ino);
         return Err(Error::new(ErrorKind::InvalidInput, detail));
     }
@@ -63,12 +63,12 @@ fn read_remote(fs: &Fs, io: &mut impl MetaIo, link: &Inode, size: usize) -> Resu
     let mut at = 0;
     while target.len() < size && blocks_left > 0 {
         let extent = match fs.find_extent(io, link, at)? {
-            Found::Extent(extent) => extent,
-            Found::Hole { end_blocks, .. } if end_blocks < u64::MAX => {
+            FoundExtent::Extent(extent) => extent,
+            FoundExtent::Hole { end_blocks, .. } if end_blocks < u64::MAX => {
                 at = end_blocks;
                 continue;
             }
-            Found::Hole { .. } => break,
+            FoundExtent::Hole { .. } => break,
         };
         at = extent.end_blocks();
         let blocks = extent.blocks.min(blocks_left);

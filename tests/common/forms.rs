@@ -9,7 +9,7 @@ use std::path::Path;
 
 use xtent::internals::xfs::dir::DirCursor;
 use xtent::internals::xfs::format::dir::LEAF_SPACE_BYTES;
-use xtent::internals::xfs::{FileType, Fork, Fs, Inode, MetaIo};
+use xtent::internals::xfs::{Fork, Fs, Inode, InodeType, MetaIo};
 
 struct Disk(File);
 
@@ -40,12 +40,12 @@ pub fn forms(disk: &Path) -> BTreeSet<&'static str> {
         }
         let inode = fs.read_inode(&mut disk, ino).expect("an inode");
         match inode.file_type {
-            FileType::Directory => {
+            InodeType::Directory => {
                 let entries = DirCursor::new().entries(&fs, &mut disk, &inode);
                 stack.extend(entries.map(|entry| entry.expect("an entry").ino));
                 directory(&fs, &mut disk, &inode, &mut found);
             }
-            FileType::Symlink => {
+            InodeType::Symlink => {
                 let inline = matches!(inode.data, Fork::Local(_));
                 found.insert(if inline { "inline" } else { "remote" });
             }

@@ -4,7 +4,7 @@
 use zerocopy::FromBytes;
 
 use super::layout::{self, Attribute, RemoteHeader, Value};
-use super::{Content, Search, bad_fork};
+use super::{AttrContent, AttrSearch, bad_fork};
 use crate::error::Result;
 use crate::xfs::format::{BASIC_BLOCK_BYTES, checksum_ok};
 use crate::xfs::fs::DirBlock;
@@ -12,7 +12,7 @@ use crate::xfs::{BlockKind, Fs, Inode, MetaIo};
 
 /// Called for each attribute: namespace ([`layout::FLAG_ROOT`], [`layout::FLAG_SECURE`] or 0 for `user`), name and
 /// value.
-pub type Visit<'a> = dyn FnMut(u8, &[u8], &[u8]) -> Result<()> + 'a;
+pub type AttrVisit<'a> = dyn FnMut(u8, &[u8], &[u8]) -> Result<()> + 'a;
 
 impl Fs {
     /// Calls `visit` for each extended attribute of an inode, as listxattr and getxattr see them: without parent
@@ -25,11 +25,11 @@ impl Fs {
         &self,
         io: &mut impl MetaIo,
         inode: &Inode,
-        visit: &mut Visit<'_>,
+        visit: &mut AttrVisit<'_>,
     ) -> Result<()> {
         let fork = match self.attribute_fork(inode)? {
-            Content::None => return Ok(()),
-            Content::Short(entries) => {
+            AttrContent::None => return Ok(()),
+            AttrContent::Short(entries) => {
                 for entry in entries {
                     if let (true, Value::Here(value)) = (is_visible(&entry), entry.value) {
                         visit(entry.flags & layout::NAMESPACE, entry.name, value)?;
@@ -37,9 +37,9 @@ impl Fs {
                 }
                 return Ok(());
             }
-            Content::Blocks(fork) => fork,
+            AttrContent::Blocks(fork) => fork,
         };
-        let search = Search {
+        let search = AttrSearch {
             fs: self,
             inode,
             fork: &fork,
@@ -74,7 +74,7 @@ fn is_visible(entry: &Attribute<'_>) -> bool {
     entry.flags & (layout::FLAG_INCOMPLETE | layout::FLAG_PARENT) == 0
 }
 
-impl Search<'_> {
+impl AttrSearch<'_> {
     /// The value in blocks of its own, as xfs_attr_rmtval_get(): each block begins with a header.
     fn remote_value(
         &self,

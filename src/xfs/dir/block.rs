@@ -6,8 +6,8 @@ use std::sync::Arc;
 use zerocopy::FromBytes;
 
 use crate::error::Result;
-use crate::xfs::extents::Found;
-use crate::xfs::format::dir::{self as layout, BlockHeader, DaHeader, LeafEntry, LeafHeader};
+use crate::xfs::extents::FoundExtent;
+use crate::xfs::format::dir::{self as layout, BlockHeader, DaHeader, DirLeafEntry, DirLeafHeader};
 use crate::xfs::format::{BASIC_BLOCK_BYTES, checksum_ok};
 use crate::xfs::{Fs, Geometry, Inode, MetaIo};
 
@@ -66,8 +66,8 @@ pub(super) fn next_mapped(
     end: u64,
 ) -> Result<Option<u64>> {
     let found = match fs.find_extent(io, dir, from)? {
-        Found::Extent(_) => from,
-        Found::Hole { end_blocks, .. } => end_blocks,
+        FoundExtent::Extent(_) => from,
+        FoundExtent::Hole { end_blocks, .. } => end_blocks,
     };
     // Directory blocks are a power of two of blocks.
     let aligned = found & !u64::from(fs.geometry().dir_block_blocks).saturating_sub(1);
@@ -169,6 +169,6 @@ fn check(fs: &Fs, dir: &Inode, bytes: &[u8], addr_bytes: u64) -> Result<()> {
 }
 
 /// The header and entries of a leaf block.
-pub(super) fn leaf_of(block: &Block) -> Result<(&LeafHeader, &[LeafEntry])> {
+pub(super) fn leaf_of(block: &Block) -> Result<(&DirLeafHeader, &[DirLeafEntry])> {
     block.checked(layout::leaf(&block.bytes))
 }

@@ -2,7 +2,7 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::block::{self, Block, Want};
-use super::{Content, DirEntry, Form, checked_entry, content};
+use super::{DirContent, DirForm, XfsDirEntry, checked_entry, content};
 use crate::error::{Error, Result};
 use crate::xfs::format::dir::{self as layout, DataItem, EntryType};
 use crate::xfs::format::dir_short::ShortForm;
@@ -17,7 +17,7 @@ pub struct DirCursor {
     with_dots: bool,
     loaded: Option<Loaded>,
     /// The form of the directory with this number: found out once.
-    form: Option<(Ino, Form)>,
+    form: Option<(Ino, DirForm)>,
 }
 
 /// The block of names that the cursor stands in.
@@ -72,12 +72,12 @@ impl DirCursor {
         fs: &Fs,
         io: &mut impl MetaIo,
         dir: &Inode,
-    ) -> Result<Option<DirEntry>> {
+    ) -> Result<Option<XfsDirEntry>> {
         let next = match self.form {
             Some((ino, form)) if ino == dir.ino => self.next_in_blocks(fs, io, dir, form),
             _ => match content(fs, io, dir) {
-                Ok(Content::Short(form)) => self.next_short(fs, dir, &form),
-                Ok(Content::Blocks(form)) => {
+                Ok(DirContent::Short(form)) => self.next_short(fs, dir, &form),
+                Ok(DirContent::Blocks(form)) => {
                     self.form = Some((dir.ino, form));
                     self.next_in_blocks(fs, io, dir, form)
                 }
@@ -97,8 +97,8 @@ impl DirCursor {
         fs: &'a Fs,
         io: &'a mut M,
         dir: &'a Inode,
-    ) -> DirEntries<'a, M> {
-        DirEntries {
+    ) -> XfsDirEntries<'a, M> {
+        XfsDirEntries {
             cursor: self,
             fs,
             io,
@@ -111,7 +111,7 @@ impl DirCursor {
         fs: &Fs,
         dir: &Inode,
         form: &ShortForm<'_>,
-    ) -> Result<Option<DirEntry>> {
+    ) -> Result<Option<XfsDirEntry>> {
         if self.with_dots {
             let dots = [
                 (layout::DOT_OFFSET, dir.ino.0, b".".as_slice()),
@@ -145,8 +145,8 @@ impl DirCursor {
         fs: &Fs,
         io: &mut impl MetaIo,
         dir: &Inode,
-        form: Form,
-    ) -> Result<Option<DirEntry>> {
+        form: DirForm,
+    ) -> Result<Option<XfsDirEntry>> {
         loop {
             let Some(loaded) = &mut self.loaded else {
                 self.loaded = self.load(fs, io, dir, form)?;
@@ -191,7 +191,7 @@ impl DirCursor {
         fs: &Fs,
         io: &mut impl MetaIo,
         dir: &Inode,
-        form: Form,
+        form: DirForm,
     ) -> Result<Option<Loaded>> {
         let geometry = fs.geometry();
         let dir_block_bytes = u64::from(geometry.dir_block_bytes);
@@ -202,13 +202,13 @@ impl DirCursor {
             return Ok(None);
         };
         let want = match form {
-            Form::Block => Want::Single,
-            Form::Leaf | Form::Node => Want::Data,
+            DirForm::Block => Want::Single,
+            DirForm::Leaf | DirForm::Node => Want::Data,
         };
         let block = block::read(fs, io, dir, fork_block, want)?;
         let end = match form {
-            Form::Block => block.checked(layout::block_leaf(&block.bytes))?.1,
-            Form::Leaf | Form::Node => block.bytes.len(),
+            DirForm::Block => block.checked(layout::block_leaf(&block.bytes))?.1,
+            DirForm::Leaf | DirForm::Node => block.bytes.len(),
         };
         Ok(Some(Loaded {
             block,
@@ -221,15 +221,15 @@ impl DirCursor {
 
 /// Iterates the names of a directory.
 #[derive(Debug)]
-pub struct DirEntries<'a, M> {
+pub struct XfsDirEntries<'a, M> {
     cursor: DirCursor,
     fs: &'a Fs,
     io: &'a mut M,
     dir: &'a Inode,
 }
 
-impl<M: MetaIo> Iterator for DirEntries<'_, M> {
-    type Item = Result<DirEntry>;
+impl<M: MetaIo> Iterator for XfsDirEntries<'_, M> {
+    type Item = Result<XfsDirEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.cursor

@@ -2,14 +2,14 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::block::{self, Block, Want};
-use super::{Content, Form, checked_ino, content, file_type};
+use super::{DirContent, DirForm, checked_ino, content, file_type};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::circle::Circle;
-use crate::xfs::format::dir::{self as layout, DataItem, EntryType, LeafEntry, hash_name};
-use crate::xfs::{FileType, Fs, Ino, Inode, MetaIo};
+use crate::xfs::format::dir::{self as layout, DataItem, DirLeafEntry, EntryType, hash_name};
+use crate::xfs::{Fs, Ino, Inode, InodeType, MetaIo};
 
 /// What a name stands for: the inode's number, and its type where the entry tells.
-pub type Found = (Ino, Option<FileType>);
+pub type FoundName = (Ino, Option<InodeType>);
 
 /// Finds a name in a directory. `.` and `..` are names like any other.
 ///
@@ -17,7 +17,12 @@ pub type Found = (Ino, Option<FileType>);
 /// [`ErrorKind::NameTooLong`] and [`ErrorKind::InvalidInput`] for what cannot be a name,
 /// [`ErrorKind::NotADirectory`], [`ErrorKind::Corrupt`] with the block's address, and what the device
 /// reports.
-pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result<Option<Found>> {
+pub fn lookup(
+    fs: &Fs,
+    io: &mut impl MetaIo,
+    dir: &Inode,
+    name: &[u8],
+) -> Result<Option<FoundName>> {
     if name.len() > layout::NAME_MAX_BYTES {
         let detail = format!("a name of {} bytes; the most is 255", name.len());
         return Err(Error::new(ErrorKind::NameTooLong, detail));
@@ -28,13 +33,13 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
     }
     let content = content(fs, io, dir)?;
     if name == b"." {
-        return Ok(Some((dir.ino, Some(FileType::Directory))));
+        return Ok(Some((dir.ino, Some(InodeType::Directory))));
     }
     let form = match content {
-        Content::Short(form) => {
+        DirContent::Short(form) => {
             if name == b".." {
                 let parent = checked_ino(fs, dir.addr_bytes, form.parent)?;
-                return Ok(Some((parent, Some(FileType::Directory))));
+                return Ok(Some((parent, Some(InodeType::Directory))));
             }
             for entry in form.entries() {
                 let entry = entry.map_err(|error| error.at_offset(dir.addr_bytes))?;
@@ -45,9 +50,9 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
             }
             return Ok(None);
         }
-        Content::Blocks(form) => form,
+        DirContent::Blocks(form) => form,
     };
-    let mut search = Search {
+    let mut search = DirSearch {
         fs,
         dir,
         name,
@@ -56,19 +61,19 @@ pub fn lookup(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, name: &[u8]) -> Result
         form,
     };
     match form {
-        Form::Block => {
+        DirForm::Block => {
             let block = block::read(fs, io, dir, 0, Want::Single)?;
             let (entries, _) = block.checked(layout::block_leaf(&block.bytes))?;
             search.data = Some((0, block.clone()));
             search.in_entries(io, &block, entries)
         }
-        Form::Leaf => {
+        DirForm::Leaf => {
             let at = block::leaf_space_start(fs.geometry());
             let leaf = block::read(fs, io, dir, at, Want::Leaf1)?;
             let (_, entries) = block::leaf_of(&leaf)?;
             search.in_entries(io, &leaf, entries)
         }
-        Form::Node => search.in_tree(io),
+        DirForm::Node => search.in_tree(io),
     }
 }
 
@@ -93,24 +98,24 @@ pub fn check_parent(fs: &Fs, io: &mut impl MetaIo, dir: &Inode, from: Ino) -> Re
     }
 }
 
-struct Search<'a> {
+struct DirSearch<'a> {
     fs: &'a Fs,
     dir: &'a Inode,
     name: &'a [u8],
     hash: u32,
     /// The block of names looked at last, by its first fork block: collisions often share it.
     data: Option<(u64, Block)>,
-    form: Form,
+    form: DirForm,
 }
 
-impl Search<'_> {
+impl DirSearch<'_> {
     /// Looks at every entry of this hash in one leaf.
     fn in_entries(
         &mut self,
         io: &mut impl MetaIo,
         leaf: &Block,
-        entries: &[LeafEntry],
-    ) -> Result<Option<Found>> {
+        entries: &[DirLeafEntry],
+    ) -> Result<Option<FoundName>> {
         let first = entries.partition_point(|entry| entry.hash.get() < self.hash);
         for entry in entries.iter().skip(first) {
             if entry.hash.get() != self.hash {
@@ -133,7 +138,7 @@ impl Search<'_> {
         io: &mut impl MetaIo,
         leaf: &Block,
         address: u32,
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<FoundName>> {
         let byte = u64::from(address).wrapping_mul(8);
         // Directory blocks are a power of two of bytes.
         let mask = u64::from(self.fs.geometry().dir_block_bytes).saturating_sub(1);
@@ -155,8 +160,8 @@ impl Search<'_> {
             return Ok(None);
         };
         let end = match self.form {
-            Form::Block => block.checked(layout::block_leaf(&block.bytes))?.1,
-            Form::Leaf | Form::Node => block.bytes.len(),
+            DirForm::Block => block.checked(layout::block_leaf(&block.bytes))?.1,
+            DirForm::Leaf | DirForm::Node => block.bytes.len(),
         };
         let (item, _) = block.checked(layout::data_item(&block.bytes, within, end))?;
         let DataItem::Entry(entry) = item else {
@@ -184,7 +189,7 @@ impl Search<'_> {
 
     /// Walks the tree down to the first leaf that can have the hash, and on along the leaves while it goes
     /// on. Each level is one below the last, and leaves that form a circle are found out.
-    fn in_tree(&mut self, io: &mut impl MetaIo) -> Result<Option<Found>> {
+    fn in_tree(&mut self, io: &mut impl MetaIo) -> Result<Option<FoundName>> {
         let root = block::leaf_space_start(self.fs.geometry());
         let (mut leaf_at, mut leaf) = self.first_leaf(io, root)?;
         let mut circle = Circle::new(leaf_at);

@@ -13,38 +13,38 @@ mod block;
 mod cursor;
 mod lookup;
 
-pub use cursor::{DirCursor, DirEntries};
-pub use lookup::{Found, check_parent, lookup};
+pub use cursor::{DirCursor, XfsDirEntries};
+pub use lookup::{FoundName, check_parent, lookup};
 
 use super::format::dir::{self as layout, EntryType};
 use super::format::dir_short::ShortForm;
 use super::{Fork, Fs, Ino, Inode, MetaIo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::xfs::FileType;
+use crate::xfs::InodeType;
 
 /// One name of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirEntry {
+pub struct XfsDirEntry {
     /// The name: 1 to 255 bytes, any but `/` and NUL.
     pub name: Vec<u8>,
     /// The inode, in range; whether it exists shows when it is read.
     pub ino: Ino,
     /// What the entry says that the inode is; `None` when it does not say.
-    pub file_type: Option<FileType>,
+    pub file_type: Option<InodeType>,
 }
 
 /// The form of a directory that is not short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum DirForm {
     Block,
     Leaf,
     Node,
 }
 
 /// The content of a short directory, or the form of another.
-enum Content<'a> {
+enum DirContent<'a> {
     Short(ShortForm<'a>),
-    Blocks(Form),
+    Blocks(DirForm),
 }
 
 fn corrupt(dir: &Inode, detail: impl std::fmt::Display) -> Error {
@@ -52,8 +52,8 @@ fn corrupt(dir: &Inode, detail: impl std::fmt::Display) -> Error {
 }
 
 /// Tells the form as the format does: by the last block that is mapped.
-fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<'a>> {
-    if dir.file_type != FileType::Directory {
+fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<DirContent<'a>> {
+    if dir.file_type != InodeType::Directory {
         return Err(Error::new(
             ErrorKind::NotADirectory,
             format!("{} is not a directory", dir.ino),
@@ -61,7 +61,7 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
     }
     if let Fork::Local(fork) = &dir.data {
         return ShortForm::parse(fork)
-            .map(Content::Short)
+            .map(DirContent::Short)
             .map_err(|error| corrupt(dir, error.detail()));
     }
     let geometry = fs.geometry();
@@ -71,11 +71,11 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
     let dir_blocks = u64::from(geometry.dir_block_blocks);
     let leaf_start = block::leaf_space_start(geometry);
     let form = if end == dir_blocks {
-        Form::Block
+        DirForm::Block
     } else if end > leaf_start && end.checked_sub(leaf_start) == Some(dir_blocks) {
-        Form::Leaf
+        DirForm::Leaf
     } else if end > leaf_start {
-        Form::Node
+        DirForm::Node
     } else {
         return Err(corrupt(dir, "its last block is of no form"));
     };
@@ -86,14 +86,14 @@ fn content<'a>(fs: &Fs, io: &mut impl MetaIo, dir: &'a Inode) -> Result<Content<
     if !size_is_whole
         || dir.size > layout::LEAF_SPACE_BYTES
         || geometry.bytes(data_end) > dir.size
-        || (form == Form::Block && dir.size != u64::from(geometry.dir_block_bytes))
+        || (form == DirForm::Block && dir.size != u64::from(geometry.dir_block_bytes))
     {
         return Err(corrupt(
             dir,
             format!("a size of {} bytes cannot be", dir.size),
         ));
     }
-    Ok(Content::Blocks(form))
+    Ok(DirContent::Blocks(form))
 }
 
 /// An entry as the caller gets it: the inode number checked against the geometry.
@@ -103,8 +103,8 @@ fn checked_entry(
     ino: u64,
     name: &[u8],
     kind: EntryType,
-) -> Result<DirEntry> {
-    Ok(DirEntry {
+) -> Result<XfsDirEntry> {
+    Ok(XfsDirEntry {
         name: name.to_vec(),
         ino: checked_ino(fs, addr_bytes, ino)?,
         file_type: file_type(kind),
@@ -125,15 +125,15 @@ fn checked_ino(fs: &Fs, addr_bytes: u64, ino: u64) -> Result<Ino> {
     Ok(ino)
 }
 
-fn file_type(kind: EntryType) -> Option<FileType> {
+fn file_type(kind: EntryType) -> Option<InodeType> {
     Some(match kind {
-        EntryType::Regular => FileType::Regular,
-        EntryType::Directory => FileType::Directory,
-        EntryType::CharDevice | EntryType::Whiteout => FileType::CharDevice,
-        EntryType::BlockDevice => FileType::BlockDevice,
-        EntryType::Fifo => FileType::Fifo,
-        EntryType::Socket => FileType::Socket,
-        EntryType::Symlink => FileType::Symlink,
+        EntryType::Regular => InodeType::Regular,
+        EntryType::Directory => InodeType::Directory,
+        EntryType::CharDevice | EntryType::Whiteout => InodeType::CharDevice,
+        EntryType::BlockDevice => InodeType::BlockDevice,
+        EntryType::Fifo => InodeType::Fifo,
+        EntryType::Socket => InodeType::Socket,
+        EntryType::Symlink => InodeType::Symlink,
         EntryType::Unknown => return None,
     })
 }

@@ -35,7 +35,7 @@ pub const NAMESPACE: u8 = FLAG_ROOT | FLAG_SECURE | FLAG_PARENT;
 /// `xfs_attr_sf_hdr`: what begins an attribute fork in short form.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct ShortHeader {
+pub struct AttrShortHeader {
     /// Bytes of the whole, this header included.
     pub total_bytes: U16,
     /// Entries.
@@ -43,12 +43,12 @@ pub struct ShortHeader {
     /// Zero.
     pub pad: u8,
 }
-const _: () = assert!(size_of::<ShortHeader>() == 4);
+const _: () = assert!(size_of::<AttrShortHeader>() == 4);
 
 /// `xfs_attr_sf_entry`: name and value follow.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct ShortEntry {
+pub struct AttrShortEntry {
     /// Bytes of the name.
     pub name_bytes: u8,
     /// Bytes of the value.
@@ -56,7 +56,7 @@ pub struct ShortEntry {
     /// `FLAG_*`.
     pub flags: u8,
 }
-const _: () = assert!(size_of::<ShortEntry>() == 3);
+const _: () = assert!(size_of::<AttrShortEntry>() == 3);
 
 /// `xfs_attr_leaf_map`: an unused range of a leaf.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -71,7 +71,7 @@ pub struct FreeRange {
 /// `xfs_attr3_leaf_hdr`.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct LeafHeader {
+pub struct AttrLeafHeader {
     /// Identity and siblings.
     pub info: DaHeader,
     /// Entries.
@@ -89,14 +89,14 @@ pub struct LeafHeader {
     /// Zero.
     pub pad2: U32,
 }
-const _: () = assert!(size_of::<LeafHeader>() == 80);
-const _: () = assert!(offset_of!(LeafHeader, count) == 56);
-const _: () = assert!(offset_of!(LeafHeader, free) == 64);
+const _: () = assert!(size_of::<AttrLeafHeader>() == 80);
+const _: () = assert!(offset_of!(AttrLeafHeader, count) == 56);
+const _: () = assert!(offset_of!(AttrLeafHeader, free) == 64);
 
 /// `xfs_attr_leaf_entry`: sorted by hash.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct LeafEntry {
+pub struct AttrLeafEntry {
     /// Hash of the name.
     pub hash: U32,
     /// Byte offset of the name in the block.
@@ -106,7 +106,7 @@ pub struct LeafEntry {
     /// Zero.
     pub pad: u8,
 }
-const _: () = assert!(size_of::<LeafEntry>() == 8);
+const _: () = assert!(size_of::<AttrLeafEntry>() == 8);
 
 /// `xfs_attr_leaf_name_local`: name and value follow.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -190,13 +190,13 @@ pub enum Value<'a> {
 /// # Errors
 /// A description of the fault.
 pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
-    let (header, _) = ShortHeader::ref_from_prefix(fork).map_err(|_| "too short")?;
+    let (header, _) = AttrShortHeader::ref_from_prefix(fork).map_err(|_| "too short")?;
     let mut rest = fork
-        .get(size_of::<ShortHeader>()..usize::from(header.total_bytes.get()))
+        .get(size_of::<AttrShortHeader>()..usize::from(header.total_bytes.get()))
         .ok_or("its length is impossible")?;
     let mut entries = Vec::with_capacity(header.count.into());
     for _ in 0..header.count {
-        let (entry, after) = ShortEntry::ref_from_prefix(rest).map_err(|_| "cut off")?;
+        let (entry, after) = AttrShortEntry::ref_from_prefix(rest).map_err(|_| "cut off")?;
         let (name, after) = after
             .split_at_checked(entry.name_bytes.into())
             .ok_or("cut off")?;
@@ -220,10 +220,10 @@ pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
 ///
 /// # Errors
 /// A description of the fault.
-pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
-    let (header, rest) = LeafHeader::ref_from_prefix(block).map_err(|_| "too short")?;
+pub fn leaf_entries(block: &[u8]) -> Result<&[AttrLeafEntry], &'static str> {
+    let (header, rest) = AttrLeafHeader::ref_from_prefix(block).map_err(|_| "too short")?;
     let count = usize::from(header.count.get());
-    let (entries, _) = <[LeafEntry]>::ref_from_prefix_with_elems(rest, count)
+    let (entries, _) = <[AttrLeafEntry]>::ref_from_prefix_with_elems(rest, count)
         .map_err(|_| "more entries than fit")?;
     if entries.is_sorted_by_key(|entry| entry.hash.get()) {
         Ok(entries)
@@ -236,7 +236,10 @@ pub fn leaf_entries(block: &[u8]) -> Result<&[LeafEntry], &'static str> {
 ///
 /// # Errors
 /// A description of the fault.
-pub fn leaf_entry<'a>(block: &'a [u8], entry: &LeafEntry) -> Result<Attribute<'a>, &'static str> {
+pub fn leaf_entry<'a>(
+    block: &'a [u8],
+    entry: &AttrLeafEntry,
+) -> Result<Attribute<'a>, &'static str> {
     let at = block
         .get(usize::from(entry.name_offset.get())..)
         .ok_or("a name outside the block")?;

@@ -31,7 +31,7 @@ pub const MAX_LEVELS: u32 = 9;
     missing_docs,
     reason = "the fields bear the names of the format's document"
 )]
-pub struct ShortHeader {
+pub struct BtreeShortHeader {
     pub magic: U32,
     pub level: U16,
     pub numrecs: U16,
@@ -48,10 +48,10 @@ pub struct ShortHeader {
 pub const SHORT_CRC_OFFSET: usize = 52;
 
 const _: () = {
-    assert!(size_of::<ShortHeader>() == 56);
-    assert!(offset_of!(ShortHeader, blkno) == 16);
-    assert!(offset_of!(ShortHeader, owner) == 48);
-    assert!(offset_of!(ShortHeader, crc) == SHORT_CRC_OFFSET);
+    assert!(size_of::<BtreeShortHeader>() == 56);
+    assert!(offset_of!(BtreeShortHeader, blkno) == 16);
+    assert!(offset_of!(BtreeShortHeader, owner) == 48);
+    assert!(offset_of!(BtreeShortHeader, crc) == SHORT_CRC_OFFSET);
 };
 
 /// Header of a block of a fork's btree.

@@ -143,7 +143,7 @@ const _: () = assert!(offset_of!(DaHeader, uuid) == 32);
 /// `xfs_dir3_leaf_hdr`.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct LeafHeader {
+pub struct DirLeafHeader {
     /// Identity and siblings.
     pub info: DaHeader,
     /// Entries, stale ones included.
@@ -153,7 +153,7 @@ pub struct LeafHeader {
     /// Zero.
     pub pad: U32,
 }
-const _: () = assert!(size_of::<LeafHeader>() == 64);
+const _: () = assert!(size_of::<DirLeafHeader>() == 64);
 
 /// `xfs_da3_node_hdr`.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -173,14 +173,14 @@ const _: () = assert!(size_of::<NodeHeader>() == 64);
 /// `xfs_dir2_leaf_entry`: the hash of a name and where the name lies.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct LeafEntry {
+pub struct DirLeafEntry {
     /// [`hash_name`] of the name.
     pub hash: U32,
     /// Byte offset of the data entry in the directory file, in units of 8 bytes; 0 for a stale
     /// entry.
     pub address: U32,
 }
-const _: () = assert!(size_of::<LeafEntry>() == 8);
+const _: () = assert!(size_of::<DirLeafEntry>() == 8);
 
 /// `xfs_da_node_entry`: the greatest hash below a child and where the child lies.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -360,12 +360,12 @@ pub fn data_item(block: &[u8], at: usize, end: usize) -> Result<(DataItem<'_>, u
 ///
 /// # Errors
 /// Corrupt.
-pub fn block_leaf(block: &[u8]) -> Result<(&[LeafEntry], usize)> {
+pub fn block_leaf(block: &[u8]) -> Result<(&[DirLeafEntry], usize)> {
     let (rest, tail) = BlockTail::ref_from_suffix(block)
         .map_err(|_| corrupt("a directory block without a tail"))?;
     let count = usize::try_from(tail.count.get()).unwrap_or(usize::MAX);
     let data_end = count
-        .checked_mul(size_of::<LeafEntry>())
+        .checked_mul(size_of::<DirLeafEntry>())
         .and_then(|bytes| rest.len().checked_sub(bytes))
         .filter(|&end| end >= DATA_HEADER_BYTES)
         .ok_or_else(|| {
@@ -373,7 +373,7 @@ pub fn block_leaf(block: &[u8]) -> Result<(&[LeafEntry], usize)> {
                 "a directory block with {count} leaf entries in its tail"
             ))
         })?;
-    let entries = <[LeafEntry]>::ref_from_bytes(rest.get(data_end..).unwrap_or_default())
+    let entries = <[DirLeafEntry]>::ref_from_bytes(rest.get(data_end..).unwrap_or_default())
         .map_err(|_| corrupt("a directory block whose leaf entries are cut off"))?;
     Ok((entries, data_end))
 }
@@ -388,11 +388,11 @@ pub fn block_stale(block: &[u8]) -> u32 {
 ///
 /// # Errors
 /// Corrupt.
-pub fn leaf(block: &[u8]) -> Result<(&LeafHeader, &[LeafEntry])> {
-    let (header, rest) =
-        LeafHeader::ref_from_prefix(block).map_err(|_| corrupt("a leaf block that is cut off"))?;
+pub fn leaf(block: &[u8]) -> Result<(&DirLeafHeader, &[DirLeafEntry])> {
+    let (header, rest) = DirLeafHeader::ref_from_prefix(block)
+        .map_err(|_| corrupt("a leaf block that is cut off"))?;
     let count = usize::from(header.count.get());
-    let (entries, _) = <[LeafEntry]>::ref_from_prefix_with_elems(rest, count)
+    let (entries, _) = <[DirLeafEntry]>::ref_from_prefix_with_elems(rest, count)
         .map_err(|_| corrupt(format!("a leaf block of {count} entries, more than fit")))?;
     Ok((header, entries))
 }
@@ -401,7 +401,7 @@ pub fn leaf(block: &[u8]) -> Result<(&LeafHeader, &[LeafEntry])> {
 ///
 /// # Errors
 /// Corrupt.
-pub fn check_leaf_entries(entries: &[LeafEntry], stale: u32) -> Result<()> {
+pub fn check_leaf_entries(entries: &[DirLeafEntry], stale: u32) -> Result<()> {
     let found_stale = entries
         .iter()
         .filter(|entry| entry.address.get() == 0)

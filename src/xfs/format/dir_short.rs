@@ -13,7 +13,7 @@ use crate::error::Result;
 
 /// One name of a short-form directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShortEntry<'a> {
+pub struct DirShortEntry<'a> {
     /// Inode number, unchecked.
     pub ino: u64,
     /// The name.
@@ -115,14 +115,14 @@ pub struct ShortEntries<'a> {
 }
 
 impl<'a> ShortEntries<'a> {
-    fn split(&self) -> Option<(ShortEntry<'a>, &'a [u8])> {
+    fn split(&self) -> Option<(DirShortEntry<'a>, &'a [u8])> {
         let (&name_bytes, rest) = self.rest.split_first()?;
         let (offset, rest) = U16::ref_from_prefix(rest).ok()?;
         let (name, rest) = rest.split_at_checked(usize::from(name_bytes))?;
         let (&file_type, rest) = rest.split_first()?;
         let (ino, rest) = split_ino(rest, self.wide)?;
         let file_type = EntryType::from_disk(file_type)?;
-        let entry = ShortEntry {
+        let entry = DirShortEntry {
             ino,
             name,
             file_type,
@@ -133,7 +133,7 @@ impl<'a> ShortEntries<'a> {
 }
 
 impl<'a> Iterator for ShortEntries<'a> {
-    type Item = Result<ShortEntry<'a>>;
+    type Item = Result<DirShortEntry<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;

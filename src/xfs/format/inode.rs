@@ -129,14 +129,14 @@ pub const S_IFSOCK: u16 = 0o140_000;
 
 /// A point in time: seconds since 1970 (negative before) and nanoseconds within the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Timestamp {
+pub struct InodeTimestamp {
     /// Seconds since 1970-01-01 00:00 UTC.
     pub seconds: i64,
     /// 0 to 999,999,999, unless the inode is damaged.
     pub nanoseconds: u32,
 }
 
-impl Timestamp {
+impl InodeTimestamp {
     /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds, which the
     /// kernel shows as they are, a second or more of them, too. `bigtime`: nanoseconds since 2^31
     /// seconds before 1970.
@@ -167,22 +167,22 @@ mod tests {
     fn timestamps_in_both_forms() {
         let legacy = |seconds: i32, ns: u32| {
             let seconds = u64::from(u32::from_be_bytes(seconds.to_be_bytes()));
-            Timestamp::decode((seconds << 32) | u64::from(ns), false)
+            InodeTimestamp::decode((seconds << 32) | u64::from(ns), false)
         };
-        let at = |seconds, nanoseconds| Timestamp {
+        let at = |seconds, nanoseconds| InodeTimestamp {
             seconds,
             nanoseconds,
         };
         assert_eq!(legacy(-1, 5), at(-1, 5));
         assert_eq!(legacy(i32::MIN, 999_999_999), at(-(1 << 31), 999_999_999));
         assert_eq!(legacy(1, 3_000_000_000), at(1, 3_000_000_000));
-        assert_eq!(Timestamp::decode(0, true), at(-(1 << 31), 0));
+        assert_eq!(InodeTimestamp::decode(0, true), at(-(1 << 31), 0));
         assert_eq!(
-            Timestamp::decode((1 << 31) * 1_000_000_000 + 7, true),
+            InodeTimestamp::decode((1 << 31) * 1_000_000_000 + 7, true),
             at(0, 7)
         );
         assert_eq!(
-            Timestamp::decode(u64::MAX, true),
+            InodeTimestamp::decode(u64::MAX, true),
             at(16_299_260_425, 709_551_615)
         );
     }

@@ -4,10 +4,10 @@ use zerocopy::FromBytes;
 
 use super::super::MetaIo;
 use super::super::format::log::{self as layout, RecordHeader};
-use super::{CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, Log, RECORD_BLOCKS, block_in, cycle_of};
+use super::{CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, RECORD_BLOCKS, XfsLog, block_in, cycle_of};
 use crate::error::Result;
 
-impl Log {
+impl XfsLog {
     /// The head; `None` for a log that was never written.
     pub(super) fn find_head(&self, io: &mut impl MetaIo) -> Result<Option<u64>> {
         let last_block = self.blocks.saturating_sub(1);

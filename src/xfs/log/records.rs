@@ -5,7 +5,9 @@ use zerocopy::FromBytes;
 use super::super::MetaIo;
 use super::super::format;
 use super::super::format::log::{self as layout, OpHeader, RecordHeader};
-use super::{BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, Log, LogEnd, LogState, RECORD_BLOCKS, block_in};
+use super::{
+    BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, block_in,
+};
 use crate::error::Result;
 
 /// Basic blocks before the head in which headers are searched: records that can have been in
@@ -28,7 +30,7 @@ impl Record {
     }
 }
 
-impl Log {
+impl XfsLog {
     /// Looks at the last record before the head, and, unless that is the one that unmounting
     /// writes, for torn ones.
     pub(super) fn end_at(&self, io: &mut impl MetaIo, head: u64) -> Result<LogEnd> {

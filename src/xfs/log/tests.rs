@@ -114,8 +114,8 @@ impl Ring {
         }
     }
 
-    fn log() -> Log {
-        Log {
+    fn log() -> XfsLog {
+        XfsLog {
             addr_bytes: 0,
             blocks: BLOCKS,
             sector_bytes: 4096,
