@@ -493,10 +493,9 @@ impl RingQueue {
     fn go_on(&mut self, at: u16, result: i32) -> Option<Status> {
         let slot = self.slots.get_mut(usize::from(at))?;
         let is_transfer = matches!(slot.op, Op::Read | Op::Write) && slot.stage == UringStage::Main;
+        let needs_sync = slot.fua && !is_transfer && slot.stage != UringStage::Sync;
         match result {
-            0 if !is_transfer && slot.stage != UringStage::Sync && slot.fua => {
-                slot.stage = UringStage::Sync
-            }
+            0 if needs_sync => slot.stage = UringStage::Sync,
             0 if !is_transfer => return Some(Status::Success),
             // The kernel stopped in between, as it does at an error: the rest says which.
             n if n > 0 && is_transfer => {
