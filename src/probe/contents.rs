@@ -1,7 +1,7 @@
 //! What partitions hold.
 
 use super::signatures::{Content, identify};
-use super::source::Source;
+use super::source::ProbeSource;
 use super::table::PartitionTable;
 use crate::error::Result;
 
@@ -13,13 +13,13 @@ impl PartitionTable {
     ///
     /// # Errors
     /// The device's.
-    pub fn identify_contents(&mut self, source: &mut impl Source) -> Result<()> {
+    pub fn identify_contents(&mut self, source: &mut impl ProbeSource) -> Result<()> {
         let device = source.len_bytes();
         for partition in self.partitions.iter_mut().take(MOST_IDENTIFIED) {
             let Some(range) = partition.range_on(device).ok().filter(|range| range.1 > 0) else {
                 continue;
             };
-            let mut part = Part { source, range };
+            let mut part = SourcePart { source, range };
             // One that does not begin at a block of the device cannot be opened.
             if part.range.0.checked_rem(part.block_bytes().into()) == Some(0) {
                 partition.content = match identify(&mut part)? {
@@ -34,12 +34,12 @@ impl PartitionTable {
 }
 
 /// A part of a source.
-struct Part<'a, S> {
+struct SourcePart<'a, S> {
     source: &'a mut S,
     range: (u64, u64),
 }
 
-impl<S: Source> Source for Part<'_, S> {
+impl<S: ProbeSource> ProbeSource for SourcePart<'_, S> {
     fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
         self.source
             .read_at(self.range.0.saturating_add(offset_bytes), buf)

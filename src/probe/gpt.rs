@@ -6,7 +6,7 @@ use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::source::{Source, read};
+use super::source::{ProbeSource, read};
 use super::table::{Partition, PartitionTable, TableKind};
 use crate::error::Result;
 
@@ -24,7 +24,7 @@ const MOST_TABLE_BYTES: u64 = 1 << 20;
 /// A header, in the second and in the last block of the device.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Header {
+struct GptHeader {
     signature: [u8; 8],
     revision: U32,
     header_bytes: U32,
@@ -42,14 +42,14 @@ struct Header {
     entry_bytes: U32,
     entries_checksum: U32,
 }
-const _: () = assert!(size_of::<Header>() == 92);
-const _: () = assert!(offset_of!(Header, checksum) == 16);
-const _: () = assert!(offset_of!(Header, entries_lba) == 72);
+const _: () = assert!(size_of::<GptHeader>() == 92);
+const _: () = assert!(offset_of!(GptHeader, checksum) == 16);
+const _: () = assert!(offset_of!(GptHeader, entries_lba) == 72);
 
 /// An entry; those that are not used have a type of zeroes.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Entry {
+struct GptEntry {
     kind: [u8; 16],
     guid: [u8; 16],
     first_lba: U64,
@@ -58,12 +58,12 @@ struct Entry {
     /// UTF-16, ended by zero where it is shorter.
     name: [U16; 36],
 }
-const _: () = assert!(size_of::<Entry>() == 128);
+const _: () = assert!(size_of::<GptEntry>() == 128);
 
 /// The table of a device that has one, with blocks of `sector_bytes`. `None` without
 /// a header; with `must` an error that names the fault.
 pub(super) fn read_partitions(
-    source: &mut impl Source,
+    source: &mut impl ProbeSource,
     sector_bytes: u64,
     must: bool,
 ) -> Result<Result<PartitionTable, Option<String>>> {
@@ -101,12 +101,12 @@ pub(super) fn read_partitions(
 
 /// The table by the header in one block; otherwise the fault in it, `None` for no signature.
 fn read_one(
-    source: &mut impl Source,
+    source: &mut impl ProbeSource,
     sector_bytes: u64,
     lba: u64,
 ) -> Result<Result<PartitionTable, Option<String>>> {
     let sector = read(source, lba.saturating_mul(sector_bytes), sector_bytes)?;
-    let Ok((header, _)) = Header::read_from_prefix(&sector) else {
+    let Ok((header, _)) = GptHeader::read_from_prefix(&sector) else {
         return Ok(Err(None));
     };
     if header.signature != *SIGNATURE {
@@ -132,7 +132,7 @@ fn read_one(
     let mut table = PartitionTable::new(TableKind::Gpt, sector_bytes);
     let step = usize::try_from(entry_bytes).unwrap_or(usize::MAX);
     for (number, bytes) in (1..).zip(bytes.chunks_exact(step)) {
-        let Ok((entry, _)) = Entry::read_from_prefix(bytes) else {
+        let Ok((entry, _)) = GptEntry::read_from_prefix(bytes) else {
             continue;
         };
         if entry.kind != [0; 16] {
@@ -142,14 +142,14 @@ fn read_one(
     Ok(Ok(table))
 }
 
-fn check_header(header: &Header, sector: &[u8], lba: u64) -> Result<(), &'static str> {
+fn check_header(header: &GptHeader, sector: &[u8], lba: u64) -> Result<(), &'static str> {
     let len = usize::try_from(header.header_bytes.get()).unwrap_or(usize::MAX);
     let mut bytes = sector
         .get(..len)
-        .filter(|bytes| bytes.len() >= size_of::<Header>())
+        .filter(|bytes| bytes.len() >= size_of::<GptHeader>())
         .ok_or("its length is impossible")?
         .to_vec();
-    let field = offset_of!(Header, checksum)..offset_of!(Header, reserved);
+    let field = offset_of!(GptHeader, checksum)..offset_of!(GptHeader, reserved);
     bytes
         .get_mut(field)
         .ok_or("its length is impossible")?
@@ -168,7 +168,7 @@ fn check_header(header: &Header, sector: &[u8], lba: u64) -> Result<(), &'static
     Ok(())
 }
 
-fn partition(number: u32, entry: &Entry, sector_bytes: u64) -> Partition {
+fn partition(number: u32, entry: &GptEntry, sector_bytes: u64) -> Partition {
     let (first, last) = (entry.first_lba.get(), entry.last_lba.get());
     // One that ends before it begins is empty, and cannot be opened.
     let sectors = match last.checked_sub(first) {

@@ -6,7 +6,7 @@ use std::mem::size_of;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::source::{Source, read};
+use super::source::{ProbeSource, read};
 use super::table::{Partition, PartitionTable, TableKind};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,7 +22,7 @@ const NUMBERS_END: u32 = 256;
 /// An entry of a master or extended boot record.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Entry {
+struct MbrEntry {
     /// 0x80 for active, otherwise 0.
     status: u8,
     first_chs: [u8; 3],
@@ -31,19 +31,19 @@ struct Entry {
     start_sector: U32,
     sectors: U32,
 }
-const _: () = assert!(size_of::<Entry>() == 16);
+const _: () = assert!(size_of::<MbrEntry>() == 16);
 
 /// A sector with a boot record.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct BootRecord {
     code: [u8; 446],
-    entries: [Entry; 4],
+    entries: [MbrEntry; 4],
     signature: [u8; 2],
 }
 const _: () = assert!(size_of::<BootRecord>() == 512);
 
-impl Entry {
+impl MbrEntry {
     fn is_used(&self) -> bool {
         // Of any type, also 0: otherwise those behind would have other numbers than the kernel's.
         self.sectors.get() != 0
@@ -90,7 +90,10 @@ pub(super) fn look(bytes: &[u8]) -> FirstSector {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] where the size of its sectors is not known; the device's.
-pub(super) fn read_partitions(source: &mut impl Source, first: &[u8]) -> Result<PartitionTable> {
+pub(super) fn read_partitions(
+    source: &mut impl ProbeSource,
+    first: &[u8],
+) -> Result<PartitionTable> {
     let sector_bytes = u64::from(source.mbr_sector_bytes().ok_or_else(unknown_sectors)?);
     let mut table = PartitionTable::new(TableKind::Mbr, sector_bytes);
     let Some(record) = record(first) else {
@@ -108,7 +111,7 @@ pub(super) fn read_partitions(source: &mut impl Source, first: &[u8]) -> Result<
         .iter()
         .filter(|e| e.is_extended() && e.is_used())
     {
-        logical(source, Area::of(entry, 0), &mut table, &mut number)?;
+        logical(source, MbrArea::of(entry, 0), &mut table, &mut number)?;
     }
     Ok(table)
 }
@@ -124,13 +127,13 @@ fn unknown_sectors() -> Error {
 
 /// Sectors of an entry.
 #[derive(Debug, Clone, Copy)]
-struct Area {
+struct MbrArea {
     start: u64,
     sectors: u64,
 }
 
-impl Area {
-    fn of(entry: &Entry, relative_to: u64) -> Self {
+impl MbrArea {
+    fn of(entry: &MbrEntry, relative_to: u64) -> Self {
         Self {
             start: relative_to.saturating_add(entry.start_sector.get().into()),
             sectors: entry.sectors.get().into(),
@@ -145,8 +148,8 @@ impl Area {
 /// Follows the chain of boot records of an extended partition as parse_extended() does, so that the numbers
 /// are the kernel's: each has a partition, or several, and the next link.
 fn logical(
-    source: &mut impl Source,
-    first: Area,
+    source: &mut impl ProbeSource,
+    first: MbrArea,
     table: &mut PartitionTable,
     number: &mut u32,
 ) -> Result<()> {
@@ -175,8 +178,8 @@ fn logical(
                 continue;
             }
             // The third and fourth may be anything.
-            let in_link = Area::of(entry, 0).end() <= link.sectors;
-            let in_first = Area::of(entry, link.start).end() <= first.end();
+            let in_link = MbrArea::of(entry, 0).end() <= link.sectors;
+            let in_first = MbrArea::of(entry, link.start).end() <= first.end();
             if slot >= 2 && !(in_link && in_first) {
                 continue;
             }
@@ -191,12 +194,12 @@ fn logical(
             .iter()
             .find(|e| e.is_extended() && e.is_used());
         let Some(next) = next else { return Ok(()) };
-        link = Area::of(next, first.start);
+        link = MbrArea::of(next, first.start);
     }
 }
 
-fn partition(number: u32, relative_to: u64, entry: &Entry, sector_bytes: u64) -> Partition {
-    let area = Area::of(entry, relative_to);
+fn partition(number: u32, relative_to: u64, entry: &MbrEntry, sector_bytes: u64) -> Partition {
+    let area = MbrArea::of(entry, relative_to);
     Partition {
         number,
         name: String::new(),
@@ -360,7 +363,7 @@ mod tests {
     /// A device whose blocks are not the sectors of its table.
     struct Image(Bytes, Option<u32>);
 
-    impl Source for Image {
+    impl ProbeSource for Image {
         fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
             self.0.read_at(offset_bytes, buf)
         }

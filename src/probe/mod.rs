@@ -20,18 +20,18 @@ mod table;
 pub use partitions::read_table;
 pub use raid::{RaidMember, raid_at_end};
 pub use signatures::{Content, identify, identify_bytes};
-pub use source::Source;
+pub use source::ProbeSource;
 pub use table::{Partition, PartitionTable, TableKind};
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::Source;
+    use super::ProbeSource;
     use crate::error::Result;
 
     /// A device in memory.
     pub(crate) struct Bytes(pub(crate) Vec<u8>, pub(crate) u32);
 
-    impl Source for Bytes {
+    impl ProbeSource for Bytes {
         fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
             let start = usize::try_from(offset_bytes).unwrap();
             assert!(

@@ -2,7 +2,7 @@
 
 use super::gpt;
 use super::mbr::{self, FirstSector};
-use super::source::{Source, read};
+use super::source::{ProbeSource, read};
 use super::table::PartitionTable;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// # Errors
 /// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged, [`ErrorKind::Unsupported`] for an MBR with
 /// sectors of an unknown size; the device's.
-pub fn read_table(source: &mut impl Source) -> Result<Option<PartitionTable>> {
+pub fn read_table(source: &mut impl ProbeSource) -> Result<Option<PartitionTable>> {
     let first = read(source, 0, 512)?;
     let sector = mbr::look(&first);
     if sector == FirstSector::Table {

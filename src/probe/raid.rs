@@ -6,7 +6,7 @@ use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::source::{Source, read};
+use super::source::{ProbeSource, read};
 use crate::error::Result;
 
 const MAGIC: u32 = 0xa92b_4efc;
@@ -54,7 +54,7 @@ const _: () = assert!(offset_of!(New, super_sector) == 144);
 ///
 /// # Errors
 /// The device's.
-pub fn raid_at_end(source: &mut impl Source) -> Result<Option<RaidMember>> {
+pub fn raid_at_end(source: &mut impl ProbeSource) -> Result<Option<RaidMember>> {
     let sectors = source.len_bytes() / 512;
     // As `super_1_load`: at least 8 KiB before the end, and at most 12.
     let at = sectors.saturating_sub(16) & !7;

@@ -3,7 +3,7 @@
 
 use super::partitions::read_table;
 use super::raid::raid_at_end;
-use super::source::{Source, read};
+use super::source::{ProbeSource, read};
 use super::table::PartitionTable;
 use crate::error::Result;
 
@@ -179,7 +179,7 @@ const LOOK_BYTES: u64 = 68 << 10;
 ///
 /// # Errors
 /// The device's.
-pub fn identify(source: &mut impl Source) -> Result<Content> {
+pub fn identify(source: &mut impl ProbeSource) -> Result<Content> {
     let bytes = read(source, 0, LOOK_BYTES)?;
     if bytes.starts_with(b"XFSB") {
         return Ok(Content::Xfs);

@@ -3,8 +3,8 @@
 use crate::error::Result;
 
 /// Bytes that are probed.
-pub trait Source {
-    /// Fills `buf` from the byte `offset_bytes`; both are multiples of [`Source::block_bytes`].
+pub trait ProbeSource {
+    /// Fills `buf` from the byte `offset_bytes`; both are multiples of [`ProbeSource::block_bytes`].
     ///
     /// # Errors
     /// The device's.
@@ -28,7 +28,7 @@ const MOST_BYTES: u64 = 2 << 20;
 
 /// `len` bytes from any byte on; fewer where the device ends before, or where `len` is beyond
 /// [`MOST_BYTES`].
-pub(super) fn read(source: &mut impl Source, offset_bytes: u64, len: u64) -> Result<Vec<u8>> {
+pub(super) fn read(source: &mut impl ProbeSource, offset_bytes: u64, len: u64) -> Result<Vec<u8>> {
     let block = u64::from(source.block_bytes()).max(1);
     let end = offset_bytes.saturating_add(len.min(MOST_BYTES));
     let end = end.min(source.len_bytes());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use super::engine::Engine;
+use super::engine::TargetEngine;
 use super::open::{
     OpenController, Parts, access_of, controller_of, heap_of, memory_of, namespace_of,
 };
@@ -300,7 +300,7 @@ impl Drive {
             let controller = Arc::clone(&self.controller);
             let parts = Parts {
                 heap: self.heap.clone(),
-                engine: Engine::Nvme { controller, nsid },
+                engine: TargetEngine::Nvme { controller, nsid },
                 words: Some(self.words.clone()),
                 held: self.held.clone(),
             };

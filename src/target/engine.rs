@@ -16,7 +16,7 @@ use crate::uring::{RingOptions, RingQueue, UringDisk};
 
 /// What a target is driven by.
 #[derive(Debug)]
-pub(crate) enum Engine {
+pub(crate) enum TargetEngine {
     /// The crate's own driver on one namespace.
     Nvme {
         controller: Arc<Controller>,
@@ -41,7 +41,7 @@ pub(crate) struct EngineOptions {
     pub(crate) range: BlockRange,
 }
 
-impl Engine {
+impl TargetEngine {
     /// A queue for one thread.
     pub(crate) fn queue(&self, options: EngineOptions) -> Result<EngineQueue> {
         match self {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::claims::Identity;
-use super::engine::Engine;
+use super::engine::TargetEngine;
 use super::image::{self, ImageAccess};
 use super::part::part_of;
 use super::shared::{Target, TargetShared};
@@ -22,7 +22,7 @@ use crate::sys::{FileId, HeldFile, file_serial};
 /// A target's parts, up and running.
 pub(crate) struct Parts {
     pub(crate) heap: Heap,
-    pub(crate) engine: Engine,
+    pub(crate) engine: TargetEngine,
     /// What the engine is, where it does not know itself.
     pub(crate) words: Option<String>,
     pub(crate) held: Option<Arc<HeldFile>>,
@@ -73,7 +73,7 @@ impl Target {
             let (disk, held) = super::uring::open(spec, path.as_ref(), access, &heap)?;
             let parts = Parts {
                 heap,
-                engine: Engine::Uring(disk),
+                engine: TargetEngine::Uring(disk),
                 words: None,
                 held: Some(held),
             };
@@ -83,7 +83,7 @@ impl Target {
         let nsid = namespace_of(spec, &opened.controller.info())?;
         let parts = Parts {
             heap,
-            engine: Engine::Nvme {
+            engine: TargetEngine::Nvme {
                 controller: opened.controller,
                 nsid,
             },
@@ -158,12 +158,12 @@ impl Target {
     /// changed. Cheap where there is nothing; to be asked now and then by one thread.
     pub fn events(&self) -> Vec<Event> {
         match &self.shared.engine {
-            Engine::Nvme { controller, .. } => controller.events(),
+            TargetEngine::Nvme { controller, .. } => controller.events(),
             // The kernel keeps what the device reports to itself.
-            Engine::Uring(_) => Vec::new(),
+            TargetEngine::Uring(_) => Vec::new(),
             // So does SPDK, which acts on it.
             #[cfg(feature = "spdk")]
-            Engine::Spdk(_) => Vec::new(),
+            TargetEngine::Spdk(_) => Vec::new(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Target {
 /// What a target is, however it was named.
 fn identity_of(
     spec: &TargetSpec,
-    engine: &Engine,
+    engine: &TargetEngine,
     info: &TargetInfo,
     held: Option<&HeldFile>,
 ) -> Identity {
@@ -212,7 +212,9 @@ fn identity_of(
             id.hostnqn = None;
             Identity::Named(format!("{id:?}"), info.nsid)
         }
-        (_, Engine::Nvme { controller, .. }) => Identity::Memory(Arc::as_ptr(controller).addr()),
+        (_, TargetEngine::Nvme { controller, .. }) => {
+            Identity::Memory(Arc::as_ptr(controller).addr())
+        }
         _ => Identity::Named(spec.text.clone(), info.nsid),
     }
 }
@@ -253,7 +255,7 @@ pub fn target_on_device(
     let nsid = namespace_of(&spec, &controller.info())?;
     let parts = Parts {
         heap,
-        engine: Engine::Nvme { controller, nsid },
+        engine: TargetEngine::Nvme { controller, nsid },
         words: None,
         held: None,
     };

@@ -7,7 +7,7 @@ use super::shared::TargetShared;
 use super::{Target, TargetInfo, TargetSpec};
 use crate::block::{BlockRange, Op};
 use crate::error::{Error, ErrorKind, Result};
-use crate::probe::{self, PartitionTable, Source};
+use crate::probe::{self, PartitionTable, ProbeSource};
 use crate::units::Lba;
 
 /// Blocks that are read at once, where a queue takes so many.
@@ -15,7 +15,7 @@ const IN_FLIGHT: usize = 32;
 
 /// A part of a device.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
+pub(super) struct DevicePart {
     pub(super) range: BlockRange,
     pub(super) start_bytes: u64,
     pub(super) len_bytes: u64,
@@ -37,7 +37,7 @@ impl WholeDevice {
     }
 }
 
-impl Source for WholeDevice {
+impl ProbeSource for WholeDevice {
     fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
         let block_bytes = self.block_bytes().max(1);
         let in_flight = self.raw.slots().max(1);
@@ -90,7 +90,7 @@ impl Source for WholeDevice {
 }
 
 /// The part that the options of a target name, on the target opened without them.
-pub(super) fn part_of(spec: &TargetSpec, whole: &Arc<TargetShared>) -> Result<Option<Part>> {
+pub(super) fn part_of(spec: &TargetSpec, whole: &Arc<TargetShared>) -> Result<Option<DevicePart>> {
     if let Some(offset_bytes) = spec.offset_bytes {
         return from_offset(&whole.info, offset_bytes).map(Some);
     }
@@ -117,7 +117,7 @@ pub(super) fn part_of(spec: &TargetSpec, whole: &Arc<TargetShared>) -> Result<Op
         let detail = format!("partition {} cannot be opened: {why}", found.number);
         Error::new(ErrorKind::Unsupported, detail)
     })?;
-    Ok(Some(Part {
+    Ok(Some(DevicePart {
         range,
         start_bytes,
         len_bytes,
@@ -125,7 +125,7 @@ pub(super) fn part_of(spec: &TargetSpec, whole: &Arc<TargetShared>) -> Result<Op
     }))
 }
 
-fn from_offset(info: &TargetInfo, offset_bytes: u64) -> Result<Part> {
+fn from_offset(info: &TargetInfo, offset_bytes: u64) -> Result<DevicePart> {
     let device_bytes = info.capacity_bytes;
     let len_bytes = device_bytes
         .checked_sub(offset_bytes)
@@ -144,7 +144,7 @@ fn from_offset(info: &TargetInfo, offset_bytes: u64) -> Result<Part> {
             format!("offset={offset_bytes}: {why}"),
         )
     })?;
-    Ok(Part {
+    Ok(DevicePart {
         range,
         start_bytes: offset_bytes,
         len_bytes,

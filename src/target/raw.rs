@@ -41,7 +41,7 @@ const BLOCKING: Token = Token::MAX;
 #[derive(Debug)]
 pub struct RawIo {
     queue: EngineQueue,
-    slots: Box<[Slot]>,
+    slots: Box<[RawSlot]>,
     /// Blocks of a slot's buffer.
     blocks: u64,
     target: Arc<TargetShared>,
@@ -50,7 +50,7 @@ pub struct RawIo {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct RawSlot {
     segment: Segment,
     /// Whose the buffer is.
     buf: SlotBuf,
@@ -138,7 +138,7 @@ impl RawIo {
             ));
         }
         let slots = (0..slots)
-            .map(|_| Slot::new(target.heap.alloc(slot_bytes, BUFFER_ALIGN_BYTES)?))
+            .map(|_| RawSlot::new(target.heap.alloc(slot_bytes, BUFFER_ALIGN_BYTES)?))
             .collect::<Result<_>>()?;
         Ok(Self {
             queue,
@@ -283,7 +283,7 @@ impl RawIo {
     }
 }
 
-impl Slot {
+impl RawSlot {
     fn new(buf: DmaBuf) -> Result<Self> {
         let len_bytes = u32::try_from(buf.len())
             .map_err(|_| wrong("a buffer of a slot is less than 4 GiB long"))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::TargetInfo;
 use super::claims::Identity;
-use super::engine::Engine;
+use super::engine::TargetEngine;
 use crate::block::{BlockRange, Wait};
 use crate::error::{Error, Result};
 use crate::mem::Heap;
@@ -19,7 +19,7 @@ pub struct Target {
 
 #[derive(Debug)]
 pub(crate) struct TargetShared {
-    pub(crate) engine: Engine,
+    pub(crate) engine: TargetEngine,
     pub(crate) heap: Heap,
     pub(crate) name: String,
     pub(crate) info: TargetInfo,
@@ -51,7 +51,7 @@ impl TargetShared {
     pub(crate) fn mbr_sector_bytes(&self) -> Option<u32> {
         let is_in_memory = matches!(self.identity, Identity::Memory(_));
         match (&self.engine, self.stated_lba_bytes) {
-            (Engine::Uring(disk), _) if disk.info().is_device => {
+            (TargetEngine::Uring(disk), _) if disk.info().is_device => {
                 Some(disk.info().logical_block_bytes)
             }
             _ if self.held.is_none() && !is_in_memory => Some(self.info.lba_bytes),

@@ -1,6 +1,6 @@
 //! `spdk:` targets: controllers that SPDK drives.
 
-use super::engine::Engine;
+use super::engine::TargetEngine;
 use crate::block::Wait;
 use crate::error::Result;
 use crate::mem::{Heap, HeapConfig};
@@ -13,7 +13,7 @@ pub(crate) fn open(
     nsid: Option<u32>,
     config: HeapConfig,
     wait: Wait,
-) -> Result<(Engine, Heap)> {
+) -> Result<(TargetEngine, Heap)> {
     use crate::error::{Error, ErrorKind};
     use crate::spdk::{Controller, ControllerOptions};
     if wait != Wait::Poll {
@@ -25,7 +25,7 @@ pub(crate) fn open(
     let controller = Controller::open(id, nsid, ControllerOptions::default())?;
     let heap = Heap::with_source(config, controller.arena_source());
     controller.attach(&heap)?;
-    Ok((Engine::Spdk(controller), heap))
+    Ok((TargetEngine::Spdk(controller), heap))
 }
 
 /// The installation hint for a missing part.
@@ -35,6 +35,6 @@ pub(crate) fn open(
     _: Option<u32>,
     _: HeapConfig,
     _: Wait,
-) -> Result<(Engine, Heap)> {
+) -> Result<(TargetEngine, Heap)> {
     Err(crate::spdk::not_built())
 }

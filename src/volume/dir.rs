@@ -15,7 +15,7 @@ use crate::xfs::{self, Ino, Inode, symlink};
 /// The entries of a directory. It holds one block at a time, however large the directory is.
 #[derive(Debug)]
 pub struct ReadDir {
-    place: Arc<Place>,
+    place: Arc<DirPlace>,
     metadata: Metadata,
     /// Absent after [`ReadDir::release`].
     dir: Option<Inode>,
@@ -23,15 +23,15 @@ pub struct ReadDir {
 }
 
 /// A directory and how it was reached; its entries share it.
-struct Place {
+struct DirPlace {
     volume: Arc<VolumeShared>,
     ino: Ino,
     /// The path that the caller gave; with `above`, a name in that directory.
     name: Box<[u8]>,
-    above: Option<Arc<Place>>,
+    above: Option<Arc<DirPlace>>,
 }
 
-impl Place {
+impl DirPlace {
     fn path(&self) -> Vec<u8> {
         let mut names = vec![&*self.name];
         let mut above = self.above.as_deref();
@@ -52,13 +52,13 @@ impl Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for DirPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.path().escape_ascii(), self.ino)
     }
 }
 
-impl Drop for Place {
+impl Drop for DirPlace {
     /// Iterative: a deep tree would overflow the stack.
     fn drop(&mut self) {
         let mut above = self.above.take();
@@ -77,7 +77,7 @@ fn push_component(path: &mut Vec<u8>, name: &[u8]) {
 
 impl ReadDir {
     pub(super) fn new(volume: &Arc<VolumeShared>, dir: Inode, path: &[u8]) -> Result<Self> {
-        let place = Place {
+        let place = DirPlace {
             volume: Arc::clone(volume),
             ino: dir.ino,
             name: path.into(),
@@ -86,7 +86,7 @@ impl ReadDir {
         Self::of(place, dir)
     }
 
-    fn of(place: Place, dir: Inode) -> Result<Self> {
+    fn of(place: DirPlace, dir: Inode) -> Result<Self> {
         if dir.file_type != xfs::InodeType::Directory {
             let error = Error::new(ErrorKind::NotADirectory, "not a directory");
             return Err(place.explain(error, "read directory"));
@@ -179,7 +179,7 @@ impl Iterator for DirEntries<'_> {
 /// that the directory belongs to.
 #[derive(Clone)]
 pub struct DirEntry {
-    place: Arc<Place>,
+    place: Arc<DirPlace>,
     name: Vec<u8>,
     ino: Ino,
     file_type: Option<FileType>,
@@ -262,7 +262,7 @@ impl DirEntry {
     /// [`ErrorKind::NotADirectory`]; [`ErrorKind::Corrupt`] with the inode number for a directory whose
     /// parent is another one, which would have two paths; when the disk cannot be read.
     pub fn read_dir(&self, io: &mut Io) -> Result<ReadDir> {
-        let place = Place {
+        let place = DirPlace {
             volume: Arc::clone(&self.place.volume),
             ino: self.ino,
             name: self.name.as_slice().into(),

@@ -29,11 +29,11 @@ const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 pub(super) struct CoreInode {
     pub(super) metadata: Metadata,
     pub(super) map: FileMap,
-    cached: OnceLock<Cached>,
+    cached: OnceLock<CachedInode>,
 }
 
 #[derive(Debug)]
-struct Cached {
+struct CachedInode {
     pages: FileCache,
     /// The failures that a sync of the volume has told.
     heard: Mutex<ErrorCursor>,
@@ -79,8 +79,8 @@ pub(super) struct Inodes {
 #[derive(Debug, Default)]
 struct Table {
     /// Files with handles, and cached ones without, by inode number.
-    entries: BTreeMap<u64, Entry>,
-    /// Those without handles, by [`Entry::closed`].
+    entries: BTreeMap<u64, InodeEntry>,
+    /// Those without handles, by [`InodeEntry::closed`].
     unused: BTreeMap<u64, u64>,
     /// Counts closings: the lower its number, the longer a file is unused.
     turn: u64,
@@ -89,7 +89,7 @@ struct Table {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct InodeEntry {
     inode: Arc<CoreInode>,
     /// It is cached, and stays when its last handle is gone.
     is_kept: bool,
@@ -179,7 +179,7 @@ impl Inodes {
             };
             let pages = FileCache::new(cache, inode.map.size_bytes(), volume.block_bytes())?;
             let heard = Mutex::new(pages.error_cursor());
-            let _ = inode.cached.set(Cached { pages, heard });
+            let _ = inode.cached.set(CachedInode { pages, heard });
         }
         locked(&self.table).keep(&inode.inode);
         Ok(())
@@ -251,8 +251,8 @@ impl Table {
     }
 
     /// Adds a file with one handle. Returns the one that it takes the place of.
-    fn insert(&mut self, inode: &Arc<CoreInode>) -> Option<Entry> {
-        let entry = Entry {
+    fn insert(&mut self, inode: &Arc<CoreInode>) -> Option<InodeEntry> {
+        let entry = InodeEntry {
             inode: Arc::clone(inode),
             is_kept: false,
             handles: 1,
@@ -266,7 +266,7 @@ impl Table {
     }
 
     /// The entry of a file, unless another one has taken its place.
-    fn entry_of(&mut self, inode: &Arc<CoreInode>) -> Option<&mut Entry> {
+    fn entry_of(&mut self, inode: &Arc<CoreInode>) -> Option<&mut InodeEntry> {
         let entry = self.entries.get_mut(&inode.metadata.ino)?;
         Arc::ptr_eq(&entry.inode, inode).then_some(entry)
     }
@@ -278,7 +278,7 @@ impl Table {
     }
 
     /// One handle less. Returns evicted inodes, to be dropped when the table is not locked.
-    fn close(&mut self, inode: &Arc<CoreInode>) -> Vec<Entry> {
+    fn close(&mut self, inode: &Arc<CoreInode>) -> Vec<InodeEntry> {
         let turn = self.turn;
         let Some(entry) = self.entry_of(inode) else {
             return Vec::new();
@@ -301,7 +301,7 @@ impl Table {
     }
 
     /// The longest unused, where too many are kept without handles. A close adds one at most, so a few looks are enough.
-    fn give_up_unused(&mut self) -> Vec<Entry> {
+    fn give_up_unused(&mut self) -> Vec<InodeEntry> {
         let mut gone = Vec::new();
         for _ in 0..LOOKS_PER_CLOSE {
             if self.unused.len() <= MOST_UNUSED {

@@ -19,7 +19,7 @@ pub struct FileReader<'io> {
     io: &'io mut Io,
     position: u64,
     /// The piece that has the position, and its first byte.
-    front: Option<Piece>,
+    front: Option<ReaderPiece>,
     /// Pieces in flight, one after the other.
     ahead: VecDeque<(u64, OperationToken)>,
     /// First byte of the next piece.
@@ -27,7 +27,7 @@ pub struct FileReader<'io> {
 }
 
 #[derive(Debug)]
-struct Piece {
+struct ReaderPiece {
     start: u64,
     len: usize,
     buf: DmaBuf,
@@ -96,7 +96,7 @@ impl<'io> FileReader<'io> {
         match failure {
             // Data read before a failure comes first; the failure recurs with the read of the rest.
             None | Some(_) if is_there => {
-                self.front = Some(Piece {
+                self.front = Some(ReaderPiece {
                     start,
                     len,
                     buf: ended.buf,

@@ -12,10 +12,15 @@ const XATTR_VERSION: u32 = 2;
 const TAGS_WITH_ID: [u32; 2] = [2, 8];
 
 /// Called with a name and a value.
-type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
+type XattrVisit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 
 /// Calls `visit` with the name and the value of each extended attribute, as xfs_xattr_put_listent() names them.
-pub(super) fn each(fs: &Fs, io: &mut impl MetaIo, ino: Ino, visit: &mut Visit<'_>) -> Result<()> {
+pub(super) fn each(
+    fs: &Fs,
+    io: &mut impl MetaIo,
+    ino: Ino,
+    visit: &mut XattrVisit<'_>,
+) -> Result<()> {
     let inode = fs.read_inode(io, ino)?;
     let mut full = Vec::new();
     fs.each_attribute(io, &inode, &mut |namespace, name, value| {

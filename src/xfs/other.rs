@@ -2,7 +2,7 @@
 
 use super::MetaIo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::probe::{self, Content, Source};
+use crate::probe::{self, Content, ProbeSource};
 
 /// A device with fewer bytes cannot hold a filesystem.
 const LEAST_BYTES: u64 = 4096;
@@ -10,7 +10,7 @@ const LEAST_BYTES: u64 = 4096;
 /// A device as [`probe`] reads it.
 struct ProbedDevice<'a, I>(&'a mut I);
 
-impl<I: MetaIo> Source for ProbedDevice<'_, I> {
+impl<I: MetaIo> ProbeSource for ProbedDevice<'_, I> {
     fn read_at(&mut self, offset_bytes: u64, buf: &mut [u8]) -> Result<()> {
         self.0.read_at(offset_bytes, buf)
     }

@@ -51,13 +51,13 @@ struct Times {
 
 #[derive(Debug)]
 struct Running {
-    shared: Arc<Shared>,
+    shared: Arc<FlusherShared>,
     unparker: Unparker,
     thread: JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct FlusherShared {
     /// The volume closes.
     over: AtomicBool,
     /// It has a queue.
@@ -88,7 +88,7 @@ impl Background {
         };
         let parker = Parker::new();
         let unparker = parker.unparker().clone();
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<FlusherShared>::default();
         let flusher = Flusher {
             times: self.times,
             inodes: Arc::clone(&volume.inodes),
@@ -178,7 +178,7 @@ struct Flusher {
     inodes: Arc<Inodes>,
     target: Arc<TargetShared>,
     cache: Cache,
-    shared: Arc<Shared>,
+    shared: Arc<FlusherShared>,
     parker: Parker,
     io: Option<Box<BufferedIo>>,
     /// Since when files are dirty, by their inode numbers: when it was seen first.

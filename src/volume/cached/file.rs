@@ -299,7 +299,7 @@ fn stream(
     while done < len {
         let at = offset.saturating_add(done as u64);
         let wanted = piece_len(at, len - done);
-        let was = Cached::look(pages, at, wanted);
+        let was = CachedRange::look(pages, at, wanted);
         let result = piece(at, done..done + wanted);
         was.drop_others(pages);
         match result {
@@ -319,13 +319,13 @@ fn piece_len(at: u64, len: usize) -> usize {
 }
 
 /// Which of a range's pages were cached before it was gone through.
-struct Cached {
+struct CachedRange {
     first: u64,
     count: u64,
     bits: [u64; STREAM_PAGES / 64],
 }
 
-impl Cached {
+impl CachedRange {
     fn look(pages: &FileCache, pos: u64, len: usize) -> Self {
         let first = pos / PAGE;
         let count =
