@@ -70,6 +70,19 @@ fn lines(entries: &[Entry], prefix: &str, text: &mut String) {
     }
 }
 
+/// A list in one line, with numbers for owners, as tar archives have it; `None` for one that is no list.
+pub(super) fn short_text(value: &[u8]) -> Option<String> {
+    let mut entries = entries(value)?;
+    // Without a mask nothing is taken away: the text is then that of the entries alone.
+    let mask = entries.extract_if(.., |entry| entry.tag == MASK).next();
+    let mut text = String::new();
+    lines(&entries, "", &mut text);
+    if let Some(mask) = mask {
+        lines(&[mask], "", &mut text);
+    }
+    Some(text.trim_end().replace('\n', ","))
+}
+
 /// What getfacl prints of a file below its name. Without an access list that is what its mode says.
 pub(super) fn text(
     metadata: &Metadata,

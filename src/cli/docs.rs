@@ -76,7 +76,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     (
         "xtent-get",
-        "xtent get disk.img /etc/hosts .\nxtent get -a -r disk.img / out",
+        "xtent get disk.img /etc/hosts .\nxtent get -a -r disk.img / out\n\
+         xtent get --tar - disk.img / | tar -x -C out --xattrs --xattrs-include='*' --acls",
     ),
     ("xtent-put", "xtent put local.bin disk.img /data/file"),
     ("xtent-fiemap", "xtent fiemap disk.img /data/file"),

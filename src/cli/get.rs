@@ -1,9 +1,11 @@
 //! `xtent get`: copying out. One side reads the volume, and tells the other one, which writes to the host.
 
 mod apply;
+mod attributes;
 mod host;
 mod job;
 mod read;
+mod tar;
 mod writer;
 
 use std::io::Write;
@@ -34,7 +36,11 @@ const THREAD_BYTES: u64 = 4 << 20;
     With -a owners and groups (by number), all permissions, times, extended attributes, access control \
     lists, hard links, device nodes, sockets and fifos are kept, too. Creation times, project IDs and \
     inode flags (chattr) are not. What was skipped or could not be kept is counted at the end; the exit \
-    status is then 1."
+    status is then 1.\n\n\
+    With --tar the file or tree is written as an archive in pax format, which GNU tar and bsdtar read: what -a \
+    keeps is kept, except sockets, and holes stay holes. `tar -x --xattrs --xattrs-include='*' --acls` restores \
+    it. A file that cannot be read is left out; one of more than 256 KiB that cannot be read to its end has zeroes \
+    from there on. Paths of more than 64 KiB are left out. The exit status is then not 0."
 )]
 pub(super) struct GetArgs {
     #[command(flatten)]
@@ -43,8 +49,15 @@ pub(super) struct GetArgs {
     #[arg(value_name = "PATH")]
     path: VolumePath,
     /// Where to put it; inside of it, when it is a directory; - for standard output
-    #[arg(value_name = "LOCAL")]
-    local: LocalPath,
+    #[arg(
+        value_name = "LOCAL",
+        required_unless_present = "tar",
+        conflicts_with = "tar"
+    )]
+    local: Option<LocalPath>,
+    /// Write a tar archive to this file instead, with -a and -r; - for standard output
+    #[arg(long, value_name = "FILE")]
+    tar: Option<LocalPath>,
     /// Copies directories with all that is below
     #[arg(short, long)]
     recursive: bool,
@@ -79,22 +92,27 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     let volume = args.target.open(&super::reading(), &MountOptions::new())?;
     let mut io = volume.io()?;
     let path = args.path.as_encoded_bytes();
-    let metadata = match args.archive {
+    let metadata = match args.archive || args.tar.is_some() {
         // As cp -a: the link itself.
         true => volume.symlink_metadata(&mut io, &args.path)?,
         false => volume.metadata(&mut io, &args.path)?,
     };
+    if let Some(place) = &args.tar {
+        drop(io);
+        return tar::run(&volume, path, base_name(path), place, args.force);
+    }
+    let local = args.local.as_deref().unwrap_or(Path::new("."));
     if metadata.is_dir() && !args.recursive {
         let text = format!("{} is a directory: give -r to copy it", path.escape_ascii());
         return Err(Failure::new(OPERATION, text));
     }
-    if args.local.as_os_str() == "-" {
+    if local.as_os_str() == "-" {
         return to_stdout(args, &volume, &mut io, &metadata);
     }
-    let (dir, name) = place(args, path, &metadata)?;
+    let (dir, name) = place(local, path, &metadata)?;
     let failures = SharedFailures::default();
     let writer = Writer::new(dir, args.force, failures.clone())
-        .map_err(|error| Failure::local("cannot open the directory", &args.local, error))?;
+        .map_err(|error| Failure::local("cannot open the directory", local, error))?;
     let with_thread = metadata.is_dir() || metadata.len_bytes >= THREAD_BYTES;
     let host = Host::new(writer, with_thread);
     let mut copy = Copy::new(&volume, io, args.archive, host, failures.clone(), &metadata);
@@ -131,11 +149,10 @@ fn base_name(path: &[u8]) -> Option<&[u8]> {
 /// The directory of the host, and the name in it; none for the root of the volume that goes into a directory that is
 /// there.
 fn place(
-    args: &GetArgs,
+    local: &Path,
     path: &[u8],
     metadata: &Metadata,
 ) -> Result<(HostDir, Option<Vec<u8>>), Failure> {
-    let local = args.local.as_path();
     let open = |path: &Path| {
         HostDir::open(path)
             .map_err(|error| Failure::local("cannot open the directory", path, error))

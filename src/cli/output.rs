@@ -14,10 +14,7 @@ use crate::bench::terminal::{self, TextOut};
 /// Standard output without Rust's line buffer: large writes go straight through.
 pub(super) fn raw_stdout() -> io::Result<RawOut> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(RawOut {
-        file,
-        also_interrupted: false,
-    })
+    Ok(RawOut::of(file))
 }
 
 /// Standard output for text: on a terminal, control characters are escaped.
@@ -71,6 +68,16 @@ pub(super) struct RawOut {
     file: File,
     /// Writes go on after the user interrupted.
     also_interrupted: bool,
+}
+
+impl RawOut {
+    /// To a file, until the user interrupts.
+    pub(super) fn of(file: File) -> Self {
+        Self {
+            file,
+            also_interrupted: false,
+        }
+    }
 }
 
 impl Write for RawOut {

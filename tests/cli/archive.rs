@@ -15,7 +15,7 @@ use super::{path_of, prototype_image, run};
 const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// A tree with every attribute that the kernel's xfs gives to files.
-fn fill(root: &Path) {
+pub(super) fn fill(root: &Path) {
     let at = |name: &str| root.join(name);
     for (name, mode, owner) in [
         ("plain", 0o644, 0),

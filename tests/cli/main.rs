@@ -19,6 +19,7 @@ mod report;
 mod signals;
 mod smart;
 mod sysadmin;
+mod tar;
 mod terminal;
 mod tree;
 mod usage;

@@ -33,9 +33,21 @@ pub(super) struct Count {
 impl Count {
     pub(super) fn add(&mut self, path: &dyn Fn() -> Vec<u8>, why: &impl ToString) {
         if self.count == 0 {
-            self.first = format!("{}: {}", path().escape_ascii(), why.to_string());
+            self.first = path().escape_ascii().to_string();
+            let why = why.to_string();
+            if !why.is_empty() {
+                self.first.push_str(": ");
+                self.first.push_str(&why);
+            }
         }
         self.count += 1;
+    }
+
+    /// What is to be said of them, if there are any.
+    pub(super) fn failure(&self, what: &str) -> Option<Failure> {
+        let Self { count, first } = self;
+        let text = || format!("not kept: {what} {count}; first {first}");
+        (*count > 0).then(|| Failure::new(OPERATION, text()))
     }
 }
 
@@ -51,14 +63,7 @@ impl Lost {
         ];
         kinds
             .into_iter()
-            .filter(|(kind, _)| kind.count > 0)
-            .map(|(kind, what)| {
-                let Count { count, first } = kind;
-                Failure::new(
-                    OPERATION,
-                    format!("not kept: {what} {count}; first {first}"),
-                )
-            })
+            .filter_map(|(kind, what)| kind.failure(what))
     }
 }
 

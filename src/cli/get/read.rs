@@ -8,18 +8,18 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use xtent::volume::{DirEntry, File, FileType, Io, Metadata, ReadDir, Volume};
 
 use super::SharedFailures;
+use super::attributes::{self, PathOf};
 use super::host::Host;
-use super::job::{Archived, Attributes, Entered, Job, KEPT_MODE};
+use super::job::{Attributes, Entered, Job, KEPT_MODE};
 use crate::bench::progress::Progress;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted, complain};
 use crate::cli::output::type_word;
 use crate::cli::tree::{Children, Node};
-use crate::cli::xattr::Collected;
 
 /// Data in longer pieces is read ahead; shorter ones are not worth it.
-const READ_AHEAD_BYTES: u64 = 4 << 20;
+pub(super) const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Bytes of a piece of a longer file.
-const CHUNK_BYTES: usize = 256 << 10;
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) struct Copy<'a> {
     volume: &'a Volume,
@@ -48,9 +48,6 @@ struct Level {
     is_new: bool,
     children: Children,
 }
-
-/// Tells a path when there is something to be said of it.
-type PathOf<'a> = &'a dyn Fn() -> Vec<u8>;
 
 impl<'a> Copy<'a> {
     pub(super) fn new(
@@ -401,26 +398,9 @@ impl Copy<'_> {
             let mode = self.kept_mode(metadata, path)?;
             return Ok(Attributes::plain(metadata, mode));
         }
-        let mut attributes = Attributes::plain(metadata, metadata.permissions());
-        let found = Collected::read(self.volume, &mut self.io, metadata, |_| true);
-        if found.result.is_err() || found.left_out > 0 {
-            // A missing attribute may be an access control list: the group's rights are then not known.
-            attributes.mode &= KEPT_MODE & !0o070;
-        }
-        if let Some(failure) = found.too_many(&path, "kept") {
-            self.failures.note(failure)?;
-        }
-        if let Err(error) = found.result {
-            // Its attributes are corrupt: the content is not.
-            self.failures.note(error.at_path(path()))?;
-        }
-        attributes.archive = Some(Box::new(Archived {
-            uid: metadata.uid,
-            gid: metadata.gid,
-            xattrs: found.list,
-            linked: (metadata.nlink > 1 && !metadata.is_dir()).then_some(metadata.ino),
-        }));
-        Ok(attributes)
+        let failures = &self.failures;
+        let note = &mut |failure| failures.note(failure);
+        attributes::archived(self.volume, &mut self.io, metadata, path, note)
     }
 
     /// The permissions of a copy: never more than the file itself gives. With an access control list the
@@ -450,7 +430,7 @@ impl Copy<'_> {
 }
 
 #[cold]
-fn ended_early(file: &File) -> Failure {
+pub(super) fn ended_early(file: &File) -> Failure {
     let path = file.path().as_os_str().as_bytes().escape_ascii();
     Failure::new(OPERATION, format!("{path}: ended before its length"))
 }
