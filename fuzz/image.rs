@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use xtent::Result;
 use xtent::internals::iomap::{IterFlags, Ops};
 use xtent::internals::xfs::dir::{DirCursor, lookup};
-use xtent::internals::xfs::{FileOps, FileType, Fs, Inode, MetaIo, symlink};
+use xtent::internals::xfs::{FileOps, Fs, Inode, InodeType, MetaIo, symlink};
 
 /// The image that `fuzz/seed.sh` makes.
 pub static IMAGE: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -41,7 +41,7 @@ impl MetaIo for Patched {
 /// Looks at all of an inode.
 pub fn look(fs: &Fs, io: &mut impl MetaIo, inode: &Inode) {
     match inode.file_type {
-        FileType::Directory => {
+        InodeType::Directory => {
             let mut cursor = DirCursor::new();
             let mut names = 0_u32;
             while let Ok(Some(entry)) = cursor.next_entry(fs, io, inode) {
@@ -52,7 +52,7 @@ pub fn look(fs: &Fs, io: &mut impl MetaIo, inode: &Inode) {
                 }
             }
         }
-        FileType::Symlink => {
+        InodeType::Symlink => {
             let _ = symlink::read_link(fs, io, inode);
         }
         _ => {

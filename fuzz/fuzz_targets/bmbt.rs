@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use tree::{BLOCK, Bytes, free_blocks, levels, mutate};
 use xtent::internals::xfs::format::btree::{BmbtRecord, LONG_CRC_OFFSET};
 use xtent::internals::xfs::format::inode;
-use xtent::internals::xfs::{Found, Fs, Inode};
+use xtent::internals::xfs::{FoundExtent, Fs, Inode};
 use zerocopy::IntoBytes;
 
 /// Most blocks of the tree.
@@ -137,8 +137,8 @@ fn compare(fs: &Fs, io: &mut Patched, inode: &Inode) {
         steps += 1;
         assert!(steps < 100_000, "an endless fork");
         let (start, end) = match found {
-            Found::Extent(extent) => (extent.offset_blocks, extent.end_blocks()),
-            Found::Hole {
+            FoundExtent::Extent(extent) => (extent.offset_blocks, extent.end_blocks()),
+            FoundExtent::Hole {
                 start_blocks,
                 end_blocks,
             } => (start_blocks, end_blocks),
@@ -146,8 +146,8 @@ fn compare(fs: &Fs, io: &mut Patched, inode: &Inode) {
         assert!(start <= at && at < end, "{found:?} at {at}");
         if let Some(map) = whole {
             match (found, map.lookup(at)) {
-                (Found::Extent(one), Found::Extent(other)) => assert_eq!(one, other),
-                (Found::Hole { .. }, Found::Hole { .. }) => {}
+                (FoundExtent::Extent(one), FoundExtent::Extent(other)) => assert_eq!(one, other),
+                (FoundExtent::Hole { .. }, FoundExtent::Hole { .. }) => {}
                 other => panic!("{other:?} at {at}"),
             }
         }

@@ -12,7 +12,7 @@ mod tree;
 use image::{IMAGE, Patched, look};
 use libfuzzer_sys::fuzz_target;
 use tree::{Bytes, ShortTree, free_blocks, mutate};
-use xtent::internals::iomap::{IterFlags, Kind, Ops};
+use xtent::internals::iomap::{IterFlags, MappingKind, Ops};
 use xtent::internals::xfs::format::btree::{BmbtRecord, REFCOUNT_MAGIC, SHORT_CRC_OFFSET};
 use xtent::internals::xfs::format::{ag, inode};
 use xtent::internals::xfs::{FileOps, Fs, Inode};
@@ -127,7 +127,7 @@ fn bounded(fs: &Fs, io: &mut Patched, inode: &Inode) {
         }
         assert_eq!(mapping.offset, pos);
         pieces += 1;
-        if mapping.kind != Kind::Hole {
+        if mapping.kind != MappingKind::Hole {
             mapped += mapping.length;
         }
         pos = mapping.end();
