@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use xtent::volume::{File, Io, OpenOptions, Volume};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, Op};
+use super::{Engine, LoadOp};
 
 /// A file of a volume, through its page cache. Every byte is copied once, as by `pread` and
 /// `pwrite`.
@@ -43,7 +43,7 @@ impl Engine for BufferedEngine {
     }
 
     #[inline]
-    fn submit(&mut self, _: usize, op: Op, offset_bytes: u64) -> Result<()> {
+    fn submit(&mut self, _: usize, op: LoadOp, offset_bytes: u64) -> Result<()> {
         if self.ended.is_some() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -52,8 +52,8 @@ impl Engine for BufferedEngine {
         }
         let io = &mut self.io;
         self.ended = Some(match op {
-            Op::Read => self.file.read_at(io, &mut self.buffer, offset_bytes),
-            Op::Write => self.file.write_at(io, &self.buffer, offset_bytes),
+            LoadOp::Read => self.file.read_at(io, &mut self.buffer, offset_bytes),
+            LoadOp::Write => self.file.write_at(io, &self.buffer, offset_bytes),
         });
         Ok(())
     }

@@ -12,10 +12,10 @@ use super::check_interrupted;
 use super::compare_checks::{Check, cross_check, final_checks, kernel_checksum, xtent_checksum};
 use super::compare_run::{Plan, kernel_run, xtent_run};
 use super::environment::Environment;
-use super::medium::{CacheSpec, Medium, MediumInfo};
+use super::medium::{BenchMedium, CacheSpec, MediumInfo};
 use super::progress::{Progress, RunProgress};
-use super::rounds::{Rounds, Row};
-use super::usage::Cpus;
+use super::rounds::{Rounds, RoundsRow};
+use super::usage::CpusInUse;
 use super::workload::{Measure, Rw, Workload, mix};
 
 /// One of the two sides.
@@ -34,7 +34,7 @@ pub(crate) struct Comparison {
     pub(crate) medium: MediumInfo,
     pub(crate) read_file_bytes: u64,
     pub(crate) write_file_bytes: u64,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<RoundsRow>,
     pub(crate) checks: Vec<Check>,
     /// xtent's page cache.
     pub(crate) cache: Option<CacheSpec>,
@@ -55,8 +55,8 @@ impl Comparison {
 
     /// Processor time of the runs of xtent's side: in the kernel's, threads of the kernel work for
     /// this process that cannot be told from others.
-    pub(crate) fn load(&self) -> Cpus {
-        let mut load = Cpus::default();
+    pub(crate) fn load(&self) -> CpusInUse {
+        let mut load = CpusInUse::default();
         for row in &self.rows {
             load.add(&row.xtent.cpus());
         }
@@ -118,7 +118,7 @@ fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
 pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     let environment = Environment::gather();
     let memory_bytes = environment.memory_bytes;
-    let (mut medium, found) = Medium::prepare(&plan.on, memory_bytes, plan.seed, progress)?;
+    let (mut medium, found) = BenchMedium::prepare(&plan.on, memory_bytes, plan.seed, progress)?;
     progress.message("comparing the contents");
     let volume = medium.open(None)?;
     let info = volume.info();
@@ -144,20 +144,20 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
                 good: by_kernel == before,
                 result: format!("CRC32C {by_kernel:08x} by the kernel, {before:08x} by xtent"),
             }),
-            Err(error) if matches!(medium, Medium::Disk(_)) => return Err(error),
+            Err(error) if matches!(medium, BenchMedium::Disk(_)) => return Err(error),
             Err(error) => plan.leave_kernel_out = Some(error.to_string()),
         }
     }
-    let mut rows: Vec<Row> = workloads(&plan, read_file_bytes, write_file_bytes)
+    let mut rows: Vec<RoundsRow> = workloads(&plan, read_file_bytes, write_file_bytes)
         .into_iter()
-        .map(|workload| Row {
+        .map(|workload| RoundsRow {
             workload,
             kernel: Rounds::default(),
             xtent: Rounds::default(),
         })
         .collect();
     let kernel_unlimited = all_rounds(&plan, &mut medium, cache, &mut rows, progress)?;
-    if rows.iter().all(Row::is_empty) {
+    if rows.iter().all(RoundsRow::is_empty) {
         // Interrupted before anything was measured: there are no results to show.
         check_interrupted()?;
     }
@@ -190,9 +190,9 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
 /// Both sides in turn, until the user interrupts; why the kernel's page cache was not limited.
 fn all_rounds(
     plan: &Plan,
-    medium: &mut Medium,
+    medium: &mut BenchMedium,
     cache: Option<CacheSpec>,
-    rows: &mut [Row],
+    rows: &mut [RoundsRow],
     progress: &Progress,
 ) -> Result<Option<String>> {
     let mut kernel_unlimited = None;
@@ -229,9 +229,9 @@ fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {
 
 fn kernel_round(
     plan: &Plan,
-    medium: &mut Medium,
+    medium: &mut BenchMedium,
     round: usize,
-    rows: &mut [Row],
+    rows: &mut [RoundsRow],
     progress: &Progress,
 ) -> Result<()> {
     let mount = medium.mount()?;
@@ -259,7 +259,7 @@ fn xtent_round(
     plan: &Plan,
     volume: &Volume,
     round: usize,
-    rows: &mut [Row],
+    rows: &mut [RoundsRow],
     progress: &Progress,
 ) -> Result<()> {
     if plan.is_warm() {
@@ -299,9 +299,9 @@ fn cache_of(plan: &Plan, read_bytes: u64, write_bytes: u64) -> CacheSpec {
 }
 
 /// One read of each file as a whole, unmeasured, so that both sides begin with all of it cached.
-fn whole_files(rows: &[Row]) -> Vec<Workload> {
+fn whole_files(rows: &[RoundsRow]) -> Vec<Workload> {
     let of = |writes: bool| rows.iter().find(|row| row.workload.rw.writes() == writes);
-    let read = |row: &Row| Workload {
+    let read = |row: &RoundsRow| Workload {
         name: "warm up".into(),
         // The file that is written, too, is only read here.
         rw: if row.workload.rw.writes() {

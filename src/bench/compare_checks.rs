@@ -8,7 +8,7 @@ use xtent::{Error, Result};
 
 use super::check_interrupted;
 use super::compare_run::{Plan, inside, kernel_run, xtent_run};
-use super::medium::Medium;
+use super::medium::BenchMedium;
 use super::outcome::Outcome;
 use super::workload::{Measure, Rw, Workload, mix};
 
@@ -23,7 +23,7 @@ pub(crate) struct Check {
 /// The file that was only read is as it was; the filesystem is whole.
 pub(super) fn final_checks(
     plan: &Plan,
-    medium: &mut Medium,
+    medium: &mut BenchMedium,
     before: u32,
     checks: &mut Vec<Check>,
 ) -> Result<()> {
@@ -31,7 +31,7 @@ pub(super) fn final_checks(
         xtent_checksum(&medium.open(None)?, &plan.read_file)?,
         "xtent",
     )];
-    if matches!(medium, Medium::Disk(_)) {
+    if matches!(medium, BenchMedium::Disk(_)) {
         after.push((kernel_checksum(plan, medium)?, "the kernel"));
     }
     for (after, by) in after {
@@ -43,8 +43,8 @@ pub(super) fn final_checks(
     }
     check_interrupted()?;
     let on = match medium {
-        Medium::Image(_) => "image",
-        Medium::Disk(_) => "disk",
+        BenchMedium::Image(_) => "image",
+        BenchMedium::Disk(_) => "disk",
     };
     let repair = medium.check_clean()?;
     check_interrupted()?;
@@ -78,7 +78,7 @@ pub(super) fn xtent_checksum(volume: &Volume, path: &str) -> Result<u32> {
     checksum(file.reader(&mut io)?)
 }
 
-pub(super) fn kernel_checksum(plan: &Plan, medium: &mut Medium) -> Result<u32> {
+pub(super) fn kernel_checksum(plan: &Plan, medium: &mut BenchMedium) -> Result<u32> {
     let mount = medium.mount()?;
     let path = inside(&mount, &plan.read_file)?;
     let file = std::fs::File::open(path).map_err(|e| Error::system("cannot open the file", e))?;
@@ -90,7 +90,7 @@ pub(super) fn kernel_checksum(plan: &Plan, medium: &mut Medium) -> Result<u32> {
 /// Each side writes the whole file to overwrite with a pattern, and the other reads and checks it.
 pub(super) fn cross_check(
     plan: &Plan,
-    medium: &mut Medium,
+    medium: &mut BenchMedium,
     write_bytes: u64,
     checks: &mut Vec<Check>,
 ) -> Result<()> {

@@ -18,7 +18,7 @@ use super::check_interrupted;
 use super::handover::{self, Handover};
 use super::image::{self, READ_FILE, WRITE_FILE};
 use super::medium::{self, CacheSpec};
-use super::nvme_sysfs::{Controller, Namespace, Places};
+use super::nvme_sysfs::{Places, SysfsController, SysfsNamespace};
 use super::pattern;
 use super::workload::mix;
 
@@ -45,17 +45,17 @@ pub(crate) struct DiskSpec {
 /// A disk that this process may erase, with the kernel or with VFIO. Dropped, it goes back to the
 /// kernel.
 #[derive(Debug)]
-pub(crate) struct Disk {
+pub(crate) struct BenchDisk {
     handover: Handover,
     /// As the kernel names it, when it has it.
-    namespace: Namespace,
+    namespace: SysfsNamespace,
     target: String,
     model: String,
     serial: String,
     file_bytes: u64,
 }
 
-impl Disk {
+impl BenchDisk {
     /// Checks everything that can be checked before the disk is touched, and changes nothing.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Disk {
     }
 
     fn claim_at(places: Places, spec: &DiskSpec) -> Result<Self> {
-        let handover = Handover::claim(Controller::look_up(places, spec.address)?)?;
+        let handover = Handover::claim(SysfsController::look_up(places, spec.address)?)?;
         let controller = &handover.controller;
         let refuse = |kind, text: String| controller.error(kind, text + "; nothing was changed");
         let serial = controller.shown("serial").unwrap_or_default();
@@ -269,7 +269,7 @@ mod tests {
     /// The error of the system; nothing may have been written.
     fn refused(machine: &Machine, spec: &DiskSpec) -> (ErrorKind, String) {
         let before = machine.written();
-        let error = Disk::claim_at(machine.places(), spec).unwrap_err();
+        let error = BenchDisk::claim_at(machine.places(), spec).unwrap_err();
         assert_eq!(machine.written(), before, "{error}");
         (error.kind(), error.to_string())
     }
@@ -278,7 +278,7 @@ mod tests {
     fn the_disk_named_by_its_serial_number_is_claimed_without_a_change() {
         let machine = Machine::new();
         let before = machine.written();
-        let disk = Disk::claim_at(machine.places(), &spec("S1")).unwrap();
+        let disk = BenchDisk::claim_at(machine.places(), &spec("S1")).unwrap();
         assert_eq!(disk.target, "pci:0000:01:00.0/1");
         assert_eq!(disk.capacity_bytes(), 1 << 30);
         assert_eq!(
@@ -287,11 +287,11 @@ mod tests {
         );
         assert!(disk.describe().contains("serial S1, /dev/nvme0n1"));
         // A second one at the same time is not.
-        let error = Disk::claim_at(machine.places(), &spec("S1")).unwrap_err();
+        let error = BenchDisk::claim_at(machine.places(), &spec("S1")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         drop(disk);
         assert_eq!(machine.written(), before);
-        Disk::claim_at(machine.places(), &spec("S1")).unwrap();
+        BenchDisk::claim_at(machine.places(), &spec("S1")).unwrap();
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
         assert!(text.contains("1, 2"), "{text}");
         let mut second = spec("S1");
         second.nsid = Some(2);
-        let disk = Disk::claim_at(machine.places(), &second).unwrap();
+        let disk = BenchDisk::claim_at(machine.places(), &second).unwrap();
         assert_eq!(disk.target, "pci:0000:01:00.0/2");
         drop(disk);
         second.nsid = Some(3);

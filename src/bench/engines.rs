@@ -35,7 +35,7 @@ pub(crate) struct EnginesPlan {
 
 /// One engine's side.
 #[derive(Debug)]
-struct Side {
+struct EngineSide {
     engine: EngineName,
     target: String,
     info: TargetInfo,
@@ -43,12 +43,12 @@ struct Side {
 
 /// One workload with what each side made of it, in their order.
 #[derive(Debug)]
-struct Row {
+struct EnginesRow {
     workload: Workload,
     sides: Vec<Rounds>,
 }
 
-impl Row {
+impl EnginesRow {
     /// Whether nothing of it was measured.
     fn is_empty(&self) -> bool {
         self.sides.iter().all(|rounds| rounds.outcomes.is_empty())
@@ -71,12 +71,12 @@ impl Row {
 pub(crate) struct EnginesComparison {
     plan: EnginesPlan,
     environment: Environment,
-    sides: Vec<Side>,
+    sides: Vec<EngineSide>,
     /// Engines that had no turn, and why.
     pub(crate) left_out: Vec<(EngineName, String)>,
     /// The user ended it: some runs are missing, or cut short.
     pub(crate) interrupted: bool,
-    rows: Vec<Row>,
+    rows: Vec<EnginesRow>,
 }
 
 fn open(plan: &EnginesPlan, target: &str) -> Result<Target> {
@@ -186,7 +186,7 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
             }
         };
         match open(&plan, &target) {
-            Ok(opened) => sides.push(Side {
+            Ok(opened) => sides.push(EngineSide {
                 engine,
                 target,
                 info: opened.info().clone(),
@@ -207,9 +207,9 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
     for side in &sides {
         check_places(&first.info, &side.info)?;
     }
-    let mut rows: Vec<Row> = workloads(&plan, &first.info)
+    let mut rows: Vec<EnginesRow> = workloads(&plan, &first.info)
         .into_iter()
-        .map(|workload| Row {
+        .map(|workload| EnginesRow {
             workload,
             sides: sides.iter().map(|_| Rounds::default()).collect(),
         })
@@ -222,7 +222,7 @@ pub(crate) fn run(plan: EnginesPlan, progress: &Progress) -> Result<EnginesCompa
             turn(&plan, round, at, side, &mut rows, progress)?;
         }
     }
-    if rows.iter().all(Row::is_empty) {
+    if rows.iter().all(EnginesRow::is_empty) {
         // Interrupted before anything was measured: there are no results to show.
         check_interrupted()?;
     }
@@ -241,8 +241,8 @@ fn turn(
     plan: &EnginesPlan,
     round: usize,
     at: usize,
-    side: &Side,
-    rows: &mut [Row],
+    side: &EngineSide,
+    rows: &mut [EnginesRow],
     progress: &Progress,
 ) -> Result<()> {
     let target = open(plan, &side.target)?;
@@ -367,7 +367,7 @@ impl EnginesComparison {
         })
     }
 
-    fn row_json(&self, row: &Row) -> Value {
+    fn row_json(&self, row: &EnginesRow) -> Value {
         let mut engines = serde_json::Map::new();
         for (at, (side, rounds)) in self.sides.iter().zip(&row.sides).enumerate() {
             let (least, most) = rounds.iops().spread();

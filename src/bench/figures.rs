@@ -1,7 +1,7 @@
 //! The figures by which two sides are compared.
 
 use super::hist::{count_text, time_text};
-use super::rounds::{Figures, Ratio, Rounds, Row};
+use super::rounds::{Figures, Ratio, Rounds, RoundsRow};
 
 /// A figure of a side.
 pub(super) struct Figure {
@@ -46,7 +46,7 @@ pub(super) const P99_9: Figure = Figure {
 };
 
 /// How many times better xtent is, where both were measured: above 1 is better in every figure.
-pub(super) fn advantage(figure: &Figure, row: &Row) -> Option<Ratio> {
+pub(super) fn advantage(figure: &Figure, row: &RoundsRow) -> Option<Ratio> {
     let better = |kernel: f64, xtent: f64| {
         let ratio = if figure.more_is_better {
             xtent / kernel

@@ -12,13 +12,13 @@ use super::timeline::{Interval, Timeline};
 
 /// The parts of each latency that are given.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Form<'a> {
+pub(crate) struct LatencyForm<'a> {
     pub(crate) percentiles: &'a [f64],
     /// The buckets of `json+`.
     pub(crate) bins: bool,
 }
 
-impl Form<'static> {
+impl LatencyForm<'static> {
     /// fio's own percentiles, without bins.
     pub(crate) const PLAIN: Self = Self {
         percentiles: &PERCENTILES,
@@ -27,7 +27,7 @@ impl Form<'static> {
 }
 
 /// One of slat, clat and lat.
-fn samples(samples: &Samples, form: Form<'_>) -> Value {
+fn samples(samples: &Samples, form: LatencyForm<'_>) -> Value {
     let mut value = json!({
         "min": samples.min_ns(),
         "max": samples.max_ns(),
@@ -84,20 +84,20 @@ fn statistics(rates: &[f64]) -> [f64; 4] {
     ]
 }
 
-type Count = fn(&Interval) -> u64;
+type IntervalCount = fn(&Interval) -> u64;
 
 /// Reads or writes; `over_time` counts their operations and bytes in an interval.
 pub(crate) fn direction(
     direction: &Direction,
     elapsed: Duration,
     timeline: &Timeline,
-    over_time: (Count, Count),
-    form: Form<'_>,
+    over_time: (IntervalCount, IntervalCount),
+    form: LatencyForm<'_>,
 ) -> Value {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     let per_second = rate(direction.bytes, seconds);
     let used = direction.ios() > 0;
-    let intervals = |count: Count| {
+    let intervals = |count: IntervalCount| {
         if used {
             timeline.rates(count)
         } else {
@@ -137,7 +137,7 @@ pub(crate) fn direction(
 }
 
 /// Where submission and completion are one call, their sum is clat: its bins are not given twice.
-fn lat(direction: &Direction, form: Form<'_>) -> Value {
+fn lat(direction: &Direction, form: LatencyForm<'_>) -> Value {
     let mut value = samples(&direction.lat(), form);
     if direction.slat().count() == 0
         && let Value::Object(fields) = &mut value
@@ -147,11 +147,11 @@ fn lat(direction: &Direction, form: Form<'_>) -> Value {
     value
 }
 
-const READS: (Count, Count) = (|i| i.read_ios, |i| i.read_bytes);
-const WRITES: (Count, Count) = (|i| i.write_ios, |i| i.write_bytes);
+const READS: (IntervalCount, IntervalCount) = (|i| i.read_ios, |i| i.read_bytes);
+const WRITES: (IntervalCount, IntervalCount) = (|i| i.write_ios, |i| i.write_bytes);
 
 /// Both directions, fio's third one, syncs and processor time.
-pub(crate) fn job(outcome: &Outcome, form: Form<'_>) -> Map<String, Value> {
+pub(crate) fn job(outcome: &Outcome, form: LatencyForm<'_>) -> Map<String, Value> {
     let (elapsed, timeline) = (outcome.elapsed, &outcome.timeline);
     let run_ms = (outcome.job_time.as_secs_f64() * 1e3).max(1e-6);
     let usage = &outcome.usage;
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn figures_are_those_of_the_operations() {
-        let form = Form {
+        let form = LatencyForm {
             percentiles: &[50.0, 99.0, 99.9999],
             bins: true,
         };
@@ -278,7 +278,7 @@ mod tests {
         let mut outcome = Outcome::default();
         outcome.read.record_ns(53_632_123, 4096);
         outcome.elapsed = Duration::from_millis(54);
-        let job = job(&outcome, Form::PLAIN);
+        let job = job(&outcome, LatencyForm::PLAIN);
         let clat = &job["read"]["clat_ns"];
         for figure in ["min", "max"] {
             assert_eq!(clat[figure], 53_632_123);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use xtent::{Error, ErrorKind, Result};
 
-use super::nvme_sysfs::{Controller, line_of};
+use super::nvme_sysfs::{SysfsController, line_of};
 
 /// The line of a note that says whose it is.
 const OURS: &str = "by=xtent compare";
@@ -24,7 +24,7 @@ pub(crate) const VFIO_DRIVER: &str = "vfio-pci";
 
 /// The settings of the device that are restored: those that vfio-pci needs otherwise, or changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Before {
+struct SettingsBefore {
     driver_override: String,
     power_control: String,
 }
@@ -32,8 +32,8 @@ struct Before {
 /// A controller that this process may move between the drivers, and no other comparison.
 #[derive(Debug)]
 pub(crate) struct Handover {
-    pub(crate) controller: Controller,
-    before: Option<Before>,
+    pub(crate) controller: SysfsController,
+    before: Option<SettingsBefore>,
     _lock: Lock,
 }
 
@@ -44,7 +44,7 @@ impl Handover {
     /// # Errors
     /// Another comparison has it, it is not with the kernel's driver, or it cannot be given back to
     /// it.
-    pub(crate) fn claim(controller: Controller) -> Result<Self> {
+    pub(crate) fn claim(controller: SysfsController) -> Result<Self> {
         let lock = lock(&controller)?;
         let mut handover = Self {
             controller,
@@ -86,7 +86,7 @@ impl Handover {
             let found = note.lines().find_map(|line| line.strip_prefix(key));
             found.unwrap_or_default().to_owned()
         };
-        self.before = Some(Before {
+        self.before = Some(SettingsBefore {
             driver_override: value("override="),
             power_control: value("power="),
         });
@@ -109,7 +109,7 @@ impl Handover {
         }
         load_vfio(&self.controller)?;
         let dir = self.controller.dir();
-        let before = Before {
+        let before = SettingsBefore {
             driver_override: line_of(&dir.join("driver_override")).unwrap_or_default(),
             power_control: line_of(&dir.join("power/control")).unwrap_or_default(),
         };
@@ -160,7 +160,7 @@ impl Handover {
         Ok(())
     }
 
-    fn move_to_kernel(&self, before: &Before) -> Result<()> {
+    fn move_to_kernel(&self, before: &SettingsBefore) -> Result<()> {
         let override_before = match before.driver_override.as_str() {
             // vfio-pci would mean that a process died between two steps.
             "(null)" | VFIO_DRIVER => "",
@@ -217,7 +217,7 @@ impl Handover {
         })
     }
 
-    fn write_note(&self, before: &Before) -> Result<()> {
+    fn write_note(&self, before: &SettingsBefore) -> Result<()> {
         let shown = |what| self.controller.shown(what).unwrap_or_default();
         let text = format!(
             "{OURS}\ndescription={}, serial {}\noverride={}\npower={}\n",
@@ -268,7 +268,7 @@ impl Drop for Lock {
 }
 
 /// One comparison at a time on a controller; ends with the process, however that ends.
-fn lock(controller: &Controller) -> Result<Lock> {
+fn lock(controller: &SysfsController) -> Result<Lock> {
     let notes = &controller.places.notes;
     let path = notes.join(format!(".{}.lock", controller.address));
     let failed = |e| Error::system(format!("cannot lock {}", path.display()), e);
@@ -284,7 +284,7 @@ fn lock(controller: &Controller) -> Result<Lock> {
 }
 
 /// Whether it worked, quietly.
-fn modprobe(controller: &Controller, module: &str) -> bool {
+fn modprobe(controller: &SysfsController, module: &str) -> bool {
     let mut command = Command::new(&controller.places.modprobe);
     super::image::run(command.arg(module)).is_ok_and(|output| output.status.success())
 }
@@ -293,7 +293,7 @@ fn modprobe(controller: &Controller, module: &str) -> bool {
 ///
 /// # Errors
 /// It has not.
-pub(crate) fn load_vfio(controller: &Controller) -> Result<()> {
+pub(crate) fn load_vfio(controller: &SysfsController) -> Result<()> {
     let driver = controller
         .places
         .sysfs

@@ -13,7 +13,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use xtent::{Error, Result};
 
-use super::Op;
+use super::LoadOp;
 use super::hist::Direction;
 use super::latency::histogram;
 use super::outcome::Outcome;
@@ -21,9 +21,9 @@ use super::plat;
 
 /// The completion latencies of one interval.
 #[derive(Debug, Clone)]
-pub(crate) struct Window {
+pub(crate) struct LogWindow {
     job: usize,
-    op: Op,
+    op: LoadOp,
     start: Duration,
     end: Duration,
     latency_ns: Histogram<u64>,
@@ -34,7 +34,7 @@ pub(crate) struct Window {
 pub(super) struct HistogramLog {
     job: usize,
     interval: Duration,
-    windows: Sender<Window>,
+    windows: Sender<LogWindow>,
     /// When the interval that is running began.
     start: Duration,
     /// The counts at that time: reads, writes.
@@ -42,7 +42,7 @@ pub(super) struct HistogramLog {
 }
 
 impl HistogramLog {
-    pub(super) fn new(job: usize, interval: Duration, windows: Sender<Window>) -> Self {
+    pub(super) fn new(job: usize, interval: Duration, windows: Sender<LogWindow>) -> Self {
         Self {
             job,
             interval: interval.max(Duration::from_millis(1)),
@@ -64,8 +64,10 @@ impl HistogramLog {
 
     /// Ends the running interval.
     pub(super) fn end(&mut self, elapsed: Duration, outcome: &Outcome) {
-        let directions: [(Op, &Direction); 2] =
-            [(Op::Read, &outcome.read), (Op::Write, &outcome.write)];
+        let directions: [(LoadOp, &Direction); 2] = [
+            (LoadOp::Read, &outcome.read),
+            (LoadOp::Write, &outcome.write),
+        ];
         for ((op, direction), before) in directions.into_iter().zip(&mut self.before) {
             let Some(now) = direction.clat.histogram() else {
                 continue;
@@ -78,7 +80,7 @@ impl HistogramLog {
                 continue;
             }
             // The receiver outlives the jobs.
-            let _ = self.windows.send(Window {
+            let _ = self.windows.send(LogWindow {
                 job: self.job,
                 op,
                 start: self.start,
@@ -150,7 +152,7 @@ impl LogFiles {
         })
     }
 
-    pub(crate) fn write(&mut self, window: &Window) -> Result<()> {
+    pub(crate) fn write(&mut self, window: &LogWindow) -> Result<()> {
         if let Some((path, file)) = self.fio.get_mut(window.job) {
             let line = fio_line(window, self.block_bytes);
             let written = file.write_all(line.as_bytes());
@@ -173,10 +175,10 @@ impl LogFiles {
 }
 
 /// `time in ms, direction, block size, count of bucket 0, ...`, as fio's `flush_hist_samples`.
-fn fio_line(window: &Window, block_bytes: usize) -> String {
+fn fio_line(window: &LogWindow, block_bytes: usize) -> String {
     let direction = match window.op {
-        Op::Read => 0,
-        Op::Write => 1,
+        LoadOp::Read => 0,
+        LoadOp::Write => 1,
     };
     let mut line = format!("{}, {direction}, {block_bytes}", window.end.as_millis());
     for count in plat::counts(&window.latency_ns) {
@@ -187,10 +189,10 @@ fn fio_line(window: &Window, block_bytes: usize) -> String {
 }
 
 /// `Tag=...,start in s,length in s,maximum in ms,histogram`.
-fn hdr_line(window: &Window, jobs: usize) -> Result<Vec<u8>> {
+fn hdr_line(window: &LogWindow, jobs: usize) -> Result<Vec<u8>> {
     let op = match window.op {
-        Op::Read => "read",
-        Op::Write => "write",
+        LoadOp::Read => "read",
+        LoadOp::Write => "write",
     };
     let tag = match jobs {
         1 => op.to_owned(),
@@ -231,12 +233,12 @@ mod tests {
         outcome.write.record_ns(2000, 4096);
         outcome.write.record_ns(9_000_000, 4096);
         log.end(Duration::from_millis(150), &outcome);
-        let windows: Vec<Window> = windows.try_iter().collect();
+        let windows: Vec<LogWindow> = windows.try_iter().collect();
         assert_eq!(windows.len(), 2);
         let line = fio_line(&windows[0], 4096);
         assert!(line.starts_with("110, 0, 4096, 0, 0, "), "{line}");
         assert_eq!(line.split(", ").count(), 3 + plat::BUCKETS);
-        let count = |window: &Window| window.latency_ns.len();
+        let count = |window: &LogWindow| window.latency_ns.len();
         assert_eq!((count(&windows[0]), count(&windows[1])), (1, 2));
 
         let dir = tempfile::tempdir().unwrap();

@@ -11,30 +11,30 @@ use std::time::Duration;
 use xtent::internals::sys::Ticks;
 use xtent::{Error, ErrorKind, Result};
 
-use super::hist_log::{HistogramLog, Window};
+use super::hist_log::{HistogramLog, LogWindow};
 use super::outcome::Outcome;
 use super::pattern;
 use super::timeline::Interval;
 use super::usage::{Meter, Usage};
 use super::workload::{Rw, Steps, Workload, mix};
-use super::{Engine, Op};
+use super::{Engine, LoadOp};
 
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+struct JobSlot {
     started: Ticks,
     /// When the engine had it; `started` where that is not told apart.
     issued: Ticks,
-    op: Op,
+    op: LoadOp,
     offset_bytes: u64,
 }
 
-pub(super) struct Job<'a, E> {
+pub(super) struct BenchJob<'a, E> {
     workload: &'a Workload,
     number: usize,
     engine: E,
     steps: Steps,
     free: Vec<usize>,
-    slots: Vec<Slot>,
+    slots: Vec<JobSlot>,
     ended: Vec<(usize, Result<usize>)>,
     /// Blocks written, one bit each; empty without `--verify`.
     written: Vec<u64>,
@@ -49,14 +49,14 @@ pub(super) struct Job<'a, E> {
 }
 
 /// Processor time used before the measurement.
-struct Before {
+struct UsageBefore {
     at: Ticks,
     usage: Usage,
     /// Of the first job only: it stands for the whole process.
     meter: Option<Meter>,
 }
 
-impl Before {
+impl UsageBefore {
     fn read(number: usize) -> Self {
         Self {
             at: Ticks::now(),
@@ -66,13 +66,13 @@ impl Before {
     }
 }
 
-impl<'a, E: Engine> Job<'a, E> {
+impl<'a, E: Engine> BenchJob<'a, E> {
     pub(super) fn new(
         workload: &'a Workload,
         mut engine: E,
         number: usize,
         ios: &'a AtomicU64,
-        windows: Option<Sender<Window>>,
+        windows: Option<Sender<LogWindow>>,
     ) -> Result<Self> {
         let depth = workload.iodepth;
         if workload.rw.writes() {
@@ -87,10 +87,10 @@ impl<'a, E: Engine> Job<'a, E> {
             0
         };
         let now = Ticks::now();
-        let idle = Slot {
+        let idle = JobSlot {
             started: now,
             issued: now,
-            op: Op::Read,
+            op: LoadOp::Read,
             offset_bytes: 0,
         };
         let log = workload.measure.log.zip(windows);
@@ -142,7 +142,7 @@ impl<'a, E: Engine> Job<'a, E> {
         // As fio's ramp_time: what was before counts for nothing, unless nothing came after.
         let mut in_ramp = workload.ramp_time.is_some();
         let mut begun = start;
-        let mut before = Before::read(self.number);
+        let mut before = UsageBefore::read(self.number);
         // Reading /proc takes long enough to be seen in the latency of operations in flight: it is
         // done again before the ramp time is over.
         let mut read_before_at = workload.ramp_time.map(|ramp| start.after(ramp / 4 * 3));
@@ -168,7 +168,7 @@ impl<'a, E: Engine> Job<'a, E> {
             let Some(now) = self.reap() else { continue };
             if in_ramp {
                 if read_before_at.take_if(|at| now >= *at).is_some() {
-                    before = Before::read(self.number);
+                    before = UsageBefore::read(self.number);
                 }
                 if now >= measure_from {
                     in_ramp = false;
@@ -205,7 +205,7 @@ impl<'a, E: Engine> Job<'a, E> {
     }
 
     #[cold]
-    fn end_of_load(&mut self, in_ramp: bool, before: &Before) {
+    fn end_of_load(&mut self, in_ramp: bool, before: &UsageBefore) {
         self.outcome.only_ramp = in_ramp;
         self.outcome.usage = Usage::of_thread().since(&before.usage);
         let usage_ns = Ticks::now().nanoseconds_since(before.at);
@@ -269,16 +269,16 @@ impl<'a, E: Engine> Job<'a, E> {
     fn start(
         &mut self,
         slot: usize,
-        op: Op,
+        op: LoadOp,
         offset_bytes: u64,
         clock: Option<Ticks>,
     ) -> Option<Ticks> {
-        let fills = op == Op::Write && self.workload.verify;
+        let fills = op == LoadOp::Write && self.workload.verify;
         if fills {
             pattern::fill(self.engine.slot_mut(slot), offset_bytes, self.workload.seed);
         }
         let started = clock.filter(|_| !fills).unwrap_or_else(Ticks::now);
-        self.slots[slot] = Slot {
+        self.slots[slot] = JobSlot {
             started,
             issued: started,
             op,
@@ -315,7 +315,7 @@ impl<'a, E: Engine> Job<'a, E> {
 
     #[inline]
     fn finish(&mut self, slot: usize, result: Result<usize>, now: Ticks) {
-        let Slot {
+        let JobSlot {
             started,
             issued,
             op,
@@ -324,10 +324,10 @@ impl<'a, E: Engine> Job<'a, E> {
         self.free.push(slot);
         match result {
             Ok(bytes) if bytes == self.workload.block_bytes => {
-                self.unsynced += u64::from(op == Op::Write);
+                self.unsynced += u64::from(op == LoadOp::Write);
                 let direction = match op {
-                    Op::Read => &mut self.outcome.read,
-                    Op::Write => &mut self.outcome.write,
+                    LoadOp::Read => &mut self.outcome.read,
+                    LoadOp::Write => &mut self.outcome.write,
                 };
                 if self.workload.measure.split {
                     let submission_ns = issued.nanoseconds_since(started);
@@ -350,9 +350,9 @@ impl<'a, E: Engine> Job<'a, E> {
         }
     }
 
-    fn verify(&mut self, slot: usize, op: Op, offset_bytes: u64) {
+    fn verify(&mut self, slot: usize, op: LoadOp, offset_bytes: u64) {
         match op {
-            Op::Write => {
+            LoadOp::Write => {
                 let block = self.steps.block_at(offset_bytes);
                 let (word, bit) = (usize::try_from(block / 64).unwrap_or(0), block % 64);
                 if let Some(word) = self.written.get_mut(word) {
@@ -361,10 +361,10 @@ impl<'a, E: Engine> Job<'a, E> {
             }
             // What a mixed workload reads may not have been written yet; it is read back in the
             // end.
-            Op::Read if matches!(self.workload.rw, Rw::Read | Rw::Randread) => {
+            LoadOp::Read if matches!(self.workload.rw, Rw::Read | Rw::Randread) => {
                 self.check_pattern(slot, offset_bytes);
             }
-            Op::Read => {}
+            LoadOp::Read => {}
         }
     }
 
@@ -397,7 +397,7 @@ impl<'a, E: Engine> Job<'a, E> {
                 let Some(slot) = self.free.pop() else { break };
                 // Stale content must not pass for what was read.
                 self.engine.slot_mut(slot).fill(0);
-                self.start(slot, Op::Read, self.steps.offset_of(next), None);
+                self.start(slot, LoadOp::Read, self.steps.offset_of(next), None);
                 next += 1;
             }
             if self.free.len() == self.slots.len() {

@@ -9,7 +9,7 @@ use std::path::Path;
 use xtent::internals::sys::{ProcessLimit, Slots, Uring, UringOp, limit_error};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, Op};
+use super::{Engine, LoadOp};
 
 /// A file of a mounted filesystem.
 #[derive(Debug)]
@@ -98,21 +98,21 @@ impl Engine for KernelEngine {
     }
 
     #[inline]
-    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+    fn submit(&mut self, slot: usize, op: LoadOp, offset_bytes: u64) -> Result<()> {
         match self {
             Self::Psync {
                 file, slots, ended, ..
             } => {
                 *ended = Some(match op {
-                    Op::Read => file.read_at(slots.slot_mut(slot), offset_bytes),
-                    Op::Write => file.write_at(slots.slot(slot), offset_bytes),
+                    LoadOp::Read => file.read_at(slots.slot_mut(slot), offset_bytes),
+                    LoadOp::Write => file.write_at(slots.slot(slot), offset_bytes),
                 });
                 Ok(())
             }
             Self::Uring(ring) => {
                 let op = match op {
-                    Op::Read => UringOp::Read,
-                    Op::Write => UringOp::Write,
+                    LoadOp::Read => UringOp::Read,
+                    LoadOp::Write => UringOp::Write,
                 };
                 ring.push(slot, op, offset_bytes)
                     .map_err(failed("io_uring took no operation"))

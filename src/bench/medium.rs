@@ -7,7 +7,7 @@ use xtent::target::{ControllerMode, TargetOptions};
 use xtent::volume::{MountOptions, Volume};
 use xtent::{Error, ErrorKind, Result};
 
-use super::disk::{Disk, DiskSpec};
+use super::disk::{BenchDisk, DiskSpec};
 use super::image;
 use super::progress::Progress;
 
@@ -49,12 +49,12 @@ pub(crate) struct CacheSpec {
 
 /// Ready for both sides, one at a time: what one opened is closed before the other is asked for.
 #[derive(Debug)]
-pub(crate) enum Medium {
+pub(crate) enum BenchMedium {
     Image(ImageSpec),
-    Disk(Box<Disk>),
+    Disk(Box<BenchDisk>),
 }
 
-impl Medium {
+impl BenchMedium {
     /// Reads an image into the page cache; ERASES a disk and makes a filesystem with two files on
     /// it.
     pub(crate) fn prepare(
@@ -76,7 +76,7 @@ impl Medium {
                 Ok((Self::Image(spec.clone()), info))
             }
             MediumSpec::Disk(spec) => {
-                let mut disk = Disk::claim(spec)?;
+                let mut disk = BenchDisk::claim(spec)?;
                 progress.note(&format!("ERASING {} for the comparison", disk.describe()));
                 progress.message("making a filesystem and two files");
                 let info = MediumInfo {

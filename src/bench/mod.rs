@@ -49,7 +49,7 @@ use xtent::{Error, ErrorKind, Result};
 /// The direction of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Op {
+pub(crate) enum LoadOp {
     Read,
     Write,
 }
@@ -81,7 +81,7 @@ pub(crate) trait Engine {
     fn slot_mut(&mut self, slot: usize) -> &mut [u8];
 
     /// Starts an operation on the whole buffer of a slot that is not in flight.
-    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()>;
+    fn submit(&mut self, slot: usize, op: LoadOp, offset_bytes: u64) -> Result<()>;
 
     /// Hands over the operations that have ended: slot, and bytes or error. May wait for one; may
     /// return without any. Called in a loop while something is in flight.

@@ -43,7 +43,7 @@ impl Default for Places {
 
 /// A namespace, as the block device that the kernel makes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Namespace {
+pub(crate) struct SysfsNamespace {
     /// `nvme0n1`
     pub(crate) name: String,
     pub(crate) nsid: u32,
@@ -52,7 +52,7 @@ pub(crate) struct Namespace {
 
 /// A controller on the PCI bus.
 #[derive(Debug, Clone)]
-pub(crate) struct Controller {
+pub(crate) struct SysfsController {
     pub(crate) places: Places,
     pub(crate) address: PciAddress,
 }
@@ -76,7 +76,7 @@ fn last_part(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-impl Controller {
+impl SysfsController {
     /// Finds the controller at an address.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ impl Controller {
     }
 
     /// Its namespaces, while the kernel's driver has it.
-    pub(crate) fn namespaces(&self) -> Vec<Namespace> {
+    pub(crate) fn namespaces(&self) -> Vec<SysfsNamespace> {
         let Some(controller) = self.kernel_name() else {
             return Vec::new();
         };
@@ -160,7 +160,7 @@ impl Controller {
                 let name = disk_name(entry)?;
                 let block = self.places.sysfs.join("class/block").join(&name);
                 let sectors: u64 = line_of(&block.join("size"))?.parse().ok()?;
-                Some(Namespace {
+                Some(SysfsNamespace {
                     nsid: line_of(&block.join("nsid"))?.parse().ok()?,
                     capacity_bytes: sectors.checked_mul(512)?,
                     name,
@@ -173,7 +173,7 @@ impl Controller {
     ///
     /// # Errors
     /// There is no such, or one has to be named.
-    pub(crate) fn namespace(&self, nsid: Option<u32>) -> Result<Namespace> {
+    pub(crate) fn namespace(&self, nsid: Option<u32>) -> Result<SysfsNamespace> {
         let all = self.namespaces();
         let list = || {
             let numbers: Vec<_> = all.iter().map(|ns| ns.nsid.to_string()).collect();
@@ -203,7 +203,7 @@ impl Controller {
     }
 
     /// The node of a namespace.
-    pub(crate) fn node(&self, namespace: &Namespace) -> PathBuf {
+    pub(crate) fn node(&self, namespace: &SysfsNamespace) -> PathBuf {
         self.places.dev.join(&namespace.name)
     }
 

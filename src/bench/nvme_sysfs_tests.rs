@@ -57,8 +57,8 @@ impl Machine {
         }
     }
 
-    pub(crate) fn controller(&self) -> Controller {
-        Controller::look_up(self.places(), "0000:01:00.0".parse().unwrap()).unwrap()
+    pub(crate) fn controller(&self) -> SysfsController {
+        SysfsController::look_up(self.places(), "0000:01:00.0".parse().unwrap()).unwrap()
     }
 
     fn write(&self, path: &Path, text: &str) {
@@ -176,7 +176,7 @@ fn the_controller_is_described_as_the_kernel_shows_it() {
     assert_eq!((namespace.nsid, namespace.capacity_bytes), (1, 1 << 30));
     assert!(controller.uses().is_empty(), "{:?}", controller.uses());
     assert!(controller.group_obstacles().is_empty());
-    let look = |address: &str| Controller::look_up(machine.places(), address.parse().unwrap());
+    let look = |address: &str| SysfsController::look_up(machine.places(), address.parse().unwrap());
     assert_eq!(look("02:00.0").unwrap_err().kind(), ErrorKind::NotFound);
     machine.device_file("class", "0x020000");
     assert_eq!(look("01:00.0").unwrap_err().kind(), ErrorKind::Unsupported);

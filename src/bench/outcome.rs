@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::hist::Direction;
 use super::latency::Samples;
 use super::timeline::Timeline;
-use super::usage::{Cpus, Usage};
+use super::usage::{CpusInUse, Usage};
 use super::workload::Measure;
 
 /// The results of one job, or of all together.
@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
     /// ramp time.
     pub(crate) usage_time: Duration,
     /// CPUs in use by this process and by the whole machine, on average.
-    pub(crate) cpus: Cpus,
+    pub(crate) cpus: CpusInUse,
     pub(crate) timeline: Timeline,
     /// Each job by itself, where there are several.
     pub(crate) jobs: Vec<Outcome>,
@@ -63,7 +63,7 @@ impl Outcome {
             job_time: Duration::ZERO,
             usage: Usage::default(),
             usage_time: Duration::ZERO,
-            cpus: Cpus::default(),
+            cpus: CpusInUse::default(),
             timeline: Timeline::new(measure.interval),
             jobs: Vec::new(),
         }

@@ -13,7 +13,7 @@ use super::hist::{bytes_text, count_text, three_digits};
 use super::medium::MediumSpec;
 use super::outcome::Outcome;
 use super::report::{behind, meaning};
-use super::rounds::{Figures, Ratio, Rounds, Row};
+use super::rounds::{Figures, Ratio, Rounds, RoundsRow};
 
 /// The page.
 pub(crate) fn html(comparison: &Comparison) -> Result<String> {
@@ -31,7 +31,7 @@ pub(crate) fn html(comparison: &Comparison) -> Result<String> {
     Ok(page)
 }
 
-fn sides(row: &Row) -> [(&'static str, RGBColor, &Rounds); 2] {
+fn sides(row: &RoundsRow) -> [(&'static str, RGBColor, &Rounds); 2] {
     [
         ("kernel", KERNEL_COLOR, &row.kernel),
         ("xtent", XTENT_COLOR, &row.xtent),
@@ -143,7 +143,7 @@ fn summary_html(comparison: &Comparison) -> String {
 }
 
 /// The headline of a workload, from the same distributions as its chart.
-fn card_html(row: &Row) -> String {
+fn card_html(row: &RoundsRow) -> String {
     let figure = if row.workload.iodepth == 1 { P50 } else { IOPS };
     let Some(ratio) = advantage(&figure, row) else {
         return String::new();

@@ -6,7 +6,7 @@ use xtent::internals::units::Lba;
 use xtent::target::Target;
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, Op};
+use super::{Engine, LoadOp};
 
 /// This thread's queue on a target.
 #[derive(Debug)]
@@ -35,10 +35,10 @@ impl Engine for RawEngine {
     }
 
     #[inline]
-    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+    fn submit(&mut self, slot: usize, op: LoadOp, offset_bytes: u64) -> Result<()> {
         let op = match op {
-            Op::Read => block::Op::Read,
-            Op::Write => block::Op::Write,
+            LoadOp::Read => block::Op::Read,
+            LoadOp::Write => block::Op::Write,
         };
         self.raw
             .submit(slot, op, Lba(offset_bytes >> self.block_shift))

@@ -8,7 +8,7 @@ use xtent::target::ControllerMode;
 use super::compare::{Comparison, Side};
 use super::figures::{Figure, IOPS, P50, P99, P99_9, advantage};
 use super::medium::MediumSpec;
-use super::rounds::{Ratio, Rounds, Row};
+use super::rounds::{Ratio, Rounds, RoundsRow};
 
 /// The method of a side: software, device and memory.
 pub(crate) fn behind(comparison: &Comparison, side: Side) -> String {
@@ -299,7 +299,7 @@ fn medium_json(comparison: &Comparison) -> (&'static str, Value) {
     (key, value)
 }
 
-fn row_json(row: &Row) -> Value {
+fn row_json(row: &RoundsRow) -> Value {
     let side = |rounds: &Rounds| {
         if rounds.outcomes.is_empty() {
             return Value::Null;

@@ -32,8 +32,8 @@ fn rounds(base_ns: u64) -> Rounds {
     }
 }
 
-fn row(name: &str, iodepth: usize, kernel_ns: u64, xtent_ns: u64) -> Row {
-    Row {
+fn row(name: &str, iodepth: usize, kernel_ns: u64, xtent_ns: u64) -> RoundsRow {
+    RoundsRow {
         workload: Workload {
             name: name.into(),
             rw: Rw::Randread,

@@ -5,10 +5,10 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::fio_json::{self, Form};
+use super::fio_json::{self, LatencyForm};
 use super::hist::{Direction, rate, three_digits};
 use super::outcome::Outcome;
-use super::usage::Cpus;
+use super::usage::CpusInUse;
 use super::workload::Workload;
 
 /// One figure of every round, in their order.
@@ -72,8 +72,8 @@ impl Rounds {
     }
 
     /// Processor time, on average of all rounds.
-    pub(crate) fn cpus(&self) -> Cpus {
-        let mut all = Cpus::default();
+    pub(crate) fn cpus(&self) -> CpusInUse {
+        let mut all = CpusInUse::default();
         self.outcomes
             .iter()
             .for_each(|outcome| all.add(&outcome.cpus));
@@ -83,7 +83,7 @@ impl Rounds {
     /// Each round, reads and writes apart.
     pub(crate) fn json(&self) -> Vec<Value> {
         let round = |outcome: &Outcome| {
-            let mut round = fio_json::job(outcome, Form::PLAIN);
+            let mut round = fio_json::job(outcome, LatencyForm::PLAIN);
             round.retain(|key, _| ["read", "write", "usr_cpu", "sys_cpu"].contains(&key.as_str()));
             round.insert("interrupted".into(), outcome.interrupted.into());
             round.insert("cpus_used".into(), json!(outcome.cpus));
@@ -145,13 +145,13 @@ fn seconds(outcome: &Outcome) -> f64 {
 
 /// One workload with what both sides made of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
+pub(crate) struct RoundsRow {
     pub(crate) workload: Workload,
     pub(crate) kernel: Rounds,
     pub(crate) xtent: Rounds,
 }
 
-impl Row {
+impl RoundsRow {
     /// Whether nothing of it was measured.
     pub(crate) fn is_empty(&self) -> bool {
         self.kernel.outcomes.is_empty() && self.xtent.outcomes.is_empty()

@@ -9,8 +9,8 @@ use xtent::internals::sys::{pin_thread, spawn_scoped};
 use xtent::{Error, ErrorKind, Result};
 
 use super::Engine;
-use super::hist_log::Window;
-use super::job::Job;
+use super::hist_log::LogWindow;
+use super::job::BenchJob;
 use super::outcome::Outcome;
 use super::workload::Workload;
 
@@ -18,7 +18,7 @@ use super::workload::Workload;
 pub(crate) type Tick<'a> = &'a dyn Fn(u64);
 
 /// A callback with each interval of the histogram log when it ends.
-pub(crate) type Log<'a> = &'a dyn Fn(&Window);
+pub(crate) type LogCallback<'a> = &'a dyn Fn(&LogWindow);
 
 /// Runs the workload, each job on a thread of its own with the engine that `make` gives it there.
 pub(crate) fn run<E: Engine>(
@@ -33,14 +33,14 @@ pub(crate) fn run<E: Engine>(
 pub(crate) fn run_logged<E: Engine>(
     workload: &Workload,
     tick: Tick<'_>,
-    log: Log<'_>,
+    log: LogCallback<'_>,
     make: impl Fn(usize) -> Result<E> + Sync,
 ) -> Result<Outcome> {
     workload.check()?;
     let jobs = workload.numjobs;
     let counters: Vec<AtomicU64> = (0..jobs).map(|_| AtomicU64::new(0)).collect();
     let start = Start::new(jobs);
-    let (sender, windows) = mpsc::channel::<Window>();
+    let (sender, windows) = mpsc::channel::<LogWindow>();
     let outcomes = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs)
             .map(|job| {
@@ -50,7 +50,7 @@ pub(crate) fn run_logged<E: Engine>(
                     let place = start.enter();
                     pin(workload)?;
                     let engine = make(job)?;
-                    let job = Job::new(workload, engine, job, ios, windows)?;
+                    let job = BenchJob::new(workload, engine, job, ios, windows)?;
                     // Another job has no engine: its error is the answer.
                     if !place.wait() {
                         return Ok(Outcome::default());
@@ -162,7 +162,7 @@ impl Drop for StartPlace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Op;
+    use crate::bench::LoadOp;
     use crate::bench::kernel::KernelEngine;
     use crate::bench::workload::{Measure, Rw};
     use std::os::unix::fs::FileExt;
@@ -234,7 +234,7 @@ mod tests {
             &mut self.0
         }
 
-        fn submit(&mut self, slot: usize, _: Op, _: u64) -> Result<()> {
+        fn submit(&mut self, slot: usize, _: LoadOp, _: u64) -> Result<()> {
             self.1.push(slot);
             Ok(())
         }

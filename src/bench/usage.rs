@@ -128,7 +128,7 @@ pub(crate) struct Meter {
 
 /// CPUs in use on average.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
-pub(crate) struct Cpus {
+pub(crate) struct CpusInUse {
     /// By this process.
     #[serde(rename = "process_cpus")]
     pub(crate) process: f64,
@@ -150,11 +150,11 @@ impl Meter {
     }
 
     /// Since the start.
-    pub(crate) fn read(&self) -> Cpus {
+    pub(crate) fn read(&self) -> CpusInUse {
         let now = Self::start();
         let ms = now.begun.duration_since(self.begun).as_secs_f64().max(1e-6) * 1e3;
         let process = now.process.since(&self.process);
-        Cpus {
+        CpusInUse {
             process: (process.user_ms + process.system_ms) / ms,
             machine: (now.machine_ms - self.machine_ms).max(0.0) / ms,
             seconds: ms / 1e3,
@@ -162,7 +162,7 @@ impl Meter {
     }
 }
 
-impl Cpus {
+impl CpusInUse {
     /// By other programs than this one.
     pub(crate) fn others(&self) -> f64 {
         (self.machine - self.process).max(0.0)
@@ -229,20 +229,20 @@ mod tests {
 
     #[test]
     fn own_work_is_no_load_of_others() {
-        let busy = Cpus {
+        let busy = CpusInUse {
             process: 2.0,
             machine: 2.1,
             seconds: 10.0,
         };
         assert_eq!(busy.warning(2), None);
-        let mut beside = Cpus {
+        let mut beside = CpusInUse {
             machine: 3.1,
             ..busy
         };
         assert!(beside.warning(2).unwrap().contains("used 1.1 of 2 CPUs"));
         beside.add(&busy);
         assert!((beside.others() - 0.6).abs() < 1e-9, "{beside:?}");
-        let short = Cpus {
+        let short = CpusInUse {
             seconds: 0.05,
             ..beside
         };

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use xtent::{Error, ErrorKind, Result};
 
-use super::Op;
+use super::LoadOp;
 use super::hist::Percentiles;
 
 /// fio's `rw`.
@@ -211,8 +211,8 @@ impl Workload {
 
 /// One operation of a workload, on one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Step {
-    pub(crate) op: Op,
+pub(crate) struct WorkloadStep {
+    pub(crate) op: LoadOp,
     pub(crate) offset_bytes: u64,
 }
 
@@ -244,7 +244,7 @@ impl Steps {
     }
 
     #[inline]
-    pub(crate) fn next_step(&mut self) -> Step {
+    pub(crate) fn next_step(&mut self) -> WorkloadStep {
         if self.next == self.blocks {
             self.next = 0;
             self.pass += 1;
@@ -257,17 +257,17 @@ impl Steps {
         };
         self.next += 1;
         let op = match self.rw {
-            Rw::Read | Rw::Randread => Op::Read,
-            Rw::Write | Rw::Randwrite => Op::Write,
+            Rw::Read | Rw::Randread => LoadOp::Read,
+            Rw::Write | Rw::Randwrite => LoadOp::Write,
             Rw::Readwrite | Rw::Randrw => {
                 if self.mix.random_range(0..100) < self.rwmixread {
-                    Op::Read
+                    LoadOp::Read
                 } else {
-                    Op::Write
+                    LoadOp::Write
                 }
             }
         };
-        Step {
+        WorkloadStep {
             op,
             offset_bytes: self.offset_of(block),
         }
@@ -407,7 +407,7 @@ pub(crate) mod tests {
     fn the_mix_is_about_what_was_asked() {
         let mut steps = workload(Rw::Readwrite).steps(0);
         let reads = (0..10_000)
-            .filter(|_| steps.next_step().op == Op::Read)
+            .filter(|_| steps.next_step().op == LoadOp::Read)
             .count();
         assert!(
             (6_700..7_300).contains(&reads),

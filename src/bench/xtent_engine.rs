@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use xtent::volume::{DmaBuf, File, Io, OpenOptions, SubmitReason, Volume};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, Op};
+use super::{Engine, LoadOp};
 
 /// A file of a volume, through this thread's [`Io`]. Buffers are DMA memory: nothing is copied.
 #[derive(Debug)]
@@ -52,15 +52,15 @@ impl Engine for XtentEngine {
     }
 
     #[inline]
-    fn submit(&mut self, slot: usize, op: Op, offset_bytes: u64) -> Result<()> {
+    fn submit(&mut self, slot: usize, op: LoadOp, offset_bytes: u64) -> Result<()> {
         let Some(buffer) = self.buffers.get_mut(slot).and_then(Option::take) else {
             return Err(Error::new(ErrorKind::InvalidInput, "the slot is in flight"));
         };
         let result = match op {
-            Op::Read => self
+            LoadOp::Read => self
                 .io
                 .submit_read(&self.file, offset_bytes, buffer, slot as u64),
-            Op::Write => self
+            LoadOp::Write => self
                 .io
                 .submit_write(&self.file, offset_bytes, buffer, slot as u64),
         };

@@ -14,21 +14,21 @@ const OTHER: u16 = 0x20;
 
 const VERSION: u32 = 2;
 
-struct Entry {
+struct AclEntry {
     tag: u16,
     permissions: u16,
     id: u32,
 }
 
 /// The entries of a value of `system.posix_acl_access` or `_default`; `None` for one that is no list.
-fn entries(value: &[u8]) -> Option<Vec<Entry>> {
+fn entries(value: &[u8]) -> Option<Vec<AclEntry>> {
     let (version, entries) = value.split_first_chunk()?;
     if u32::from_le_bytes(*version) != VERSION || !entries.len().is_multiple_of(8) {
         return None;
     }
     let entry = |bytes: &[u8]| {
         let half = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-        Some(Entry {
+        Some(AclEntry {
             tag: half(0)?,
             permissions: half(2)?,
             id: u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?),
@@ -45,7 +45,7 @@ fn rwx(permissions: u16) -> String {
 }
 
 /// The lines of a list; where the mask takes rights away, the effective rights follow.
-fn lines(entries: &[Entry], prefix: &str, text: &mut String) {
+fn lines(entries: &[AclEntry], prefix: &str, text: &mut String) {
     let mask = entries.iter().find(|entry| entry.tag == MASK);
     for entry in entries {
         let (name, id) = match entry.tag {
@@ -101,7 +101,7 @@ pub(super) fn text(
         let _ = writeln!(text, "# flags: {}", special.iter().collect::<String>());
     }
     let mode = |shift: u32| u16::try_from(metadata.mode >> shift & 7).unwrap_or(0);
-    let of_mode = |tag, shift| Entry {
+    let of_mode = |tag, shift| AclEntry {
         tag,
         permissions: mode(shift),
         id: u32::MAX,

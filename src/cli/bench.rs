@@ -21,7 +21,7 @@ use crate::bench::budget;
 use crate::bench::buffered_engine::BufferedEngine;
 use crate::bench::calendar::asctime;
 use crate::bench::environment::Environment;
-use crate::bench::fio_json::{self, Form};
+use crate::bench::fio_json::{self, LatencyForm};
 use crate::bench::hist::PERCENTILES;
 use crate::bench::hist_log::LogFiles;
 use crate::bench::outcome::Outcome;
@@ -39,7 +39,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         complain(&format!("warning: {warning}"));
     }
     super::fio_options::reject_job_file(OsStr::new(&args.target.target))?;
-    let place = Place::open(args)?;
+    let place = LoadObject::open(args)?;
     let workload = args.workload(place.len_bytes()?)?;
     budget::check(&workload)?;
     let unbacked = place.unbacked(&workload)?;
@@ -96,7 +96,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 /// Runs the load, with its progress, logs and what the controller reports.
-fn measure(args: &BenchArgs, place: &Place<'_>, workload: &Workload) -> Result<Outcome, Failure> {
+fn measure(
+    args: &BenchArgs,
+    place: &LoadObject<'_>,
+    workload: &Workload,
+) -> Result<Outcome, Failure> {
     let logs = LogFiles::create(
         args.write_hist_log.as_deref(),
         args.write_hlog.as_deref(),
@@ -136,12 +140,12 @@ fn measure(args: &BenchArgs, place: &Place<'_>, workload: &Workload) -> Result<O
 }
 
 /// The object of the load: a file of a volume, or a target.
-enum Place<'a> {
+enum LoadObject<'a> {
     File { volume: Volume, path: &'a [u8] },
     Raw(Target),
 }
 
-impl<'a> Place<'a> {
+impl<'a> LoadObject<'a> {
     fn open(args: &'a BenchArgs) -> Result<Self, Failure> {
         let options = TargetOptions::new()
             .read_only(!args.rw.writes())
@@ -191,7 +195,7 @@ impl<'a> Place<'a> {
         &self,
         workload: &Workload,
         tick: runner::Tick<'_>,
-        log: runner::Log<'_>,
+        log: runner::LogCallback<'_>,
     ) -> xtent::Result<Outcome> {
         let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
         let writes = workload.rw.writes();
@@ -251,7 +255,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl std::fmt::Display for Place<'_> {
+impl std::fmt::Display for LoadObject<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File { volume, path } => {
@@ -337,7 +341,7 @@ fn show(progress: &Progress, workload: &Workload, elapsed: Duration, ios: u64, i
 fn json_of(
     found: &Results<'_>,
     environment: &Environment,
-    place: &Place<'_>,
+    place: &LoadObject<'_>,
     unbacked: Unbacked,
 ) -> Value {
     let (workload, outcome, target) = (found.workload, found.outcome, found.target);
@@ -375,7 +379,7 @@ fn json_of(
 /// One entry for the group, with the figures of its jobs; or one for each job.
 fn jobs_of(found: &Results<'_>, filename: &[u8]) -> Vec<Value> {
     let percentiles = found.args.percentile_list.as_ref().map(|list| &list.0[..]);
-    let form = Form {
+    let form = LatencyForm {
         percentiles: percentiles.unwrap_or(&PERCENTILES),
         bins: true,
     };
@@ -405,7 +409,7 @@ fn jobs_of(found: &Results<'_>, filename: &[u8]) -> Vec<Value> {
         .map(|job| {
             Value::Object(fio_json::job(
                 job,
-                Form {
+                LatencyForm {
                     bins: false,
                     ..form
                 },

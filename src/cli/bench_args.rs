@@ -8,7 +8,7 @@ use xtent::target::Wait;
 use super::failure::{Failure, USAGE};
 use super::output::size_text;
 use super::values::{
-    Cpus, PercentileList, Share, cpus, flag, percentiles, share, size, time, wait,
+    CpuList, PercentileList, Share, cpus, flag, percentiles, share, size, time, wait,
 };
 use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::hist::Percentiles;
@@ -159,7 +159,7 @@ pub(super) struct BenchArgs {
     pub(super) wait: Wait,
     /// Run jobs on these CPUs only, as in 0-3,6
     #[arg(long, alias = "cpus_allowed", value_name = "LIST", value_parser = cpus)]
-    cpus_allowed: Option<Cpus>,
+    cpus_allowed: Option<CpuList>,
     /// Write a pattern and read it back; a workload that only reads checks a pattern written before
     /// with the same seed and block size
     #[arg(long)]

@@ -19,7 +19,7 @@ use crate::bench::disk::DiskSpec;
 use crate::bench::engine_name::EngineName;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumSpec};
-use crate::bench::nvme_sysfs::{Controller, Places};
+use crate::bench::nvme_sysfs::{Places, SysfsController};
 use crate::bench::progress::Progress;
 use crate::bench::{image, page, report};
 
@@ -272,7 +272,7 @@ fn on_disk(args: &CompareArgs, device: &str) -> Result<Comparison, Failure> {
         .as_ref()
         .map_or(true, |comparison| comparison.interrupted)
     {
-        let driver = Controller::look_up(Places::default(), address).ok();
+        let driver = SysfsController::look_up(Places::default(), address).ok();
         if let Some(driver) = driver.and_then(|controller| controller.driver()) {
             complain(&format!("note: {address} is with the driver {driver}"));
         }

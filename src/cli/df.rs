@@ -36,13 +36,13 @@ pub(super) struct DfArgs {
 /// Blocks of each allocation group that the kernel never gives to files (`xfs_alloc_set_aside`).
 const SET_ASIDE_BLOCKS: u64 = 8;
 
-struct Usage {
+struct DfUsage {
     total: u64,
     used: u64,
     free: u64,
 }
 
-impl Usage {
+impl DfUsage {
     fn of(total: u64, free: u64) -> Self {
         let free = free.min(total);
         Self {
@@ -61,7 +61,7 @@ impl Usage {
 }
 
 /// Blocks, and inodes: those that exist, and those that the free blocks have room for (`xfs_fs_statfs`).
-fn usage(info: &FilesystemInfo) -> (Usage, Usage) {
+fn usage(info: &FilesystemInfo) -> (DfUsage, DfUsage) {
     let set_aside = SET_ASIDE_BLOCKS * u64::from(info.ag_count);
     let free = info.free_blocks.saturating_sub(set_aside);
     let blocks = info.blocks.saturating_sub(info.log_blocks.into());
@@ -75,8 +75,8 @@ fn usage(info: &FilesystemInfo) -> (Usage, Usage) {
         all.min(most)
     };
     let used = info.inodes.saturating_sub(info.free_inodes);
-    let inodes = Usage::of(total, total.saturating_sub(used));
-    (Usage::of(blocks, free), inodes)
+    let inodes = DfUsage::of(total, total.saturating_sub(used));
+    (DfUsage::of(blocks, free), inodes)
 }
 
 pub(super) fn run(args: &DfArgs) -> Result<(), Failure> {

@@ -8,8 +8,8 @@ use serde_json::Value;
 use xtent::volume::Metadata;
 
 use super::failure::Failure;
-use super::output::{Names, RawOut, human_size, put_name};
-use super::walk::{Go, Visit, Walk};
+use super::output::{NameStyle, RawOut, human_size, put_name};
+use super::walk::{Go, TreeWalk, WalkEntry};
 use super::{TargetArg, VolumePath};
 
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ pub(super) struct DuArgs {
 struct Report<'a> {
     args: &'a DuArgs,
     out: BufWriter<RawOut>,
-    names: Names,
+    names: NameStyle,
     objects: Vec<Value>,
     /// Files with several names that were counted.
     counted: HashSet<u64>,
@@ -67,11 +67,11 @@ struct Report<'a> {
 
 pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
-    let mut walk = Walk::new(&volume)?;
+    let mut walk = TreeWalk::new(&volume)?;
     let mut report = Report {
         args,
         out: BufWriter::new(super::output::raw_stdout()?),
-        names: Names::for_stdout(),
+        names: NameStyle::for_stdout(),
         objects: Vec::new(),
         counted: HashSet::new(),
         sums: Vec::new(),
@@ -100,7 +100,7 @@ pub(super) fn run(args: &DuArgs) -> Result<(), Failure> {
 }
 
 impl Report<'_> {
-    fn visit(&mut self, file: &Visit<'_>) -> Result<Go, Failure> {
+    fn visit(&mut self, file: &WalkEntry<'_>) -> Result<Go, Failure> {
         let is_dir = file.metadata.is_dir();
         if file.after {
             let sum = self.sums.pop().unwrap_or(0);
@@ -132,7 +132,7 @@ impl Report<'_> {
         *sum = sum.saturating_add(bytes);
     }
 
-    fn is_shown(&self, file: &Visit<'_>, is_dir: bool) -> bool {
+    fn is_shown(&self, file: &WalkEntry<'_>, is_dir: bool) -> bool {
         let most = match self.args.summarize {
             true => 0,
             false => self.args.max_depth.unwrap_or(usize::MAX),

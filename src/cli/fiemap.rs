@@ -7,7 +7,7 @@ use serde_json::json;
 use xtent::volume::{FiemapExtent, FiemapFlags};
 
 use super::failure::Failure;
-use super::output::{Names, put_name};
+use super::output::{NameStyle, put_name};
 use super::values::size;
 use super::{TargetArg, VolumePath};
 
@@ -64,7 +64,7 @@ pub(super) fn run(args: &FiemapArgs) -> Result<(), Failure> {
         return Ok(super::output::print_json(&object.into())?);
     }
     let unit = if args.bytes { 1 } else { block_bytes };
-    let name = Names::for_stdout().print(args.path.as_encoded_bytes());
+    let name = NameStyle::for_stdout().print(args.path.as_encoded_bytes());
     out.write_all(b"File size of ")?;
     out.write_all(&name)?;
     let blocks = file.len().div_ceil(block_bytes);

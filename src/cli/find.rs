@@ -11,8 +11,8 @@ use xtent::volume::{Io, Timestamp, Volume};
 use super::TargetArg;
 use super::failure::Failure;
 use super::find_expr::{Candidate, Expression};
-use super::output::{Names, metadata_json, put_name};
-use super::walk::{Go, Visit, Walk};
+use super::output::{NameStyle, metadata_json, put_name};
+use super::walk::{Go, TreeWalk, WalkEntry};
 
 #[derive(Debug, Args)]
 #[command(
@@ -57,7 +57,7 @@ pub(super) fn run(args: &FindArgs) -> Result<(), Failure> {
     let (paths, words) = args.words.split_at(paths);
     let expression = Expression::parse(words)?;
     let volume = args.target.open_to_read()?;
-    let mut walk = Walk::new(&volume)?;
+    let mut walk = TreeWalk::new(&volume)?;
     let newer = expression.newer();
     let newer: Vec<_> = newer
         .iter()
@@ -68,7 +68,7 @@ pub(super) fn run(args: &FindArgs) -> Result<(), Failure> {
     let root = [OsString::from("/")];
     let paths = if paths.is_empty() { &root[..] } else { paths };
     let mut out = BufWriter::new(super::output::raw_stdout()?);
-    let names = Names::for_stdout();
+    let names = NameStyle::for_stdout();
     let end: &[u8] = if expression.print0 { b"\0" } else { b"\n" };
     let mut objects = Vec::new();
     for path in paths {
@@ -110,7 +110,7 @@ fn fits(
     expression: &Expression,
     volume: &Volume,
     io: &mut Io,
-    file: &Visit<'_>,
+    file: &WalkEntry<'_>,
     (newer, now): (&[Timestamp], i64),
 ) -> xtent::Result<bool> {
     let path = file.node.path();

@@ -17,11 +17,11 @@ use clap::Args;
 use xtent::internals::sys::HostDir;
 use xtent::volume::{Io, Metadata, MountOptions, Volume};
 
-use self::host::Host;
+use self::host::CopyHost;
 use self::read::Copy;
 use self::writer::Writer;
 use super::failure::{Failure, Failures, OPERATION, USAGE};
-use super::tree::Node;
+use super::tree::TreeNode;
 use super::{LocalPath, TargetArg, VolumePath};
 
 /// A file of at least this length is worth a thread that writes while another one reads.
@@ -114,9 +114,9 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     let writer = Writer::new(dir, args.force, failures.clone())
         .map_err(|error| Failure::local("cannot open the directory", local, error))?;
     let with_thread = metadata.is_dir() || metadata.len_bytes >= THREAD_BYTES;
-    let host = Host::new(writer, with_thread);
+    let host = CopyHost::new(writer, with_thread);
     let mut copy = Copy::new(&volume, io, args.archive, host, failures.clone(), &metadata);
-    let result = copy.start(Node::Path(path), &metadata, name.as_deref());
+    let result = copy.start(TreeNode::Path(path), &metadata, name.as_deref());
     super::events::tell(&volume);
     copy.finish(result)?;
     failures.result()

@@ -50,7 +50,7 @@ struct Local {
 
 /// A subsystem that a discovery service offers.
 #[derive(Debug, Clone, Serialize)]
-struct Offer {
+struct DiscoveredSubsystem {
     /// By which xtent opens it, if it can.
     target: Option<String>,
     kind: &'static str,
@@ -65,7 +65,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
         }
         Some(target) => {
             let offers = offers(target, args.timeout)?;
-            let line = |offer: &Offer| match &offer.target {
+            let line = |offer: &DiscoveredSubsystem| match &offer.target {
                 Some(target) => format!("{:9}  {target}", offer.kind),
                 None => format!(
                     "{:9}  {} (by no transport to here)",
@@ -88,7 +88,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Failure> {
 }
 
 /// Asks a discovery service.
-fn offers(target: &str, timeout: Duration) -> Result<Vec<Offer>, Failure> {
+fn offers(target: &str, timeout: Duration) -> Result<Vec<DiscoveredSubsystem>, Failure> {
     let spec = TargetSpec::parse(target)?;
     let TargetKind::Spdk { id, .. } = &spec.kind else {
         let detail = "discovery services are spdk:trtype=TCP or spdk:trtype=RDMA targets";
@@ -100,9 +100,9 @@ fn offers(target: &str, timeout: Duration) -> Result<Vec<Offer>, Failure> {
 }
 
 #[cfg(feature = "spdk")]
-fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<Offer>> {
+fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<DiscoveredSubsystem>> {
     let entries = xtent::internals::spdk::discover(id, timeout)?;
-    let offer = |entry: &xtent::internals::spdk::DiscoveryEntry| Offer {
+    let offer = |entry: &xtent::internals::spdk::DiscoveryEntry| DiscoveredSubsystem {
         target: entry.target(),
         subnqn: entry.subnqn.clone(),
         kind: if entry.discovery {
@@ -115,7 +115,7 @@ fn discover(id: &TransportId, timeout: Duration) -> xtent::Result<Vec<Offer>> {
 }
 
 #[cfg(not(feature = "spdk"))]
-fn discover(_: &TransportId, _: Duration) -> xtent::Result<Vec<Offer>> {
+fn discover(_: &TransportId, _: Duration) -> xtent::Result<Vec<DiscoveredSubsystem>> {
     Err(xtent::internals::spdk::not_built())
 }
 

@@ -10,10 +10,10 @@ use xtent::volume::{DirEntry, FileType, Io, Metadata, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::output::{
-    Names, RawOut, device_numbers, human_size, metadata_json, mode_text, put_name, put_version,
+    NameStyle, RawOut, device_numbers, human_size, metadata_json, mode_text, put_name, put_version,
     short_time,
 };
-use super::tree::{Children, Node};
+use super::tree::{Children, TreeNode};
 use super::{TargetArg, VolumePath};
 use crate::bench::terminal;
 
@@ -77,7 +77,7 @@ struct Listing<'a> {
     volume: &'a Volume,
     io: Io,
     out: BufWriter<RawOut>,
-    names: Names,
+    names: NameStyle,
     failures: Failures,
     /// No heading was printed yet.
     first: bool,
@@ -99,7 +99,7 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
         volume: &volume,
         io: volume.io()?,
         out: BufWriter::with_capacity(64 << 10, super::output::raw_stdout()?),
-        names: Names::for_stdout(),
+        names: NameStyle::for_stdout(),
         failures: Failures::default(),
         first: true,
         printed: false,
@@ -128,7 +128,7 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
 
 impl Listing<'_> {
     fn start(&mut self, path: &[u8], with_heading: bool) -> Result<(), Failure> {
-        let node = Node::Path(path);
+        let node = TreeNode::Path(path);
         let metadata = if self.args.long || self.args.directory {
             self.volume
                 .symlink_metadata(&mut self.io, OsStr::from_bytes(path))?
@@ -143,7 +143,7 @@ impl Listing<'_> {
         // needs the same stack.
         let mut waiting = self.directory(node, with_heading)?;
         while let Some(entry) = waiting.pop() {
-            match self.directory(Node::Entry(&entry), true) {
+            match self.directory(TreeNode::Entry(&entry), true) {
                 Ok(mut below) => waiting.append(&mut below),
                 Err(failure) => self.failures.note(failure)?,
             }
@@ -152,7 +152,11 @@ impl Listing<'_> {
     }
 
     /// Lists a directory; with -R returns the directories in it, the first one last.
-    fn directory(&mut self, node: Node<'_>, with_heading: bool) -> Result<Vec<DirEntry>, Failure> {
+    fn directory(
+        &mut self,
+        node: TreeNode<'_>,
+        with_heading: bool,
+    ) -> Result<Vec<DirEntry>, Failure> {
         let mut dir = node.read_dir(self.volume, &mut self.io)?;
         if with_heading && !self.args.json {
             if !self.first {
@@ -255,7 +259,7 @@ impl Listing<'_> {
     ) -> Result<(), Failure> {
         let file_type = metadata.map(|m| m.file_type()).or(entry.file_type());
         self.entry(
-            Node::Entry(&entry),
+            TreeNode::Entry(&entry),
             entry.file_name().as_bytes(),
             metadata,
             file_type,
@@ -271,7 +275,7 @@ impl Listing<'_> {
 
     fn entry(
         &mut self,
-        node: Node<'_>,
+        node: TreeNode<'_>,
         name: &[u8],
         metadata: Option<Metadata>,
         file_type: Option<FileType>,
@@ -293,8 +297,8 @@ impl Listing<'_> {
         }
         if self.args.inode {
             let ino = match node {
-                Node::Entry(entry) => Some(entry.ino()),
-                Node::Path(_) => metadata.map(|m| m.ino),
+                TreeNode::Entry(entry) => Some(entry.ino()),
+                TreeNode::Path(_) => metadata.map(|m| m.ino),
             };
             write!(self.out, "{:>10} ", ino.unwrap_or(0))?;
         }

@@ -100,7 +100,7 @@ Targets:
 #[command(max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 fn help() -> String {
@@ -108,7 +108,7 @@ fn help() -> String {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Shows the controller, the namespace and the filesystem
     Info(info::InfoArgs),
     /// Shows the health of a disk, its last errors and its firmware
@@ -215,25 +215,25 @@ pub(crate) fn main() -> ExitCode {
     xtent::internals::sys::ignore_file_size_signal();
     xtent::internals::sys::catch_interrupts();
     let result = match cli.command {
-        Command::Info(args) => info::run(&args),
-        Command::Smart(args) => smart::run(&args),
-        Command::List(args) => list::run(&args),
-        Command::Ls(args) => ls::run(&args),
-        Command::Stat(args) => stat::run(&args),
-        Command::Cat(args) => cat::run(&args),
-        Command::Find(args) => find::run(&args),
-        Command::Tree(args) => tree_print::run(&args),
-        Command::Du(args) => du::run(&args),
-        Command::Df(args) => df::run(&args),
-        Command::Xattr(args) => xattr::run(&args),
-        Command::Get(args) => get::run(&args),
-        Command::Put(args) => put::run(&args),
-        Command::Fiemap(args) => fiemap::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Compare(args) => compare::run(&args),
-        Command::Serve(args) => serve::run(&args),
-        Command::Man(args) => docs::man(&args),
-        Command::Completions(args) => docs::completions(&args),
+        CliCommand::Info(args) => info::run(&args),
+        CliCommand::Smart(args) => smart::run(&args),
+        CliCommand::List(args) => list::run(&args),
+        CliCommand::Ls(args) => ls::run(&args),
+        CliCommand::Stat(args) => stat::run(&args),
+        CliCommand::Cat(args) => cat::run(&args),
+        CliCommand::Find(args) => find::run(&args),
+        CliCommand::Tree(args) => tree_print::run(&args),
+        CliCommand::Du(args) => du::run(&args),
+        CliCommand::Df(args) => df::run(&args),
+        CliCommand::Xattr(args) => xattr::run(&args),
+        CliCommand::Get(args) => get::run(&args),
+        CliCommand::Put(args) => put::run(&args),
+        CliCommand::Fiemap(args) => fiemap::run(&args),
+        CliCommand::Bench(args) => bench::run(&args),
+        CliCommand::Compare(args) => compare::run(&args),
+        CliCommand::Serve(args) => serve::run(&args),
+        CliCommand::Man(args) => docs::man(&args),
+        CliCommand::Completions(args) => docs::completions(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -102,11 +102,11 @@ impl Write for RawOut {
 /// How names are printed: as they are into files and pipes, without control characters on a
 /// terminal.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Names {
+pub(super) struct NameStyle {
     escape: bool,
 }
 
-impl Names {
+impl NameStyle {
     /// As standard output wants it.
     pub(super) fn for_stdout() -> Self {
         Self {
@@ -304,10 +304,10 @@ mod tests {
         put_name(&mut object, "path", "grün".as_bytes());
         assert_eq!(object["path"], "grün");
         assert!(!object.contains_key("path_hex"));
-        let terminal = Names { escape: true };
+        let terminal = NameStyle { escape: true };
         assert_eq!(terminal.print(b"\x1b[2Jx"), b"\\x1b[2Jx");
         assert_eq!(terminal.print("grün".as_bytes()), "grün".as_bytes());
-        let pipe = Names { escape: false };
+        let pipe = NameStyle { escape: false };
         assert_eq!(pipe.print(b"\x1b\xff"), b"\x1b\xff");
     }
 }

@@ -68,14 +68,14 @@ pub(super) fn run(
     Ok(())
 }
 
-type Span = std::ops::Range<u64>;
+type ByteSpan = std::ops::Range<u64>;
 
 /// Does `op` on every slot-sized piece of the span, several at a time: `before` fills a slot's buffer, `after`
 /// sees it when the operation has ended.
 fn each(
     raw: &mut RawIo,
     op: Op,
-    span: Span,
+    span: ByteSpan,
     block: u64,
     mut before: impl FnMut(&mut [u8]) -> Result<(), Failure>,
     mut after: impl FnMut(u64, &[u8]),
@@ -148,7 +148,7 @@ fn write(
     raw: &mut RawIo,
     local: &mut HostFile,
     path: &Path,
-    span: Span,
+    span: ByteSpan,
     block: u64,
     progress: &Progress,
 ) -> Result<u64, Failure> {
@@ -173,7 +173,12 @@ fn write(
     result.map(|()| crc)
 }
 
-fn read_back(raw: &mut RawIo, span: Span, block: u64, progress: &Progress) -> Result<u64, Failure> {
+fn read_back(
+    raw: &mut RawIo,
+    span: ByteSpan,
+    block: u64,
+    progress: &Progress,
+) -> Result<u64, Failure> {
     let mut crc = 0u64;
     // Stale content must not pass for what was read.
     let clear = |buffer: &mut [u8]| {

@@ -9,7 +9,7 @@ use xtent::volume::{CacheStats, FileType, Io, Metadata, OpenOptions, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
 use super::output::{
-    Names, device_numbers, long_time, metadata_json, mode_text, put_name, type_word,
+    NameStyle, device_numbers, long_time, metadata_json, mode_text, put_name, type_word,
 };
 use super::{TargetArg, VolumePath, cache_table};
 
@@ -119,7 +119,7 @@ fn print(
     metadata: &Metadata,
     link: Option<&[u8]>,
 ) -> std::io::Result<()> {
-    let names = Names::for_stdout();
+    let names = NameStyle::for_stdout();
     out.write_all(b"  File: ")?;
     out.write_all(&names.print(path.as_encoded_bytes()))?;
     if let Some(link) = link {

@@ -12,12 +12,12 @@ use super::failure::{CORRUPT, Failure};
 
 /// A file of a volume: by the path that the user gave, or as an entry of a directory.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Node<'a> {
+pub(super) enum TreeNode<'a> {
     Path(&'a [u8]),
     Entry(&'a DirEntry),
 }
 
-impl<'a> Node<'a> {
+impl<'a> TreeNode<'a> {
     pub(super) fn path(&self) -> Cow<'a, [u8]> {
         match *self {
             Self::Path(path) => path.into(),

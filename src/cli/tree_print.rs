@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write};
 use clap::Args;
 
 use super::failure::Failure;
-use super::output::{Names, human_size};
-use super::walk::{Go, Walk};
+use super::output::{NameStyle, human_size};
+use super::walk::{Go, TreeWalk};
 use super::{TargetArg, VolumePath};
 
 #[derive(Debug, Args)]
@@ -47,14 +47,14 @@ fn write_lines(out: &mut impl Write, follows: &[bool], last: bool) -> std::io::R
 
 pub(super) fn run(args: &TreeArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
-    let mut walk = Walk {
+    let mut walk = TreeWalk {
         sorted: true,
         hidden: args.all,
         directories: args.directories,
-        ..Walk::new(&volume)?
+        ..TreeWalk::new(&volume)?
     };
     let mut out = BufWriter::new(super::output::raw_stdout()?);
-    let names = Names::for_stdout();
+    let names = NameStyle::for_stdout();
     let levels = args.levels.map_or(usize::MAX, |levels| levels as usize);
     let (mut directories, mut files) = (0_u64, 0_u64);
     // Whether something follows in each of the directories above.

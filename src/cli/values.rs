@@ -103,13 +103,13 @@ pub(super) fn percentiles(text: &str) -> Result<PercentileList, String> {
 
 /// Numbers of CPUs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Cpus(pub(super) Vec<usize>);
+pub(super) struct CpuList(pub(super) Vec<usize>);
 
 /// The most CPUs that Linux can be built for on x86-64.
 const MOST_CPUS: usize = 8192;
 
 /// `0-3,6`.
-pub(super) fn cpus(text: &str) -> Result<Cpus, String> {
+pub(super) fn cpus(text: &str) -> Result<CpuList, String> {
     let mut list = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -121,7 +121,7 @@ pub(super) fn cpus(text: &str) -> Result<Cpus, String> {
     }
     list.sort_unstable();
     list.dedup();
-    Ok(Cpus(list))
+    Ok(CpuList(list))
 }
 
 /// `10`, `1.5`, `10s`, `2m`, `500ms`, `1h`: seconds without a unit.
@@ -181,7 +181,7 @@ mod tests {
         for wrong in ["", "0", "101", "x", "50:", "nan"] {
             assert!(list(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(cpus("0-2,5"), Ok(Cpus(vec![0, 1, 2, 5])));
+        assert_eq!(cpus("0-2,5"), Ok(CpuList(vec![0, 1, 2, 5])));
         for wrong in ["", "3-1", "-1", "0-", "9999999", "0-9999999999999"] {
             assert!(cpus(wrong).is_err(), "{wrong}");
         }

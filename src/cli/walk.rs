@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use xtent::volume::{DirEntry, Io, Metadata, ReadDir, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
-use super::tree::{Children, Node};
+use super::tree::{Children, TreeNode};
 
 /// A file of the tree.
-pub(super) struct Visit<'a> {
-    pub(super) node: Node<'a>,
+pub(super) struct WalkEntry<'a> {
+    pub(super) node: TreeNode<'a>,
     /// Its name; of the start of the walk the path that was given.
     pub(super) name: &'a [u8],
     pub(super) metadata: &'a Metadata,
@@ -37,7 +37,7 @@ enum Entries {
     Sorted(std::vec::IntoIter<DirEntry>),
 }
 
-struct Level {
+struct WalkLevel {
     /// `None` for the start of the walk.
     entry: Option<DirEntry>,
     metadata: Metadata,
@@ -47,7 +47,7 @@ struct Level {
 }
 
 /// A walk.
-pub(super) struct Walk<'a> {
+pub(super) struct TreeWalk<'a> {
     pub(super) volume: &'a Volume,
     pub(super) io: Io,
     pub(super) failures: Failures,
@@ -58,7 +58,7 @@ pub(super) struct Walk<'a> {
     pub(super) directories: bool,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> TreeWalk<'a> {
     /// A walk of all files, in the directories' own order.
     pub(super) fn new(volume: &'a Volume) -> Result<Self, Failure> {
         Ok(Self {
@@ -72,13 +72,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Walk<'_> {
+impl TreeWalk<'_> {
     /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on. `visit` notes
     /// failures of that kind in the list that it gets; an error of it ends the walk.
     pub(super) fn tree(
         &mut self,
         start: &[u8],
-        visit: &mut impl FnMut(&mut Io, &mut Failures, &Visit<'_>) -> Result<Go, Failure>,
+        visit: &mut impl FnMut(&mut Io, &mut Failures, &WalkEntry<'_>) -> Result<Go, Failure>,
     ) -> Result<(), Failure> {
         let path = std::ffi::OsStr::from_bytes(start);
         let metadata = match self.volume.symlink_metadata(&mut self.io, path) {
@@ -95,8 +95,11 @@ impl Walk<'_> {
                     .entry
                     .as_ref()
                     .map_or(start, |e| e.file_name().as_bytes());
-                let done = Visit {
-                    node: level.entry.as_ref().map_or(Node::Path(start), Node::Entry),
+                let done = WalkEntry {
+                    node: level
+                        .entry
+                        .as_ref()
+                        .map_or(TreeNode::Path(start), TreeNode::Entry),
                     name,
                     metadata: &level.metadata,
                     depth: stack.len(),
@@ -140,10 +143,12 @@ impl Walk<'_> {
         entry: Option<DirEntry>,
         metadata: Metadata,
         (depth, last): (usize, bool),
-        visit: &mut impl FnMut(&mut Io, &mut Failures, &Visit<'_>) -> Result<Go, Failure>,
-    ) -> Result<Option<Level>, Failure> {
-        let node = entry.as_ref().map_or(Node::Path(start), Node::Entry);
-        let file = Visit {
+        visit: &mut impl FnMut(&mut Io, &mut Failures, &WalkEntry<'_>) -> Result<Go, Failure>,
+    ) -> Result<Option<WalkLevel>, Failure> {
+        let node = entry
+            .as_ref()
+            .map_or(TreeNode::Path(start), TreeNode::Entry);
+        let file = WalkEntry {
             node,
             name: entry.as_ref().map_or(start, |e| e.file_name().as_bytes()),
             metadata: &metadata,
@@ -158,7 +163,7 @@ impl Walk<'_> {
             Ok(dir) => dir,
             Err(error) => {
                 self.failures.note(error)?;
-                let left = Visit {
+                let left = WalkEntry {
                     after: true,
                     ..file
                 };
@@ -178,7 +183,7 @@ impl Walk<'_> {
         } else {
             Entries::Unsorted(Box::new(dir))
         };
-        Ok(Some(Level {
+        Ok(Some(WalkLevel {
             entry,
             metadata,
             last,
@@ -208,7 +213,7 @@ impl Walk<'_> {
         }
     }
 
-    fn next(&mut self, level: &mut Level) -> Result<(Option<DirEntry>, bool), Failure> {
+    fn next(&mut self, level: &mut WalkLevel) -> Result<(Option<DirEntry>, bool), Failure> {
         match &mut level.entries {
             Entries::Unsorted(dir) => Ok((self.entry_of(dir)?, false)),
             Entries::Sorted(list) => {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use xtent::volume::{Io, Metadata, Volume};
 
 use super::failure::{CORRUPT, Failure, Failures, OPERATION};
-use super::output::{Names, RawOut, put_name};
+use super::output::{NameStyle, RawOut, put_name};
 use super::{TargetArg, VolumePath, acl};
 use crate::bench::terminal::controls_terminal;
 
@@ -58,20 +58,20 @@ enum Encoding {
 }
 
 /// An attribute: name and value.
-type Attribute = (Vec<u8>, Vec<u8>);
+type XattrPair = (Vec<u8>, Vec<u8>);
 
 /// Most bytes of memory for the extended attributes of one file.
 const MOST_BYTES: usize = 16 << 20;
 
 /// Bytes of memory that an attribute takes in a list, with what the allocator adds.
 pub(super) fn heap_bytes(name: &[u8], value: &[u8]) -> usize {
-    const EACH_BYTES: usize = size_of::<Attribute>() + 2 * 16;
+    const EACH_BYTES: usize = size_of::<XattrPair>() + 2 * 16;
     EACH_BYTES + name.len() + value.len()
 }
 
 /// Extended attributes of a file, as many as memory is given to.
 pub(super) struct Collected {
-    pub(super) list: Vec<Attribute>,
+    pub(super) list: Vec<XattrPair>,
     /// Attributes beyond the limit.
     pub(super) left_out: u64,
     /// Whether all could be read.
@@ -156,7 +156,7 @@ fn look(
     io: &mut Io,
     path: &VolumePath,
     failures: &mut Failures,
-) -> Result<(Metadata, Vec<Attribute>), Failure> {
+) -> Result<(Metadata, Vec<XattrPair>), Failure> {
     let metadata = if args.no_dereference {
         volume.symlink_metadata(io, path)?
     } else {
@@ -182,13 +182,13 @@ fn look(
     Ok((metadata, list))
 }
 
-fn value_of<'a>(list: &'a [Attribute], name: &str) -> Option<&'a [u8]> {
+fn value_of<'a>(list: &'a [XattrPair], name: &str) -> Option<&'a [u8]> {
     let found = list.iter().find(|(other, _)| other == name.as_bytes());
     found.map(|(_, value)| &value[..])
 }
 
 /// The access control lists of a file, as text.
-fn acl_text(path: &OsStr, metadata: &Metadata, list: &[Attribute]) -> Result<String, Failure> {
+fn acl_text(path: &OsStr, metadata: &Metadata, list: &[XattrPair]) -> Result<String, Failure> {
     let access = value_of(list, "system.posix_acl_access");
     let default = value_of(list, "system.posix_acl_default");
     acl::text(metadata, access, default).ok_or_else(|| {
@@ -205,12 +205,12 @@ fn print(
     out: &mut BufWriter<RawOut>,
     path: &VolumePath,
     metadata: &Metadata,
-    list: &[Attribute],
+    list: &[XattrPair],
 ) -> Result<(), Failure> {
     if list.is_empty() && !args.acl {
         return Ok(());
     }
-    let names = Names::for_stdout();
+    let names = NameStyle::for_stdout();
     let acl = match args.acl {
         true => Some(acl_text(path, metadata, list)?),
         false => None,
@@ -238,7 +238,7 @@ fn json(
     args: &XattrArgs,
     path: &VolumePath,
     metadata: &Metadata,
-    list: &[Attribute],
+    list: &[XattrPair],
 ) -> Result<Map<String, Value>, Failure> {
     let mut object = Map::new();
     put_name(&mut object, "path", path.as_encoded_bytes());

@@ -15,22 +15,22 @@ const ACL_ON_DISK: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFA
 
 /// What -a was to keep and the host did not take.
 #[derive(Debug, Default)]
-pub(super) struct Lost {
-    pub(super) owners: Count,
-    pub(super) xattrs: Count,
-    pub(super) acls: Count,
-    pub(super) devices: Count,
-    pub(super) links: Count,
+pub(super) struct LostAttributes {
+    pub(super) owners: LostCount,
+    pub(super) xattrs: LostCount,
+    pub(super) acls: LostCount,
+    pub(super) devices: LostCount,
+    pub(super) links: LostCount,
 }
 
 /// How many of a kind, and the first.
 #[derive(Debug, Default)]
-pub(super) struct Count {
+pub(super) struct LostCount {
     count: u64,
     first: String,
 }
 
-impl Count {
+impl LostCount {
     pub(super) fn add(&mut self, path: &dyn Fn() -> Vec<u8>, why: &impl ToString) {
         if self.count == 0 {
             self.first = path().escape_ascii().to_string();
@@ -51,7 +51,7 @@ impl Count {
     }
 }
 
-impl Lost {
+impl LostAttributes {
     /// A line for each kind.
     pub(super) fn failures(&self) -> impl Iterator<Item = Failure> {
         let kinds = [
@@ -68,7 +68,7 @@ impl Lost {
 }
 
 /// A copy that gets its attributes.
-pub(super) struct Target<'a> {
+pub(super) struct CopyTarget<'a> {
     pub(super) node: HostNode<'a>,
     /// It may have an access control list: an inherited one, or that of a directory that existed.
     pub(super) may_have_acl: bool,
@@ -76,10 +76,14 @@ pub(super) struct Target<'a> {
     pub(super) path: &'a dyn Fn() -> Vec<u8>,
 }
 
-impl Target<'_> {
+impl CopyTarget<'_> {
     /// Gives the copy its attributes. What only -a keeps is counted where it cannot be kept; an error of mode or times is
     /// returned.
-    pub(super) fn apply(&self, attributes: &Attributes, lost: &mut Lost) -> io::Result<()> {
+    pub(super) fn apply(
+        &self,
+        attributes: &Attributes,
+        lost: &mut LostAttributes,
+    ) -> io::Result<()> {
         let mut mode = attributes.mode;
         if let Some(archive) = &attributes.archive {
             mode = self.archived(archive, attributes, lost)?;
@@ -100,7 +104,7 @@ impl Target<'_> {
         &self,
         archive: &Archived,
         attributes: &Attributes,
-        lost: &mut Lost,
+        lost: &mut LostAttributes,
     ) -> io::Result<u32> {
         let mut mode = attributes.mode;
         if let Err(error) = self.node.set_owner(archive.uid, archive.gid) {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use xtent::internals::sys::spawn_thread;
 
-use super::job::{Entered, Job};
+use super::job::{CopyJob, Entered};
 use super::writer::Writer;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted};
 
@@ -20,7 +20,7 @@ const BATCH_BYTES: usize = 1 << 20;
 const WAITING_BATCHES: usize = 8;
 
 /// Where jobs go.
-pub(super) enum Host {
+pub(super) enum CopyHost {
     /// To this thread.
     Here(Box<Writer>),
     /// To another one.
@@ -29,14 +29,14 @@ pub(super) enum Host {
 
 /// The other thread.
 pub(super) struct Remote {
-    jobs: Option<SyncSender<Vec<Job>>>,
+    jobs: Option<SyncSender<Vec<CopyJob>>>,
     thread: Option<JoinHandle<Result<Writer, Failure>>>,
-    batch: Vec<Job>,
+    batch: Vec<CopyJob>,
     batch_bytes: usize,
     refused: Arc<AtomicU64>,
 }
 
-impl Host {
+impl CopyHost {
     /// With a thread, if one is wanted and to be had.
     pub(super) fn new(writer: Writer, with_thread: bool) -> Self {
         if !with_thread {
@@ -63,14 +63,14 @@ impl Host {
     }
 
     /// Does something, now or later.
-    pub(super) fn send(&mut self, job: Job) -> Result<(), Failure> {
+    pub(super) fn send(&mut self, job: CopyJob) -> Result<(), Failure> {
         match self {
             Self::Here(writer) => writer.handle(job),
             Self::Thread(remote) => remote.send(job),
         }
     }
 
-    fn ask<T>(&mut self, job: impl FnOnce(SyncSender<T>) -> Job) -> Result<T, Failure> {
+    fn ask<T>(&mut self, job: impl FnOnce(SyncSender<T>) -> CopyJob) -> Result<T, Failure> {
         let (answer, answered) = sync_channel(1);
         self.send(job(answer))?;
         if let Self::Thread(remote) = self {
@@ -84,12 +84,12 @@ impl Host {
 
     /// Makes a directory and goes down into it.
     pub(super) fn enter(&mut self, name: &[u8]) -> Result<Entered, Failure> {
-        self.ask(|answer| Job::AskEnter(name.to_vec(), answer))
+        self.ask(|answer| CopyJob::AskEnter(name.to_vec(), answer))
     }
 
     /// Makes a hard link to the copy of an inode; false when there is none that can be linked.
     pub(super) fn link(&mut self, name: &[u8], ino: u64) -> Result<bool, Failure> {
-        self.ask(|done| Job::AskLink {
+        self.ask(|done| CopyJob::AskLink {
             name: name.to_vec(),
             ino,
             done,
@@ -132,7 +132,7 @@ impl Host {
 }
 
 /// The other thread's work: until there is nothing more, or nothing more makes sense.
-fn work(writer: Option<Writer>, waiting: &Receiver<Vec<Job>>) -> Result<Writer, Failure> {
+fn work(writer: Option<Writer>, waiting: &Receiver<Vec<CopyJob>>) -> Result<Writer, Failure> {
     let mut writer = writer.ok_or_else(|| Failure::silent(OPERATION))?;
     while let Ok(batch) = waiting.recv() {
         for job in batch {
@@ -144,7 +144,7 @@ fn work(writer: Option<Writer>, waiting: &Receiver<Vec<Job>>) -> Result<Writer, 
 }
 
 impl Remote {
-    fn send(&mut self, job: Job) -> Result<(), Failure> {
+    fn send(&mut self, job: CopyJob) -> Result<(), Failure> {
         self.batch_bytes += job.heap_bytes();
         self.batch.push(job);
         if self.batch.len() >= BATCH_JOBS || self.batch_bytes >= BATCH_BYTES {

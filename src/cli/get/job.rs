@@ -13,7 +13,7 @@ pub(super) const KEPT_MODE: u32 = 0o1777;
 
 /// Something to be made in the current directory of the host. What fails is noted there; the jobs that belong to it are
 /// then ignored.
-pub(super) enum Job {
+pub(super) enum CopyJob {
     /// Make a directory and go down into it.
     Enter(Vec<u8>),
     /// The same, with an answer.
@@ -59,7 +59,7 @@ pub(super) enum Job {
     },
 }
 
-impl Job {
+impl CopyJob {
     /// Bytes of memory that it owns, besides its own size.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
@@ -170,9 +170,9 @@ mod tests {
             })),
         };
         let large = || vec![(b"user.a".to_vec(), vec![0; 60_000])];
-        assert!(Job::Leave(attributes(large())).heap_bytes() > 60_000);
-        assert!(Job::End(attributes(large())).heap_bytes() > 60_000);
-        let link = Job::Symlink {
+        assert!(CopyJob::Leave(attributes(large())).heap_bytes() > 60_000);
+        assert!(CopyJob::End(attributes(large())).heap_bytes() > 60_000);
+        let link = CopyJob::Symlink {
             name: b"name".to_vec(),
             target: vec![b'x'; 1000],
             attributes: attributes(large()),
@@ -180,6 +180,6 @@ mod tests {
         assert!(link.heap_bytes() > 61_000);
         // Without values, too: each takes memory of its own.
         let small = vec![(Vec::new(), Vec::new()); 1000];
-        assert!(Job::Leave(attributes(small)).heap_bytes() > 48_000);
+        assert!(CopyJob::Leave(attributes(small)).heap_bytes() > 48_000);
     }
 }

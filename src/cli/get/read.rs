@@ -9,12 +9,12 @@ use xtent::volume::{DirEntry, File, FileType, Io, Metadata, ReadDir, Volume};
 
 use super::SharedFailures;
 use super::attributes::{self, PathOf};
-use super::host::Host;
-use super::job::{Attributes, Entered, Job, KEPT_MODE};
+use super::host::CopyHost;
+use super::job::{Attributes, CopyJob, Entered, KEPT_MODE};
 use crate::bench::progress::Progress;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted, complain};
 use crate::cli::output::type_word;
-use crate::cli::tree::{Children, Node};
+use crate::cli::tree::{Children, TreeNode};
 
 /// Data in longer pieces is read ahead; shorter ones are not worth it.
 pub(super) const READ_AHEAD_BYTES: u64 = 4 << 20;
@@ -25,7 +25,7 @@ pub(super) struct Copy<'a> {
     volume: &'a Volume,
     io: Io,
     archive: bool,
-    host: Host,
+    host: CopyHost,
     failures: SharedFailures,
     progress: Progress,
     /// Files in pieces so far.
@@ -40,7 +40,7 @@ pub(super) struct Copy<'a> {
 }
 
 /// A directory that is being copied.
-struct Level {
+struct ReadLevel {
     entries: ReadDir,
     /// It was made here, and gets the mode and times of the one in the volume.
     finish: bool,
@@ -54,7 +54,7 @@ impl<'a> Copy<'a> {
         volume: &'a Volume,
         io: Io,
         archive: bool,
-        host: Host,
+        host: CopyHost,
         failures: SharedFailures,
         metadata: &Metadata,
     ) -> Self {
@@ -81,13 +81,13 @@ impl<'a> Copy<'a> {
     /// Copies to `name`; without one the entries of a directory.
     pub(super) fn start(
         &mut self,
-        node: Node<'_>,
+        node: TreeNode<'_>,
         metadata: &Metadata,
         name: Option<&[u8]>,
     ) -> Result<(), Failure> {
         let level = match name {
             Some(name) => self.one(node, metadata, name, false)?,
-            None => Some(Level {
+            None => Some(ReadLevel {
                 entries: node.read_dir(self.volume, &mut self.io)?,
                 finish: self.archive,
                 is_new: false,
@@ -134,11 +134,11 @@ impl<'a> Copy<'a> {
     /// the work to do there is returned.
     fn one(
         &mut self,
-        node: Node<'_>,
+        node: TreeNode<'_>,
         metadata: &Metadata,
         name: &[u8],
         in_new: bool,
-    ) -> Result<Option<Level>, Failure> {
+    ) -> Result<Option<ReadLevel>, Failure> {
         check_interrupted()?;
         if self.progress.is_shown() {
             self.progress.message(String::from_utf8_lossy(&node.path()));
@@ -156,7 +156,7 @@ impl<'a> Copy<'a> {
             FileType::Symlink => {
                 let target = node.read_link(self.volume, &mut self.io)?;
                 let attributes = self.attributes(metadata, &|| node.path().into_owned())?;
-                self.host.send(Job::Symlink {
+                self.host.send(CopyJob::Symlink {
                     name: name.to_vec(),
                     target,
                     attributes,
@@ -164,7 +164,7 @@ impl<'a> Copy<'a> {
             }
             _ if self.archive => {
                 let attributes = self.attributes(metadata, &|| node.path().into_owned())?;
-                self.host.send(Job::Node {
+                self.host.send(CopyJob::Node {
                     name: name.to_vec(),
                     file_type: metadata.mode & libc::S_IFMT,
                     device: metadata.rdev,
@@ -184,15 +184,15 @@ impl<'a> Copy<'a> {
     /// Makes a directory and goes down into it.
     fn directory(
         &mut self,
-        node: Node<'_>,
+        node: TreeNode<'_>,
         name: &[u8],
         in_new: bool,
-    ) -> Result<Option<Level>, Failure> {
+    ) -> Result<Option<ReadLevel>, Failure> {
         // Read first: a directory that is corrupt leaves nothing behind.
         let entries = node.read_dir(self.volume, &mut self.io)?;
         let is_new = if in_new {
             // Nothing can be in the way: no need to wait for an answer.
-            self.host.send(Job::Enter(name.to_vec()))?;
+            self.host.send(CopyJob::Enter(name.to_vec()))?;
             true
         } else {
             match self.host.enter(name)? {
@@ -201,7 +201,7 @@ impl<'a> Copy<'a> {
                 Entered::Refused => return Ok(None),
             }
         };
-        Ok(Some(Level {
+        Ok(Some(ReadLevel {
             entries,
             finish: true,
             is_new,
@@ -210,7 +210,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Fills a directory, and those below it. Iterative, so that any depth needs the same stack.
-    fn fill(&mut self, first: Level) -> Result<(), Failure> {
+    fn fill(&mut self, first: ReadLevel) -> Result<(), Failure> {
         let mut levels = vec![first];
         while let Some(level) = levels.last_mut() {
             check_interrupted()?;
@@ -235,7 +235,7 @@ impl<'a> Copy<'a> {
                         let attributes = self.attributes(&metadata, &|| {
                             level.entries.path().into_os_string().into_vec()
                         })?;
-                        self.host.send(Job::Leave(attributes))?;
+                        self.host.send(CopyJob::Leave(attributes))?;
                     }
                 }
             }
@@ -243,20 +243,29 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, entry: &DirEntry, level: &mut Level) -> Result<Option<Level>, Failure> {
+    fn entry(
+        &mut self,
+        entry: &DirEntry,
+        level: &mut ReadLevel,
+    ) -> Result<Option<ReadLevel>, Failure> {
         let metadata = entry.metadata(&mut self.io)?;
         if metadata.is_dir() {
             level.children.add(entry)?;
         }
         self.one(
-            Node::Entry(entry),
+            TreeNode::Entry(entry),
             &metadata,
             entry.file_name().as_bytes(),
             level.is_new,
         )
     }
 
-    fn regular(&mut self, node: Node<'_>, metadata: &Metadata, name: &[u8]) -> Result<(), Failure> {
+    fn regular(
+        &mut self,
+        node: TreeNode<'_>,
+        metadata: &Metadata,
+        name: &[u8],
+    ) -> Result<(), Failure> {
         let file = node.open(self.volume, &mut self.io)?;
         let len_bytes = file.len();
         let first = file.seek_data(&mut self.io, 0)?;
@@ -285,7 +294,7 @@ impl<'a> Copy<'a> {
         }
         self.progress.add(end as u64);
         let attributes = self.attributes(metadata, &|| node.path().into_owned())?;
-        self.host.send(Job::Whole {
+        self.host.send(CopyJob::Whole {
             name: name.to_vec(),
             data,
             len_bytes,
@@ -298,11 +307,11 @@ impl<'a> Copy<'a> {
         &mut self,
         file: &File,
         metadata: &Metadata,
-        node: &Node<'_>,
+        node: &TreeNode<'_>,
         name: &[u8],
     ) -> Result<(), Failure> {
         self.pieces += 1;
-        self.host.send(Job::Begin {
+        self.host.send(CopyJob::Begin {
             name: name.to_vec(),
             len_bytes: file.len(),
             id: self.pieces,
@@ -311,9 +320,9 @@ impl<'a> Copy<'a> {
             .content(file)
             .and_then(|()| self.attributes(metadata, &|| node.path().into_owned()));
         match result {
-            Ok(attributes) => self.host.send(Job::End(attributes)),
+            Ok(attributes) => self.host.send(CopyJob::End(attributes)),
             Err(failure) => {
-                self.host.send(Job::Abandon)?;
+                self.host.send(CopyJob::Abandon)?;
                 Err(failure)
             }
         }
@@ -363,7 +372,7 @@ impl<'a> Copy<'a> {
                 return Err(ended_early(file));
             }
             let data = bytes[..n].to_vec();
-            host.send(Job::Data { at, data })?;
+            host.send(CopyJob::Data { at, data })?;
             reader.consume(n);
             at += n as u64;
             progress.add(n as u64);
@@ -382,7 +391,7 @@ impl<'a> Copy<'a> {
                 return Err(ended_early(file));
             }
             data.truncate(n);
-            self.host.send(Job::Data { at, data })?;
+            self.host.send(CopyJob::Data { at, data })?;
             at += n as u64;
             self.progress.add(n as u64);
         }

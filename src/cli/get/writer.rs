@@ -17,8 +17,8 @@ use std::time::Duration;
 use xtent::internals::sys::{HostDir, HostNode, HostPath, umask};
 
 use super::SharedFailures;
-use super::apply::{Lost, Target};
-use super::job::{Attributes, Entered, Job};
+use super::apply::{CopyTarget, LostAttributes};
+use super::job::{Attributes, CopyJob, Entered};
 use crate::cli::failure::{Failure, OPERATION};
 
 /// Writes what it is told below one directory.
@@ -30,13 +30,13 @@ pub(super) struct Writer {
     umask: u32,
     /// New files in the base inherit an access control list.
     base_inherits_acl: bool,
-    levels: Vec<Level>,
+    levels: Vec<WriterLevel>,
     /// Directories entered inside of one that could not be made, and that one.
     refused_levels: usize,
     refused_file: Arc<AtomicU64>,
     current: Option<Current>,
     failures: SharedFailures,
-    pub(super) lost: Lost,
+    pub(super) lost: LostAttributes,
     links: HashMap<u64, Made>,
     /// Directories that `links` names, with those above them: the place of the one above, and the name.
     places: Vec<(Option<usize>, Vec<u8>)>,
@@ -44,7 +44,7 @@ pub(super) struct Writer {
     parts: u64,
 }
 
-struct Level {
+struct WriterLevel {
     name: Vec<u8>,
     /// Made by this process.
     is_new: bool,
@@ -56,7 +56,7 @@ struct Level {
 
 /// A file that comes in pieces.
 struct Current {
-    /// As in [`Job::Begin`].
+    /// As in [`CopyJob::Begin`].
     id: u64,
     part: Vec<u8>,
     name: Vec<u8>,
@@ -75,7 +75,7 @@ fn local(name: &[u8], what: &str, error: io::Error) -> Failure {
 }
 
 /// The path of an entry of the current directory, from where the copy begins.
-fn path_below(levels: &[Level], name: &[u8]) -> Vec<u8> {
+fn path_below(levels: &[WriterLevel], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::new();
     for level in levels {
         path.extend_from_slice(&level.name);
@@ -102,7 +102,7 @@ impl Writer {
             refused_file: Arc::default(),
             current: None,
             failures,
-            lost: Lost::default(),
+            lost: LostAttributes::default(),
             links: HashMap::new(),
             places: Vec::new(),
             part_names: format!(".xtent-part-{}-{clock}-", std::process::id()),
@@ -116,13 +116,13 @@ impl Writer {
     }
 
     /// Does one thing. What fails is noted; an error is the end.
-    pub(super) fn handle(&mut self, job: Job) -> Result<(), Failure> {
+    pub(super) fn handle(&mut self, job: CopyJob) -> Result<(), Failure> {
         if self.refused_levels > 0 {
             return self.ignore(job);
         }
         let done = match job {
-            Job::Enter(name) => self.enter(&name).map(drop),
-            Job::AskEnter(name, answer) => {
+            CopyJob::Enter(name) => self.enter(&name).map(drop),
+            CopyJob::AskEnter(name, answer) => {
                 let result = self.enter(&name);
                 let entered = *result.as_ref().unwrap_or(&Entered::Refused);
                 let _ = answer.send(entered);
@@ -132,40 +132,40 @@ impl Writer {
                 }
                 result.map(drop)
             }
-            Job::Leave(attributes) => self.leave(&attributes),
-            Job::Whole {
+            CopyJob::Leave(attributes) => self.leave(&attributes),
+            CopyJob::Whole {
                 name,
                 data,
                 len_bytes,
                 attributes,
             } => self.whole(&name, &data, len_bytes, &attributes),
-            Job::Begin {
+            CopyJob::Begin {
                 name,
                 len_bytes,
                 id,
             } => self.begin(name, len_bytes, id).inspect_err(|_| {
                 self.refused_file.store(id, Ordering::Relaxed);
             }),
-            Job::Data { at, data } => self.data(at, &data),
-            Job::End(attributes) => self.end(&attributes),
-            Job::Abandon => {
+            CopyJob::Data { at, data } => self.data(at, &data),
+            CopyJob::End(attributes) => self.end(&attributes),
+            CopyJob::Abandon => {
                 self.abandon();
                 Ok(())
             }
-            Job::Symlink {
+            CopyJob::Symlink {
                 name,
                 target,
                 attributes,
             } => self.make(&name, &attributes, |dir, part| {
                 dir.make_symlink(&target, part)
             }),
-            Job::Node {
+            CopyJob::Node {
                 name,
                 file_type,
                 device,
                 attributes,
             } => self.node(&name, file_type, device, &attributes),
-            Job::AskLink { name, ino, done } => {
+            CopyJob::AskLink { name, ino, done } => {
                 let linked = self.link(&name, ino);
                 let _ = done.send(*linked.as_ref().unwrap_or(&true));
                 linked.map(drop)
@@ -178,13 +178,13 @@ impl Writer {
     }
 
     /// Inside of a directory that could not be made.
-    fn ignore(&mut self, job: Job) -> Result<(), Failure> {
+    fn ignore(&mut self, job: CopyJob) -> Result<(), Failure> {
         match job {
-            Job::Enter(_) => self.refused_levels += 1,
-            Job::AskEnter(_, answer) => drop(answer.send(Entered::Refused)),
-            Job::Leave(_) => self.refused_levels -= 1,
-            Job::AskLink { done, .. } => drop(done.send(true)),
-            Job::Begin { id, .. } => self.refused_file.store(id, Ordering::Relaxed),
+            CopyJob::Enter(_) => self.refused_levels += 1,
+            CopyJob::AskEnter(_, answer) => drop(answer.send(Entered::Refused)),
+            CopyJob::Leave(_) => self.refused_levels -= 1,
+            CopyJob::AskLink { done, .. } => drop(done.send(true)),
+            CopyJob::Begin { id, .. } => self.refused_file.store(id, Ordering::Relaxed),
             _ => {}
         }
         Ok(())
@@ -221,7 +221,7 @@ impl Writer {
         let is_new = entered == Entered::New;
         // A new directory inherits the default list; an existing one has its own, or none.
         let may_inherit = !is_new || self.inherits_acl();
-        self.levels.push(Level {
+        self.levels.push(WriterLevel {
             name: name.to_vec(),
             is_new,
             inherits_acl: may_inherit && self.path.here().has_default_acl(),
@@ -235,7 +235,7 @@ impl Writer {
     fn leave(&mut self, attributes: &Attributes) -> Result<(), Failure> {
         let Some(level) = self.levels.pop() else {
             // The directory where it all began.
-            let target = Target {
+            let target = CopyTarget {
                 node: HostNode::Open(self.path.here().as_fd()),
                 may_have_acl: true,
                 path: &|| b".".to_vec(),
@@ -248,7 +248,7 @@ impl Writer {
         let Some(dir) = self.path.up().map_err(failed)? else {
             return Ok(());
         };
-        let target = Target {
+        let target = CopyTarget {
             node: HostNode::Open(dir.as_fd()),
             may_have_acl: !level.is_new || self.inherits_acl(),
             path: &|| path_below(&self.levels, &level.name),
@@ -345,7 +345,7 @@ impl Writer {
         if mode == attributes.mode && attributes.archive.is_none() && !inherits_acl {
             node.set_times(attributes.atime, attributes.mtime)
         } else {
-            let target = Target {
+            let target = CopyTarget {
                 node,
                 may_have_acl: inherits_acl,
                 path: &|| path_below(&self.levels, name),
@@ -431,7 +431,7 @@ impl Writer {
         let may_have_acl = self.inherits_acl();
         let dir = self.path.here();
         let made = make(dir, &part).and_then(|()| {
-            let target = Target {
+            let target = CopyTarget {
                 node: HostNode::Named(dir, &part),
                 may_have_acl,
                 path: &|| path_below(&self.levels, name),
@@ -563,7 +563,7 @@ mod tests {
         let dir = HostDir::open(place.path()).unwrap();
         let mut writer = Writer::new(dir, false, SharedFailures::default()).unwrap();
         let refused = writer.refused_file();
-        let begin = Job::Begin {
+        let begin = CopyJob::Begin {
             name: b"file".to_vec(),
             len_bytes: 1 << 20,
             id: 7,
@@ -571,7 +571,7 @@ mod tests {
         writer.handle(begin).unwrap();
         assert_eq!(refused.load(Ordering::Relaxed), 0);
         // No file is that long.
-        let data = Job::Data {
+        let data = CopyJob::Data {
             at: u64::MAX,
             data: vec![1; 512],
         };

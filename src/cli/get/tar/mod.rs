@@ -14,12 +14,12 @@ use self::content::{Content, Stop};
 use self::links::Links;
 use self::member::{BLOCK_BYTES, Member};
 use self::output::Output;
-use super::apply::Count;
+use super::apply::LostCount;
 use super::attributes;
 use super::job::{Archived, Attributes};
 use crate::bench::progress::Progress;
 use crate::cli::failure::{CORRUPT, Failure, Failures, OPERATION};
-use crate::cli::walk::{Go, Visit, Walk};
+use crate::cli::walk::{Go, TreeWalk, WalkEntry};
 
 /// Most bytes of a member's path. A member of a tree of this depth is as long as its path: an image could otherwise make
 /// an archive of any length.
@@ -34,7 +34,7 @@ struct Archive<'a> {
     levels: Vec<Level>,
     links: Links,
     progress: Progress,
-    sockets: Count,
+    sockets: LostCount,
     /// A piece of a file.
     chunk: Vec<u8>,
 }
@@ -54,7 +54,7 @@ pub(super) fn run(
     place: &Path,
     force: bool,
 ) -> Result<(), Failure> {
-    let mut walk = Walk::new(volume)?;
+    let mut walk = TreeWalk::new(volume)?;
     let mut archive = Archive {
         volume,
         out: Output::open(place, force)?,
@@ -62,7 +62,7 @@ pub(super) fn run(
         levels: Vec::new(),
         links: Links::default(),
         progress: Progress::endless(),
-        sockets: Count::default(),
+        sockets: LostCount::default(),
         chunk: Vec::new(),
     };
     let result = walk.tree(path, &mut |io, failures, visit| {
@@ -85,7 +85,7 @@ impl Archive<'_> {
         &mut self,
         io: &mut Io,
         failures: &mut Failures,
-        visit: &Visit<'_>,
+        visit: &WalkEntry<'_>,
     ) -> Result<Go, Failure> {
         if visit.after {
             return Ok(Go::On);
@@ -143,7 +143,7 @@ impl Archive<'_> {
         &mut self,
         io: &mut Io,
         failures: &mut Failures,
-        visit: &Visit<'_>,
+        visit: &WalkEntry<'_>,
     ) -> Result<bool, Failure> {
         let metadata = visit.metadata;
         let has_links = metadata.nlink > 1 && !metadata.is_dir();
@@ -249,7 +249,7 @@ impl Archive<'_> {
         &mut self,
         io: &mut Io,
         failures: &mut Failures,
-        visit: &Visit<'_>,
+        visit: &WalkEntry<'_>,
         attributes: &Attributes,
     ) -> Result<bool, Failure> {
         let file = visit.node.open(self.volume, io);
