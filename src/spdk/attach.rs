@@ -15,7 +15,7 @@ use crate::sys::{SocketPeer, spawn_thread};
 
 /// How a controller is attached.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
+pub(super) struct AttachHost {
     pub(super) id: TransportId,
     pub(super) hostnqn: String,
     pub(super) keep_alive: Duration,
@@ -86,7 +86,7 @@ impl Pending {
 }
 
 /// Attaches the controller, or says why not; not much later than the deadline.
-pub(super) fn attach(host: &Host, patience: Duration) -> Result<Attached> {
+pub(super) fn attach(host: &AttachHost, patience: Duration) -> Result<Attached> {
     let id = &host.id;
     check_reach(id)?;
     forget_words();
@@ -104,7 +104,7 @@ pub(super) fn attach(host: &Host, patience: Duration) -> Result<Attached> {
         io_queues: 256,
     };
     let start = Instant::now();
-    let _patience = Patience::new(id, patience);
+    let _patience = AttachTimeout::new(id, patience);
     let pending = {
         let _one_at_a_time = attaching();
         // SAFETY: both structures and their strings live through the call, which copies them.
@@ -176,11 +176,11 @@ pub(super) fn peer_of(id: &TransportId) -> Option<SocketPeer> {
 
 /// Closes the connection if it is not dropped in time: SPDK itself waits forever for a socket's
 /// server.
-struct Patience {
+struct AttachTimeout {
     _dropped: Option<mpsc::Sender<()>>,
 }
 
-impl Patience {
+impl AttachTimeout {
     fn new(id: &TransportId, patience: Duration) -> Self {
         let Some(path) = id.transport.socket(&id.address) else {
             return Self { _dropped: None };

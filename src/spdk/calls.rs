@@ -7,7 +7,7 @@ use std::ptr;
 use spdk_sys as ffi;
 
 use super::core::Core;
-use super::slots::{Command, Slot};
+use super::slots::{SpdkCommand, SpdkSlot};
 use crate::block::Op;
 
 /// Deallocate, in dword 11 of dataset management.
@@ -15,7 +15,7 @@ const DSM_DEALLOCATE: u32 = 1 << 2;
 
 impl Core {
     /// Hands one command to SPDK. 0 or a negative errno.
-    pub(super) fn issue(&self, slot: &Slot, command: &Command, blocks: u64) -> c_int {
+    pub(super) fn issue(&self, slot: &SpdkSlot, command: &SpdkCommand, blocks: u64) -> c_int {
         let (ns, qpair) = (self.ns.get(), self.qpair.get());
         if qpair.is_null() || ns.is_null() {
             return -libc::ENXIO;
@@ -64,8 +64,8 @@ impl Core {
     fn issue_data(
         &self,
         write: bool,
-        slot: &Slot,
-        command: &Command,
+        slot: &SpdkSlot,
+        command: &SpdkCommand,
         (lba, count): (u64, u32),
     ) -> c_int {
         let (ns, qpair) = (self.ns.get(), self.qpair.get());
@@ -112,7 +112,7 @@ const STATUS_AT: usize = 14;
 unsafe extern "C" fn on_done(argument: *mut c_void, cpl: *const ffi::spdk_nvme_cpl) {
     // SAFETY: the argument that `issue` gave: a command of a core that outlives the queue pair,
     // shared only with code of this thread (see `Core`), through cells.
-    let command = unsafe { &*argument.cast::<Command>() };
+    let command = unsafe { &*argument.cast::<SpdkCommand>() };
     // SAFETY: set by `send` to the core that the command is part of.
     let core = unsafe { &*command.core.get() };
     // SAFETY: a completion has 16 bytes.
@@ -126,7 +126,7 @@ unsafe extern "C" fn on_done(argument: *mut c_void, cpl: *const ffi::spdk_nvme_c
 /// SPDK begins to read a command's list of memory, at an offset.
 unsafe extern "C" fn reset_sgl(argument: *mut c_void, offset: u32) {
     // SAFETY: as in `on_done`.
-    let command = unsafe { &*argument.cast::<Command>() };
+    let command = unsafe { &*argument.cast::<SpdkCommand>() };
     // SAFETY: as in `on_done`.
     let core = unsafe { &*command.core.get() };
     let slot = &core.slots[command.slot.get() as usize];
@@ -150,7 +150,7 @@ unsafe extern "C" fn next_sge(
     length: *mut u32,
 ) -> c_int {
     // SAFETY: as in `on_done`.
-    let command = unsafe { &*argument.cast::<Command>() };
+    let command = unsafe { &*argument.cast::<SpdkCommand>() };
     // SAFETY: as in `on_done`.
     let core = unsafe { &*command.core.get() };
     let slot = &core.slots[command.slot.get() as usize];

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::attach::{Host, attach, detach, new_hostnqn, peer_of};
+use super::attach::{AttachHost, attach, detach, new_hostnqn, peer_of};
 use super::core::{Core, CoreShape};
-use super::describe::{ControllerInfo, describe};
-use super::env::{Environment, EnvironmentOptions, attaching, forget_words, words};
+use super::describe::{SpdkControllerInfo, describe};
+use super::env::{EnvironmentOptions, SpdkEnvironment, attaching, forget_words, words};
 use super::keeper;
-use super::memory::{Arenas, SpdkMemory, Windows};
+use super::memory::{SpdkArenas, SpdkMemory, Windows};
 use super::queue::SpdkQueue;
 use super::transport::{Transport, TransportId};
 use crate::block::{BlockRange, Limits};
@@ -26,7 +26,7 @@ pub(super) const GONE: u64 = u64::MAX;
 
 /// How a controller is opened.
 #[derive(Debug, Clone, Copy)]
-pub struct ControllerOptions {
+pub struct SpdkControllerOptions {
     /// Time for the controller to come up, at first and after each reset or reconnection.
     pub connect_timeout: Duration,
     /// Time after which a controller that does not come back is gone.
@@ -35,7 +35,7 @@ pub struct ControllerOptions {
     pub keep_alive: Duration,
 }
 
-impl Default for ControllerOptions {
+impl Default for SpdkControllerOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(15),
@@ -47,7 +47,7 @@ impl Default for ControllerOptions {
 
 /// How a queue is made.
 #[derive(Debug, Clone, Copy)]
-pub struct QueueOptions {
+pub struct SpdkQueueOptions {
     /// Chains outstanding at once.
     pub depth: usize,
     /// Most segments of a chain.
@@ -62,7 +62,7 @@ pub struct QueueOptions {
     pub range: BlockRange,
 }
 
-impl Default for QueueOptions {
+impl Default for SpdkQueueOptions {
     fn default() -> Self {
         Self {
             depth: 128,
@@ -77,7 +77,7 @@ impl Default for QueueOptions {
 
 /// What happened to a controller since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
+pub struct SpdkStats {
     /// Commands that passed their deadline.
     pub timeouts: u64,
     /// Times that it was reset or connected again.
@@ -85,11 +85,11 @@ pub struct Stats {
 }
 
 /// What the queues and the keeper share.
-pub(super) struct Shared {
-    pub(super) host: Host,
-    pub(super) options: ControllerOptions,
+pub(super) struct SpdkShared {
+    pub(super) host: AttachHost,
+    pub(super) options: SpdkControllerOptions,
     pub(super) nsid: u32,
-    pub(super) info: ControllerInfo,
+    pub(super) info: SpdkControllerInfo,
     /// Even while it is up, odd during a reset, or [`GONE`].
     pub(super) generation: AtomicU64,
     /// The generation to be ended by a requested reset, plus one; 0 for none.
@@ -113,7 +113,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl SpdkShared {
     pub(super) fn now_ns(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -186,11 +186,11 @@ impl Shared {
 }
 
 /// A controller that SPDK drives. Dropped, it is detached.
-pub struct Controller {
-    pub(super) shared: Arc<Shared>,
-    pub(super) arenas: Arc<Arenas>,
+pub struct SpdkController {
+    pub(super) shared: Arc<SpdkShared>,
+    pub(super) arenas: Arc<SpdkArenas>,
     mapper: Arc<dyn Mapper>,
-    environment: &'static Environment,
+    environment: &'static SpdkEnvironment,
     /// The heap that it was opened with, to be left behind.
     heap: Mutex<Option<Heap>>,
     keeper: Option<JoinHandle<()>>,
@@ -201,9 +201,9 @@ pub struct Controller {
 const SECOND_THOUGHTS: Duration = Duration::from_millis(320);
 
 /// Controllers that are open in this process: SPDK would hand out the same one twice.
-static OPEN: Mutex<Vec<(TransportId, Weak<Shared>)>> = Mutex::new(Vec::new());
+static OPEN: Mutex<Vec<(TransportId, Weak<SpdkShared>)>> = Mutex::new(Vec::new());
 
-impl Controller {
+impl SpdkController {
     /// Attaches a controller; `nsid` names a namespace where it has several. The environment is
     /// started, if it is not, as `XTENT_SPDK` says.
     ///
@@ -213,7 +213,7 @@ impl Controller {
     pub fn open(
         id: &TransportId,
         nsid: Option<u32>,
-        options: ControllerOptions,
+        options: SpdkControllerOptions,
     ) -> Result<Arc<Self>> {
         let environment = environment_for(id)?;
         if id.transport.is_fabrics() && id.subnqn.is_none() {
@@ -227,7 +227,7 @@ impl Controller {
             None => new_hostnqn()?,
         };
         check_not_open(id)?;
-        let host = Host {
+        let host = AttachHost {
             id: id.clone(),
             hostnqn,
             keep_alive: options.keep_alive,
@@ -242,7 +242,7 @@ impl Controller {
                 return Err(error);
             }
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SpdkShared {
             host,
             options,
             nsid: info.nsid,
@@ -264,7 +264,7 @@ impl Controller {
         let for_keeper = Arc::clone(&shared);
         let keeper = spawn_thread("spdk-keeper", move || keeper::run(&for_keeper))
             .inspect_err(|_| detach(attached))?;
-        let arenas = Arc::new(Arenas::new(id.transport));
+        let arenas = Arc::new(SpdkArenas::new(id.transport));
         Ok(Arc::new(Self {
             shared,
             mapper: arenas.clone(),
@@ -283,7 +283,7 @@ impl Controller {
         }
     }
 
-    /// Lets the controller reach the memory of a heap (see [`Controller::arena_source`]), until it
+    /// Lets the controller reach the memory of a heap (see [`SpdkController::arena_source`]), until it
     /// is dropped.
     ///
     /// # Errors
@@ -298,13 +298,13 @@ impl Controller {
     }
 
     /// What the controller says of itself and its namespace.
-    pub fn info(&self) -> &ControllerInfo {
+    pub fn info(&self) -> &SpdkControllerInfo {
         &self.shared.info
     }
 
     /// What happened since it was opened.
-    pub fn stats(&self) -> Stats {
-        Stats {
+    pub fn stats(&self) -> SpdkStats {
+        SpdkStats {
             timeouts: self.shared.timeouts.load(Ordering::Relaxed),
             resets: self.shared.resets.load(Ordering::Relaxed),
         }
@@ -321,7 +321,7 @@ impl Controller {
     ///
     /// # Errors
     /// [`ErrorKind::DeviceGone`]; [`ErrorKind::OutOfMemory`] when the controller has no queue left.
-    pub fn queue(self: &Arc<Self>, options: QueueOptions) -> Result<SpdkQueue> {
+    pub fn queue(self: &Arc<Self>, options: SpdkQueueOptions) -> Result<SpdkQueue> {
         let info = &self.shared.info;
         let depth = options.depth.clamp(1, 4095);
         let limits = Limits {
@@ -356,7 +356,7 @@ impl Controller {
     }
 }
 
-impl Controller {
+impl SpdkController {
     /// Gives a new core a queue pair and a place among the others. The generation that it belongs
     /// to.
     fn admit(&self, core: &Arc<Core>) -> Result<u64> {
@@ -400,7 +400,7 @@ impl Controller {
     }
 }
 
-impl Drop for Controller {
+impl Drop for SpdkController {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         drop(lock(&self.shared.bell));
@@ -418,7 +418,7 @@ impl Drop for Controller {
     }
 }
 
-impl fmt::Debug for Controller {
+impl fmt::Debug for SpdkController {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Controller")
             .field("id", &self.shared.host.id.to_string())
@@ -429,11 +429,11 @@ impl fmt::Debug for Controller {
 }
 
 /// The environment, with PCI where that is needed.
-pub(super) fn environment_for(id: &TransportId) -> Result<&'static Environment> {
+pub(super) fn environment_for(id: &TransportId) -> Result<&'static SpdkEnvironment> {
     let pci = id.transport == Transport::Pcie;
     let mut options = EnvironmentOptions::from_environment()?;
     options.pci |= pci;
-    let environment = Environment::start(&options)?;
+    let environment = SpdkEnvironment::start(&options)?;
     if pci && !environment.options().pci {
         return Err(Error::new(
             ErrorKind::Unsupported,

@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicBool;
 use spdk_sys as ffi;
 
 use super::gate::Gate;
-use super::slots::{Command, List, NONE, Piece, Slot, Stage, State};
+use super::slots::{
+    NONE, SpdkCommand, SpdkPiece, SpdkSlot, SpdkSlotList, SpdkSlotState, SpdkStage,
+};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Status};
 
 /// Most blocks of one command (NLB has 16 bits, NVM command set 1.0c, 3.2.4).
@@ -50,14 +52,14 @@ pub(super) struct Core {
     pub(super) qpair: Cell<*mut ffi::spdk_nvme_qpair>,
     pub(super) ns: Cell<*mut ffi::spdk_nvme_ns>,
     pub(super) shape: CoreShape,
-    pub(super) slots: Box<[Slot]>,
-    commands: Box<[Command]>,
+    pub(super) slots: Box<[SpdkSlot]>,
+    commands: Box<[SpdkCommand]>,
     /// `max_segments` for each slot.
-    pieces: Box<[Cell<Piece>]>,
+    pieces: Box<[Cell<SpdkPiece>]>,
     free_slot: Cell<u32>,
     free_command: Cell<u32>,
-    waiting: List,
-    ended: List,
+    waiting: SpdkSlotList,
+    ended: SpdkSlotList,
     /// Slots that are not free.
     pub(super) outstanding: Cell<u32>,
     /// Commands that SPDK has.
@@ -85,14 +87,14 @@ impl Core {
             ns: Cell::new(ptr::null_mut()),
             shape,
             slots: (0..depth)
-                .map(|index| Slot::free(next(index, depth)))
+                .map(|index| SpdkSlot::free(next(index, depth)))
                 .collect(),
             commands: (0..commands)
-                .map(|index| Command::free(next(index, commands)))
+                .map(|index| SpdkCommand::free(next(index, commands)))
                 .collect(),
             pieces: (0..shape.limits.depth * shape.limits.max_segments)
                 .map(|_| {
-                    Cell::new(Piece {
+                    Cell::new(SpdkPiece {
                         base: NonNull::dangling(),
                         len_bytes: 0,
                     })
@@ -100,8 +102,8 @@ impl Core {
                 .collect(),
             free_slot: Cell::new(0),
             free_command: Cell::new(0),
-            waiting: List::new(),
-            ended: List::new(),
+            waiting: SpdkSlotList::new(),
+            ended: SpdkSlotList::new(),
             outstanding: Cell::new(0),
             in_flight: Cell::new(0),
         }
@@ -110,7 +112,11 @@ impl Core {
     /// Takes a chain that was checked, with its memory; false when there is no room. It is on the
     /// waiting list then, to be sent by [`Core::send_waiting`].
     #[inline]
-    pub(super) fn take(&self, chain: &Chain<'_>, mut piece: impl FnMut(usize) -> Piece) -> bool {
+    pub(super) fn take(
+        &self,
+        chain: &Chain<'_>,
+        mut piece: impl FnMut(usize) -> SpdkPiece,
+    ) -> bool {
         let index = self.free_slot.get();
         let Some(slot) = self.slots.get(index as usize) else {
             return false;
@@ -139,7 +145,7 @@ impl Core {
     }
 
     fn wait(&self, index: u32) {
-        self.slots[index as usize].state.set(State::Waiting);
+        self.slots[index as usize].state.set(SpdkSlotState::Waiting);
         self.waiting.push(&self.slots, index);
     }
 
@@ -153,7 +159,7 @@ impl Core {
             }
             self.waiting.pop(&self.slots);
             let slot = &self.slots[index as usize];
-            slot.state.set(State::Sent);
+            slot.state.set(SpdkSlotState::Sent);
             if slot.pending.get() == 0 {
                 self.settle(index);
             }
@@ -182,7 +188,7 @@ impl Core {
             self.free_command.set(command.next.get());
             command.busy.set(true);
             command.seen_ns.set(0);
-            command.stage.set(Stage::Sent);
+            command.stage.set(SpdkStage::Sent);
             slot.pending.set(slot.pending.get() + 1);
             self.in_flight.set(self.in_flight.get() + 1);
             let rc = self.issue(slot, command, blocks);
@@ -216,7 +222,7 @@ impl Core {
 
     /// Goes past the memory of `blocks` blocks.
     #[inline]
-    fn advance(&self, slot: &Slot, blocks: u64) {
+    fn advance(&self, slot: &SpdkSlot, blocks: u64) {
         if slot.pieces.get() == 0 {
             return;
         }
@@ -236,7 +242,7 @@ impl Core {
         }
     }
 
-    pub(super) fn piece(&self, slot: &Slot, at: u32) -> Piece {
+    pub(super) fn piece(&self, slot: &SpdkSlot, at: u32) -> SpdkPiece {
         // SAFETY: pointer arithmetic inside of one slice: `slot` is an element of `self.slots`.
         let index = unsafe { ptr::from_ref(slot).offset_from(self.slots.as_ptr()) };
         let table = usize::try_from(index).unwrap_or(0) * self.shape.limits.max_segments;
@@ -245,7 +251,7 @@ impl Core {
 
     /// SPDK does not have the command any more.
     #[inline]
-    fn release(&self, command: &Command) {
+    fn release(&self, command: &SpdkCommand) {
         // SAFETY: pointer arithmetic inside of one slice: `command` is an element of
         // `self.commands`.
         let place = unsafe { ptr::from_ref(command).offset_from(self.commands.as_ptr()) };
@@ -257,7 +263,7 @@ impl Core {
 
     /// A command has ended.
     #[inline]
-    pub(super) fn end_command(&self, command: &Command, sct: u8, sc: u8) {
+    pub(super) fn end_command(&self, command: &SpdkCommand, sct: u8, sc: u8) {
         if !command.busy.get() {
             return;
         }
@@ -268,7 +274,7 @@ impl Core {
         if (sct, sc) != (0, 0) {
             note_error(slot, command.stage.get(), sct, sc);
         }
-        if slot.pending.get() == 0 && slot.state.get() == State::Sent {
+        if slot.pending.get() == 0 && slot.state.get() == SpdkSlotState::Sent {
             self.settle(index);
         }
     }
@@ -286,7 +292,7 @@ impl Core {
         if slot.again.get() {
             slot.status.set(Status::Reset);
         }
-        slot.state.set(State::Ended);
+        slot.state.set(SpdkSlotState::Ended);
         self.ended.push(&self.slots, index);
     }
 
@@ -295,7 +301,7 @@ impl Core {
     pub(super) fn next_ended(&self) -> Option<Completion> {
         let index = self.ended.pop(&self.slots)?;
         let slot = &self.slots[index as usize];
-        slot.state.set(State::Free);
+        slot.state.set(SpdkSlotState::Free);
         slot.next.set(self.free_slot.get());
         self.free_slot.set(index);
         self.outstanding.set(self.outstanding.get() - 1);
@@ -313,19 +319,19 @@ impl Core {
     /// Ends all chains permanently: no chain may be submitted any more. The memory of those of
     /// which SPDK has commands is leaked: the device may still write to it.
     pub(super) fn end_all(&self) {
-        let end = |index: u32, slot: &Slot| {
+        let end = |index: u32, slot: &SpdkSlot| {
             slot.status.set(match slot.pending.get() {
                 0 => Status::Gone,
                 _ => Status::Unfenced,
             });
-            slot.state.set(State::Ended);
+            slot.state.set(SpdkSlotState::Ended);
             self.ended.push(&self.slots, index);
         };
         while let Some(index) = self.waiting.pop(&self.slots) {
             end(index, &self.slots[index as usize]);
         }
         for (index, slot) in (0..).zip(&self.slots) {
-            if slot.state.get() == State::Sent {
+            if slot.state.get() == SpdkSlotState::Sent {
                 end(index, slot);
             }
         }
@@ -347,7 +353,7 @@ impl Core {
     pub(super) fn look(
         &self,
         now_ns: u64,
-        mut overdue: impl FnMut(Stage, u64, *mut c_void) -> Overdue,
+        mut overdue: impl FnMut(SpdkStage, u64, *mut c_void) -> Overdue,
     ) -> bool {
         for command in self.commands.iter().filter(|command| command.busy.get()) {
             if command.seen_ns.get() == 0 {
@@ -358,7 +364,7 @@ impl Core {
             match overdue(command.stage.get(), age, argument) {
                 Overdue::No => {}
                 Overdue::Aborted => {
-                    command.stage.set(Stage::Aborted);
+                    command.stage.set(SpdkStage::Aborted);
                     command.seen_ns.set(now_ns.max(1));
                 }
                 Overdue::Reset => return true,
@@ -381,10 +387,10 @@ pub(super) enum Overdue {
 const REFUSED: Status = Status::Device { sct: 0, sc: 2 };
 
 #[cold]
-fn note_error(slot: &Slot, stage: Stage, sct: u8, sc: u8) {
+fn note_error(slot: &SpdkSlot, stage: SpdkStage, sct: u8, sc: u8) {
     let cut_off = matches!((sct, sc), (0, SC_SQ_DELETED) | (SCT_PATH, _));
     let aborted = (sct, sc) == (0, SC_ABORT_REQUESTED);
-    if cut_off || (aborted && stage == Stage::Sent) {
+    if cut_off || (aborted && stage == SpdkStage::Sent) {
         slot.again.set(true);
     } else if slot.status.get() == Status::Success {
         slot.status.set(match aborted {

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A controller and the namespace that is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ControllerInfo {
+pub struct SpdkControllerInfo {
     /// Model number.
     pub model: String,
     /// Serial number.
@@ -54,7 +54,7 @@ fn text<const N: usize>(field: &[c_char; N]) -> String {
 }
 
 /// What a controller and its namespace say, checked.
-pub(super) fn describe(attached: &Attached, nsid: Option<u32>) -> Result<ControllerInfo> {
+pub(super) fn describe(attached: &Attached, nsid: Option<u32>) -> Result<SpdkControllerInfo> {
     let mut about = ffi::xtent_spdk_ctrlr_info::default();
     // SAFETY: an attached controller, and a place for the answer.
     unsafe { ffi::xtent_spdk_ctrlr_info(attached.0, &raw mut about) };
@@ -78,7 +78,7 @@ pub(super) fn describe(attached: &Attached, nsid: Option<u32>) -> Result<Control
     unsafe { ffi::xtent_spdk_ns_info(attached.0, ns, &raw mut space) };
     check_namespace(nsid, &space)?;
     let (major, minor) = (about.version >> 16, about.version >> 8 & 0xff);
-    Ok(ControllerInfo {
+    Ok(SpdkControllerInfo {
         model: text(&about.model),
         serial: text(&about.serial),
         firmware: text(&about.firmware),
@@ -159,7 +159,10 @@ fn check_namespace(nsid: u32, space: &ffi::xtent_spdk_ns_info) -> Result<()> {
 }
 
 /// Whether the namespace is still the one that the queues were made for.
-pub(super) fn same_namespace(before: &ControllerInfo, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
+pub(super) fn same_namespace(
+    before: &SpdkControllerInfo,
+    ctrlr: *mut ffi::spdk_nvme_ctrlr,
+) -> bool {
     if ctrlr.is_null() {
         return false;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spdk_sys as ffi;
 
-use super::attach::{Host, attach, detach, new_hostnqn};
+use super::attach::{AttachHost, attach, detach, new_hostnqn};
 use super::controller::environment_for;
 use super::env::words;
 use super::transport::{DISCOVERY_NQN, TransportId};
@@ -69,7 +69,7 @@ pub fn discover(id: &TransportId, timeout: Duration) -> Result<Vec<DiscoveryEntr
         Some(name) => name.clone(),
         None => new_hostnqn()?,
     };
-    let host = Host {
+    let host = AttachHost {
         id,
         hostnqn,
         keep_alive: Duration::ZERO,

@@ -125,15 +125,15 @@ const FIRST_HUGE_MIB: u64 = 512;
 
 /// The environment of this process.
 #[derive(Debug)]
-pub struct Environment {
+pub struct SpdkEnvironment {
     /// How it was started; `huge_pages` is decided.
     options: EnvironmentOptions,
 }
 
-static STARTED: OnceLock<Environment> = OnceLock::new();
+static STARTED: OnceLock<SpdkEnvironment> = OnceLock::new();
 static STARTING: Mutex<Option<String>> = Mutex::new(None);
 
-impl Environment {
+impl SpdkEnvironment {
     /// Starts it; later calls find it started, with the options of the first.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use spdk_sys as ffi;
 
 use super::attach::{Attached, attach, detach, peer_of};
-use super::controller::{GONE, Shared, lock};
+use super::controller::{GONE, SpdkShared, lock};
 use super::core::Core;
 use super::describe::same_namespace;
 use super::env::{attaching, forget_words, has_complained};
@@ -34,7 +34,7 @@ const LEFT_OVER: Duration = Duration::from_millis(20);
 const LAST_BREATH: Duration = Duration::from_secs(2);
 
 /// The keeper's thread: until the controller is dropped.
-pub(super) fn run(shared: &Arc<Shared>) {
+pub(super) fn run(shared: &Arc<SpdkShared>) {
     while !shared.stopping() {
         shared.sleep(TICK, true);
         if shared.stopping() {
@@ -108,7 +108,7 @@ pub(super) fn forget_dropped(cores: &mut Vec<Arc<Core>>) {
     });
 }
 
-fn peer_has_ended(shared: &Shared) -> bool {
+fn peer_has_ended(shared: &SpdkShared) -> bool {
     let peer = lock(&shared.peer);
     peer.as_ref().is_some_and(SocketPeer::has_ended)
 }
@@ -126,7 +126,7 @@ enum Attempt {
 }
 
 /// Brings the controller down and up again, as often as it takes, or gives it up.
-fn reset(shared: &Arc<Shared>) {
+fn reset(shared: &Arc<SpdkShared>) {
     let mut cores = lock(&shared.cores);
     let before = shared.generation.load(Ordering::Acquire);
     shared.generation.store(before | 1, Ordering::Relaxed);
@@ -167,14 +167,14 @@ fn reset(shared: &Arc<Shared>) {
 }
 
 /// Nothing of the device's is left: not a queue pair, and not its access to memory.
-fn give_up(shared: &Shared, cores: &[Arc<Core>]) {
+fn give_up(shared: &SpdkShared, cores: &[Arc<Core>]) {
     for core in cores {
         free(core);
     }
     detach_failed(shared);
 }
 
-fn detach_failed(shared: &Shared) {
+fn detach_failed(shared: &SpdkShared) {
     lock(&shared.peer).take();
     let ctrlr = shared.ctrlr.swap(ptr::null_mut(), Ordering::AcqRel);
     if !ctrlr.is_null() {
@@ -186,7 +186,7 @@ fn detach_failed(shared: &Shared) {
 
 /// The device could not be cut off from memory. What SPDK has of it, rings and lists, is memory
 /// that the device may touch as well: so it is neither freed nor used, to the end of the process.
-fn keep(shared: &Arc<Shared>, cores: &[Arc<Core>]) {
+fn keep(shared: &Arc<SpdkShared>, cores: &[Arc<Core>]) {
     shared.kept.store(true, Ordering::Release);
     std::mem::forget(Arc::clone(shared));
     if let Some(peer) = &*lock(&shared.peer) {
@@ -202,7 +202,7 @@ fn keep(shared: &Arc<Shared>, cores: &[Arc<Core>]) {
 }
 
 /// One attempt: controller, namespace, queue pairs. `anew`: not by a reset.
-fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
+fn bring_up(shared: &SpdkShared, cores: &[Arc<Core>], anew: bool) -> Attempt {
     forget_words();
     let ctrlr = shared.ctrlr.load(Ordering::Acquire);
     let mut up = false;
@@ -245,7 +245,7 @@ fn bring_up(shared: &Shared, cores: &[Arc<Core>], anew: bool) -> Attempt {
 
 /// Whether the controller that was disconnected does not reach this process's memory any more.
 /// `stale`: what it says on its socket is not to be trusted.
-fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> bool {
+fn is_fenced(shared: &SpdkShared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> bool {
     let disabled = || {
         let _one_at_a_time = attaching();
         // SAFETY: attached; no other code uses it: the owners are outside their gates.
@@ -283,7 +283,7 @@ fn is_fenced(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr, stale: bool) -> 
 }
 
 /// Disables the controller (PCI), or hangs up (fabrics). False when it does not hear of that.
-fn disconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
+fn disconnect(shared: &SpdkShared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     let one_at_a_time = attaching();
     // SAFETY: attached; no other code uses it: the owners are outside their gates.
     let rc = unsafe { ffi::spdk_nvme_ctrlr_disconnect(ctrlr) };
@@ -309,7 +309,7 @@ fn disconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
 }
 
 /// Enables or connects the controller that was disconnected.
-fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
+fn reconnect(shared: &SpdkShared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
     let start = Instant::now();
     let mut failed = false;
     // SAFETY: attached and disconnected. From here to the end of the polling this thread has SPDK's
@@ -335,7 +335,7 @@ fn reconnect(shared: &Shared, ctrlr: *mut ffi::spdk_nvme_ctrlr) -> bool {
 
 /// Detaches the controller and attaches it anew: the last resort when a reset does not help, and
 /// the only way to reach one whose serving process was restarted. The cores have no queue pairs.
-fn attach_anew(shared: &Shared) -> bool {
+fn attach_anew(shared: &SpdkShared) -> bool {
     detach_failed(shared);
     match attach(&shared.host, shared.options.connect_timeout) {
         Ok(attached) => {

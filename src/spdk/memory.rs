@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spdk_sys as ffi;
 
-use super::env::{Environment, attaching};
+use super::env::{SpdkEnvironment, attaching};
 use super::transport::Transport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Arena, ArenaSource, Mapper, Segment};
@@ -26,7 +26,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The arenas that a controller may use.
-pub(super) struct Arenas {
+pub(super) struct SpdkArenas {
     /// SPDK itself must know them: for transports that reach memory without the processor.
     register: bool,
     mapped: Mutex<Vec<Arc<Arena>>>,
@@ -34,7 +34,7 @@ pub(super) struct Arenas {
     version: AtomicU64,
 }
 
-impl Arenas {
+impl SpdkArenas {
     pub(super) fn new(transport: Transport) -> Self {
         Self {
             // TCP copies out of any memory; vfio-user gets arenas of SPDK's own.
@@ -45,7 +45,7 @@ impl Arenas {
     }
 }
 
-impl Mapper for Arenas {
+impl Mapper for SpdkArenas {
     fn map(&self, arena: &Arc<Arena>) -> Result<()> {
         if self.register {
             register(arena)?;
@@ -112,7 +112,7 @@ fn unregister(arena: &Arena) -> Result<()> {
 
 /// One arena: device addresses, and where they are in this process.
 #[derive(Debug, Clone, Copy)]
-struct Window {
+struct ArenaWindow {
     iova: u64,
     len_bytes: u64,
     base: NonNull<u8>,
@@ -120,9 +120,9 @@ struct Window {
 
 /// A queue's copy of the arenas, so that it looks addresses up without a lock.
 pub(super) struct Windows {
-    arenas: Arc<Arenas>,
+    arenas: Arc<SpdkArenas>,
     version: u64,
-    windows: Vec<Window>,
+    windows: Vec<ArenaWindow>,
     /// Where the last address was found.
     last: usize,
 }
@@ -131,7 +131,7 @@ pub(super) struct Windows {
 unsafe impl Send for Windows {}
 
 impl Windows {
-    pub(super) fn new(arenas: &Arc<Arenas>) -> Self {
+    pub(super) fn new(arenas: &Arc<SpdkArenas>) -> Self {
         Self {
             arenas: Arc::clone(arenas),
             version: 0,
@@ -169,7 +169,7 @@ impl Windows {
         self.version = self.arenas.version.load(Ordering::Acquire);
         self.last = 0;
         self.windows.clear();
-        self.windows.extend(mapped.iter().map(|arena| Window {
+        self.windows.extend(mapped.iter().map(|arena| ArenaWindow {
             iova: arena.iova().0,
             len_bytes: arena.len_bytes() as u64,
             base: arena.base(),
@@ -178,7 +178,7 @@ impl Windows {
 }
 
 #[inline]
-fn within(window: &Window, segment: &Segment) -> Option<NonNull<u8>> {
+fn within(window: &ArenaWindow, segment: &Segment) -> Option<NonNull<u8>> {
     let offset = segment.iova().0.checked_sub(window.iova)?;
     let end = offset.checked_add(u64::from(segment.len_bytes()))?;
     if end > window.len_bytes {
@@ -190,17 +190,17 @@ fn within(window: &Window, segment: &Segment) -> Option<NonNull<u8>> {
 }
 
 /// Arenas out of SPDK's memory, which it can hand to another process.
-pub(super) struct SpdkMemory(pub(super) &'static Environment);
+pub(super) struct SpdkMemory(pub(super) &'static SpdkEnvironment);
 
 /// A piece of SPDK's memory.
-struct Piece(NonNull<u8>);
+struct SpdkAllocation(NonNull<u8>);
 
 // SAFETY: it only owns the memory; SPDK's allocator may be called from any thread.
-unsafe impl Send for Piece {}
+unsafe impl Send for SpdkAllocation {}
 // SAFETY: as above; there is nothing to do with a shared one.
-unsafe impl Sync for Piece {}
+unsafe impl Sync for SpdkAllocation {}
 
-impl Drop for Piece {
+impl Drop for SpdkAllocation {
     fn drop(&mut self) {
         // It may be taken out of reach of a controller on a socket.
         let _one_at_a_time = attaching();
@@ -242,7 +242,7 @@ impl ArenaSource for SpdkMemory {
         };
         // SAFETY: zeroed memory of that length and alignment, ours alone until the piece gives it
         // back.
-        let pages = unsafe { Pages::lent(base, len_bytes, kind, Box::new(Piece(base))) };
+        let pages = unsafe { Pages::lent(base, len_bytes, kind, Box::new(SpdkAllocation(base))) };
         Arena::of(pages)
     }
 }

@@ -1,7 +1,7 @@
 //! SPDK's NVMe driver as an engine: PCIe, NVMe over TCP and RDMA, and vfio-user.
 //!
 //! Layer 3, an unsafe island, and without the cargo feature `spdk` only the names of targets
-//! ([`TransportId`]). With it: `Controller::open` attaches a controller, `Controller::queue` makes
+//! ([`TransportId`]). With it: `SpdkController::open` attaches a controller, `SpdkController::queue` makes
 //! one `SpdkQueue` for each thread, which is a [`crate::block::Queue`] over one SPDK queue pair.
 //!
 //! Ownership: a queue pair belongs to the thread that has its `SpdkQueue`, and everything of the
@@ -43,13 +43,13 @@ mod slots;
 mod transport;
 
 #[cfg(feature = "spdk")]
-pub use controller::{Controller, ControllerOptions, QueueOptions, Stats};
+pub use controller::{SpdkController, SpdkControllerOptions, SpdkQueueOptions, SpdkStats};
 #[cfg(feature = "spdk")]
-pub use describe::ControllerInfo;
+pub use describe::SpdkControllerInfo;
 #[cfg(feature = "spdk")]
 pub use discover::{DiscoveryEntry, discover};
 #[cfg(feature = "spdk")]
-pub use env::{Environment, EnvironmentOptions, HugePageUse};
+pub use env::{EnvironmentOptions, HugePageUse, SpdkEnvironment};
 #[cfg(feature = "spdk")]
 pub use queue::SpdkQueue;
 /// The error of `spdk:` targets in a build without SPDK.

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::controller::{Controller, GONE, lock};
+use super::controller::{GONE, SpdkController, lock};
 use super::core::{Core, Overdue};
 use super::env::attaching;
 use super::keeper::release;
 use super::memory::Windows;
-use super::slots::{Piece, Stage};
+use super::slots::{SpdkPiece, SpdkStage};
 use super::transport::Transport;
 use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
 
@@ -43,7 +43,7 @@ const BATCH: usize = 32;
 /// Dropping it waits for in-flight chains, which end by their deadline or with the controller.
 pub struct SpdkQueue {
     core: Arc<Core>,
-    controller: Arc<Controller>,
+    controller: Arc<SpdkController>,
     windows: Windows,
     /// The controller's generation that the queue pair belongs to.
     generation: u64,
@@ -63,7 +63,7 @@ pub struct SpdkQueue {
 
 impl SpdkQueue {
     pub(super) fn new(
-        controller: Arc<Controller>,
+        controller: Arc<SpdkController>,
         core: Arc<Core>,
         windows: Windows,
         generation: u64,
@@ -158,7 +158,7 @@ impl SpdkQueue {
         let qpair = self.core.qpair.get();
         let must_reset = qpair.is_null()
             || self.core.look(now, |stage, age, command| match stage {
-                Stage::Sent if age >= timeout => {
+                SpdkStage::Sent if age >= timeout => {
                     if !shared.host.id.transport.has_aborts() {
                         shared.timeouts.fetch_add(1, Ordering::Relaxed);
                         return Overdue::Reset;
@@ -185,8 +185,8 @@ impl SpdkQueue {
                         _ => Overdue::Reset,
                     }
                 }
-                Stage::Aborted if age >= timeout / 2 => Overdue::Reset,
-                Stage::Sent | Stage::Aborted => Overdue::No,
+                SpdkStage::Aborted if age >= timeout / 2 => Overdue::Reset,
+                SpdkStage::Sent | SpdkStage::Aborted => Overdue::No,
             });
         if must_reset {
             shared.ask_reset(self.generation);
@@ -301,7 +301,7 @@ impl Queue for SpdkQueue {
         let windows = &mut self.windows;
         let piece = |at: usize| {
             let segment = &chain.segments[at];
-            Piece {
+            SpdkPiece {
                 // Found by `check` just before; otherwise nothing is sent, as a piece without
                 // length has no room.
                 base: windows

@@ -14,13 +14,13 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// A piece of a chain's memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
+pub(super) struct SpdkPiece {
     pub(super) base: NonNull<u8>,
     pub(super) len_bytes: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum SpdkSlotState {
     Free,
     /// On the waiting list: not all of it was sent.
     Waiting,
@@ -31,8 +31,8 @@ pub(super) enum State {
 }
 
 /// A chain.
-pub(super) struct Slot {
-    pub(super) state: Cell<State>,
+pub(super) struct SpdkSlot {
+    pub(super) state: Cell<SpdkSlotState>,
     pub(super) token: Cell<Token>,
     pub(super) op: Cell<Op>,
     pub(super) flags: Cell<u32>,
@@ -56,32 +56,32 @@ pub(super) struct Slot {
 
 /// How far the deadline of a command has been enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum SpdkStage {
     Sent,
     Aborted,
 }
 
 /// What SPDK has: its address is the callback's argument.
-pub(super) struct Command {
+pub(super) struct SpdkCommand {
     pub(super) core: Cell<*const Core>,
     pub(super) slot: Cell<u32>,
     pub(super) busy: Cell<bool>,
     pub(super) next: Cell<u32>,
     /// When the watch first saw it, in nanoseconds; 0 before.
     pub(super) seen_ns: Cell<u64>,
-    pub(super) stage: Cell<Stage>,
+    pub(super) stage: Cell<SpdkStage>,
     /// Its first piece of memory and the offset in it, and where SPDK is reading the list.
     pub(super) first: Cell<(u32, u32)>,
     pub(super) at: Cell<(u32, u32)>,
 }
 
 #[derive(Debug)]
-pub(super) struct List {
+pub(super) struct SpdkSlotList {
     pub(super) head: Cell<u32>,
     pub(super) tail: Cell<u32>,
 }
 
-impl List {
+impl SpdkSlotList {
     pub(super) fn new() -> Self {
         Self {
             head: Cell::new(NONE),
@@ -89,7 +89,7 @@ impl List {
         }
     }
 
-    pub(super) fn push(&self, slots: &[Slot], index: u32) {
+    pub(super) fn push(&self, slots: &[SpdkSlot], index: u32) {
         slots[index as usize].next.set(NONE);
         match self.head.get() {
             NONE => self.head.set(index),
@@ -98,7 +98,7 @@ impl List {
         self.tail.set(index);
     }
 
-    pub(super) fn pop(&self, slots: &[Slot]) -> Option<u32> {
+    pub(super) fn pop(&self, slots: &[SpdkSlot]) -> Option<u32> {
         let index = self.head.get();
         if index == NONE {
             return None;
@@ -108,10 +108,10 @@ impl List {
     }
 }
 
-impl Slot {
+impl SpdkSlot {
     pub(super) fn free(next: u32) -> Self {
         Self {
-            state: Cell::new(State::Free),
+            state: Cell::new(SpdkSlotState::Free),
             token: Cell::new(0),
             op: Cell::new(Op::Flush),
             flags: Cell::new(0),
@@ -141,7 +141,7 @@ impl Slot {
     }
 }
 
-impl Command {
+impl SpdkCommand {
     pub(super) fn free(next: u32) -> Self {
         Self {
             core: Cell::new(ptr::null()),
@@ -149,7 +149,7 @@ impl Command {
             busy: Cell::new(false),
             next: Cell::new(next),
             seen_ns: Cell::new(0),
-            stage: Cell::new(Stage::Sent),
+            stage: Cell::new(SpdkStage::Sent),
             first: Cell::new((0, 0)),
             at: Cell::new((0, 0)),
         }

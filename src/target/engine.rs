@@ -26,7 +26,7 @@ pub(crate) enum TargetEngine {
     Uring(UringDisk),
     /// SPDK's driver.
     #[cfg(feature = "spdk")]
-    Spdk(Arc<crate::spdk::Controller>),
+    Spdk(Arc<crate::spdk::SpdkController>),
 }
 
 /// How a queue is made.
@@ -67,13 +67,13 @@ impl TargetEngine {
                 .map(EngineQueue::Uring),
             #[cfg(feature = "spdk")]
             Self::Spdk(controller) => controller
-                .queue(crate::spdk::QueueOptions {
+                .queue(crate::spdk::SpdkQueueOptions {
                     depth: options.depth,
                     max_segments: options.max_segments,
                     timeout: options.timeout,
                     read_only: options.read_only,
                     range: options.range,
-                    ..crate::spdk::QueueOptions::default()
+                    ..crate::spdk::SpdkQueueOptions::default()
                 })
                 .map(|queue| EngineQueue::Spdk(Box::new(queue))),
         }

@@ -15,14 +15,14 @@ pub(crate) fn open(
     wait: Wait,
 ) -> Result<(TargetEngine, Heap)> {
     use crate::error::{Error, ErrorKind};
-    use crate::spdk::{Controller, ControllerOptions};
+    use crate::spdk::{SpdkController, SpdkControllerOptions};
     if wait != Wait::Poll {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "SPDK's queues are polled: leave the option `wait` out",
         ));
     }
-    let controller = Controller::open(id, nsid, ControllerOptions::default())?;
+    let controller = SpdkController::open(id, nsid, SpdkControllerOptions::default())?;
     let heap = Heap::with_source(config, controller.arena_source());
     controller.attach(&heap)?;
     Ok((TargetEngine::Spdk(controller), heap))

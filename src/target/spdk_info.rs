@@ -3,7 +3,7 @@
 use super::TargetInfo;
 
 /// The properties of a target that SPDK drives.
-pub(crate) fn info(controller: &crate::spdk::ControllerInfo) -> TargetInfo {
+pub(crate) fn info(controller: &crate::spdk::SpdkControllerInfo) -> TargetInfo {
     TargetInfo {
         target: String::new(),
         engine: format!("SPDK's NVMe driver, on the subsystem {}", controller.subnqn),

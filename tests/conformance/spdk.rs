@@ -36,13 +36,13 @@ impl Engine for Spdk {
             true => target.vfio_user(),
             false => target.tcp(),
         };
-        let options = spdk::ControllerOptions {
+        let options = spdk::SpdkControllerOptions {
             connect_timeout: options
                 .admin_timeout
                 .max(std::time::Duration::from_secs(30)),
-            ..spdk::ControllerOptions::default()
+            ..spdk::SpdkControllerOptions::default()
         };
-        let controller = spdk::Controller::open(&id.parse().unwrap(), None, options).unwrap();
+        let controller = spdk::SpdkController::open(&id.parse().unwrap(), None, options).unwrap();
         let config = HeapConfig {
             arena_bytes: 8 << 20,
             huge_pages: HugePages::Never,
@@ -74,7 +74,7 @@ impl Engine for Spdk {
 }
 
 struct SpdkRig {
-    controller: Arc<spdk::Controller>,
+    controller: Arc<spdk::SpdkController>,
     target: Nvmf,
     vfio_user: bool,
     _dir: tempfile::TempDir,
@@ -82,13 +82,13 @@ struct SpdkRig {
 
 impl Rig for SpdkRig {
     fn queue(&self, options: QueueOptions) -> RigQueue {
-        let options = spdk::QueueOptions {
+        let options = spdk::SpdkQueueOptions {
             depth: options.depth,
             max_segments: options.max_segments,
             timeout: options.timeout,
             retries: u32::from(options.retries),
             read_only: options.read_only,
-            ..spdk::QueueOptions::default()
+            ..spdk::SpdkQueueOptions::default()
         };
         RigQueue::Spdk(Box::new(self.controller.queue(options).unwrap()))
     }

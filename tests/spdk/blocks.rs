@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xtent::internals::block::{Op, Queue, Refused, Status};
 use xtent::internals::mem::Segment;
-use xtent::internals::spdk::{ControllerOptions, QueueOptions, SpdkQueue};
+use xtent::internals::spdk::{SpdkControllerOptions, SpdkQueue, SpdkQueueOptions};
 use xtent::internals::units::Iova;
 
 use super::common::number;
@@ -117,13 +117,13 @@ fn over(block_bytes: u32, vfio_user: bool) {
     } else {
         target.tcp()
     };
-    let (controller, memory) = open(&id, ControllerOptions::default());
+    let (controller, memory) = open(&id, SpdkControllerOptions::default());
     assert_eq!(controller.info().block_bytes, block_bytes);
     for depth in [2, 200] {
         let mut queue = controller
-            .queue(QueueOptions {
+            .queue(SpdkQueueOptions {
                 depth,
-                ..QueueOptions::default()
+                ..SpdkQueueOptions::default()
             })
             .unwrap();
         run(&mut queue, &memory, block_bytes as usize);

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
 use xtent::internals::block::{Completion, Op, Queue, Status};
 use xtent::internals::mem::Segment;
-use xtent::internals::spdk::{Controller, ControllerOptions, QueueOptions, SpdkQueue};
+use xtent::internals::spdk::{SpdkController, SpdkControllerOptions, SpdkQueue, SpdkQueueOptions};
 
 use super::common::number;
 use super::common::nvmf::{Disk, Nvmf};
@@ -24,11 +24,11 @@ const PIECES: usize = 256;
 const PIECE: usize = 4;
 const DEPTH: usize = 16;
 
-fn options() -> ControllerOptions {
-    ControllerOptions {
+fn options() -> SpdkControllerOptions {
+    SpdkControllerOptions {
         connect_timeout: Duration::from_secs(60),
         loss_timeout: Duration::from_secs(300),
-        ..ControllerOptions::default()
+        ..SpdkControllerOptions::default()
     }
 }
 
@@ -125,12 +125,12 @@ impl<'a> Load<'a> {
 }
 
 /// Overwrites and reads random pieces until it is told to stop; then reads all of them.
-fn run(mut load: Load<'_>, controller: &Arc<Controller>, stop: &AtomicBool, ended: &AtomicU64) {
-    let options = QueueOptions {
+fn run(mut load: Load<'_>, controller: &Arc<SpdkController>, stop: &AtomicBool, ended: &AtomicU64) {
+    let options = SpdkQueueOptions {
         depth: DEPTH,
         timeout: Duration::from_secs(20),
         retries: 1000,
-        ..QueueOptions::default()
+        ..SpdkQueueOptions::default()
     };
     let mut queue = controller.queue(options).unwrap();
     while !stop.load(Ordering::Relaxed) || queue.outstanding() > 0 {
@@ -153,7 +153,7 @@ fn run(mut load: Load<'_>, controller: &Arc<Controller>, stop: &AtomicBool, ende
 
 /// Two threads under load while `interrupt` is called `rounds` times, each time after some
 /// operations.
-fn interrupted(id: &str, rounds: u64, mut interrupt: impl FnMut(u64, &Controller)) {
+fn interrupted(id: &str, rounds: u64, mut interrupt: impl FnMut(u64, &SpdkController)) {
     let seed = number("XTENT_SEED", 43);
     println!("XTENT_SEED={seed}");
     let (controller, memory) = open(id, options());
@@ -224,18 +224,18 @@ fn a_controller_on_a_socket_is_reset_under_load_and_survives_its_server() {
 fn a_target_that_stays_away_ends_everything() {
     let Some(_alone) = alone() else { return };
     let (mut target, _dir) = file_target();
-    let options = ControllerOptions {
+    let options = SpdkControllerOptions {
         loss_timeout: Duration::from_secs(1),
         ..options()
     };
     let (controller, memory) = open(&target.tcp(), options);
-    let mut queue = controller.queue(QueueOptions::default()).unwrap();
+    let mut queue = controller.queue(SpdkQueueOptions::default()).unwrap();
     let lent = memory.lend(BLOCK);
     let segment = [lent.segment(0..BLOCK).unwrap()];
     target.kill();
     fifty_end(&mut queue, Op::Write, &segment, Status::Gone);
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
-    assert!(controller.queue(QueueOptions::default()).is_err());
+    assert!(controller.queue(SpdkQueueOptions::default()).is_err());
 }
 
 /// Fifty commands of one block each end, all of them with this status.
@@ -252,14 +252,14 @@ fn fifty_end(queue: &mut SpdkQueue, op: Op, segment: &[Segment; 1], wanted: Stat
 fn silenced(silence: impl FnOnce(&Nvmf), speak: impl FnOnce(&Nvmf)) {
     let (target, _dir) = file_target();
     let id = target.vfio_user();
-    let options = ControllerOptions {
+    let options = SpdkControllerOptions {
         connect_timeout: Duration::from_secs(20),
         ..options()
     };
     let (controller, memory) = open(&id, options);
-    let options = QueueOptions {
+    let options = SpdkQueueOptions {
         timeout: Duration::from_secs(1),
-        ..QueueOptions::default()
+        ..SpdkQueueOptions::default()
     };
     let mut queue = controller.queue(options).unwrap();
     let lent = memory.lend(BLOCK);
@@ -268,10 +268,10 @@ fn silenced(silence: impl FnOnce(&Nvmf), speak: impl FnOnce(&Nvmf)) {
     fifty_end(&mut queue, Op::Read, &segment, Status::Unfenced);
     speak(&target);
     assert!(queue.submit(&chain(Op::Read, 0, 1, &segment, 1)).is_err());
-    assert!(controller.queue(QueueOptions::default()).is_err());
+    assert!(controller.queue(SpdkQueueOptions::default()).is_err());
     drop((queue, controller));
     // SPDK still has it.
-    let again = Controller::open(&id.parse().unwrap(), None, ControllerOptions::default());
+    let again = SpdkController::open(&id.parse().unwrap(), None, SpdkControllerOptions::default());
     assert_eq!(again.unwrap_err().kind(), ErrorKind::Busy);
 }
 
@@ -294,17 +294,17 @@ fn a_server_that_hangs_up_ends_everything_and_the_memory_is_left_to_it() {
 fn a_server_that_does_not_answer_is_not_waited_for() {
     let Some(_alone) = alone() else { return };
     let (target, _dir) = file_target();
-    let options = ControllerOptions {
+    let options = SpdkControllerOptions {
         connect_timeout: Duration::from_secs(2),
-        ..ControllerOptions::default()
+        ..SpdkControllerOptions::default()
     };
     target.signal("STOP");
     for id in [target.vfio_user(), target.tcp()] {
-        let error = Controller::open(&id.parse().unwrap(), None, options).unwrap_err();
+        let error = SpdkController::open(&id.parse().unwrap(), None, options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeviceGone, "{error}");
     }
     target.signal("CONT");
-    Controller::open(&target.vfio_user().parse().unwrap(), None, options).unwrap();
+    SpdkController::open(&target.vfio_user().parse().unwrap(), None, options).unwrap();
 }
 
 #[test]
@@ -315,9 +315,9 @@ fn commands_past_their_deadline_are_aborted() {
         micros: 600_000_000,
     });
     let (controller, memory) = open(&target.tcp(), options());
-    let options = QueueOptions {
+    let options = SpdkQueueOptions {
         timeout: Duration::from_secs(1),
-        ..QueueOptions::default()
+        ..SpdkQueueOptions::default()
     };
     let mut queue = controller.queue(options).unwrap();
     let lent = memory.lend(BLOCK);

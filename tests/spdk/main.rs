@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use common::nvmf::{self, Nvmf};
 use rig::Memory;
 use xtent::internals::mem::{Heap, HeapConfig, HugePages};
-use xtent::internals::spdk::{Controller, ControllerOptions};
+use xtent::internals::spdk::{SpdkController, SpdkControllerOptions};
 
 /// A target polls a processor of its own: one at a time.
 pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
@@ -35,8 +35,8 @@ pub(crate) fn alone() -> Option<MutexGuard<'static, ()>> {
 }
 
 /// The controller with this transport id, and memory that it reaches.
-pub(crate) fn open(id: &str, options: ControllerOptions) -> (Arc<Controller>, Memory) {
-    let controller = Controller::open(&id.parse().unwrap(), None, options).unwrap();
+pub(crate) fn open(id: &str, options: SpdkControllerOptions) -> (Arc<SpdkController>, Memory) {
+    let controller = SpdkController::open(&id.parse().unwrap(), None, options).unwrap();
     let config = HeapConfig {
         arena_bytes: 8 << 20,
         huge_pages: HugePages::Never,

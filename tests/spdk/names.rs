@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use xtent::ErrorKind;
-use xtent::internals::spdk::{Controller, ControllerOptions, discover};
+use xtent::internals::spdk::{SpdkController, SpdkControllerOptions, discover};
 
 use super::common::nvmf::SUBNQN;
 use super::{alone, memory_target};
@@ -20,20 +20,20 @@ fn a_discovery_service_shows_what_can_be_opened() {
     assert_eq!(tcp.subnqn, SUBNQN);
     let id = tcp.target().unwrap();
     let id = id.strip_prefix("spdk:").unwrap().parse().unwrap();
-    Controller::open(&id, Some(1), ControllerOptions::default()).unwrap();
+    SpdkController::open(&id, Some(1), SpdkControllerOptions::default()).unwrap();
 }
 
 #[test]
 fn wrong_names_are_errors_that_help() {
     let Some(_alone) = alone() else { return };
     let target = memory_target(512);
-    let options = ControllerOptions {
+    let options = SpdkControllerOptions {
         connect_timeout: Duration::from_secs(10),
-        ..ControllerOptions::default()
+        ..SpdkControllerOptions::default()
     };
     let error = |id: &str, nsid| {
         let id = id.parse().unwrap();
-        Controller::open(&id, nsid, options).unwrap_err()
+        SpdkController::open(&id, nsid, options).unwrap_err()
     };
     let missing = error(&target.discovery(), None);
     assert_eq!(missing.kind(), ErrorKind::InvalidInput);
@@ -46,11 +46,11 @@ fn wrong_names_are_errors_that_help() {
     let socket = error("trtype=VFIOUSER traddr=/nowhere", None);
     assert_eq!(socket.kind(), ErrorKind::NotFound);
     let id = target.vfio_user().parse().unwrap();
-    let open = Controller::open(&id, None, options).unwrap();
+    let open = SpdkController::open(&id, None, options).unwrap();
     let twice = error(&target.vfio_user(), None);
     assert_eq!(twice.kind(), ErrorKind::Busy);
     drop(open);
-    Controller::open(&id, None, options).unwrap();
+    SpdkController::open(&id, None, options).unwrap();
 }
 
 #[test]
