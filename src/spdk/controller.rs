@@ -420,7 +420,7 @@ impl Drop for SpdkController {
 
 impl fmt::Debug for SpdkController {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Controller")
+        f.debug_struct("SpdkController")
             .field("id", &self.shared.host.id.to_string())
             .field("generation", &self.shared.generation)
             .field("stats", &self.stats())

@@ -65,7 +65,7 @@ pub trait MetaIo {
         512
     }
 
-    /// See [`crate::probe::Source::mbr_sector_bytes`].
+    /// See [`crate::probe::ProbeSource::mbr_sector_bytes`].
     fn mbr_sector_bytes(&self) -> Option<u32> {
         Some(self.block_bytes().max(512))
     }

@@ -39,7 +39,7 @@ pub trait CachedOps: Ops {
     fn is_current(&self, mapping: &Mapping) -> bool;
 
     /// The destination of dirty bytes from `pos` on: a mapping that covers `pos`, of
-    /// [`super::Kind::Mapped`] or [`super::Kind::Unwritten`]. Delayed allocations are made now; shared blocks
+    /// [`super::MappingKind::Mapped`] or [`super::MappingKind::Unwritten`]. Delayed allocations are made now; shared blocks
     /// are replaced by others. The pages are marked as in writeback, so they stay during the call.
     ///
     /// # Errors
