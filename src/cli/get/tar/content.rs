@@ -37,7 +37,7 @@ impl From<Stop> for Failure {
 
 /// What a file has.
 #[derive(Debug, Default)]
-pub(super) struct Content {
+pub(super) struct TarContent {
     len_bytes: u64,
     data_bytes: u64,
     /// Pieces of data, with an empty one at the end of a file that ends in a hole.
@@ -48,7 +48,7 @@ pub(super) struct Content {
     is_read: bool,
 }
 
-impl Content {
+impl TarContent {
     /// Looks at a file, and reads a short one into `chunk`.
     pub(super) fn of(file: &File, io: &mut Io, chunk: &mut Vec<u8>) -> Result<Self, Stop> {
         let mut content = Self {

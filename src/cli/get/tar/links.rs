@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 /// A directory that first names lie in: that above it, and its name.
-type Place = (Option<usize>, Vec<u8>);
+type LinkPlace = (Option<usize>, Vec<u8>);
 
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    places: Vec<Place>,
+    places: Vec<LinkPlace>,
     of: HashMap<u64, First>,
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use ::tar::EntryType;
 use xtent::volume::{FileType, Io, Metadata, Volume};
 
-use self::content::{Content, Stop};
+use self::content::{Stop, TarContent};
 use self::links::Links;
 use self::member::{BLOCK_BYTES, Member};
 use self::output::Output;
@@ -256,7 +256,7 @@ impl Archive<'_> {
         let Some(file) = failures.value_of(file)? else {
             return Ok(false);
         };
-        let content = Content::of(&file, io, &mut self.chunk);
+        let content = TarContent::of(&file, io, &mut self.chunk);
         let Some(content) = failures.value_of(content)? else {
             return Ok(false);
         };
