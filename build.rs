@@ -1,4 +1,5 @@
-//! Stamps the build (commit, compiler) into the binary, so that a report can say which xtent made it.
+//! Stamps the build (commit, compiler) into the binary, so that a report can say which xtent made
+//! it.
 use std::process::Command;
 
 fn output(program: &str, args: &[&str]) -> Option<String> {
@@ -9,7 +10,8 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Only what exists: Cargo takes a missing file for a changed one, and in a linked worktree `.git` is a file.
+    // Only what exists: Cargo takes a missing file for a changed one, and in a linked worktree
+    // `.git` is a file.
     let branch = output("git", &["symbolic-ref", "-q", "HEAD"]);
     for name in ["HEAD".to_owned()].into_iter().chain(branch) {
         if let Some(path) = output("git", &["rev-parse", "--git-path", &name])

@@ -1,4 +1,5 @@
-//! Random 4 KiB reads of a file by two threads, each with 32 in flight: `depth32 TARGET PATH [READS]`.
+//! Random 4 KiB reads of a file by two threads, each with 32 in flight:
+//! `depth32 TARGET PATH [READS]`.
 
 use std::thread;
 use std::time::Instant;

@@ -1,9 +1,12 @@
 //! Read every file of a tree at depth 32 on several threads, and print files and bytes per second.
 //!
 //! ```text
-//! cargo run --release --example read_tree -- TARGET [THREADS]    through xtent, such as disk.img,readonly
-//! cargo run --release --example read_tree -- dir:PATH [THREADS]  through the kernel, for comparison
+//! cargo run --release --example read_tree -- TARGET [THREADS]
+//! cargo run --release --example read_tree -- dir:PATH [THREADS]
 //! ```
+//!
+//! The first form reads through xtent (a target such as `disk.img,readonly`), the second one
+//! through the kernel, for comparison.
 //!
 //! The threads take directories from one list, so that each file is opened and read by one of them.
 

@@ -1,9 +1,9 @@
 //! Finds SPDK, makes the bindings, compiles the shim, and says how all of it is linked.
 //!
-//! SPDK's libraries are static, and its transports and DPDK's drivers enter themselves into lists by
-//! constructors that nothing refers to; so they are linked whole. `static:+whole-archive,-bundle` is kept in
-//! the metadata of this crate and reaches whatever is linked in the end: binaries, tests, and crates that
-//! depend on a crate that depends on this one.
+//! SPDK's libraries are static, and its transports and DPDK's drivers enter themselves into lists
+//! by constructors that nothing refers to; so they are linked whole.
+//! `static:+whole-archive,-bundle` is kept in the metadata of this crate and reaches whatever is
+//! linked in the end: binaries, tests, and crates that depend on a crate that depends on this one.
 use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,8 @@ impl Found {
     }
 
     fn link(&mut self) {
-        // Named by path, in the directory where SPDK was built, which may be gone; they are installed as well.
+        // Named by path, in the directory where SPDK was built, which may be gone; they are
+        // installed as well.
         for file in std::mem::take(&mut self.files) {
             let stem = file.file_stem().and_then(|stem| stem.to_str());
             let Some(name) = stem.and_then(|stem| stem.strip_prefix("lib")) else {
@@ -158,8 +159,8 @@ fn compile_shim(includes: &[PathBuf]) {
         .compile("xtent_spdk_shim");
 }
 
-/// Structures that bindgen reads wrongly (packed bit fields inside of unions) or that are not needed inside:
-/// opaque, so that those around them have the right size.
+/// Structures that bindgen reads wrongly (packed bit fields inside of unions) or that are not
+/// needed inside: opaque, so that those around them have the right size.
 const OPAQUE: [&str; 5] = [
     "spdk_nvme_feat_async_event_configuration.*",
     "spdk_nvme_tcp_cmd",

@@ -48,6 +48,7 @@ const PEERS: &[(&str, &str)] = &[
 const UNSAFE_ISLANDS: &[&str] = &["src/device/vfio/", "src/mem/", "src/spdk/", "src/sys/"];
 
 const MAX_LINES: usize = 600;
+const MAX_COLUMNS: usize = 100;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -272,6 +273,37 @@ fn files_stay_short() {
         .map(|(file, lines)| format!("{file}: {lines} lines"))
         .collect();
     assert_none(&broken);
+}
+
+/// Whether a line is a comment that is too wide, and could be broken: links and the rows of tables
+/// cannot.
+fn is_wide_comment(line: &str) -> bool {
+    let comment = line.trim_start();
+    let text = comment.trim_start_matches(['/', '!', '*', ' ']);
+    let is_comment = comment.starts_with("//") || comment.starts_with("/*");
+    let is_link = text.split(' ').any(|word| word.contains("://"));
+    is_comment && line.chars().count() > MAX_COLUMNS && !is_link && !text.starts_with('|')
+}
+
+#[test]
+fn comments_keep_to_the_width_of_code() {
+    // rustfmt breaks code, but no comments.
+    let mut sources = rust_files();
+    for dir in ["examples", "spdk-sys"] {
+        sources.extend(["rs", "c", "h"].iter().flat_map(|kind| files(dir, kind)));
+    }
+    assert_none(&lines_where(&sources, is_wide_comment));
+}
+
+#[test]
+fn wide_comments_are_found() {
+    let wide = "word ".repeat(20);
+    assert!(is_wide_comment(&format!("    /// {wide}")));
+    assert!(is_wide_comment(&format!("/* {wide}*/")));
+    assert!(!is_wide_comment(&format!("    let text = \"{wide}\";")));
+    assert!(!is_wide_comment(&format!("/// | {wide}|")));
+    assert!(!is_wide_comment(&format!("//! {wide}https://example.org/")));
+    assert!(!is_wide_comment(&format!("// {}", "\u{b5}".repeat(97))));
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! Bindings to SPDK's NVMe driver and environment, as they are installed on the machine that builds.
+//! Bindings to SPDK's NVMe driver and environment, as they are installed on the machine that
+//! builds.
 //!
-//! `build.rs` finds SPDK through pkg-config, makes the bindings from its headers, and compiles `shim.c`, which
-//! holds what headers alone cannot give (macros, bit fields, structures that differ between versions). The
-//! layouts that bindgen saw are asserted when this is compiled. Nothing of SPDK is in this package.
+//! `build.rs` finds SPDK through pkg-config, makes the bindings from its headers, and compiles
+//! `shim.c`, which holds what headers alone cannot give (macros, bit fields, structures that differ
+//! between versions). The layouts that bindgen saw are asserted when this is compiled. Nothing of
+//! SPDK is in this package.
 #![no_std]
 #![allow(
     dead_code,
@@ -27,8 +29,8 @@ include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 mod tests {
     use core::mem::{offset_of, size_of};
 
-    /// The structures that go over the wire or through a callback, against the specification: what bindgen
-    /// asserts is only that Rust and its reading of C agree.
+    /// The structures that go over the wire or through a callback, against the specification: what
+    /// bindgen asserts is only that Rust and its reading of C agree.
     #[test]
     fn layouts_are_those_of_the_specification() {
         assert_eq!(size_of::<super::spdk_nvme_cmd>(), 64);
@@ -40,7 +42,8 @@ mod tests {
     #[test]
     fn the_transports_are_linked() {
         for name in [c"PCIE", c"TCP"] {
-            // SAFETY: a string that ends, which is only read; the list of transports is made by constructors.
+            // SAFETY: a string that ends, which is only read; the list of transports is made by
+            // constructors.
             let there = unsafe { super::spdk_nvme_transport_available_by_name(name.as_ptr()) };
             assert!(there, "{name:?} was lost in linking");
         }

@@ -32,7 +32,8 @@ int xtent_spdk_env_start(const struct xtent_spdk_env *options)
     opts.mem_size = options->memory_mib;
     opts.no_pci = !options->pci;
     opts.no_huge = !options->hugepages;
-    /* One file for each piece of memory: it is passed to a controller of another process (vfio-user). */
+    /* One file for each piece of memory: it is passed to a controller of another process
+     * (vfio-user). */
     opts.hugepage_single_segments = options->hugepages;
     opts.env_context = (void *)options->dpdk_args;
     return spdk_env_init(&opts);

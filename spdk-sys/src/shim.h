@@ -1,5 +1,5 @@
-/* What xtent needs of SPDK beyond plain functions: macros, bit fields, and structures whose layout differs
- * between SPDK's versions and is therefore filled in by C. */
+/* What xtent needs of SPDK beyond plain functions: macros, bit fields, and structures whose layout
+ * differs between SPDK's versions and is therefore filled in by C. */
 #ifndef XTENT_SPDK_SHIM_H
 #define XTENT_SPDK_SHIM_H
 
@@ -46,7 +46,8 @@ struct xtent_spdk_attach;
 struct xtent_spdk_attach *xtent_spdk_attach_start(const struct spdk_nvme_transport_id *trid,
                                                   const struct xtent_spdk_host *host);
 
-/* -EAGAIN: call again. Otherwise `attach` is gone, and the result is 0 with the controller, or a negative errno. */
+/* -EAGAIN: call again. Otherwise `attach` is gone, and the result is 0 with the controller, or a
+ * negative errno. */
 int xtent_spdk_attach_poll(struct xtent_spdk_attach *attach, struct spdk_nvme_ctrlr **ctrlr);
 
 struct xtent_spdk_ctrlr_info {
@@ -86,8 +87,8 @@ struct spdk_nvme_qpair *xtent_spdk_qpair(struct spdk_nvme_ctrlr *ctrlr, uint32_t
 /* Status code type << 8 | status code of a completion; 0 is success. */
 uint32_t xtent_spdk_status(const struct spdk_nvme_cpl *cpl);
 
-/* Whether the controller says, by its registers, that it is disabled: it then touches no memory. For PCIe and
- * vfio-user. */
+/* Whether the controller says, by its registers, that it is disabled: it then touches no memory.
+ * For PCIe and vfio-user. */
 bool xtent_spdk_is_disabled(struct spdk_nvme_ctrlr *ctrlr);
 
 bool xtent_spdk_is_fabrics(enum spdk_nvme_transport_type trtype);
@@ -101,7 +102,8 @@ struct xtent_spdk_log_entry {
     char subnqn[257];
 };
 
-/* Reads the discovery log of a discovery controller and calls `each` for each entry. 0 or a negative errno. */
+/* Reads the discovery log of a discovery controller and calls `each` for each entry. 0 or a
+ * negative errno. */
 int xtent_spdk_discover(struct spdk_nvme_ctrlr *ctrlr, uint32_t timeout_ms,
                         void (*each)(void *context, const struct xtent_spdk_log_entry *entry), void *context);
 

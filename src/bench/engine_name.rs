@@ -26,8 +26,8 @@ impl EngineName {
         }
     }
 
-    /// The target in this engine's notation, with the options that hold for any engine; or why it cannot
-    /// drive it.
+    /// The target in this engine's notation, with the options that hold for any engine; or why it
+    /// cannot drive it.
     pub(super) fn target(self, spec: &TargetSpec) -> Result<String, &'static str> {
         let same = match spec.kind {
             TargetKind::Uring(_) => Self::Uring,
@@ -112,9 +112,9 @@ fn own_way(id: &TransportId, nsid: Option<u32>) -> Result<String, &'static str> 
     }
 }
 
-/// The options that say which blocks are accessed and how, for whichever engine opens the target. Those of the
-/// embedded controller (`mdts`, `noiob`, `vwc`, `threaded`, `inline`) and of xtent's driver (`dbbuf`) are not among
-/// them.
+/// The options that say which blocks are accessed and how, for whichever engine opens the target.
+/// Those of the embedded controller (`mdts`, `noiob`, `vwc`, `threaded`, `inline`) and of xtent's
+/// driver (`dbbuf`) are not among them.
 fn carried_options(spec: &TargetSpec) -> String {
     // Every field is named here: a new option must not be dropped unseen.
     let TargetSpec {
@@ -187,7 +187,8 @@ mod tests {
         assert!(of(Spdk, "vfio-user:/run/x y").is_err());
     }
 
-    /// Otherwise the other engine would access, and write, the whole device instead of a part of it.
+    /// Otherwise the other engine would access, and write, the whole device instead of a part of
+    /// it.
     #[test]
     fn options_are_carried_to_the_other_engine() {
         use EngineName::{Native, Spdk, Uring};

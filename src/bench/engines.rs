@@ -102,7 +102,8 @@ fn place(info: &TargetInfo) -> (u64, u64, u32) {
     (info.start_bytes, info.capacity_bytes, info.lba_bytes)
 }
 
-/// Rejects sides that do not access the same blocks: one of them would be measured, and written, elsewhere.
+/// Rejects sides that do not access the same blocks: one of them would be measured, and written,
+/// elsewhere.
 fn check_places(first: &TargetInfo, other: &TargetInfo) -> Result<()> {
     if place(first) == place(other) {
         return Ok(());

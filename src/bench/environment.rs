@@ -80,7 +80,8 @@ impl Environment {
     }
 
     /// A warning, where the build makes the figures worthless. Load by other programs is measured
-    /// during a run (see [`super::usage::CpusInUse::warning`]): the load average has past runs in it.
+    /// during a run (see [`super::usage::CpusInUse::warning`]): the load average has past runs in
+    /// it.
     pub(crate) fn warning(&self) -> Option<String> {
         (self.profile != "release").then(|| {
             format!(

@@ -113,7 +113,8 @@ fn failed(path: &Path, error: std::io::Error) -> Error {
 }
 
 impl LogFiles {
-    /// `PREFIX_clat_hist.N.log` for each job, and a file in HdrHistogram's form; either is optional.
+    /// `PREFIX_clat_hist.N.log` for each job, and a file in HdrHistogram's form; either is
+    /// optional.
     pub(crate) fn create(
         prefix: Option<&Path>,
         hlog: Option<&Path>,

@@ -215,8 +215,8 @@ impl Refused {
     pub fn of_mapping(self) -> Error {
         match self {
             Self::Full => Error::new(ErrorKind::WouldBlock, "the queue is full"),
-            // The range came from the disk's content: it points outside the device or into the middle of a
-            // block.
+            // The range came from the disk's content: it points outside the device or into the
+            // middle of a block.
             Self::Invalid(why) => Error::new(
                 ErrorKind::Corrupt,
                 format!("the mapping makes a command that the device cannot do: {why}"),

@@ -20,7 +20,8 @@ struct AclEntry {
     id: u32,
 }
 
-/// The entries of a value of `system.posix_acl_access` or `_default`; `None` for one that is no list.
+/// The entries of a value of `system.posix_acl_access` or `_default`; `None` for one that is no
+/// list.
 fn entries(value: &[u8]) -> Option<Vec<AclEntry>> {
     let (version, entries) = value.split_first_chunk()?;
     if u32::from_le_bytes(*version) != VERSION || !entries.len().is_multiple_of(8) {
@@ -70,7 +71,8 @@ fn lines(entries: &[AclEntry], prefix: &str, text: &mut String) {
     }
 }
 
-/// A list in one line, with numbers for owners, as tar archives have it; `None` for one that is no list.
+/// A list in one line, with numbers for owners, as tar archives have it; `None` for one that is no
+/// list.
 pub(super) fn short_text(value: &[u8]) -> Option<String> {
     let mut entries = entries(value)?;
     // Without a mask nothing is taken away: the text is then that of the entries alone.

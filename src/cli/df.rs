@@ -60,7 +60,8 @@ impl DfUsage {
     }
 }
 
-/// Blocks, and inodes: those that exist, and those that the free blocks have room for (`xfs_fs_statfs`).
+/// Blocks, and inodes: those that exist, and those that the free blocks have room for
+/// (`xfs_fs_statfs`).
 fn usage(info: &FilesystemInfo) -> (DfUsage, DfUsage) {
     let set_aside = SET_ASIDE_BLOCKS * u64::from(info.ag_count);
     let free = info.free_blocks.saturating_sub(set_aside);

@@ -131,8 +131,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Failures of a command that goes on with the next file: each is said at once, the first one's status
-/// stays.
+/// Failures of a command that goes on with the next file: each is said at once, the first one's
+/// status stays.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Option<u8>);
 

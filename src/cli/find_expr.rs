@@ -140,7 +140,8 @@ impl Expression {
         self.tests.iter().filter_map(of).collect()
     }
 
-    /// Whether a file passes. `newer` has the times of [`Expression::newer`]; `is_empty` is asked last.
+    /// Whether a file passes. `newer` has the times of [`Expression::newer`]; `is_empty` is asked
+    /// last.
     pub(super) fn fits<E>(
         &self,
         file: &Candidate<'_>,
@@ -290,8 +291,8 @@ impl Test {
     }
 }
 
-/// Whether a pattern of the shell matches all of a name: `*`, `?`, `[a-z]`, `[!a-z]`, and a backslash
-/// before a literal character. As fnmatch(3) in the C locale, without flags.
+/// Whether a pattern of the shell matches all of a name: `*`, `?`, `[a-z]`, `[!a-z]`, and a
+/// backslash before a literal character. As fnmatch(3) in the C locale, without flags.
 fn matches(pattern: &[u8], name: &[u8], fold: bool) -> bool {
     let same = |a: u8, b: u8| {
         if fold {
@@ -301,7 +302,8 @@ fn matches(pattern: &[u8], name: &[u8], fold: bool) -> bool {
         }
     };
     let (mut p, mut n) = (0, 0);
-    // Where to go on when what follows the last star does not match: one byte more belongs to the star.
+    // Where to go on when what follows the last star does not match: one byte more belongs to the
+    // star.
     let mut star = None;
     while n < name.len() {
         let step = match pattern.get(p) {

@@ -1,4 +1,5 @@
-//! `xtent get`: copying out. One side reads the volume, and tells the other one, which writes to the host.
+//! `xtent get`: copying out. One side reads the volume, and tells the other one, which writes to
+//! the host.
 
 mod apply;
 mod attributes;
@@ -61,7 +62,8 @@ pub(super) struct GetArgs {
     /// Copies directories with all that is below
     #[arg(short, long)]
     recursive: bool,
-    /// Keeps owners, all permissions, extended attributes, access control lists, hard links and special files
+    /// Keeps owners, all permissions, extended attributes, access control lists, hard links and
+    /// special files
     #[arg(short, long)]
     archive: bool,
     /// Replaces files that are there, and copies into directories that are there
@@ -146,8 +148,8 @@ fn base_name(path: &[u8]) -> Option<&[u8]> {
         .filter(|name| *name != b"." && *name != b"..")
 }
 
-/// The directory of the host, and the name in it; none for the root of the volume that goes into a directory that is
-/// there.
+/// The directory of the host, and the name in it; none for the root of the volume that goes into a
+/// directory that is there.
 fn place(
     local: &Path,
     path: &[u8],

@@ -86,8 +86,8 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Failure> {
     volume.map(drop)
 }
 
-/// Tells why the partition table cannot be read, except where the error of the filesystem does. Remains of a
-/// damaged table on a device that is an XFS filesystem mean nothing.
+/// Tells why the partition table cannot be read, except where the error of the filesystem does.
+/// Remains of a damaged table on a device that is an XFS filesystem mean nothing.
 fn complain_of_table(error: &Error, filesystem_error: Option<&str>) {
     let told = filesystem_error.is_some_and(|text| text.contains(error.detail()));
     if !told && error.kind() != ErrorKind::Corrupt {

@@ -21,8 +21,8 @@ use super::values::time;
     xtent list\n  \
     xtent list 'spdk:trtype=TCP traddr=192.0.2.1'")]
 pub(super) struct ListArgs {
-    /// A discovery service, such as 'spdk:trtype=TCP traddr=192.0.2.1 trsvcid=8009'; without it, the NVMe
-    /// controllers of this machine are listed
+    /// A discovery service, such as 'spdk:trtype=TCP traddr=192.0.2.1 trsvcid=8009'; without it,
+    /// the NVMe controllers of this machine are listed
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// Prints JSON

@@ -40,7 +40,8 @@ pub(super) struct LsArgs {
     /// Shows names that begin with a dot
     #[arg(short, long, visible_short_alias = 'A')]
     all: bool,
-    /// Keeps the directory's own order instead of sorting by name: starts at once, however many entries
+    /// Keeps the directory's own order instead of sorting by name: starts at once, however many
+    /// entries
     #[arg(short = 'U')]
     unsorted: bool,
     /// Sort by time of change, newest first

@@ -1,7 +1,7 @@
 //! The command line: one file a command, and what they share.
 //!
-//! Layer 7. Results go to stdout, everything else to stderr as one line `xtent: ...`. The exit status says
-//! what kind of failure it was ([`EXIT_STATUS`]).
+//! Layer 7. Results go to stdout, everything else to stderr as one line `xtent: ...`. The exit
+//! status says what kind of failure it was ([`EXIT_STATUS`]).
 #![forbid(unsafe_code)]
 
 mod acl;

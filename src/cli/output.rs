@@ -264,8 +264,8 @@ pub(super) fn human_size(bytes: u64) -> String {
     }
 }
 
-/// The version of the JSON that commands print: a field `schema_version` of the object, or of each object of
-/// the array. It grows when a field changes its meaning or goes; new fields do not count.
+/// The version of the JSON that commands print: a field `schema_version` of the object, or of each
+/// object of the array. It grows when a field changes its meaning or goes; new fields do not count.
 pub(super) const SCHEMA_VERSION: u32 = 1;
 
 /// Bytes for people.

@@ -44,8 +44,8 @@ pub(super) struct PutArgs {
     /// Writes to the target's own blocks instead of a file of a volume
     #[arg(long, conflicts_with = "offset")]
     raw: bool,
-    /// With --raw: the serial number of the target (`xtent info` shows it), for proof that it is the one you
-    /// mean
+    /// With --raw: the serial number of the target (`xtent info` shows it), for proof that it is
+    /// the one you mean
     #[arg(long, value_name = "SERIAL", conflicts_with = "path")]
     i_may_erase: Option<String>,
     /// The byte in the volume's file to begin at; what the local file does not cover stays
@@ -119,8 +119,8 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     Ok(volume.close()?)
 }
 
-/// The local file. Standard input comes into a temporary file first: its length must be known before anything is
-/// overwritten.
+/// The local file. Standard input comes into a temporary file first: its length must be known
+/// before anything is overwritten.
 fn open_local(local: &Path) -> Result<HostFile, Failure> {
     let failed = |error| Failure::local("cannot read", local, error);
     let mut options = HostFile::options();

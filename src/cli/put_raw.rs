@@ -16,8 +16,8 @@ use crate::bench::progress::Progress;
 const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-/// Writes all of `local` from the target's first block on. A last block that it fills in part is filled up
-/// with zeroes; blocks behind it stay.
+/// Writes all of `local` from the target's first block on. A last block that it fills in part is
+/// filled up with zeroes; blocks behind it stay.
 pub(super) fn run(
     target: &Target,
     local: &mut HostFile,
@@ -70,8 +70,8 @@ pub(super) fn run(
 
 type ByteSpan = std::ops::Range<u64>;
 
-/// Does `op` on every slot-sized piece of the span, several at a time: `before` fills a slot's buffer, `after`
-/// sees it when the operation has ended.
+/// Does `op` on every slot-sized piece of the span, several at a time: `before` fills a slot's
+/// buffer, `after` sees it when the operation has ended.
 fn each(
     raw: &mut RawIo,
     op: Op,
@@ -136,7 +136,8 @@ fn each(
     }
 }
 
-/// The sum of the checksums of the pieces, each with its place: it does not matter which ends first.
+/// The sum of the checksums of the pieces, each with its place: it does not matter which ends
+/// first.
 fn checksum(at: u64, piece: &[u8]) -> u64 {
     u64::from(crc32c::crc32c_append(
         crc32c::crc32c(&at.to_le_bytes()),

@@ -20,7 +20,8 @@ pub(super) struct ServeArgs {
 
 #[derive(Debug, Subcommand)]
 enum How {
-    /// As a PCI controller on a vfio-user socket: for SPDK, QEMU's vfio-user-pci, or `vfio-user:` targets
+    /// As a PCI controller on a vfio-user socket: for SPDK, QEMU's vfio-user-pci, or `vfio-user:`
+    /// targets
     VfioUser(VfioUserArgs),
 }
 
@@ -52,18 +53,21 @@ struct VfioUserArgs {
     /// I/O queue pairs to offer
     #[arg(long, value_name = "N", default_value_t = 63, value_parser = clap::value_parser!(u16).range(1..=511))]
     queues: u16,
-    /// Lets clients write the doorbells by message only: the controller then sleeps while there is nothing to do
+    /// Lets clients write the doorbells by message only: the controller then sleeps while there is
+    /// nothing to do
     #[arg(long)]
     no_mapped_doorbells: bool,
-    /// Permission bits of the socket, in octal, whatever the umask; to connect takes the right to write
+    /// Permission bits of the socket, in octal, whatever the umask; to connect takes the right to
+    /// write
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
     mode: u32,
-    /// The most memory that a client may lend at a time [default: three quarters of the memory that this process may
-    /// use, by the machine's size, its control group and `ulimit -v`, and of what these have left at the time]
+    /// The most memory that a client may lend at a time [default: three quarters of the memory that
+    /// this process may use, by the machine's size, its control group and `ulimit -v`, and of what
+    /// these have left at the time]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     client_memory: Option<u64>,
-    /// How long the controller polls its doorbells after the last work before it begins to sleep in between,
-    /// for up to a millisecond
+    /// How long the controller polls its doorbells after the last work before it begins to sleep in
+    /// between, for up to a millisecond
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time)]
     spin: Duration,
 }

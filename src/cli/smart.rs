@@ -1,4 +1,5 @@
-//! `xtent smart`: what nvme-cli's smart-log, error-log and fw-log show, for a disk that the kernel does not have.
+//! `xtent smart`: what nvme-cli's smart-log, error-log and fw-log show, for a disk that the kernel
+//! does not have.
 
 use std::io::Write;
 

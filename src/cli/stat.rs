@@ -23,7 +23,8 @@ pub(super) struct StatArgs {
     /// Follows a symbolic link in the last place
     #[arg(short = 'L', long)]
     dereference: bool,
-    /// Reads each ordinary file once through a page cache, and shows how that fared: hits, misses, read-ahead
+    /// Reads each ordinary file once through a page cache, and shows how that fared: hits, misses,
+    /// read-ahead
     #[arg(long)]
     cache: bool,
     /// Prints JSON: an array with one object a file

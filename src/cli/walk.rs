@@ -1,5 +1,5 @@
-//! A walk down the trees of a volume, for `du`, `find` and `tree`: any depth needs the same stack and
-//! few open blocks.
+//! A walk down the trees of a volume, for `du`, `find` and `tree`: any depth needs the same stack
+//! and few open blocks.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -16,8 +16,8 @@ pub(super) struct WalkEntry<'a> {
     pub(super) metadata: &'a Metadata,
     /// 0 for the start of the walk.
     pub(super) depth: usize,
-    /// A directory that is left: its entries were visited before, as far as they can be read. Each directory for which
-    /// the answer was [`Go::Down`] is visited so once.
+    /// A directory that is left: its entries were visited before, as far as they can be read. Each
+    /// directory for which the answer was [`Go::Down`] is visited so once.
     pub(super) after: bool,
     /// Nothing follows in its directory. Known only in sorted walks.
     pub(super) last: bool,
@@ -73,8 +73,9 @@ impl<'a> TreeWalk<'a> {
 }
 
 impl TreeWalk<'_> {
-    /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk goes on. `visit` notes
-    /// failures of that kind in the list that it gets; an error of it ends the walk.
+    /// Visits a file and the tree below it. A file that cannot be read is a failure, and the walk
+    /// goes on. `visit` notes failures of that kind in the list that it gets; an error of it ends
+    /// the walk.
     pub(super) fn tree(
         &mut self,
         start: &[u8],

@@ -272,8 +272,8 @@ fn encoded(value: &[u8], encoding: Option<Encoding>) -> String {
     }
 }
 
-/// In quotation marks, as getfattr prints text. Control characters, and those that change the direction of text, are
-/// written in octal, which setfattr reads back.
+/// In quotation marks, as getfattr prints text. Control characters, and those that change the
+/// direction of text, are written in octal, which setfattr reads back.
 fn quoted(value: &[u8]) -> String {
     let mut text = String::from("\"");
     for piece in value.utf8_chunks() {

@@ -1,7 +1,7 @@
 //! FIEMAP: a file's extents, as the kernel's ioctl reports them.
 //!
-//! As `iomap_fiemap` of Linux: extents beyond the end of the file too, cut to the range asked for (rounded
-//! out to filesystem blocks), the last one of the range marked [`FiemapFlags::LAST`].
+//! As `iomap_fiemap` of Linux: extents beyond the end of the file too, cut to the range asked for
+//! (rounded out to filesystem blocks), the last one of the range marked [`FiemapFlags::LAST`].
 
 use bitflags::bitflags;
 

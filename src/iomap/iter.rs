@@ -1,8 +1,9 @@
 //! The iterator: begin, body, end, advance.
 //!
-//! As `iomap_iter` of Linux (Documentation/filesystems/iomap/design.rst, "struct iomap_iter"): a mapping
-//! covers at least the first byte asked for; the body says how much of it was done; [`Ops::end`] hears
-//! that number even when the body came short or failed; no progress ends the loop.
+//! As `iomap_iter` of Linux (Documentation/filesystems/iomap/design.rst, "struct iomap_iter"): a
+//! mapping covers at least the first byte asked for; the body says how much of it was done;
+//! [`Ops::end`] hears that number even when the body came short or failed; no progress ends the
+//! loop.
 
 use super::{IterFlags, Mapping, MappingKind, Ops};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,12 +43,13 @@ impl Iter {
         }
     }
 
-    /// One mapping: asks for it, has `body` work on it, tells the filesystem how much was done, advances by
-    /// that. `true` when there is more to do; `false` at the range's end or when `body` made no progress.
-    /// After an error [`Iter::pos`] says how far the operation came.
+    /// One mapping: asks for it, has `body` work on it, tells the filesystem how much was done,
+    /// advances by that. `true` when there is more to do; `false` at the range's end or when `body`
+    /// made no progress. After an error [`Iter::pos`] says how far the operation came.
     ///
     /// # Errors
-    /// The filesystem's or the body's; [`ErrorKind::Corrupt`] for a mapping that does not cover the position.
+    /// The filesystem's or the body's; [`ErrorKind::Corrupt`] for a mapping that does not cover the
+    /// position.
     #[inline]
     pub fn step<O: Ops>(
         &mut self,
@@ -87,7 +89,8 @@ impl Iter {
         Ok(done > 0 && self.remaining > 0)
     }
 
-    /// Steps until the range is done, an error, or no progress. Returns the bytes done by this call.
+    /// Steps until the range is done, an error, or no progress. Returns the bytes done by this
+    /// call.
     ///
     /// # Errors
     /// As [`Iter::step`]; [`Iter::pos`] says how far the operation came.
@@ -101,8 +104,8 @@ impl Iter {
         Ok(self.pos - start)
     }
 
-    /// Bytes of the mapping from the position on, clipped to the rest; `None` when the position is not
-    /// inside, or the mapping's addresses run past 64 bits.
+    /// Bytes of the mapping from the position on, clipped to the rest; `None` when the position is
+    /// not inside, or the mapping's addresses run past 64 bits.
     #[inline]
     fn covered(&self, mapping: &Mapping) -> Option<u64> {
         let skipped = self.pos.checked_sub(mapping.offset)?;

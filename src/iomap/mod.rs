@@ -1,8 +1,8 @@
 //! A file range, iterated mapping by mapping.
 //!
-//! Layer 4. The filesystem implements [`Ops`]; each operation of this layer asks it for the mapping at a
-//! position, works on what the mapping covers, says how far it came, and goes on. The contract is that of
-//! Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
+//! Layer 4. The filesystem implements [`Ops`]; each operation of this layer asks it for the mapping
+//! at a position, works on what the mapping covers, says how far it came, and goes on. The contract
+//! is that of Linux's iomap (Documentation/filesystems/iomap). Neither NVMe nor XFS is known here.
 #![forbid(unsafe_code)]
 
 #[cfg(not(loom))]
@@ -57,7 +57,8 @@ bitflags! {
 /// One mapping: `length` bytes of the file from `offset`, and where they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
-    /// Byte address on the device; meaningful for [`MappingKind::Mapped`] and [`MappingKind::Unwritten`] only.
+    /// Byte address on the device; meaningful for [`MappingKind::Mapped`] and
+    /// [`MappingKind::Unwritten`] only.
     pub addr: u64,
     /// First file byte.
     pub offset: u64,
@@ -109,36 +110,39 @@ bitflags! {
     }
 }
 
-/// A filesystem's side of iomap. Implemented by a short-lived value that holds what the filesystem needs
-/// (its metadata, this thread's way to the device), so that no call is dispatched dynamically.
+/// A filesystem's side of iomap. Implemented by a short-lived value that holds what the filesystem
+/// needs (its metadata, this thread's way to the device), so that no call is dispatched
+/// dynamically.
 pub trait Ops {
-    /// The mapping that covers at least the byte at `pos`; `len` says how far the caller would go. A second
-    /// mapping is where the old data is to be read from when that is another place (copy-on-write).
+    /// The mapping that covers at least the byte at `pos`; `len` says how far the caller would go.
+    /// A second mapping is where the old data is to be read from when that is another place
+    /// (copy-on-write).
     ///
     /// # Errors
     /// Whatever keeps the filesystem from answering; the operation ends with it.
     fn begin(&mut self, pos: u64, len: u64, flags: IterFlags)
     -> Result<(Mapping, Option<Mapping>)>;
 
-    /// The device byte address of `pos`, when one plain written mapping covers all of `len` bytes and nothing
-    /// about the operation needs [`Ops::end`]: the usual case, for which neither `begin` nor `end` is called
-    /// then. `None` says nothing: `begin` is asked. With [`IterFlags::OVERWRITE_ONLY`] only for what may be
-    /// overwritten; the caller has seen that the range ends before the file.
+    /// The device byte address of `pos`, when one plain written mapping covers all of `len` bytes
+    /// and nothing about the operation needs [`Ops::end`]: the usual case, for which neither
+    /// `begin` nor `end` is called then. `None` says nothing: `begin` is asked. With
+    /// [`IterFlags::OVERWRITE_ONLY`] only for what may be overwritten; the caller has seen that the
+    /// range ends before the file.
     #[inline]
     fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
         let _ = (pos, len, flags);
         None
     }
 
-    /// The bytes behind a mapping of [`MappingKind::Inline`], from its first; fewer than its length when the file
-    /// ends inside it.
+    /// The bytes behind a mapping of [`MappingKind::Inline`], from its first; fewer than its length
+    /// when the file ends inside it.
     fn inline_data(&self, mapping: &Mapping) -> &[u8] {
         let _ = mapping;
         &[]
     }
 
-    /// Hears, after each mapping, how many bytes the operation did of it (0 when it failed). Called even
-    /// then.
+    /// Hears, after each mapping, how many bytes the operation did of it (0 when it failed). Called
+    /// even then.
     ///
     /// # Errors
     /// Ends the operation, unless it failed already.

@@ -1,13 +1,13 @@
 //! SEEK_HOLE and SEEK_DATA.
 //!
-//! As `iomap_seek_hole` and `iomap_seek_data` of Linux. Preallocated space counts as a hole: only a page
-//! cache could hold data over it, and there is none.
+//! As `iomap_seek_hole` and `iomap_seek_data` of Linux. Preallocated space counts as a hole: only a
+//! page cache could hold data over it, and there is none.
 
 use super::{Iter, IterFlags, MappingKind, Ops};
 use crate::error::Result;
 
-/// The first hole at or after `pos` of a file of `size_bytes`; the file's end counts as one. `None` at or
-/// beyond the end.
+/// The first hole at or after `pos` of a file of `size_bytes`; the file's end counts as one. `None`
+/// at or beyond the end.
 ///
 /// # Errors
 /// The filesystem's.

@@ -13,7 +13,8 @@ pub(super) struct TestLayout {
 }
 
 impl TestLayout {
-    /// Device addresses follow the file's, 1 MiB on, one extent after the other with gaps of 64 KiB.
+    /// Device addresses follow the file's, 1 MiB on, one extent after the other with gaps of 64
+    /// KiB.
     pub(super) fn new(extents: &[(MappingKind, u64)]) -> Self {
         let mut offset = 0;
         let mut addr = 1 << 20;

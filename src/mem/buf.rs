@@ -78,9 +78,9 @@ struct BufRange {
     heap: Arc<HeapInner>,
 }
 
-// SAFETY: a `BufRange` is the only owner of its range of the arena (the heap hands each range out once),
-// and the arena stays mapped while the `Arc` lives; so moving it to another thread is moving a
-// Box<[u8]>.
+// SAFETY: a `BufRange` is the only owner of its range of the arena (the heap hands each range out
+// once), and the arena stays mapped while the `Arc` lives; so moving it to another thread is moving
+// a Box<[u8]>.
 unsafe impl Send for BufRange {}
 // SAFETY: `&BufRange` gives only `&[u8]` and plain values.
 unsafe impl Sync for BufRange {}

@@ -110,7 +110,7 @@ impl Queue for QueuePair {
         // Nothing here calls anything: the compiler then saves no registers.
         let nlb = one.blocks.wrapping_sub(1);
         let segment = one.segment;
-        // With a countdown of 0 chains may wait; otherwise all in flight have trackers. Not 0 blocks.
+        // With a countdown of 0, chains may wait; else all in flight have trackers. Not 0 blocks.
         if self.countdown != 0
             && nlb < u64::from(self.most_plain_blocks)
             // No underflow: `most_plain_blocks` is at most the capacity.

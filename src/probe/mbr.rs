@@ -1,5 +1,5 @@
-//! MBR partition tables, with logical partitions in a chain of extended ones, as the kernel reads them
-//! (`block/partitions/msdos.c`).
+//! MBR partition tables, with logical partitions in a chain of extended ones, as the kernel reads
+//! them (`block/partitions/msdos.c`).
 
 use std::mem::size_of;
 
@@ -12,7 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The type of the entry that protects a GPT.
 const PROTECTIVE: u8 = 0xee;
-/// Links without a partition that are followed in a row, as the kernel does: a chain may be a circle.
+/// Links without a partition that are followed in a row, as the kernel does: a chain may be a
+/// circle.
 const MOST_EMPTY_LINKS: usize = 100;
 /// The first number of a logical partition.
 const FIRST_LOGICAL: u32 = 5;
@@ -104,7 +105,8 @@ pub(super) fn read_partitions(
             table.push(partition(number, 0, entry, sector_bytes));
         }
     }
-    // The kernel reads the logical partitions of each extended one, the first number after the last.
+    // The kernel reads the logical partitions of each extended one, the first number after the
+    // last.
     let mut number = FIRST_LOGICAL;
     for entry in record
         .entries
@@ -145,8 +147,8 @@ impl MbrArea {
     }
 }
 
-/// Follows the chain of boot records of an extended partition as parse_extended() does, so that the numbers
-/// are the kernel's: each has a partition, or several, and the next link.
+/// Follows the chain of boot records of an extended partition as parse_extended() does, so that the
+/// numbers are the kernel's: each has a partition, or several, and the next link.
 fn logical(
     source: &mut impl ProbeSource,
     first: MbrArea,
@@ -300,7 +302,8 @@ mod tests {
     fn entries_that_the_kernel_counts_are_counted() {
         let mut device = vec![0; 512 * 200];
         put(&mut device, 0, &[entry(0, 1, 4), entry(5, 10, 80)]);
-        // Of type 0; one in the third place; others there that leave the link or the extended partition.
+        // Of type 0; one in the third place; others there that leave the link or the extended
+        // partition.
         put(
             &mut device,
             10,

@@ -8,12 +8,12 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The partition table of a device; `None` where it has none.
 ///
-/// As the kernel does, a GPT counts only behind an MBR that protects it, or where the first sector has
-/// no partitions.
+/// As the kernel does, a GPT counts only behind an MBR that protects it, or where the first sector
+/// has no partitions.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged, [`ErrorKind::Unsupported`] for an MBR with
-/// sectors of an unknown size; the device's.
+/// [`ErrorKind::Corrupt`] for a GPT whose headers are both damaged, [`ErrorKind::Unsupported`] for
+/// an MBR with sectors of an unknown size; the device's.
 pub fn read_table(source: &mut impl ProbeSource) -> Result<Option<PartitionTable>> {
     let first = read(source, 0, 512)?;
     let sector = mbr::look(&first);

@@ -1,5 +1,5 @@
-//! Signatures of filesystems, volume managers, image formats and archives, as blkid(8) and file(1) know
-//! them, with what to do about each.
+//! Signatures of filesystems, volume managers, image formats and archives, as blkid(8) and file(1)
+//! know them, with what to do about each.
 
 use super::partitions::read_table;
 use super::raid::raid_at_end;
@@ -228,8 +228,8 @@ impl Signature {
     }
 }
 
-/// The three that share a superblock, told apart as libblkid does: ext3 has a journal, ext4 features
-/// that ext3 does not know.
+/// The three that share a superblock, told apart as libblkid does: ext3 has a journal, ext4
+/// features that ext3 does not know.
 fn ext(bytes: &[u8]) -> Option<Content> {
     const HAS_JOURNAL: u32 = 0x4;
     const EXT3_INCOMPAT: u32 = 0x2 | 0x4 | 0x10;
@@ -253,8 +253,8 @@ fn ext(bytes: &[u8]) -> Option<Content> {
     Some(Content::Known { name, advice })
 }
 
-/// Whether a sector begins with a record of an XFS log (`xlog_rec_header`): the head of a log need not
-/// be at its start.
+/// Whether a sector begins with a record of an XFS log (`xlog_rec_header`): the head of a log need
+/// not be at its start.
 fn has_log_record(bytes: &[u8]) -> bool {
     const MAGIC: &[u8] = b"\xfe\xed\xba\xbe";
     bytes.chunks_exact(512).any(|sector| {

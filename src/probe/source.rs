@@ -4,7 +4,8 @@ use crate::error::Result;
 
 /// Bytes that are probed.
 pub trait ProbeSource {
-    /// Fills `buf` from the byte `offset_bytes`; both are multiples of [`ProbeSource::block_bytes`].
+    /// Fills `buf` from the byte `offset_bytes`; both are multiples of
+    /// [`ProbeSource::block_bytes`].
     ///
     /// # Errors
     /// The device's.
@@ -16,8 +17,8 @@ pub trait ProbeSource {
     /// Bytes of a block.
     fn block_bytes(&self) -> u32;
 
-    /// Bytes of the sectors that an MBR counts in, which it does not say itself: the device's logical blocks.
-    /// `None` where they are not known.
+    /// Bytes of the sectors that an MBR counts in, which it does not say itself: the device's
+    /// logical blocks. `None` where they are not known.
     fn mbr_sector_bytes(&self) -> Option<u32> {
         Some(self.block_bytes().max(512))
     }

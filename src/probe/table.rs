@@ -75,8 +75,8 @@ impl PartitionTable {
     /// The partition of this number or name.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] with those that there are; [`ErrorKind::InvalidInput`] for a name that
-    /// several have.
+    /// [`ErrorKind::NotFound`] with those that there are; [`ErrorKind::InvalidInput`] for a name
+    /// that several have.
     pub fn find(&self, wanted: &str) -> Result<&Partition> {
         let number: Option<u32> = wanted.parse().ok();
         let by_number = |p: &&Partition| Some(p.number) == number;

@@ -283,8 +283,8 @@ impl SpdkController {
         }
     }
 
-    /// Lets the controller reach the memory of a heap (see [`SpdkController::arena_source`]), until it
-    /// is dropped.
+    /// Lets the controller reach the memory of a heap (see [`SpdkController::arena_source`]), until
+    /// it is dropped.
     ///
     /// # Errors
     /// When SPDK cannot map it.

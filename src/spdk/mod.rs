@@ -1,8 +1,9 @@
 //! SPDK's NVMe driver as an engine: PCIe, NVMe over TCP and RDMA, and vfio-user.
 //!
 //! Layer 3, an unsafe island, and without the cargo feature `spdk` only the names of targets
-//! ([`TransportId`]). With it: `SpdkController::open` attaches a controller, `SpdkController::queue` makes
-//! one `SpdkQueue` for each thread, which is a [`crate::block::Queue`] over one SPDK queue pair.
+//! ([`TransportId`]). With it: `SpdkController::open` attaches a controller,
+//! `SpdkController::queue` makes one `SpdkQueue` for each thread, which is a
+//! [`crate::block::Queue`] over one SPDK queue pair.
 //!
 //! Ownership: a queue pair belongs to the thread that has its `SpdkQueue`, and everything of the
 //! controller to the controller's keeper, a thread that polls the admin queue (keep-alive, events),

@@ -1,5 +1,5 @@
-//! Who uses a device in this process: one filesystem that may write, or several that only read, or raw
-//! writers.
+//! Who uses a device in this process: one filesystem that may write, or several that only read, or
+//! raw writers.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! The engines a target can have behind it, told apart at compile time: an enum, matched where it is used.
+//! The engines a target can have behind it, told apart at compile time: an enum, matched where it
+//! is used.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -79,7 +80,8 @@ impl TargetEngine {
         }
     }
 
-    /// What stands behind it. The caller fills in what it knows better: names, how it was opened, memory.
+    /// What stands behind it. The caller fills in what it knows better: names, how it was opened,
+    /// memory.
     pub(crate) fn info(&self) -> Result<TargetInfo> {
         match self {
             Self::Uring(disk) => Ok(super::uring::info(disk.info())),
@@ -170,7 +172,8 @@ impl Queue for EngineQueue {
     fn try_one(&mut self, one: One) -> bool {
         match self {
             Self::Nvme(queue) => queue.try_one(one),
-            // Piece by piece, for registers: a structure would be in memory for the other engine as well.
+            // Piece by piece, for registers: a structure would be in memory for the other engine as
+            // well.
             _ => self.try_elsewhere(
                 one.op,
                 one.flags,

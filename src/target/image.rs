@@ -1,12 +1,13 @@
 //! Image files: opened so that no other process changes them meanwhile.
 //!
 //! Four things keep others out, for no single one is seen by all of them:
-//! - a write lease (`fcntl(2)`, `F_SETLEASE`), kept while the image is open: it is refused while any other
-//!   descriptor of the file is open, a loop device's or one in another mount namespace included, and
-//!   later openers wait until writing has stopped ([`HeldFile`]);
+//! - a write lease (`fcntl(2)`, `F_SETLEASE`), kept while the image is open: it is refused while
+//!   any other descriptor of the file is open, a loop device's or one in another mount namespace
+//!   included, and later openers wait until writing has stopped ([`HeldFile`]);
 //! - `flock(2)`, between processes that use this crate;
 //! - locks of bytes as QEMU has them on its images;
-//! - where there are no leases (NFS, say), the kernel's list of loop devices, looked at again at each sync.
+//! - where there are no leases (NFS, say), the kernel's list of loop devices, looked at again at
+//!   each sync.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -22,8 +23,8 @@ use crate::sys::{
     take_lease,
 };
 
-/// How long another opener that is about to close the file is waited for: udev, a child between fork and
-/// exec, a loop device that is being detached.
+/// How long another opener that is about to close the file is waited for: udev, a child between
+/// fork and exec, a loop device that is being detached.
 const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(5);
 /// The smallest block.
@@ -37,7 +38,8 @@ pub(crate) struct ImageAccess {
     pub(crate) in_use: bool,
 }
 
-/// Opens and locks an image: for itself alone when it may be written, shared with other readers otherwise.
+/// Opens and locks an image: for itself alone when it may be written, shared with other readers
+/// otherwise.
 pub(crate) fn open(path: &Path, access: ImageAccess) -> Result<HeldFile> {
     let meta = fs::metadata(path).map_err(|e| Error::system("cannot find the image", e))?;
     check_type(&meta)?;
@@ -264,8 +266,8 @@ fn say_that_there_is_no_lease(error: &io::Error, access: ImageAccess) {
     );
 }
 
-/// Locks as QEMU's `file-posix.c` takes them on images: a byte for each permission that a user has, and
-/// one for each that it does not share.
+/// Locks as QEMU's `file-posix.c` takes them on images: a byte for each permission that a user has,
+/// and one for each that it does not share.
 mod qemu {
     use std::fs::File;
     use std::io;

@@ -20,8 +20,8 @@ pub struct TargetInfo {
     pub nsid: u32,
     /// Bytes in a logical block.
     pub lba_bytes: u32,
-    /// Bytes that can be accessed: those of the namespace or block device, or of the part of it that the
-    /// options `part` or `offset` name.
+    /// Bytes that can be accessed: those of the namespace or block device, or of the part of it
+    /// that the options `part` or `offset` name.
     pub capacity_bytes: u64,
     /// The byte of the namespace or block device where they begin; 0 without those options.
     pub start_bytes: u64,
@@ -41,8 +41,8 @@ pub struct TargetInfo {
     pub queue_depth: u32,
     /// How threads wait for the device: `poll`, `interrupt` or `adaptive`.
     pub wait: String,
-    /// How an embedded controller runs: `inline`, on the thread that waits, or `threaded`, on one of its
-    /// own; `none` where a device does the work.
+    /// How an embedded controller runs: `inline`, on the thread that waits, or `threaded`, on one
+    /// of its own; `none` where a device does the work.
     pub controller: String,
     /// What the DMA memory is made of: `hugepages`, `locked pages` or `pageable memory`.
     pub memory: String,

@@ -1,8 +1,8 @@
 //! A target: the device below a filesystem. What it is, who owns it, and how it is driven.
 //!
-//! Layer 6. A [`Target`] is a namespace of an NVMe controller (PCI, vfio-user, SPDK, or the controller embedded
-//! in this process over an image file or memory), or a block device through io_uring. It needs no
-//! filesystem; [`Volume::on`](crate::volume::Volume::on) mounts one on it.
+//! Layer 6. A [`Target`] is a namespace of an NVMe controller (PCI, vfio-user, SPDK, or the
+//! controller embedded in this process over an image file or memory), or a block device through
+//! io_uring. It needs no filesystem; [`Volume::on`](crate::volume::Volume::on) mounts one on it.
 //!
 //! ```
 //! use xtent::target::{Target, TargetOptions};

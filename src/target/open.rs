@@ -32,8 +32,8 @@ impl Target {
     /// Opens a target such as `image:disk.img` or `ram:1G` (see [`TargetSpec`]).
     ///
     /// # Errors
-    /// A target that is wrong, missing, in use or of a kind that this build cannot open; a controller that
-    /// does not come up.
+    /// A target that is wrong, missing, in use or of a kind that this build cannot open; a
+    /// controller that does not come up.
     ///
     /// ```
     /// use xtent::target::{Target, TargetOptions};
@@ -154,8 +154,8 @@ impl Target {
         Ok(target)
     }
 
-    /// What the controller reported since the last call, oldest first: health warnings, namespaces that
-    /// changed. Cheap where there is nothing; to be asked now and then by one thread.
+    /// What the controller reported since the last call, oldest first: health warnings, namespaces
+    /// that changed. Cheap where there is nothing; to be asked now and then by one thread.
     pub fn events(&self) -> Vec<Event> {
         match &self.shared.engine {
             TargetEngine::Nvme { controller, .. } => controller.events(),
@@ -167,8 +167,8 @@ impl Target {
         }
     }
 
-    /// The error of a raw operation that ended with a status: why writing to the file behind the target has
-    /// stopped, where it has.
+    /// The error of a raw operation that ended with a status: why writing to the file behind the
+    /// target has stopped, where it has.
     #[doc(hidden)]
     pub fn raw_error(&self, status: crate::block::Status) -> Option<Error> {
         status.error().map(|error| self.shared.why(error))
@@ -230,8 +230,8 @@ fn mode_name(spec: &TargetSpec, options: &TargetOptions) -> &'static str {
     }
 }
 
-/// How an embedded controller runs: as the target says, and else as the options do. A thread that sleeps
-/// does not do the controller's work, so waits that sleep need one with a thread of its own.
+/// How an embedded controller runs: as the target says, and else as the options do. A thread that
+/// sleeps does not do the controller's work, so waits that sleep need one with a thread of its own.
 fn mode_of(spec: &TargetSpec, options: &TargetOptions) -> ControllerMode {
     match spec.controller {
         Some(mode) => mode,
@@ -290,7 +290,8 @@ fn heap_config_of(spec: &TargetSpec, options: &TargetOptions) -> HeapConfig {
     }
 }
 
-/// As [`memory_of`]; a heap without memory, as those of engines without rings in it are at first, gets some.
+/// As [`memory_of`]; a heap without memory, as those of engines without rings in it are at first,
+/// gets some.
 fn memory_in_use(heap: &Heap) -> &'static str {
     if heap.backing().is_none() {
         // A failure is told to the first caller who needs memory.
@@ -361,11 +362,13 @@ fn device_of(
     Ok((device, format!("its embedded controller, {words}"), held))
 }
 
-/// The embedded controller that an `image:` or `ram:` target stands for, as it is to be served to other
-/// processes ([`crate::device::vfio_user::Server`]): with a thread of its own, and doorbells that fill one page.
+/// The embedded controller that an `image:` or `ram:` target stands for, as it is to be served to
+/// other processes ([`crate::device::vfio_user::Server`]): with a thread of its own, and doorbells
+/// that fill one page.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] for a target without an embedded controller; those of opening its medium.
+/// [`ErrorKind::InvalidInput`] for a target without an embedded controller; those of opening its
+/// medium.
 pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
     if !matches!(spec.kind, TargetKind::Image(_) | TargetKind::Ram { .. }) {
         let detail =
@@ -391,7 +394,8 @@ pub fn controller_to_serve(spec: &TargetSpec) -> Result<EmuConfig> {
         .map_err(|error| error.during("open").on_device(&*spec.text))
 }
 
-/// With a cache line for each pair's doorbells, those of the admin queue and of so many fill a page.
+/// With a cache line for each pair's doorbells, those of the admin queue and of so many fill a
+/// page.
 const SERVED_QUEUES: u16 = 63;
 
 /// The namespace that a target names, or the only one.

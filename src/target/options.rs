@@ -16,7 +16,8 @@ pub enum ControllerMode {
     Inline,
 }
 
-/// Options of a target. Options in the target's own text (`image:disk.img,depth=8`) take precedence.
+/// Options of a target. Options in the target's own text (`image:disk.img,depth=8`) take
+/// precedence.
 ///
 /// ```
 /// use xtent::target::{Target, TargetOptions};
@@ -68,8 +69,8 @@ impl TargetOptions {
         self
     }
 
-    /// Open, for reading only, an image that is in use elsewhere (a loop device, another process). The
-    /// data read may then change at any time or be inconsistent. Default: false.
+    /// Open, for reading only, an image that is in use elsewhere (a loop device, another process).
+    /// The data read may then change at any time or be inconsistent. Default: false.
     #[must_use]
     pub fn allow_in_use(mut self, yes: bool) -> Self {
         self.allow_in_use = yes;
@@ -111,8 +112,8 @@ impl TargetOptions {
         self
     }
 
-    /// How threads wait for the device. Where they do not poll, an embedded controller runs on a thread
-    /// of its own unless the target's text says otherwise. Default: [`Wait::Poll`].
+    /// How threads wait for the device. Where they do not poll, an embedded controller runs on a
+    /// thread of its own unless the target's text says otherwise. Default: [`Wait::Poll`].
     #[must_use]
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;

@@ -166,8 +166,8 @@ fn blocks_of(info: &TargetInfo, start_bytes: u64, len_bytes: u64) -> Result<Bloc
 }
 
 impl Target {
-    /// The partition table of the device behind the target, the whole of it also where the target is a
-    /// partition, with what the partitions hold.
+    /// The partition table of the device behind the target, the whole of it also where the target
+    /// is a partition, with what the partitions hold.
     ///
     /// # Errors
     /// As [`probe::read_table`].
@@ -235,7 +235,8 @@ mod tests {
         }
     }
 
-    /// The kernel's loop device reads the table of a file in sectors of 512 bytes, whatever disk the file is on.
+    /// The kernel's loop device reads the table of a file in sectors of 512 bytes, whatever disk
+    /// the file is on.
     #[test]
     fn an_mbr_in_a_file_counts_in_sectors_of_512_bytes() {
         let file = tempfile::NamedTempFile::new().unwrap();

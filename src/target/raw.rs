@@ -63,11 +63,12 @@ enum SlotBuf {
 }
 
 impl Target {
-    /// A handle for the calling thread: a queue, and `slots` buffers of `slot_bytes` (whole blocks).
+    /// A handle for the calling thread: a queue, and `slots` buffers of `slot_bytes` (whole
+    /// blocks).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for sizes that cannot be; when the controller has no queue left, or
-    /// memory is short.
+    /// [`ErrorKind::InvalidInput`] for sizes that cannot be; when the controller has no queue left,
+    /// or memory is short.
     #[doc(hidden)]
     pub fn raw(&self, slots: usize, slot_bytes: usize) -> Result<RawIo> {
         RawIo::new(&self.shared, slots, slot_bytes)
@@ -86,8 +87,8 @@ impl RawIo {
         Self::on_queue(target, (slots, slot_bytes), queue, claim)
     }
 
-    /// A handle that only reads, of the whole device, also where the target is a part of it. With fewer slots
-    /// where a queue takes no more.
+    /// A handle that only reads, of the whole device, also where the target is a part of it. With
+    /// fewer slots where a queue takes no more.
     pub(super) fn read_only(
         target: &Arc<TargetShared>,
         most_slots: usize,
@@ -167,13 +168,13 @@ impl RawIo {
         }
     }
 
-    /// Starts an operation on as many blocks as a slot's buffer has, from `lba` on. It ends at a later
-    /// [`RawIo::poll`].
+    /// Starts an operation on as many blocks as a slot's buffer has, from `lba` on. It ends at a
+    /// later [`RawIo::poll`].
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a slot in flight or a range that is not on the device,
-    /// [`ErrorKind::DeviceGone`], [`ErrorKind::Busy`] for a write while a filesystem on the device is open;
-    /// nothing was started then.
+    /// [`ErrorKind::DeviceGone`], [`ErrorKind::Busy`] for a write while a filesystem on the device
+    /// is open; nothing was started then.
     #[inline]
     pub fn submit(&mut self, slot: usize, op: Op, lba: Lba) -> Result<()> {
         let token = slot as Token;
@@ -217,8 +218,9 @@ impl RawIo {
         self.target.why(refusal(refused))
     }
 
-    /// Tells the device of what was submitted, and hands slots whose operations have ended to `done`, at most half of
-    /// them: while the caller fills those anew, the device has the others. Returns how many. Never waits.
+    /// Tells the device of what was submitted, and hands slots whose operations have ended to
+    /// `done`, at most half of them: while the caller fills those anew, the device has the others.
+    /// Returns how many. Never waits.
     #[inline]
     pub fn poll(&mut self, mut done: impl FnMut(usize, Status)) -> usize {
         let slots = &mut self.slots;
@@ -329,7 +331,8 @@ fn refusal(refused: Refused) -> Error {
 }
 
 impl Drop for RawIo {
-    /// Waits, up to a limit, for requests in flight. The memory of those not complete by then is leaked.
+    /// Waits, up to a limit, for requests in flight. The memory of those not complete by then is
+    /// leaked.
     fn drop(&mut self) {
         let patience = self
             .target
@@ -432,7 +435,8 @@ mod tests {
         assert!(raw.slot_mut(0).is_some() && raw.slot_mut(1).is_none());
     }
 
-    /// What a target with an offset reaches of a file, by either engine: its own blocks and no others.
+    /// What a target with an offset reaches of a file, by either engine: its own blocks and no
+    /// others.
     #[test]
     fn no_block_outside_of_a_part_is_reached() {
         use std::os::unix::fs::FileExt;

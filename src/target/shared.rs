@@ -45,9 +45,10 @@ pub(crate) struct TargetShared {
 impl TargetShared {
     /// Bytes of the sectors that an MBR on the device counts in; `None` where they are not known.
     ///
-    /// Those of a disk are its logical blocks. A file has none of its own: the alignment of direct I/O is that of
-    /// the disk below it, so sectors have 512 bytes, as those of the kernel's loop device by default. With
-    /// other blocks by the option `lba`, the table may have been made for either size.
+    /// Those of a disk are its logical blocks. A file has none of its own: the alignment of direct
+    /// I/O is that of the disk below it, so sectors have 512 bytes, as those of the kernel's loop
+    /// device by default. With other blocks by the option `lba`, the table may have been made for
+    /// either size.
     pub(crate) fn mbr_sector_bytes(&self) -> Option<u32> {
         let is_in_memory = matches!(self.identity, Identity::Memory(_));
         match (&self.engine, self.stated_lba_bytes) {

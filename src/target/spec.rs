@@ -1,4 +1,5 @@
-//! Targets as they are named on the command line: a scheme, what it opens, and options after commas.
+//! Targets as they are named on the command line: a scheme, what it opens, and options after
+//! commas.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use crate::spdk::TransportId;
 pub enum TargetKind {
     /// `image:FILE`: a file behind the embedded controller.
     Image(PathBuf),
-    /// `ram:SIZE`: memory behind the embedded controller; with `load=FILE` it starts as a copy of the file.
+    /// `ram:SIZE`: memory behind the embedded controller; with `load=FILE` it starts as a copy of
+    /// the file.
     Ram {
         /// Bytes of memory.
         capacity_bytes: u64,
@@ -29,15 +31,16 @@ pub enum TargetKind {
         /// The namespace; `None` for the only one there is.
         nsid: Option<u32>,
     },
-    /// `vfio-user:SOCKET`, with `nsid=N`: a controller that another process serves (SPDK's nvmf_tgt, or
-    /// `xtent serve vfio-user`).
+    /// `vfio-user:SOCKET`, with `nsid=N`: a controller that another process serves (SPDK's
+    /// nvmf_tgt, or `xtent serve vfio-user`).
     VfioUser {
         /// The socket, or the directory with the socket `cntrl` in it.
         socket: PathBuf,
         /// The namespace; `None` for the only one there is.
         nsid: Option<u32>,
     },
-    /// `spdk:trtype=... traddr=...`, with `nsid=N`: a controller that SPDK drives, of this machine or another.
+    /// `spdk:trtype=... traddr=...`, with `nsid=N`: a controller that SPDK drives, of this machine
+    /// or another.
     Spdk {
         /// Where the controller is.
         id: TransportId,
@@ -76,8 +79,8 @@ pub struct TargetSpec {
     pub volatile_write_cache: Option<bool>,
     /// `wait=poll|interrupt|adaptive`: how threads wait for the device.
     pub wait: Option<Wait>,
-    /// `dbbuf=on|off`: whether shadow doorbells are used, and offered by the embedded controller. By default they
-    /// are used where a controller offers them, which the embedded one does not.
+    /// `dbbuf=on|off`: whether shadow doorbells are used, and offered by the embedded controller.
+    /// By default they are used where a controller offers them, which the embedded one does not.
     pub shadow_doorbells: Option<bool>,
     /// `threaded`, `inline`: how the embedded controller runs.
     pub controller: Option<ControllerMode>,
@@ -101,12 +104,12 @@ const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vw
                        for ram: load=FILE, and for vfio-user: and spdk: nsid=N";
 
 impl TargetSpec {
-    /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a file
-    /// name is written twice.
+    /// Parses a target. A bare path of an existing ordinary file is taken as `image:`. A comma in a
+    /// file name is written twice.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] with the known forms, [`ErrorKind::NotFound`] for a bare word that is no
-    /// file.
+    /// [`ErrorKind::InvalidInput`] with the known forms, [`ErrorKind::NotFound`] for a bare word
+    /// that is no file.
     pub fn parse(text: &str) -> Result<Self> {
         parse(text).map_err(|error| error.during("parse target").on_device(text))
     }

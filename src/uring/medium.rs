@@ -23,8 +23,8 @@ pub struct UringDisk {
 pub struct DiskInfo {
     /// Bytes in a logical block.
     pub block_bytes: u32,
-    /// Bytes in a logical block of the device itself, or the alignment of direct I/O on a file: `block_bytes`
-    /// may be more.
+    /// Bytes in a logical block of the device itself, or the alignment of direct I/O on a file:
+    /// `block_bytes` may be more.
     pub logical_block_bytes: u32,
     /// Whole blocks.
     pub capacity_blocks: u64,

@@ -488,7 +488,7 @@ impl RingQueue {
         Some(Completion { token, status })
     }
 
-    /// Handles all completions but plain success: submits the rest, or ends the chain with an error.
+    /// Handles completions other than success: submits the rest, or ends the chain with an error.
     #[cold]
     fn go_on(&mut self, at: u16, result: i32) -> Option<Status> {
         let slot = self.slots.get_mut(usize::from(at))?;

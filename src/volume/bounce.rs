@@ -201,7 +201,8 @@ fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usi
     }
 }
 
-/// A buffer of whole blocks with the beginning of `from` in it, where it goes, and the bytes of `from` in it.
+/// A buffer of whole blocks with the beginning of `from` in it, where it goes, and the bytes of
+/// `from` in it.
 fn fill_piece(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<(DmaBuf, u64, usize)> {
     let block = io.block_bytes() as usize;
     let skip = usize::try_from(offset & (block as u64 - 1)).unwrap_or(0);

@@ -1,4 +1,5 @@
-//! The part of an [`super::Io`] that needs no filesystem: queue, operations, bounce memory, metadata reads.
+//! The part of an [`super::Io`] that needs no filesystem: queue, operations, bounce memory,
+//! metadata reads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -101,7 +102,8 @@ impl IoCore {
         })
     }
 
-    /// Starts an operation that is waited for. Blocking calls have slots of their own, so there is room.
+    /// Starts an operation that is waited for. Blocking calls have slots of their own, so there is
+    /// room.
     #[inline]
     pub(super) fn submit_kept(
         &mut self,
@@ -169,7 +171,8 @@ impl IoCore {
     }
 }
 
-/// After a direct write what was read into the page cache meanwhile goes, whether it went well or not.
+/// After a direct write what was read into the page cache meanwhile goes, whether it went well or
+/// not.
 #[inline(always)]
 pub(super) fn after_direct(kind: EndedKind, offset: u64, len: usize, of: &Of<'_, Arc<FileShared>>) {
     if kind == EndedKind::Write
@@ -248,8 +251,9 @@ impl IoCore {
         }
     }
 
-    /// Ends the operations of a reader that was leaked (`mem::forget`): nothing else takes them, and they hold
-    /// the slots and bounce buffers of blocking calls. For the start of a call that has no such operations yet.
+    /// Ends the operations of a reader that was leaked (`mem::forget`): nothing else takes them,
+    /// and they hold the slots and bounce buffers of blocking calls. For the start of a call that
+    /// has no such operations yet.
     #[cold]
     pub(super) fn reclaim_kept(&mut self) {
         self.poll_while(|core| core.direct.has_unfinished_kept());
@@ -264,9 +268,10 @@ impl IoCore {
 }
 
 impl Drop for IoCore {
-    /// Waits for requests in flight, at most until every deadline of the device has passed, and completes all
-    /// operations that were not delivered: pages that a direct write made stale are dropped, and the memory
-    /// goes back to its heap. Only memory that the device may still access is leaked.
+    /// Waits for requests in flight, at most until every deadline of the device has passed, and
+    /// completes all operations that were not delivered: pages that a direct write made stale are
+    /// dropped, and the memory goes back to its heap. Only memory that the device may still access
+    /// is leaked.
     fn drop(&mut self) {
         if self.direct.outstanding() == 0 {
             return;

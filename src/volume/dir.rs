@@ -259,8 +259,8 @@ impl DirEntry {
     /// Its entries, when it is a directory; a symbolic link is not followed.
     ///
     /// # Errors
-    /// [`ErrorKind::NotADirectory`]; [`ErrorKind::Corrupt`] with the inode number for a directory whose
-    /// parent is another one, which would have two paths; when the disk cannot be read.
+    /// [`ErrorKind::NotADirectory`]; [`ErrorKind::Corrupt`] with the inode number for a directory
+    /// whose parent is another one, which would have two paths; when the disk cannot be read.
     pub fn read_dir(&self, io: &mut Io) -> Result<ReadDir> {
         let place = DirPlace {
             volume: Arc::clone(&self.place.volume),

@@ -8,8 +8,8 @@ use crate::block::Queue;
 use crate::error::{Error, Result};
 use crate::sys::EventFd;
 
-/// A descriptor that always polls readable, one for the process: that of an [`Io`] whose completions only
-/// polling finds.
+/// A descriptor that always polls readable, one for the process: that of an [`Io`] whose
+/// completions only polling finds.
 ///
 /// # Errors
 /// The process has no descriptor left.
@@ -24,16 +24,16 @@ pub(super) fn always_ready() -> Result<BorrowedFd<'static>> {
 }
 
 impl Io {
-    /// Prepares for a wait for this handle's descriptor ([`AsFd`]): starts what was submitted, and makes the
-    /// descriptor unreadable until another operation ends. Returns false when operations may have ended
-    /// already: then poll instead of waiting. Does not wait.
+    /// Prepares for a wait for this handle's descriptor ([`AsFd`]): starts what was submitted, and
+    /// makes the descriptor unreadable until another operation ends. Returns false when operations
+    /// may have ended already: then poll instead of waiting. Does not wait.
     ///
-    /// The order is: [`Io::poll`] until it returns 0, `arm`, and, if that returned true, wait until the
-    /// descriptor is readable. Poll at least once a second while operations are in flight, readable or not:
-    /// that is how a device that does not answer is noticed.
+    /// The order is: [`Io::poll`] until it returns 0, `arm`, and, if that returned true, wait until
+    /// the descriptor is readable. Poll at least once a second while operations are in flight,
+    /// readable or not: that is how a device that does not answer is noticed.
     ///
-    /// With [`Wait::Poll`](crate::target::Wait::Poll), and for `spdk:` targets, the device does not report
-    /// completions: `arm` returns false, and the descriptor is always readable.
+    /// With [`Wait::Poll`](crate::target::Wait::Poll), and for `spdk:` targets, the device does not
+    /// report completions: `arm` returns false, and the descriptor is always readable.
     ///
     /// ```
     /// # use std::os::fd::{AsFd, AsRawFd};

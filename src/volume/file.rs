@@ -64,8 +64,9 @@ impl OpenOptions {
         self
     }
 
-    /// Through the page cache of the volume: reads and writes of any length, at any offset, from any memory.
-    /// Writes reach the device later (see [`File::sync_data`]), unless every write is to be durable.
+    /// Through the page cache of the volume: reads and writes of any length, at any offset, from
+    /// any memory. Writes reach the device later (see [`File::sync_data`]), unless every write is
+    /// to be durable.
     #[must_use]
     pub fn buffered(mut self, yes: bool) -> Self {
         self.buffered = yes;
@@ -75,9 +76,10 @@ impl OpenOptions {
     /// Opens an ordinary file; symbolic links are followed.
     ///
     /// # Errors
-    /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the volume may only be
-    /// read; [`ErrorKind::PermissionDenied`] for an immutable or append-only file; [`ErrorKind::NotOverwrite`] for
-    /// one with set-user-ID, set-group-ID or file capabilities, which a write would have to take away.
+    /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the
+    /// volume may only be read; [`ErrorKind::PermissionDenied`] for an immutable or append-only
+    /// file; [`ErrorKind::NotOverwrite`] for one with set-user-ID, set-group-ID or file
+    /// capabilities, which a write would have to take away.
     pub fn open(self, volume: &Volume, io: &mut Io, path: impl AsRef<Path>) -> Result<File> {
         let path = bytes_of(path.as_ref());
         let shared = &volume.shared;
@@ -114,7 +116,8 @@ impl OpenOptions {
         }
         if self.write {
             volume.check_writable()?;
-            // Of the inode as it is now: one that is in core was perhaps opened before this rule applied.
+            // Of the inode as it is now: one that is in core was perhaps opened before this rule
+            // applied.
             volume.fs.check_overwrite(&mut io.core, inode)?;
         }
         let options = Self {
@@ -157,28 +160,28 @@ impl OpenOptions {
 
 /// An open file. Cheap to clone; any thread may use it with its own [`Io`] of the same volume.
 ///
-/// Direct I/O: offsets and lengths are multiples of [`Io::block_bytes`], memory comes from [`Io::alloc`].
-/// Reads into ordinary memory may have any alignment. Writes overwrite existing data: a hole, preallocated
-/// space, shared blocks or the end of the file refuse them ([`crate::ErrorKind::NotOverwrite`]) before
-/// anything is written.
+/// Direct I/O: offsets and lengths are multiples of [`Io::block_bytes`], memory comes from
+/// [`Io::alloc`]. Reads into ordinary memory may have any alignment. Writes overwrite existing
+/// data: a hole, preallocated space, shared blocks or the end of the file refuse them
+/// ([`crate::ErrorKind::NotOverwrite`]) before anything is written.
 ///
-/// Opened [buffered](OpenOptions::buffered), the blocking calls go through the page cache, with any offset, length and
-/// memory. Writes overwrite existing data, too; a write that reaches a hole, preallocated space, shared
-/// blocks or the end of the file stops there and returns the bytes written, or fails if there are none.
-/// The calls of [`Io`] that submit,
-/// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file: direct I/O finds
-/// what was written to the cache before, and drops from it what it overwrites.
+/// Opened [buffered](OpenOptions::buffered), the blocking calls go through the page cache, with any
+/// offset, length and memory. Writes overwrite existing data, too; a write that reaches a hole,
+/// preallocated space, shared blocks or the end of the file stops there and returns the bytes
+/// written, or fails if there are none. The calls of [`Io`] that submit,
+/// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file:
+/// direct I/O finds what was written to the cache before, and drops from it what it overwrites.
 ///
-/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See [`Volume`] for the data lost
-/// when a process ends without closing or syncing.
+/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See
+/// [`Volume`] for the data lost when a process ends without closing or syncing.
 #[derive(Debug, Clone)]
 pub struct File {
     pub(super) shared: Arc<FileShared>,
     pub(super) volume: Arc<VolumeShared>,
 }
 
-/// What all clones of an open file share. An [`Io`] keeps that of the files that it was last used with, also when those
-/// are closed; so it has no reference to the volume.
+/// What all clones of an open file share. An [`Io`] keeps that of the files that it was last used
+/// with, also when those are closed; so it has no reference to the volume.
 pub(super) struct FileShared {
     /// What all handles of the file share.
     pub(super) inode: OpenInode,
@@ -256,13 +259,15 @@ impl File {
         Path::new(OsStr::from_bytes(&self.shared.path))
     }
 
-    /// Reads into `buf` from a byte offset; returns the bytes that belong to the file, fewer only at its
-    /// end (0 at and beyond it). Bytes of `buf` between the file's end and the end of its last block are
-    /// zeroed.
+    /// Reads into `buf` from a byte offset; returns the bytes that belong to the file, fewer only
+    /// at its end (0 at and beyond it). Bytes of `buf` between the file's end and the end of its
+    /// last block are zeroed.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Misaligned`] with the alignment that is needed; the device's errors, with the bytes that were
-    /// read before ([`Error::bytes_done`]), which are in `buf`. `buf` is given back in any case but one: when the engine loses the operation, `buf` is empty afterwards.
+    /// [`crate::ErrorKind::Misaligned`] with the alignment that is needed; the device's errors,
+    /// with the bytes that were read before ([`Error::bytes_done`]), which are in `buf`. `buf` is
+    /// given back in any case but one: when the engine loses the operation, `buf` is empty
+    /// afterwards.
     ///
     /// ```no_run
     /// # use xtent::volume::Volume;
@@ -290,8 +295,9 @@ impl File {
     ///
     /// # Errors
     /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NotOverwrite`],
-    /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which at least
-    /// [`Error::bytes_done`] and at most all of it has been written. `buf` is given back as by [`File::read_dma_at`].
+    /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which
+    /// at least [`Error::bytes_done`] and at most all of it has been written. `buf` is given back
+    /// as by [`File::read_dma_at`].
     #[inline]
     pub fn write_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if let Err(error) = io.check_write(self) {
@@ -354,11 +360,13 @@ impl File {
         Err(self.explain(error, operation, offset))
     }
 
-    /// Reads into ordinary memory, at any offset and length, through the page cache or this thread's bounce buffers;
-    /// returns the bytes read, fewer than asked only at the end of the file.
+    /// Reads into ordinary memory, at any offset and length, through the page cache or this
+    /// thread's bounce buffers; returns the bytes read, fewer than asked only at the end of the
+    /// file.
     ///
     /// # Errors
-    /// The device's, with the bytes that were read before ([`Error::bytes_done`]), which are in `buf`.
+    /// The device's, with the bytes that were read before ([`Error::bytes_done`]), which are in
+    /// `buf`.
     #[inline]
     pub fn read_at(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
         io.check_read(self)
@@ -372,9 +380,10 @@ impl File {
             .map_err(|error| self.explain(error, "read", offset))
     }
 
-    /// Overwrites with ordinary memory: through the page cache, with any offset and length, or through this thread's
-    /// bounce buffers, under the rules of [`File::write_dma_at`]. Returns the bytes written: all of them, but where a buffered
-    /// write came to what it cannot overwrite later than at its first byte.
+    /// Overwrites with ordinary memory: through the page cache, with any offset and length, or
+    /// through this thread's bounce buffers, under the rules of [`File::write_dma_at`]. Returns the
+    /// bytes written: all of them, but where a buffered write came to what it cannot overwrite
+    /// later than at its first byte.
     ///
     /// # Errors
     /// As [`File::write_dma_at`].
@@ -391,8 +400,9 @@ impl File {
             .map_err(|error| self.explain(error, "write", offset))
     }
 
-    /// Overwrites all of `buf` at any offset within the file. Without the page cache, blocks that are covered in
-    /// part are read first and written back whole: no other writer may touch those blocks meanwhile, through any handle.
+    /// Overwrites all of `buf` at any offset within the file. Without the page cache, blocks that
+    /// are covered in part are read first and written back whole: no other writer may touch those
+    /// blocks meanwhile, through any handle.
     ///
     /// # Errors
     /// As [`File::write_dma_at`], but for alignment.
@@ -408,12 +418,13 @@ impl File {
             .map_err(|error| self.explain(error, "write", offset))
     }
 
-    /// Makes every write that was completed before durable, those of the file into the page cache included, by
-    /// whatever handle.
+    /// Makes every write that was completed before durable, those of the file into the page cache
+    /// included, by whatever handle.
     ///
     /// # Errors
-    /// The device's. The last failure of writing the file back that this handle (with its clones) was not told of yet,
-    /// however that came about; what failed is still in the cache and is tried again by the next sync.
+    /// The device's. The last failure of writing the file back that this handle (with its clones)
+    /// was not told of yet, however that came about; what failed is still in the cache and is tried
+    /// again by the next sync.
     pub fn sync_data(&self, io: &mut Io) -> Result<()> {
         io.check_volume(&self.volume)
             .map_err(|error| self.explain(error, "sync", 0))?;
@@ -429,7 +440,8 @@ impl File {
             .map_err(|error| self.explain(error, "sync", 0))
     }
 
-    /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change today).
+    /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change
+    /// today).
     ///
     /// # Errors
     /// The device's.
@@ -437,8 +449,8 @@ impl File {
         self.sync_data(io)
     }
 
-    /// The first byte at or after `offset` that reads as zeroes because nothing is there; the end of the
-    /// file counts as such. `None` at or beyond the end of the file (`ENXIO`).
+    /// The first byte at or after `offset` that reads as zeroes because nothing is there; the end
+    /// of the file counts as such. `None` at or beyond the end of the file (`ENXIO`).
     ///
     /// # Errors
     /// When the file's extents cannot be read.
@@ -447,8 +459,8 @@ impl File {
             .map_err(|error| self.explain(error, "seek hole", offset))
     }
 
-    /// The first byte at or after `offset` that has data; `None` when there is none (`ENXIO`). Preallocated
-    /// space has no data.
+    /// The first byte at or after `offset` that has data; `None` when there is none (`ENXIO`).
+    /// Preallocated space has no data.
     ///
     /// # Errors
     /// When the file's extents cannot be read.
@@ -457,8 +469,8 @@ impl File {
             .map_err(|error| self.explain(error, "seek data", offset))
     }
 
-    /// The extents that touch `length_bytes` from `offset`, also beyond the end of the file, as the FIEMAP
-    /// ioctl reports them. `u64::MAX` as length means all.
+    /// The extents that touch `length_bytes` from `offset`, also beyond the end of the file, as the
+    /// FIEMAP ioctl reports them. `u64::MAX` as length means all.
     ///
     /// # Errors
     /// When the file's extents cannot be read.
@@ -504,7 +516,8 @@ impl File {
         )
     }
 
-    /// A reader from the file's start, with several large reads in flight ahead of the consumed position.
+    /// A reader from the file's start, with several large reads in flight ahead of the consumed
+    /// position.
     ///
     /// # Errors
     /// When the file was not opened for reading or `io` belongs to another volume.

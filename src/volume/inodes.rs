@@ -1,8 +1,9 @@
-//! Files in core: what all handles of a file share, by inode number, and the page cache of the volume.
+//! Files in core: what all handles of a file share, by inode number, and the page cache of the
+//! volume.
 //!
-//! A file that is cached stays here when its last handle is gone, with its pages; dirty ones wait for a sync, clean ones
-//! serve the next open. When there are too many the longest unused go, but never one that is dirty. An open or close
-//! takes O(log n), for n files in core.
+//! A file that is cached stays here when its last handle is gone, with its pages; dirty ones wait
+//! for a sync, clean ones serve the next open. When there are too many the longest unused go, but
+//! never one that is dirty. An open or close takes O(log n), for n files in core.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -133,15 +134,15 @@ impl Inodes {
         }
     }
 
-    /// The file with this metadata, if it is in core. One that was changed from outside meanwhile (the volume was opened
-    /// although it is in use) is not it.
+    /// The file with this metadata, if it is in core. One that was changed from outside meanwhile
+    /// (the volume was opened although it is in use) is not it.
     pub(super) fn find(self: &Arc<Self>, metadata: &Metadata) -> Option<OpenInode> {
         let inode = locked(&self.table).find(metadata)?;
         Some(self.opened(inode))
     }
 
-    /// Adds a file that was not found, or finds the one that another thread added meanwhile: both under one lock, for two
-    /// files in core would not know of each other's pages.
+    /// Adds a file that was not found, or finds the one that another thread added meanwhile: both
+    /// under one lock, for two files in core would not know of each other's pages.
     pub(super) fn add(self: &Arc<Self>, inode: CoreInode) -> OpenInode {
         let mut table = locked(&self.table);
         if let Some(found) = table.find(&inode.metadata) {
@@ -193,7 +194,8 @@ impl Inodes {
             }),
             background_percent: self.dirty_percent / 2,
             hard_percent: self.dirty_percent,
-            // The deadlines of a command and its abort, for each try, and those of resets in between.
+            // The deadlines of a command and its abort, for each try, and those of resets in
+            // between.
             wait_limit: volume
                 .target
                 .command_timeout
@@ -300,7 +302,8 @@ impl Table {
         self.give_up_unused()
     }
 
-    /// The longest unused, where too many are kept without handles. A close adds one at most, so a few looks are enough.
+    /// The longest unused, where too many are kept without handles. A close adds one at most, so a
+    /// few looks are enough.
     fn give_up_unused(&mut self) -> Vec<InodeEntry> {
         let mut gone = Vec::new();
         for _ in 0..LOOKS_PER_CLOSE {
@@ -317,7 +320,8 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&ino) else {
                 continue;
             };
-            // Dirty, or being written back; the handle that is closing has a reference as well, but is the newest.
+            // Dirty, or being written back; the handle that is closing has a reference as well, but
+            // is the newest.
             if entry.inode.may_be_dirty() || Arc::strong_count(&entry.inode) > 1 {
                 entry.closed = self.turn;
                 self.unused.insert(self.turn, ino);
@@ -330,8 +334,8 @@ impl Table {
     }
 }
 
-/// An eighth of the free hugepages; but 64 MiB, as far as that is no more than half of them. Without any it is
-/// ordinary memory.
+/// An eighth of the free hugepages; but 64 MiB, as far as that is no more than half of them.
+/// Without any it is ordinary memory.
 fn default_bytes(free_huge_pages: u64) -> usize {
     let free = usize::try_from(free_huge_pages)
         .unwrap_or(usize::MAX)

@@ -55,10 +55,12 @@ pub struct Io {
 pub struct Done {
     /// What it was submitted with.
     pub user_data: u64,
-    /// Its buffer; empty for a sync, and where the device is gone without being cut off from memory.
+    /// Its buffer; empty for a sync, and where the device is gone without being cut off from
+    /// memory.
     pub buf: DmaBuf,
-    /// Bytes read (fewer than asked only at the end of the file) or written (all of them). Otherwise the error, with the
-    /// bytes that were done before it, contiguous from the offset ([`Error::bytes_done`]).
+    /// Bytes read (fewer than asked only at the end of the file) or written (all of them).
+    /// Otherwise the error, with the bytes that were done before it, contiguous from the offset
+    /// ([`Error::bytes_done`]).
     pub result: Result<usize>,
 }
 
@@ -149,7 +151,8 @@ impl Io {
         Err(not_opened_for("writing"))
     }
 
-    /// For the start of a call with several operations in flight: ends those of a reader that was leaked.
+    /// For the start of a call with several operations in flight: ends those of a reader that was
+    /// leaked.
     #[inline]
     pub(super) fn reclaim_kept(&mut self) {
         if self.core.direct.to_take() != 0 {
@@ -168,8 +171,8 @@ impl Io {
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "no queue for buffered I/O"))
     }
 
-    /// To be called before direct I/O on a file that may be cached: writes its dirty pages to the device and,
-    /// before a write, drops the range from the cache.
+    /// To be called before direct I/O on a file that may be cached: writes its dirty pages to the
+    /// device and, before a write, drops the range from the cache.
     #[inline]
     pub(super) fn before_direct(
         &mut self,
@@ -193,8 +196,8 @@ impl Io {
         cached::before_direct(&file.shared, self, what, (offset, len), false)
     }
 
-    /// Page cache counters of the volume, with all operations of this thread; other threads add theirs now and
-    /// then. `None` when no buffered file was opened yet.
+    /// Page cache counters of the volume, with all operations of this thread; other threads add
+    /// theirs now and then. `None` when no buffered file was opened yet.
     pub fn cache_stats(&mut self) -> Option<CacheStats> {
         if let Some(buffered) = &mut self.buffered {
             buffered.flush_tally();
@@ -230,8 +233,8 @@ impl Io {
         }
     }
 
-    /// A zeroed buffer for direct I/O: any length, aligned to 4 KiB. It may be used with any `Io` of the
-    /// same volume.
+    /// A zeroed buffer for direct I/O: any length, aligned to 4 KiB. It may be used with any `Io`
+    /// of the same volume.
     ///
     /// # Errors
     /// [`crate::ErrorKind::OutOfMemory`].
@@ -270,8 +273,8 @@ impl Io {
     /// Starts an overwrite of `buf.len()` bytes at `offset`. It ends at a later [`Io::poll`].
     ///
     /// # Errors
-    /// [`SubmitError`] with the buffer; nothing was started then. [`ErrorKind::Busy`] at once while a mutable view of a
-    /// page of the range is lent.
+    /// [`SubmitError`] with the buffer; nothing was started then. [`ErrorKind::Busy`] at once while
+    /// a mutable view of a page of the range is lent.
     #[inline]
     pub fn submit_write(
         &mut self,
@@ -328,9 +331,9 @@ impl Io {
         }
     }
 
-    /// Tells the device of what was submitted, and hands every operation that has ended to `done`, at most
-    /// `budget` of them; returns how many. Never waits. If `done` panics, the operation that it was called with
-    /// counts as handed over, and the handle stays usable.
+    /// Tells the device of what was submitted, and hands every operation that has ended to `done`,
+    /// at most `budget` of them; returns how many. Never waits. If `done` panics, the operation
+    /// that it was called with counts as handed over, and the handle stays usable.
     #[inline]
     pub fn poll(&mut self, budget: usize, done: impl FnMut(Done)) -> usize {
         let volume = &*self.volume;
@@ -344,9 +347,9 @@ impl Io {
         self.core.direct.to_hand_over()
     }
 
-    /// To be called between polls that found nothing, by a caller with nothing else to do. Unless the volume was
-    /// opened for polling ([`crate::target::TargetOptions::wait`]) it may sleep here, while operations are in flight, until
-    /// one may have ended.
+    /// To be called between polls that found nothing, by a caller with nothing else to do. Unless
+    /// the volume was opened for polling ([`crate::target::TargetOptions::wait`]) it may sleep
+    /// here, while operations are in flight, until one may have ended.
     #[inline]
     pub fn relax(&mut self) {
         self.core.queue.relax();

@@ -1,9 +1,9 @@
 //! Volumes: mount a filesystem, walk paths, read and overwrite files.
 //!
-//! Layer 7. A [`Volume`] is shared by all threads. Each thread takes an [`Io`] of its own from it: a queue
-//! pair on the controller, memory for DMA, and the operations in flight. A [`File`] is a cheap handle that
-//! any thread may use together with its own `Io`; nothing on the way of a read or write locks, allocates or
-//! calls the kernel.
+//! Layer 7. A [`Volume`] is shared by all threads. Each thread takes an [`Io`] of its own from it:
+//! a queue pair on the controller, memory for DMA, and the operations in flight. A [`File`] is a
+//! cheap handle that any thread may use together with its own `Io`; nothing on the way of a read or
+//! write locks, allocates or calls the kernel.
 //!
 //! ```no_run
 //! use xtent::volume::Volume;
@@ -19,9 +19,9 @@
 //! }
 //! ```
 //!
-//! Files are opened for direct I/O, or, with [`OpenOptions::buffered`], for I/O of any alignment through a page cache that
-//! all handles of the volume share. Writes to the cache are on the device after [`File::sync_data`],
-//! [`Volume::sync`], or when the last handle of the volume is gone.
+//! Files are opened for direct I/O, or, with [`OpenOptions::buffered`], for I/O of any alignment
+//! through a page cache that all handles of the volume share. Writes to the cache are on the device
+//! after [`File::sync_data`], [`Volume::sync`], or when the last handle of the volume is gone.
 //!
 //! Paths are bytes, as XFS has them: not all of them are UTF-8.
 //! Every error names the operation, the path, the offset and the target.

@@ -25,17 +25,19 @@ use crate::xfs::{Fs, FsOptions, Ino};
 ///
 /// Every handle ([`Io`], [`File`], a clone) keeps the volume open.
 ///
-/// - [`Volume::close`] of the last handle writes back the dirty pages of the page cache, flushes the device's write cache,
-///   and returns what failed.
-/// - Dropping the last handle writes back as well, but a failure is only an event of `tracing` (level error), and the
-///   device's write cache is flushed only if something was dirty.
-/// - [`Volume::sync`], [`File::sync_data`] and writes to a file opened with [`OpenOptions::dsync`] make data durable at once.
+/// - [`Volume::close`] of the last handle writes back the dirty pages of the page cache, flushes
+///   the device's write cache, and returns what failed.
+/// - Dropping the last handle writes back as well, but a failure is only an event of `tracing`
+///   (level error), and the device's write cache is flushed only if something was dirty.
+/// - [`Volume::sync`], [`File::sync_data`] and writes to a file opened with [`OpenOptions::dsync`]
+///   make data durable at once.
 ///
-/// An end without destructors loses dirty pages: [`std::process::exit`], an abort, a signal that ends the process, the
-/// return of `main` while other threads have handles, a handle that is leaked (`std::mem::forget`, `Box::leak`, a cycle
-/// of `Arc`s) or kept in a `static`. The background flusher, where one runs, writes back what has been dirty for
-/// [`MountOptions::dirty_expire`]; younger pages are lost. Completed direct writes are on the device, though maybe
-/// in its write cache.
+/// An end without destructors loses dirty pages: [`std::process::exit`], an abort, a signal that
+/// ends the process, the return of `main` while other threads have handles, a handle that is leaked
+/// (`std::mem::forget`, `Box::leak`, a cycle of `Arc`s) or kept in a `static`. The background
+/// flusher, where one runs, writes back what has been dirty for [`MountOptions::dirty_expire`];
+/// younger pages are lost. Completed direct writes are on the device, though maybe in its write
+/// cache.
 #[derive(Debug, Clone)]
 pub struct Volume {
     pub(super) shared: Arc<VolumeShared>,
@@ -101,8 +103,8 @@ impl Drop for VolumeShared {
     }
 }
 
-/// A device has one filesystem open that may write, or any number that may not. What was opened although
-/// it is in use elsewhere is not kept from that.
+/// A device has one filesystem open that may write, or any number that may not. What was opened
+/// although it is in use elsewhere is not kept from that.
 fn claim(target: &TargetShared, read_only: bool) -> Result<Option<Claim>> {
     if target.in_use {
         return Ok(None);
@@ -129,7 +131,8 @@ fn read_only_reason(target: &TargetShared, options: &MountOptions) -> Option<&'s
 }
 
 impl Volume {
-    /// Opens a target such as `image:disk.img` and mounts the filesystem on it, with default options.
+    /// Opens a target such as `image:disk.img` and mounts the filesystem on it, with default
+    /// options.
     ///
     /// # Errors
     /// Those of [`Target::open`] and of [`Volume::on`].
@@ -145,8 +148,8 @@ impl Volume {
         Self::open_with(target, &TargetOptions::new(), &MountOptions::new())
     }
 
-    /// As [`Volume::open`], with options. A target that is mounted for reading only is opened for reading
-    /// only.
+    /// As [`Volume::open`], with options. A target that is mounted for reading only is opened for
+    /// reading only.
     ///
     /// # Errors
     /// As [`Volume::open`].
@@ -154,7 +157,8 @@ impl Volume {
     /// ```no_run
     /// # use xtent::{target::TargetOptions, volume::{MountOptions, Volume}};
     /// # fn main() -> xtent::Result<()> {
-    /// let (target, mount) = (TargetOptions::new().queue_depth(32), MountOptions::new().read_only(true));
+    /// let target = TargetOptions::new().queue_depth(32);
+    /// let mount = MountOptions::new().read_only(true);
     /// let volume = Volume::open_with("image:disk.img", &target, &mount)?;
     /// # Ok(())
     /// # }
@@ -168,8 +172,8 @@ impl Volume {
     /// Mounts the filesystem on a target that is open already.
     ///
     /// # Errors
-    /// A target without XFS, with a dirty log, with features that are not supported, or with corrupt
-    /// metadata. [`ErrorKind::Busy`] while this process has another filesystem on the same
+    /// A target without XFS, with a dirty log, with features that are not supported, or with
+    /// corrupt metadata. [`ErrorKind::Busy`] while this process has another filesystem on the same
     /// device open, through this target or another one, or a `RawIo` that writes. Several
     /// that are read-only may be open at once.
     ///
@@ -216,14 +220,16 @@ impl Volume {
         })
     }
 
-    /// Closes the volume: ends the background flusher, writes back dirty pages, flushes the device's write cache, and
-    /// returns what failed. To be called on the last handle, when every [`Io`], [`File`], [`ReadDir`] and clone is gone.
+    /// Closes the volume: ends the background flusher, writes back dirty pages, flushes the
+    /// device's write cache, and returns what failed. To be called on the last handle, when every
+    /// [`Io`], [`File`], [`ReadDir`] and clone is gone.
     ///
     /// # Errors
-    /// The first failure of writing back or of the flush, and a failure of writing back before that no sync of the volume
-    /// has reported: pages that are still dirty are lost then. [`ErrorKind::Busy`] when there are other handles: everything written
-    /// before was written back and flushed all the same, but the volume stays open, and the last handle to be dropped writes
-    /// back later writes.
+    /// The first failure of writing back or of the flush, and a failure of writing back before that
+    /// no sync of the volume has reported: pages that are still dirty are lost then.
+    /// [`ErrorKind::Busy`] when there are other handles: everything written before was written back
+    /// and flushed all the same, but the volume stays open, and the last handle to be dropped
+    /// writes back later writes.
     ///
     /// ```
     /// # use xtent::volume::{OpenOptions, Volume};
@@ -276,8 +282,9 @@ impl Volume {
         }
     }
 
-    /// Page cache counters. Threads count hits and misses for themselves and add them up now and then: when their
-    /// [`Io`] goes, and with [`Io::cache_stats`]. `None` when no buffered file was opened yet.
+    /// Page cache counters. Threads count hits and misses for themselves and add them up now and
+    /// then: when their [`Io`] goes, and with [`Io::cache_stats`]. `None` when no buffered file was
+    /// opened yet.
     pub fn cache_stats(&self) -> Option<CacheStats> {
         self.shared.inodes.stats()
     }
@@ -290,11 +297,12 @@ impl Volume {
         Io::new(&self.shared)
     }
 
-    /// Makes durable what was written to any file of the volume before, into the page cache or past it.
+    /// Makes durable what was written to any file of the volume before, into the page cache or past
+    /// it.
     ///
     /// # Errors
-    /// The device's. A failure of writing a file back that no sync of the volume has told yet; there may be more of
-    /// them, for the next one to tell.
+    /// The device's. A failure of writing a file back that no sync of the volume has told yet;
+    /// there may be more of them, for the next one to tell.
     pub fn sync(&self, io: &mut Io) -> Result<()> {
         io.check_volume(&self.shared)
             .and_then(|()| cached::sync_volume(&self.shared, io))
@@ -336,10 +344,11 @@ impl Volume {
         Ok(Metadata::of(&inode, self.shared.block_bytes()))
     }
 
-    /// Calls `visit` with the name and the value of each extended attribute of a file, as listxattr() and getxattr()
-    /// give them to root: also the access control lists, as `system.posix_acl_access` and `system.posix_acl_default`
-    /// besides the `trusted` attributes that hold them on disk. `metadata` must be of this volume; at most 64 KiB of a
-    /// value are in memory at a time.
+    /// Calls `visit` with the name and the value of each extended attribute of a file, as
+    /// listxattr() and getxattr() give them to root: also the access control lists, as
+    /// `system.posix_acl_access` and `system.posix_acl_default` besides the `trusted` attributes
+    /// that hold them on disk. `metadata` must be of this volume; at most 64 KiB of a value are in
+    /// memory at a time.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when the attributes are broken; those of the device and of `visit`.
@@ -358,8 +367,8 @@ impl Volume {
         super::xattr::each(&self.shared.fs, &mut io.core, ino, &mut visit)
     }
 
-    /// Whether an inode has a POSIX access control list. Then the group bits of its mode are the list's mask,
-    /// not the rights of its group (acl(5)).
+    /// Whether an inode has a POSIX access control list. Then the group bits of its mode are the
+    /// list's mask, not the rights of its group (acl(5)).
     #[doc(hidden)]
     pub fn has_access_acl(&self, io: &mut Io, metadata: &Metadata) -> Result<bool> {
         io.check_volume(&self.shared)?;

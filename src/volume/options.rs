@@ -47,8 +47,8 @@ impl MountOptions {
     }
 
     /// Mount, for reading only, although the log holds changes: this shows an old state of the
-    /// filesystem, in which files and directories may be inconsistent. A warning (`tracing`) says so
-    /// each time. Default: false.
+    /// filesystem, in which files and directories may be inconsistent. A warning (`tracing`) says
+    /// so each time. Default: false.
     #[must_use]
     pub fn no_recovery(mut self, yes: bool) -> Self {
         self.no_recovery = yes;
@@ -56,16 +56,17 @@ impl MountOptions {
     }
 
     /// Size of the page cache of buffered files in bytes, including its own tables. The memory is
-    /// allocated when the first buffered file is opened. Default: an eighth of the free hugepages, or
-    /// 64 MiB if that is more.
+    /// allocated when the first buffered file is opened. Default: an eighth of the free hugepages,
+    /// or 64 MiB if that is more.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
         self
     }
 
-    /// The most of the page cache that may be dirty, in percent, 1 to 90: a writer that would exceed it
-    /// waits for writeback. Writeback in the background starts at half of it. Default: 20.
+    /// The most of the page cache that may be dirty, in percent, 1 to 90: a writer that would
+    /// exceed it waits for writeback. Writeback in the background starts at half of it.
+    /// Default: 20.
     #[must_use]
     pub fn cache_dirty_percent(mut self, percent: u8) -> Self {
         self.cache_dirty_percent = percent;
@@ -80,9 +81,9 @@ impl MountOptions {
         self
     }
 
-    /// Period at which the flusher thread, while pages are dirty, looks for pages to write back. It uses a queue of
-    /// its own while it has work. Zero for no flusher: then only writers over the dirty limit and syncs write back.
-    /// Default: 5 s.
+    /// Period at which the flusher thread, while pages are dirty, looks for pages to write back. It
+    /// uses a queue of its own while it has work. Zero for no flusher: then only writers over the
+    /// dirty limit and syncs write back. Default: 5 s.
     #[must_use]
     pub fn writeback_interval(mut self, interval: Duration) -> Self {
         self.writeback_interval = interval;

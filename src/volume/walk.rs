@@ -9,8 +9,8 @@ const MAX_LINKS: u32 = 40;
 /// Longest path in bytes: the kernel's `PATH_MAX`, without the NUL.
 const MAX_PATH_BYTES: usize = 4095;
 
-/// The inode that `path` leads to, from the root. Whether the last component is followed when it is a
-/// symbolic link is the caller's to say; a slash behind it has it followed in any case.
+/// The inode that `path` leads to, from the root. Whether the last component is followed when it is
+/// a symbolic link is the caller's to say; a slash behind it has it followed in any case.
 pub(super) fn resolve(
     volume: &Volume,
     io: &mut Io,
@@ -94,7 +94,8 @@ fn check(path: &[u8]) -> Result<()> {
 }
 
 /// The components, last one first. A slash at the end stands for `.`, which only a directory has:
-/// `file/` and `file/.` are ENOTDIR, and a symbolic link before it is followed (path_resolution(7)).
+/// `file/` and `file/.` are ENOTDIR, and a symbolic link before it is followed
+/// (path_resolution(7)).
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let last_slash = path.ends_with(b"/").then(|| b".".to_vec());
     let names = path.rsplit(|&byte| byte == b'/');

@@ -1,4 +1,5 @@
-//! Calls of a [`File`] made of several others: exact and vectored reads, vectored writes, `std::io` writes.
+//! Calls of a [`File`] made of several others: exact and vectored reads, vectored writes, `std::io`
+//! writes.
 
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom, Write};
 
@@ -6,7 +7,8 @@ use super::{File, Io};
 use crate::error::{Error, ErrorKind, Result};
 
 impl File {
-    /// Reads all of `buf`, at any offset and length, as [`std::os::unix::fs::FileExt::read_exact_at`].
+    /// Reads all of `buf`, at any offset and length, as
+    /// [`std::os::unix::fs::FileExt::read_exact_at`].
     ///
     /// # Errors
     /// [`ErrorKind::UnexpectedEof`] when the file ends before, with the bytes that were read
@@ -38,8 +40,8 @@ impl File {
         Ok(())
     }
 
-    /// Reads into several buffers, one after the other, as preadv(2): returns the bytes read, fewer than
-    /// asked only at the end of the file. The buffers are filled by separate operations.
+    /// Reads into several buffers, one after the other, as preadv(2): returns the bytes read, fewer
+    /// than asked only at the end of the file. The buffers are filled by separate operations.
     ///
     /// # Errors
     /// As [`File::read_at`]; the bytes done count from the first buffer.
@@ -53,9 +55,9 @@ impl File {
         in_turn(bufs, offset, |buf, at| self.read_at(io, buf, at))
     }
 
-    /// Overwrites with several buffers, one after the other, as pwritev(2): returns the bytes written. For
-    /// direct I/O the length of each buffer must be a multiple of [`Io::block_bytes`], as for the kernel's
-    /// O_DIRECT. The buffers are written by separate operations.
+    /// Overwrites with several buffers, one after the other, as pwritev(2): returns the bytes
+    /// written. For direct I/O the length of each buffer must be a multiple of [`Io::block_bytes`],
+    /// as for the kernel's O_DIRECT. The buffers are written by separate operations.
     ///
     /// # Errors
     /// As [`File::write_at`]; the bytes done count from the first buffer.
@@ -69,7 +71,8 @@ impl File {
         in_turn(bufs, offset, |buf, at| self.write_at(io, buf, at))
     }
 
-    /// A writer that overwrites from the file's start, for programs that write to [`std::io::Write`].
+    /// A writer that overwrites from the file's start, for programs that write to
+    /// [`std::io::Write`].
     ///
     /// # Errors
     /// When the file was not opened for writing or `io` belongs to another volume.
@@ -98,7 +101,8 @@ impl File {
     }
 }
 
-/// Does one operation for each buffer, given with its length, up to the first that comes short; the bytes done.
+/// Does one operation for each buffer, given with its length, up to the first that comes short; the
+/// bytes done.
 fn in_turn<B>(
     bufs: impl Iterator<Item = (usize, B)>,
     offset: u64,
@@ -118,8 +122,9 @@ fn in_turn<B>(
 
 /// Overwrites a file from front to back, by [`File::writer`].
 ///
-/// Each call is one blocking [`File::write_all_at`]: wrap it in a [`std::io::BufWriter`] with a large
-/// buffer. `flush` does nothing, as that of [`std::fs::File`]: [`File::sync_data`] makes data durable.
+/// Each call is one blocking [`File::write_all_at`]: wrap it in a [`std::io::BufWriter`] with a
+/// large buffer. `flush` does nothing, as that of [`std::fs::File`]: [`File::sync_data`] makes data
+/// durable.
 #[derive(Debug)]
 pub struct FileWriter<'io> {
     file: File,

@@ -4,7 +4,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::format::attr::{FLAG_ROOT, FLAG_SECURE};
 use crate::xfs::{Fs, Ino, MetaIo};
 
-/// On disk, one entry of an access control list: tag (4 bytes), id (4), permissions (2) and padding, big-endian.
+/// On disk, one entry of an access control list: tag (4 bytes), id (4), permissions (2) and
+/// padding, big-endian.
 const DISK_ENTRY_BYTES: usize = 12;
 /// `POSIX_ACL_XATTR_VERSION`.
 const XATTR_VERSION: u32 = 2;
@@ -14,7 +15,8 @@ const TAGS_WITH_ID: [u32; 2] = [2, 8];
 /// Called with a name and a value.
 type XattrVisit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 
-/// Calls `visit` with the name and the value of each extended attribute, as xfs_xattr_put_listent() names them.
+/// Calls `visit` with the name and the value of each extended attribute, as xfs_xattr_put_listent()
+/// names them.
 pub(super) fn each(
     fs: &Fs,
     io: &mut impl MetaIo,
@@ -48,8 +50,8 @@ pub(super) fn each(
     })
 }
 
-/// The list in the form of the system calls: a version, and entries of tag (2 bytes), permissions (2) and id (4),
-/// little-endian. As xfs_acl_from_disk() and posix_acl_to_xattr().
+/// The list in the form of the system calls: a version, and entries of tag (2 bytes), permissions
+/// (2) and id (4), little-endian. As xfs_acl_from_disk() and posix_acl_to_xattr().
 fn acl_value(disk: &[u8]) -> Option<Vec<u8>> {
     let (count, entries) = disk.split_first_chunk()?;
     let count = usize::try_from(u32::from_be_bytes(*count)).ok()?;

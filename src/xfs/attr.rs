@@ -1,8 +1,8 @@
 //! Extended attributes: whether an inode has one of a name, and all that it has.
 //!
-//! Few lie in the inode (short form); more in one leaf block; then in several, with a tree of hashes above
-//! (the same nodes as of a directory). A walk goes down one level each step and then along the leaves while
-//! the hash goes on, so that it ends on any disk.
+//! Few lie in the inode (short form); more in one leaf block; then in several, with a tree of
+//! hashes above (the same nodes as of a directory). A walk goes down one level each step and then
+//! along the leaves while the hash goes on, so that it ends on any disk.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod list;
@@ -30,8 +30,8 @@ pub(super) struct AttrFork {
 }
 
 impl AttrFork {
-    /// That of an inode, if there is one. It is checked when it is used: one that is broken must not
-    /// hide the file's content.
+    /// That of an inode, if there is one. It is checked when it is used: one that is broken must
+    /// not hide the file's content.
     pub(super) fn of(core: &InodeCore, literal: &[u8]) -> Option<Self> {
         let start = usize::from(core.forkoff).saturating_mul(8);
         if start == 0 {
@@ -51,12 +51,12 @@ impl AttrFork {
 }
 
 impl Fs {
-    /// Whether an inode has the attribute `name` in a namespace ([`layout::FLAG_SECURE`], ...), as getxattr
-    /// sees it: not while it is being made or removed.
+    /// Whether an inode has the attribute `name` in a namespace ([`layout::FLAG_SECURE`], ...), as
+    /// getxattr sees it: not while it is being made or removed.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the attribute fork is broken; what the device
-    /// reports.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the attribute fork is broken; what
+    /// the device reports.
     pub fn has_attribute(
         &self,
         io: &mut impl MetaIo,

@@ -1,5 +1,5 @@
-//! What buffered I/O asks of a file beyond [`crate::iomap::Ops`]. Nothing is allocated here and no mapping ever changes, so
-//! there is little to say: dirty bytes go where they came from.
+//! What buffered I/O asks of a file beyond [`crate::iomap::Ops`]. Nothing is allocated here and no
+//! mapping ever changes, so there is little to say: dirty bytes go where they came from.
 
 use super::FileOps;
 use crate::error::Result;
@@ -12,7 +12,8 @@ impl CachedOps for FileOps<'_> {
         true
     }
 
-    /// Blocks that may be overwritten; [`crate::ErrorKind::NotOverwrite`] for all others, which no write let through.
+    /// Blocks that may be overwritten; [`crate::ErrorKind::NotOverwrite`] for all others, which no
+    /// write let through.
     fn map_writeback(&mut self, pos: u64, len: u64) -> Result<Mapping> {
         self.begin(pos, len, IterFlags::WRITE)
             .map(|(mapping, _)| mapping)

@@ -203,8 +203,8 @@ impl Fs {
         }
     }
 
-    /// Reads `len_bytes` of metadata at a device address, through the cache. `check` runs once on the bytes
-    /// read; the block is then kept as one of that kind and owner.
+    /// Reads `len_bytes` of metadata at a device address, through the cache. `check` runs once on
+    /// the bytes read; the block is then kept as one of that kind and owner.
     pub(crate) fn read_block(
         &self,
         io: &mut impl MetaIo,

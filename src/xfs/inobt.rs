@@ -55,8 +55,8 @@ impl Fs {
         Ok(start)
     }
 
-    /// The record of the chunk that an inode lies in or behind, and where it was found. Files of one directory often lie
-    /// in one chunk: the last record is looked at first.
+    /// The record of the chunk that an inode lies in or behind, and where it was found. Files of
+    /// one directory often lie in one chunk: the last record is looked at first.
     fn chunk_record(
         &self,
         io: &mut impl MetaIo,

@@ -142,7 +142,8 @@ impl Inode {
         self.extents.get_or_init(|| map)
     }
 
-    /// Decodes and checks the inode in `raw`, exactly the bytes of an inode, which lie at `addr_bytes`.
+    /// Decodes and checks the inode in `raw`, exactly the bytes of an inode, which lie at
+    /// `addr_bytes`.
     pub(super) fn parse(fs: &Fs, ino: Ino, addr_bytes: u64, raw: &[u8]) -> Result<Self> {
         let bad = |what: &str| corrupt(addr_bytes, format!("{ino}: {what}"));
         let (core, literal) = InodeCore::ref_from_prefix(raw).map_err(|_| bad("too short"))?;
@@ -349,13 +350,13 @@ fn device_number(file_type: InodeType, fork: &[u8]) -> (u32, u32) {
 }
 
 impl Fs {
-    /// Reads an inode. Its number may come from anywhere: it is looked up in the inode btree first, so that
-    /// one that is free or never existed is told from a broken one.
+    /// Reads an inode. Its number may come from anywhere: it is looked up in the inode btree first,
+    /// so that one that is free or never existed is told from a broken one.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] for a number that no inode can have or that is free, [`ErrorKind::Corrupt`]
-    /// when the inode or the way to it is broken, [`ErrorKind::Unsupported`] for a file of the realtime
-    /// section.
+    /// [`ErrorKind::NotFound`] for a number that no inode can have or that is free,
+    /// [`ErrorKind::Corrupt`] when the inode or the way to it is broken, [`ErrorKind::Unsupported`]
+    /// for a file of the realtime section.
     pub fn read_inode(&self, io: &mut impl MetaIo, ino: Ino) -> Result<Inode> {
         let place = self
             .geometry()

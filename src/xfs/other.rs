@@ -70,8 +70,8 @@ fn describe(io: &mut impl MetaIo) -> Result<String> {
     })
 }
 
-/// The RAID of which a device is a member, by a superblock at or behind the byte `from`: a write to a
-/// member does not reach the others. In words, with the remedy.
+/// The RAID of which a device is a member, by a superblock at or behind the byte `from`: a write to
+/// a member does not reach the others. In words, with the remedy.
 ///
 /// # Errors
 /// The device's.

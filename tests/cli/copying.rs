@@ -138,8 +138,8 @@ fn the_sticky_bit_of_a_directory_is_kept() {
     assert_eq!(fs::metadata(&out).unwrap().mode() & 0o7777, 0o1777);
 }
 
-/// An access control list as setxattr takes it (linux/posix_acl_xattr.h): the owner may read and write,
-/// user 65534 too, the group nothing, the mask is read and write.
+/// An access control list as setxattr takes it (linux/posix_acl_xattr.h): the owner may read and
+/// write, user 65534 too, the group nothing, the mask is read and write.
 pub(super) fn acl() -> Vec<u8> {
     let mut value = 2_u32.to_le_bytes().to_vec();
     let none = u32::MAX;

@@ -22,7 +22,8 @@ fn open_image() -> Option<Image> {
     Some(image)
 }
 
-/// Runs the command below limits of the shell, as a user without rights; `None` where that cannot be.
+/// Runs the command below limits of the shell, as a user without rights; `None` where that cannot
+/// be.
 fn limited(limits: &str, args: &[&str]) -> Option<Output> {
     let mut command = Command::new("bash");
     command

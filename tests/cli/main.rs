@@ -61,7 +61,8 @@ fn json<S: AsRef<OsStr>>(args: &[S]) -> Value {
     serde_json::from_slice(&run(0, args).0).unwrap()
 }
 
-/// An image that mkfs.xfs fills from a prototype: no root needed. Two files, two directories, a link.
+/// An image that mkfs.xfs fills from a prototype: no root needed. Two files, two directories, a
+/// link.
 fn prototype_image() -> Option<(Image, Vec<u8>)> {
     if !common::has_tool("mkfs.xfs") {
         common::skipped("mkfs.xfs is not installed");
@@ -277,7 +278,8 @@ fn get_copies_files_and_trees_and_replaces_only_by_force() {
     );
 }
 
-/// Every name in the image that is `from` becomes `to`, with the checksum of its inode made right again.
+/// Every name in the image that is `from` becomes `to`, with the checksum of its inode made right
+/// again.
 fn rename_on_disk(image: &Path, from: &[u8], to: &[u8]) {
     const INODE_BYTES: usize = 512;
     let mut disk = fs::read(image).unwrap();

@@ -1,5 +1,5 @@
-//! Partitions: each is opened by number, name and offset, nothing outside of it is read or written, and
-//! content other than a filesystem is named.
+//! Partitions: each is opened by number, name and offset, nothing outside of it is read or written,
+//! and content other than a filesystem is named.
 use std::os::unix::fs::FileExt;
 
 use super::*;

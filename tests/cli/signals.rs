@@ -100,7 +100,8 @@ fn a_command_that_waits_for_a_fifo_or_a_server_ends() {
 
 /// Starts it with its output kept, interrupts it while it measures, and returns what it printed.
 fn interrupted_output(args: &[&str]) -> String {
-    // On a busy machine it may take a while until something is measured: then there are no results yet.
+    // On a busy machine it may take a while until something is measured: then there are no results
+    // yet.
     for seconds in [0, 1, 4, 16, 40] {
         let mut child = start(args, Stdio::piped());
         let mut stdout = child.stdout.take().unwrap();

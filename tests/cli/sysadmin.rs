@@ -1,8 +1,9 @@
-//! `xattr`, `ls -l`, `df`, `du`, `find` and `tree` beside the tools of the host on a mount by the kernel.
+//! `xattr`, `ls -l`, `df`, `du`, `find` and `tree` beside the tools of the host on a mount by the
+//! kernel.
 use super::*;
 
-/// A tree with everything that the commands look at; the image, unmounted. `look` is called while it is
-/// mounted.
+/// A tree with everything that the commands look at; the image, unmounted. `look` is called while
+/// it is mounted.
 fn image(look: impl FnOnce(&Path)) -> Option<Image> {
     if !common::kernel_is_here() {
         return None;

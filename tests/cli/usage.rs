@@ -1,8 +1,9 @@
-//! Wrong invocations: each says in a line or two what happened and what to do. And a way to every exit
-//! status.
+//! Wrong invocations: each says in a line or two what happened and what to do. And a way to every
+//! exit status.
 use super::*;
 
-/// Arguments (`IMAGE`, `DIR` and `EXT4` stand for files), exit status, and words that must be there.
+/// Arguments (`IMAGE`, `DIR` and `EXT4` stand for files), exit status, and words that must be
+/// there.
 const WRONG: &[(&[&str], i32, &[&str])] = &[
     (&["frobnicate"], 2, &["unrecognized subcommand", "--help"]),
     (&["list-files", "IMAGE"], 2, &["unrecognized subcommand"]),

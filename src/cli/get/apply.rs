@@ -9,8 +9,8 @@ use super::job::{Archived, Attributes, KEPT_MODE};
 use crate::cli::failure::{Failure, OPERATION};
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-/// How XFS keeps access control lists on disk, which root sees as attributes, too. A filesystem that keeps them
-/// otherwise may refuse these: nothing is lost then.
+/// How XFS keeps access control lists on disk, which root sees as attributes, too. A filesystem
+/// that keeps them otherwise may refuse these: nothing is lost then.
 const ACL_ON_DISK: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
 
 /// What -a was to keep and the host did not take.
@@ -77,8 +77,8 @@ pub(super) struct CopyTarget<'a> {
 }
 
 impl CopyTarget<'_> {
-    /// Gives the copy its attributes. What only -a keeps is counted where it cannot be kept; an error of mode or times is
-    /// returned.
+    /// Gives the copy its attributes. What only -a keeps is counted where it cannot be kept; an
+    /// error of mode or times is returned.
     pub(super) fn apply(
         &self,
         attributes: &Attributes,
@@ -88,8 +88,8 @@ impl CopyTarget<'_> {
         if let Some(archive) = &attributes.archive {
             mode = self.archived(archive, attributes, lost)?;
         } else {
-            // As cp --preserve=mode: the mode is then all that gives rights. The default list of a directory stays: it
-            // concerns files to come.
+            // As cp --preserve=mode: the mode is then all that gives rights. The default list of a
+            // directory stays: it concerns files to come.
             self.remove_acl(attributes, c"system.posix_acl_access")?;
         }
         if attributes.file_type != libc::S_IFLNK {
@@ -98,8 +98,9 @@ impl CopyTarget<'_> {
         self.node.set_times(attributes.atime, attributes.mtime)
     }
 
-    /// Owner, attributes and access control lists; the mode that is then right. The owner comes first: changing it takes
-    /// capabilities and set-user-ID away. The mode comes last, as it says what the list's mask allows.
+    /// Owner, attributes and access control lists; the mode that is then right. The owner comes
+    /// first: changing it takes capabilities and set-user-ID away. The mode comes last, as it says
+    /// what the list's mask allows.
     fn archived(
         &self,
         archive: &Archived,
@@ -138,7 +139,8 @@ impl CopyTarget<'_> {
         Ok(mode)
     }
 
-    /// Removes an access control list that is not the source's: a change of the mode would raise its mask.
+    /// Removes an access control list that is not the source's: a change of the mode would raise
+    /// its mask.
     fn remove_acl(&self, attributes: &Attributes, list: &CStr) -> io::Result<()> {
         if !self.may_have_acl || attributes.file_type == libc::S_IFLNK {
             return Ok(());

@@ -9,7 +9,8 @@ use crate::cli::xattr::Collected;
 /// Tells a path when there is something to be said of it.
 pub(super) type PathOf<'a> = &'a dyn Fn() -> Vec<u8>;
 
-/// Owner, permissions, times and extended attributes. Attributes that cannot be read are noted: the content can be.
+/// Owner, permissions, times and extended attributes. Attributes that cannot be read are noted: the
+/// content can be.
 pub(super) fn archived(
     volume: &Volume,
     io: &mut Io,

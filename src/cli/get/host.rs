@@ -1,5 +1,5 @@
-//! The side that writes to the host, on a thread of its own where there is much to copy: reading and writing go on at the
-//! same time.
+//! The side that writes to the host, on a thread of its own where there is much to copy: reading
+//! and writing go on at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use super::job::{CopyJob, Entered};
 use super::writer::Writer;
 use crate::cli::failure::{Failure, OPERATION, check_interrupted};
 
-/// Jobs and bytes that are sent together: waking a thread for each small file would take longer than the file. A batch
-/// exceeds the bytes by one job at most.
+/// Jobs and bytes that are sent together: waking a thread for each small file would take longer
+/// than the file. A batch exceeds the bytes by one job at most.
 const BATCH_JOBS: usize = 64;
 const BATCH_BYTES: usize = 1 << 20;
 /// Batches that wait to be written.
@@ -44,7 +44,8 @@ impl CopyHost {
         }
         let refused = writer.refused_file();
         let (jobs, waiting) = sync_channel(WAITING_BATCHES);
-        // The writer goes over by a channel, so that it is still here when there is no thread for it.
+        // The writer goes over by a channel, so that it is still here when there is no thread for
+        // it.
         let (hand_over, handed) = sync_channel::<Writer>(1);
         match spawn_thread("xtent-write", move || work(handed.recv().ok(), &waiting)) {
             Ok(thread) => {

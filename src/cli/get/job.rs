@@ -7,12 +7,12 @@ use xtent::volume::{Metadata, Timestamp};
 
 use crate::cli::xattr;
 
-/// Permissions that a copy keeps without -a: not set-user-ID and set-group-ID, as the owner is another one. The sticky
-/// bit limits rights.
+/// Permissions that a copy keeps without -a: not set-user-ID and set-group-ID, as the owner is
+/// another one. The sticky bit limits rights.
 pub(super) const KEPT_MODE: u32 = 0o1777;
 
-/// Something to be made in the current directory of the host. What fails is noted there; the jobs that belong to it are
-/// then ignored.
+/// Something to be made in the current directory of the host. What fails is noted there; the jobs
+/// that belong to it are then ignored.
 pub(super) enum CopyJob {
     /// Make a directory and go down into it.
     Enter(Vec<u8>),

@@ -130,8 +130,8 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Copies a file of any type to `name`. For a directory that is empty so far: the other side is then inside, and
-    /// the work to do there is returned.
+    /// Copies a file of any type to `name`. For a directory that is empty so far: the other side is
+    /// then inside, and the work to do there is returned.
     fn one(
         &mut self,
         node: TreeNode<'_>,
@@ -412,8 +412,8 @@ impl Copy<'_> {
         attributes::archived(self.volume, &mut self.io, metadata, path, note)
     }
 
-    /// The permissions of a copy: never more than the file itself gives. With an access control list the
-    /// mode's group bits are the list's mask, which may be more than its group has.
+    /// The permissions of a copy: never more than the file itself gives. With an access control
+    /// list the mode's group bits are the list's mask, which may be more than its group has.
     fn kept_mode(&mut self, metadata: &Metadata, path: PathOf<'_>) -> Result<u32, Failure> {
         let mode = metadata.permissions() & KEPT_MODE;
         if mode & 0o070 == 0 || metadata.is_symlink() {

@@ -1,7 +1,8 @@
 //! Making files, directories and links on the host.
 //!
-//! Everything is made relative to directories that are held open. Files are made under a temporary name, and renamed when
-//! they are whole: no name on the disk leads outside, and nothing half-written has its final name.
+//! Everything is made relative to directories that are held open. Files are made under a temporary
+//! name, and renamed when they are whole: no name on the disk leads outside, and nothing
+//! half-written has its final name.
 
 use std::collections::HashMap;
 use std::fs::File as HostFile;
@@ -38,7 +39,8 @@ pub(super) struct Writer {
     failures: SharedFailures,
     pub(super) lost: LostAttributes,
     links: HashMap<u64, Made>,
-    /// Directories that `links` names, with those above them: the place of the one above, and the name.
+    /// Directories that `links` names, with those above them: the place of the one above, and the
+    /// name.
     places: Vec<(Option<usize>, Vec<u8>)>,
     part_names: String,
     parts: u64,
@@ -256,8 +258,8 @@ impl Writer {
         target.apply(attributes, &mut self.lost).map_err(failed)
     }
 
-    /// Refuses, before anything is copied, to replace what must stay: without --force anything, with it
-    /// all but regular files and symbolic links.
+    /// Refuses, before anything is copied, to replace what must stay: without --force anything,
+    /// with it all but regular files and symbolic links.
     fn check_place(&self, name: &[u8]) -> Result<(), Failure> {
         if self.is_new() {
             // What others put there meanwhile is found by the rename.
@@ -498,7 +500,8 @@ impl Writer {
         self.links.insert(ino, made);
     }
 
-    /// Links to the first copy; false when there is none, or it takes no more links. It is then copied again.
+    /// Links to the first copy; false when there is none, or it takes no more links. It is then
+    /// copied again.
     fn link(&mut self, name: &[u8], ino: u64) -> Result<bool, Failure> {
         let Some(made) = self.links.get(&ino) else {
             return Ok(false);
@@ -531,7 +534,8 @@ impl Writer {
         }
     }
 
-    /// Opens a directory below the base, name by name: no link leads elsewhere, and no path is too long.
+    /// Opens a directory below the base, name by name: no link leads elsewhere, and no path is too
+    /// long.
     fn open_place(&self, place: Option<usize>) -> io::Result<HostDir> {
         let mut names = Vec::new();
         let mut next = place;

@@ -287,8 +287,8 @@ const CAPABILITIES_BYTES: usize = 4096;
 const CAPABILITIES_BRACKETS: usize = 64;
 
 impl PeerCapabilities {
-    /// Parses the text behind [`VersionMessage`], which may be missing. Unknown capabilities are ignored
-    /// (a server with migration announces it to every client).
+    /// Parses the text behind [`VersionMessage`], which may be missing. Unknown capabilities are
+    /// ignored (a server with migration announces it to every client).
     ///
     /// # Errors
     /// A description of the fault.

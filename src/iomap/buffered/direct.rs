@@ -25,10 +25,12 @@ impl<Q: Queue> Buffered<Q> {
         self.write_back(file, ops, range)
     }
 
-    /// Before a direct write of a range: nothing of it is cached after, but for what others write to meanwhile.
+    /// Before a direct write of a range: nothing of it is cached after, but for what others write
+    /// to meanwhile.
     ///
     /// # Errors
-    /// As [`Buffered::write_out`]; [`crate::ErrorKind::Busy`] while a mutable view of a page of the range is lent.
+    /// As [`Buffered::write_out`]; [`crate::ErrorKind::Busy`] while a mutable view of a page of the
+    /// range is lent.
     pub fn before_direct_write<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -40,8 +42,9 @@ impl<Q: Queue> Buffered<Q> {
         drop_clean(file, range)
     }
 
-    /// After a direct write of a range: what was read into the cache meanwhile goes. What was written there meanwhile
-    /// stays, and will be written back over it. A page that does not go is a failure that the next sync of the file tells.
+    /// After a direct write of a range: what was read into the cache meanwhile goes. What was
+    /// written there meanwhile stays, and will be written back over it. A page that does not go is
+    /// a failure that the next sync of the file tells.
     pub fn after_direct_write(&mut self, file: &FileCache, range: Range<u64>) {
         drop_stale(file, range);
     }

@@ -1,15 +1,15 @@
 //! Reads and writes through the page cache.
 //!
-//! As `iomap_file_buffered_write`, `iomap_read_folio` and `iomap_writepages` of Linux, in their order: for each mapping,
-//! divide by page; find or allocate the page; read in what a partial write needs; copy; mark page and file dirty; then
-//! balance. A mapping is requested once and serves all of its pages. A page that was read is published
-//! only while the mark that was set *before* the request for the mapping is still there and the mapping
-//! is still current; so a read never hides data that another thread wrote, wrote back and evicted
-//! meanwhile.
+//! As `iomap_file_buffered_write`, `iomap_read_folio` and `iomap_writepages` of Linux, in their
+//! order: for each mapping, divide by page; find or allocate the page; read in what a partial write
+//! needs; copy; mark page and file dirty; then balance. A mapping is requested once and serves all
+//! of its pages. A page that was read is published only while the mark that was set *before* the
+//! request for the mapping is still there and the mapping is still current; so a read never hides
+//! data that another thread wrote, wrote back and evicted meanwhile.
 //!
-//! A [`Buffered`] belongs to one thread and has a queue of its own. Writeback begins and ends inside a
-//! call: no thread waits for I/O of a thread that is not polling. Only read-ahead stays in flight between
-//! calls, and a thread that needs a page that another one reads ahead takes it over.
+//! A [`Buffered`] belongs to one thread and has a queue of its own. Writeback begins and ends
+//! inside a call: no thread waits for I/O of a thread that is not polling. Only read-ahead stays in
+//! flight between calls, and a thread that needs a page that another one reads ahead takes it over.
 
 mod ahead;
 mod direct;
@@ -34,28 +34,29 @@ pub(crate) use direct::{drop_clean, drop_stale};
 
 /// What a filesystem adds to [`Ops`] for files that are cached.
 pub trait CachedOps: Ops {
-    /// Whether a mapping from before still holds. Cookies are not the same in two files of a filesystem, unless no
-    /// mapping ever changes.
+    /// Whether a mapping from before still holds. Cookies are not the same in two files of a
+    /// filesystem, unless no mapping ever changes.
     fn is_current(&self, mapping: &Mapping) -> bool;
 
     /// The destination of dirty bytes from `pos` on: a mapping that covers `pos`, of
-    /// [`super::MappingKind::Mapped`] or [`super::MappingKind::Unwritten`]. Delayed allocations are made now; shared blocks
-    /// are replaced by others. The pages are marked as in writeback, so they stay during the call.
+    /// [`super::MappingKind::Mapped`] or [`super::MappingKind::Unwritten`]. Delayed allocations are
+    /// made now; shared blocks are replaced by others. The pages are marked as in writeback, so
+    /// they stay during the call.
     ///
     /// # Errors
     /// Whatever keeps the bytes from having blocks; they stay dirty.
     fn map_writeback(&mut self, pos: u64, len: u64) -> Result<Mapping>;
 
-    /// Bytes are on the device, at `mapping`: blocks that were unwritten are converted, new ones take the place of
-    /// shared ones, the size on disk grows. Before the pages count as written.
+    /// Bytes are on the device, at `mapping`: blocks that were unwritten are converted, new ones
+    /// take the place of shared ones, the size on disk grows. Before the pages count as written.
     ///
     /// # Errors
     /// As [`CachedOps::map_writeback`].
     fn written_back(&mut self, pos: u64, len: u64, mapping: &Mapping) -> Result<()>;
 
-    /// What was written back so far is to outlive a loss of power. `flush` makes the device's own cache durable, as far as
-    /// it is volatile; a filesystem with changes to log looks at them first, flushes, and logs them then, so that the
-    /// log says nothing of data that may be lost.
+    /// What was written back so far is to outlive a loss of power. `flush` makes the device's own
+    /// cache durable, as far as it is volatile; a filesystem with changes to log looks at them
+    /// first, flushes, and logs them then, so that the log says nothing of data that may be lost.
     ///
     /// # Errors
     /// Those of the flush and of the filesystem's log.
@@ -67,8 +68,8 @@ pub trait CachedOps: Ops {
 pub struct Written {
     /// Bytes that are in the cache.
     pub bytes: usize,
-    /// It stopped because too much is dirty, none of it of this file, or it is being written back in the background: wait
-    /// for that, or write other files back, and go on.
+    /// It stopped because too much is dirty, none of it of this file, or it is being written back
+    /// in the background: wait for that, or write other files back, and go on.
     pub throttled: bool,
 }
 
@@ -85,15 +86,16 @@ pub struct Buffered<Q> {
     waits: bool,
 }
 
-/// How long no page can be had, while there is nothing that any thread writes back, before that is an error: what other
-/// threads read meanwhile comes free.
+/// How long no page can be had, while there is nothing that any thread writes back, before that is
+/// an error: what other threads read meanwhile comes free.
 const STARVED: Duration = Duration::from_millis(200);
 
 /// How often an operation begins anew because others were in its way.
 const PATIENCE: u32 = 100_000;
 
 impl<Q: Queue> Buffered<Q> {
-    /// Over a queue that is used for nothing else. The queue's device must reach the cache's memory.
+    /// Over a queue that is used for nothing else. The queue's device must reach the cache's
+    /// memory.
     pub fn new(queue: Q, cache: &Cache) -> Self {
         Self {
             ring: ChainRing::new(queue),
@@ -105,7 +107,8 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// For the flusher only: pages that another thread writes to are skipped from now on, not waited for.
+    /// For the flusher only: pages that another thread writes to are skipped from now on, not
+    /// waited for.
     pub fn wait_for_nobody(&mut self) {
         self.waits = false;
     }

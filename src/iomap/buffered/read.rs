@@ -129,7 +129,8 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// Marks absent pages for reading: `None` when they are not absent any more, or memory is short and was seen to.
+    /// Marks absent pages for reading: `None` when they are not absent any more, or memory is short
+    /// and was seen to.
     fn begin_fill<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -179,7 +180,8 @@ impl<Q: Queue> Buffered<Q> {
             used.push(*span.mapping);
             Ok(span.len)
         });
-        // What lies beyond the file's last block. (The rest of that block is zeroed when it has been read.)
+        // What lies beyond the file's last block. (The rest of that block is zeroed when it has
+        // been read.)
         let read = offset_in(range.end.next_multiple_of(block), start).min(total);
         fill.put(read, total - read, &[]);
         InFlightOrFailed {
@@ -194,7 +196,8 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// Waits for a fill, and gives its pages to the cache if all went well; else they are absent again.
+    /// Waits for a fill, and gives its pages to the cache if all went well; else they are absent
+    /// again.
     fn end_fill<O: CachedOps>(
         &mut self,
         ops: &mut O,
@@ -246,8 +249,8 @@ impl<Q: Queue> Buffered<Q> {
         self.ring.poll();
     }
 
-    /// Starts to read the uncached part of a range, without waiting; at most an eighth of the cache, together
-    /// with what this thread reads ahead already.
+    /// Starts to read the uncached part of a range, without waiting; at most an eighth of the
+    /// cache, together with what this thread reads ahead already.
     pub fn read_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, range: Range<u64>) {
         self.collect_ahead(ops);
         let size = file.size_bytes();
@@ -305,7 +308,8 @@ impl<Q: Queue> Buffered<Q> {
     fn end_ahead<O: CachedOps>(&mut self, ops: &O, in_flight: InFlight) {
         let ended = self.ring.end(in_flight.task);
         let mut fill = in_flight.fill;
-        // The mappings are of the file that is read now; of another one's they prove nothing, and cookies differ.
+        // The mappings are of the file that is read now; of another one's they prove nothing, and
+        // cookies differ.
         let current = in_flight.used.iter().all(|mapping| ops.is_current(mapping));
         if in_flight.failed || ended.result.is_err() || !current {
             fill.abandon(ended.lost);

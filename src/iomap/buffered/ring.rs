@@ -156,8 +156,8 @@ impl<Q: Queue> ChainRing<Q> {
         }
     }
 
-    /// Makes durable what has completed. The queue knows whether the device does so by itself: what it said before
-    /// others wrote, or before a reset, need not hold.
+    /// Makes durable what has completed. The queue knows whether the device does so by itself: what
+    /// it said before others wrote, or before a reset, need not hold.
     pub(super) fn flush(&mut self) -> Result<()> {
         let task = self.task();
         let chain = Chain {

@@ -9,9 +9,9 @@ use crate::mem::pages::{PAGE_BYTES, Which};
 const PAGE: u64 = PAGE_BYTES as u64;
 
 impl<Q: Queue> Buffered<Q> {
-    /// Gives a file another size, in memory: zeroes what was or comes behind its end in the last block, and drops the
-    /// pages behind it. The filesystem takes its blocks back after; nothing of them is in use then. The caller's lock
-    /// keeps other writers that allocate or grow away.
+    /// Gives a file another size, in memory: zeroes what was or comes behind its end in the last
+    /// block, and drops the pages behind it. The filesystem takes its blocks back after; nothing of
+    /// them is in use then. The caller's lock keeps other writers that allocate or grow away.
     ///
     /// # Errors
     /// The filesystem's and the device's; the size is as before then, or as wanted.
@@ -36,12 +36,13 @@ impl<Q: Queue> Buffered<Q> {
         if end > size_bytes {
             self.zero_range(file, ops, size_bytes..end)?;
         }
-        // From here on no write begins behind it. A writer that began before holds the lock of a page, and
-        // is waited for below.
+        // From here on no write begins behind it. A writer that began before holds the lock of a
+        // page, and is waited for below.
         file.set_size(size_bytes);
         let page = size_bytes - size_bytes % PAGE;
         if size_bytes > page {
-            // The last page may have other blocks behind the end: it goes as a whole, after it was written back.
+            // The last page may have other blocks behind the end: it goes as a whole, after it was
+            // written back.
             let mut patience = PATIENCE;
             loop {
                 let left = file.invalidate(page..page + PAGE, Which::Clean, true);

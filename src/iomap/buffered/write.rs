@@ -24,13 +24,14 @@ const MOMENT: Duration = Duration::from_micros(50);
 const BACKGROUND_PAGES: usize = 512;
 
 impl<Q: Queue> Buffered<Q> {
-    /// Writes into the cache; the file grows by the part beyond its end. Cached pages are overwritten without
-    /// asking the filesystem. Writes that allocate or grow are for one thread at a time: the caller holds the
-    /// lock of the file.
+    /// Writes into the cache; the file grows by the part beyond its end. Cached pages are
+    /// overwritten without asking the filesystem. Writes that allocate or grow are for one thread
+    /// at a time: the caller holds the lock of the file.
     ///
     /// # Errors
-    /// The filesystem's and the device's, with the number of bytes written before. A write that reaches a
-    /// range that cannot be overwritten ends there, without an error unless that is its first byte.
+    /// The filesystem's and the device's, with the number of bytes written before. A write that
+    /// reaches a range that cannot be overwritten ends there, without an error unless that is its
+    /// first byte.
     #[inline]
     pub fn write<O: CachedOps>(
         &mut self,
@@ -99,8 +100,8 @@ impl<Q: Queue> Buffered<Q> {
         })
     }
 
-    /// Zeroes bytes of the file that are not zero already: cached ones, and those of written blocks. Holes and
-    /// preallocated blocks stay as they are. The size stays too.
+    /// Zeroes bytes of the file that are not zero already: cached ones, and those of written
+    /// blocks. Holes and preallocated blocks stay as they are. The size stays too.
     ///
     /// # Errors
     /// As [`Buffered::write`].
@@ -145,8 +146,8 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// What lies between the old end of a file and the end of its block, or of the write that comes: it becomes part of
-    /// the file.
+    /// What lies between the old end of a file and the end of its block, or of the write that
+    /// comes: it becomes part of the file.
     fn zero_block_of<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -161,8 +162,8 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// Writes back where too much is dirty, unless that is done in the background. False when it still is, and there is
-    /// nothing to be done about it with this file.
+    /// Writes back where too much is dirty, unless that is done in the background. False when it
+    /// still is, and there is nothing to be done about it with this file.
     fn balance<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<bool> {
         match self.cache.pressure() {
             Pressure::None => Ok(true),
@@ -181,8 +182,8 @@ impl<Q: Queue> Buffered<Q> {
         }
     }
 
-    /// No page was free: writes the file back and ends read-ahead, so that pages can be reclaimed. Where
-    /// that frees no page, other threads have to.
+    /// No page was free: writes the file back and ends read-ahead, so that pages can be reclaimed.
+    /// Where that frees no page, other threads have to.
     ///
     /// # Errors
     /// A writeback error; or no free page within the time limit.
@@ -207,7 +208,8 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// Copies data into the pages of a mapping, up to the first one that needs a check of its dirty state.
+    /// Copies data into the pages of a mapping, up to the first one that needs a check of its dirty
+    /// state.
     fn write_span<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -303,7 +305,8 @@ impl<Q: Queue> Buffered<Q> {
         Err(in_the_way(pos))
     }
 
-    /// Reads the blocks that the data covers in part, puts the data over them, and gives the page to the cache.
+    /// Reads the blocks that the data covers in part, puts the data over them, and gives the page
+    /// to the cache.
     #[expect(
         clippy::too_many_arguments,
         reason = "the one place where all of it meets"
@@ -344,7 +347,8 @@ impl<Q: Queue> Buffered<Q> {
     }
 }
 
-/// Whether all of a page is written blocks of its own: then it may become dirty again without asking.
+/// Whether all of a page is written blocks of its own: then it may become dirty again without
+/// asking.
 fn is_backed(span: &Span<'_>, pos: u64) -> bool {
     let mapping = span.mapping;
     let start = pos - pos % PAGE;
@@ -419,7 +423,8 @@ pub(super) fn runs(granules: u8) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Puts what a mapping has from `pos` on into a room whose first byte is the file's byte `start`: whole blocks.
+/// Puts what a mapping has from `pos` on into a room whose first byte is the file's byte `start`:
+/// whole blocks.
 #[expect(
     clippy::too_many_arguments,
     reason = "a step of a loop, in three loops"
@@ -480,7 +485,8 @@ fn read_needed<O: CachedOps, Q: Queue>(
         if end == first {
             continue;
         }
-        // A mapping has whole blocks, so all of them, but for data inside of an inode, which ends with the file.
+        // A mapping has whole blocks, so all of them, but for data inside of an inode, which ends
+        // with the file.
         let inline = mapping.kind == MappingKind::Inline;
         if first < mapping.offset || (end > mapping.end() && !inline) {
             return Err(outside());

@@ -1,11 +1,11 @@
 //! Writeback.
 //!
-//! Dirty pages are taken in file order, each with its mapping (one serves all the pages that it covers),
-//! and pages that are contiguous in the file and on the device become one *ioend*, one chain of commands.
-//! When it is on the device the filesystem is notified, and only then the pages are clean. Failed pages
-//! stay dirty, and each handle that syncs gets the error once. Bytes beyond the end of the file in its last
-//! block are always zero in cached pages: reads zero them, writes do not reach them, truncation zeroes
-//! them; so they are zero on the device.
+//! Dirty pages are taken in file order, each with its mapping (one serves all the pages that it
+//! covers), and pages that are contiguous in the file and on the device become one *ioend*, one
+//! chain of commands. When it is on the device the filesystem is notified, and only then the pages
+//! are clean. Failed pages stay dirty, and each handle that syncs gets the error once. Bytes beyond
+//! the end of the file in its last block are always zero in cached pages: reads zero them, writes
+//! do not reach them, truncation zeroes them; so they are zero on the device.
 
 use std::ops::Range;
 
@@ -39,8 +39,8 @@ struct Ioend {
 }
 
 impl<Q: Queue> Buffered<Q> {
-    /// Writes dirty pages of a range back, at most about `most` of them, and waits for that. What others write back right
-    /// now is left to them. Returns how many pages it was.
+    /// Writes dirty pages of a range back, at most about `most` of them, and waits for that. What
+    /// others write back right now is left to them. Returns how many pages it was.
     ///
     /// # Errors
     /// The first failure, which is kept for those who sync as well.
@@ -74,7 +74,8 @@ impl<Q: Queue> Buffered<Q> {
         first_error.map_or(Ok(count), Err)
     }
 
-    /// Writes a range back, and waits for other threads that write it back already. The device is not flushed.
+    /// Writes a range back, and waits for other threads that write it back already. The device is
+    /// not flushed.
     ///
     /// # Errors
     /// The last failure, which is kept for those who sync as well.
@@ -85,7 +86,8 @@ impl<Q: Queue> Buffered<Q> {
         range: Range<u64>,
     ) -> Result<()> {
         let mut result = Ok(());
-        // Pages that others were writing back in the first round may be dirty again, since before this was called.
+        // Pages that others were writing back in the first round may be dirty again, since before
+        // this was called.
         for _ in 0..2 {
             let written = self.write_out(file, ops, range.clone(), usize::MAX);
             result = written.map(|_| ());
@@ -96,8 +98,8 @@ impl<Q: Queue> Buffered<Q> {
         result
     }
 
-    /// Makes a range durable: data written back and flushed, then the filesystem's own commit. Failures since the cursor
-    /// last heard of any are told, once.
+    /// Makes a range durable: data written back and flushed, then the filesystem's own commit.
+    /// Failures since the cursor last heard of any are told, once.
     ///
     /// # Errors
     /// The last of those failures; the device's and the filesystem's.
@@ -187,8 +189,8 @@ impl<Q: Queue> Buffered<Q> {
         ioends
     }
 
-    /// Adds dirty bytes of one page to the ioends: all of them, or it is an error. The size is the one that the range was
-    /// cut at: the file's own may shrink meanwhile.
+    /// Adds dirty bytes of one page to the ioends: all of them, or it is an error. The size is the
+    /// one that the range was cut at: the file's own may shrink meanwhile.
     fn gather_run<O: CachedOps>(
         &mut self,
         file: &FileCache,
@@ -245,7 +247,8 @@ impl<Q: Queue> Buffered<Q> {
     }
 }
 
-/// The error of a page that is not written back because of another thread, in the file's log as well.
+/// The error of a page that is not written back because of another thread, in the file's log as
+/// well.
 #[cold]
 fn noted(file: &FileCache, pos: u64) -> Error {
     let error = stuck(pos);
@@ -274,7 +277,8 @@ fn map<O: CachedOps>(ops: &mut O, last: Option<Mapping>, pos: u64, len: u64) -> 
 }
 
 impl Ioend {
-    /// Whether bytes belong to it: side by side in the file and on the device, and of the same kind.
+    /// Whether bytes belong to it: side by side in the file and on the device, and of the same
+    /// kind.
     fn takes(
         &self,
         mapping: &Mapping,

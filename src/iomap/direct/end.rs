@@ -5,7 +5,8 @@ use super::{Direct, OperationToken, SLOT_BITS};
 use crate::block::{Completion, Token};
 
 impl<S: Source> Direct<S> {
-    /// A chain has ended. The operation, when it has ended with it and is to be handed over, and its file.
+    /// A chain has ended. The operation, when it has ended with it and is to be handed over, and
+    /// its file.
     #[inline(always)]
     pub(super) fn ended_by(&mut self, completion: Completion) -> Option<(Ended, u32)> {
         let index = index_of(completion.token);
@@ -45,8 +46,8 @@ impl<S: Source> Direct<S> {
         self.settle(index)
     }
 
-    /// All chains of an operation have ended: it is over, unless a flush is still due. Its number when it is
-    /// to be handed over.
+    /// All chains of an operation have ended: it is over, unless a flush is still due. Its number
+    /// when it is to be handed over.
     fn settle(&mut self, index: u16) -> Option<u16> {
         let slot = &mut self.slots[usize::from(index)];
         if slot.without_fua && slot.needs_flush() {
@@ -111,9 +112,9 @@ impl<S: Source> Direct<S> {
         }
     }
 
-    /// Hands over every operation, when the owner of the queue goes away: those that have ended, kept ones
-    /// included, and those that will not end any more. The memory of the latter is leaked where the device may
-    /// still have it.
+    /// Hands over every operation, when the owner of the queue goes away: those that have ended,
+    /// kept ones included, and those that will not end any more. The memory of the latter is leaked
+    /// where the device may still have it.
     #[cold]
     pub fn take_all(&mut self, mut done: impl FnMut(Ended, Of<'_, S>)) {
         self.ended.clear();

@@ -8,8 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Lent, Segment};
 use crate::units::Lba;
 
-/// Looks at every mapping of a write before any of it is submitted. For a write inside one mapping, the
-/// usual case, that is one look.
+/// Looks at every mapping of a write before any of it is submitted. For a write inside one mapping,
+/// the usual case, that is one look.
 ///
 /// # Errors
 /// [`ErrorKind::NotOverwrite`] with the first byte that cannot be overwritten; the filesystem's.
@@ -27,8 +27,8 @@ pub(super) const WRITE_FLAGS: IterFlags = IterFlags::WRITE
     .union(IterFlags::DIRECT)
     .union(IterFlags::OVERWRITE_ONLY);
 
-/// Whether a durable write is sent with FUA, by what the device says now: a reset may change it. One that is sent
-/// without may have a flush after it.
+/// Whether a durable write is sent with FUA, by what the device says now: a reset may change it.
+/// One that is sent without may have a flush after it.
 #[inline]
 pub(super) fn wants_fua(limits: &Limits) -> bool {
     limits.volatile_write_cache && limits.fua
@@ -39,8 +39,9 @@ pub(super) fn token(index: u16, block: u64) -> Token {
     u64::from(index) | block << SLOT_BITS
 }
 
-/// Mappings one after the other, until the range's end, an error or a full queue. With `first`, a write is
-/// looked at as a whole before anything of it is submitted; inside one mapping that is the same look.
+/// Mappings one after the other, until the range's end, an error or a full queue. With `first`, a
+/// write is looked at as a whole before anything of it is submitted; inside one mapping that is the
+/// same look.
 #[inline(never)]
 pub(super) fn file<S: Source, Q: Queue>(
     slot: &mut DirectSlot,
@@ -213,8 +214,8 @@ fn not_overwrite(span: &Span<'_>) -> Error {
     .at_offset(span.pos)
 }
 
-/// The blocks of a span for one chain, and their bytes: whole blocks inside the mapping. A write that ends
-/// in the file's last block writes that block whole.
+/// The blocks of a span for one chain, and their bytes: whole blocks inside the mapping. A write
+/// that ends in the file's last block writes that block whole.
 #[inline]
 fn blocks_of(span: &Span<'_>, shift: u32) -> Result<(Lba, u64, u64)> {
     let mask = (1 << shift) - 1;
@@ -258,7 +259,8 @@ pub(super) fn device<Q: Queue>(
     Ok(Issued::All)
 }
 
-/// A flush. One that follows a durable write is sent only where there is a write cache, now that the write has ended.
+/// A flush. One that follows a durable write is sent only where there is a write cache, now that
+/// the write has ended.
 pub(super) fn flush<Q: Queue>(slot: &mut DirectSlot, queue: &mut Q, index: u16) -> Result<Issued> {
     if slot.flush_after && !queue.limits().volatile_write_cache {
         return Ok(Issued::All);

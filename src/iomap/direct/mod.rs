@@ -1,11 +1,13 @@
-//! Direct reads and overwrites: one chain of commands per mapping, several mappings in flight, polled.
+//! Direct reads and overwrites: one chain of commands per mapping, several mappings in flight,
+//! polled.
 //!
-//! As `iomap_dio_rw` of Linux, turned inside out: an operation is a slot in [`Direct`], not a stack frame,
-//! so that it never waits. It goes through its range mapping by mapping; when the queue has no room it
-//! stays where it is and goes on at a later [`Direct::poll`]. It ends when the last of its chains has.
-//! Where the kernel polls single-request I/O only, all of this is polled.
+//! As `iomap_dio_rw` of Linux, turned inside out: an operation is a slot in [`Direct`], not a stack
+//! frame, so that it never waits. It goes through its range mapping by mapping; when the queue has
+//! no room it stays where it is and goes on at a later [`Direct::poll`]. It ends when the last of
+//! its chains has. Where the kernel polls single-request I/O only, all of this is polled.
 //!
-//! An operation owns its buffer while it runs, as [`crate::mem::Lent`]. Nothing here allocates but [`Direct::new`].
+//! An operation owns its buffer while it runs, as [`crate::mem::Lent`]. Nothing here allocates but
+//! [`Direct::new`].
 
 use std::collections::VecDeque;
 
@@ -30,9 +32,11 @@ pub use slot::{
     DirectRequest, Ended, Hear, Of, OperationKind as EndedKind, Rejected, Source, What,
 };
 
-/// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole blocks.
+/// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole
+/// blocks.
 const MAX_CHAIN_BYTES: u64 = 1 << 30;
-/// Below it a token's slot number, above it the chain's first block, counted from the operation's start.
+/// Below it a token's slot number, above it the chain's first block, counted from the operation's
+/// start.
 const SLOT_BITS: u32 = 16;
 /// The block number of a flush that follows a durable write.
 const FLUSH_BLOCK: u64 = (1 << (64 - SLOT_BITS)) - 1;
@@ -106,8 +110,8 @@ impl<S: Source> Direct<S> {
         self.polled + self.kept
     }
 
-    /// Of those, what [`Direct::poll`] is to hand over. An operation counts no more when its callback is called, also
-    /// when that panics.
+    /// Of those, what [`Direct::poll`] is to hand over. An operation counts no more when its
+    /// callback is called, also when that panics.
     #[inline]
     pub fn to_hand_over(&self) -> usize {
         self.polled
@@ -119,8 +123,8 @@ impl<S: Source> Direct<S> {
         self.kept
     }
 
-    /// Whether a poll has something to do without the queue: operations that have ended, or that wait for
-    /// room in the queue.
+    /// Whether a poll has something to do without the queue: operations that have ended, or that
+    /// wait for room in the queue.
     pub fn has_more(&self) -> bool {
         !self.ended.is_empty() || !self.waiting.is_empty()
     }
@@ -133,8 +137,8 @@ impl<S: Source> Direct<S> {
     /// Starts an operation; it is handed over by a later [`Direct::poll`].
     ///
     /// # Errors
-    /// [`Rejected`] with the buffer; nothing was started then. In particular a write that is not entirely an
-    /// overwrite is refused here, before any of it is written.
+    /// [`Rejected`] with the buffer; nothing was started then. In particular a write that is not
+    /// entirely an overwrite is refused here, before any of it is written.
     #[inline(always)]
     pub fn submit<Q: Queue>(
         &mut self,
@@ -147,7 +151,8 @@ impl<S: Source> Direct<S> {
         }
     }
 
-    /// Starts an operation that stays after its end until [`Direct::take`]: what a blocking call waits for.
+    /// Starts an operation that stays after its end until [`Direct::take`]: what a blocking call
+    /// waits for.
     ///
     /// # Errors
     /// As [`Direct::submit`].
@@ -172,8 +177,8 @@ impl<S: Source> Direct<S> {
         Ok(OperationToken(index))
     }
 
-    /// Polls the queue and goes on with operations that wait for room, without handing anything over: for a caller
-    /// that waits for a kept operation. Returns the chains that have ended.
+    /// Polls the queue and goes on with operations that wait for room, without handing anything
+    /// over: for a caller that waits for a kept operation. Returns the chains that have ended.
     #[inline]
     pub fn progress<Q: Queue>(&mut self, queue: &mut Q) -> usize {
         let budget = self.slots.len();
@@ -188,8 +193,8 @@ impl<S: Source> Direct<S> {
         count
     }
 
-    /// Polls the queue, goes on with operations that wait for room, and hands those that have ended to
-    /// `hear`, at most `budget` of them; returns how many.
+    /// Polls the queue, goes on with operations that wait for room, and hands those that have ended
+    /// to `hear`, at most `budget` of them; returns how many.
     #[inline]
     pub fn poll<Q: Queue>(
         &mut self,
@@ -215,8 +220,8 @@ impl<S: Source> Direct<S> {
         count
     }
 
-    /// Starts an operation that is one chain, as most are. It is polled. Otherwise nothing was started, and the request
-    /// comes back, for [`Direct::start_in_full`].
+    /// Starts an operation that is one chain, as most are. It is polled. Otherwise nothing was
+    /// started, and the request comes back, for [`Direct::start_in_full`].
     #[inline(always)]
     fn start_simple<'a, Q: Queue>(
         &mut self,
@@ -345,7 +350,8 @@ impl<S: Source> Direct<S> {
         slot.reject(error)
     }
 
-    /// For operations other than reads: the rest of the slot, as far as it is known without mappings.
+    /// For operations other than reads: the rest of the slot, as far as it is known without
+    /// mappings.
     #[inline(never)]
     fn prepare(
         &mut self,
@@ -409,8 +415,8 @@ impl<S: Source> Direct<S> {
         Ok(index)
     }
 
-    /// The first attempt failed. A write of which nothing is on its way was not started; all else ends with
-    /// the error.
+    /// The first attempt failed. A write of which nothing is on its way was not started; all else
+    /// ends with the error.
     #[cold]
     fn fail_first(&mut self, index: u16, error: Error) -> Result<(), Rejected> {
         let slot = &mut self.slots[usize::from(index)];

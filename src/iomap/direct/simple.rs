@@ -29,8 +29,9 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The one chain that does all of a request for `len` bytes at `iova`, when one plain mapping has all of it; `None`
-    /// leaves it to [`super::Direct::start_in_full`], and with it whatever is wrong.
+    /// The one chain that does all of a request for `len` bytes at `iova`, when one plain mapping
+    /// has all of it; `None` leaves it to [`super::Direct::start_in_full`], and with it whatever is
+    /// wrong.
     #[inline(always)]
     pub(super) fn simple<S: Source, Q: Queue>(
         self,

@@ -9,8 +9,8 @@ use crate::mem::{DmaBuf, Lent};
 
 /// What an operation keeps of its file.
 ///
-/// [`Direct`](super::Direct) keeps one clone for all operations on the same file, so that an operation counts no
-/// reference that other threads count too.
+/// [`Direct`](super::Direct) keeps one clone for all operations on the same file, so that an
+/// operation counts no reference that other threads count too.
 pub trait Source: Clone {
     /// Answers for the file's mappings, for one call.
     type Ops<'a>: Ops
@@ -23,7 +23,8 @@ pub trait Source: Clone {
     /// The file's length in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Equal for clones of one source; different for sources that exist at the same time and are not. Never 0.
+    /// Equal for clones of one source; different for sources that exist at the same time and are
+    /// not. Never 0.
     fn key(&self) -> usize;
 }
 
@@ -36,8 +37,8 @@ pub enum What {
     Write {
         /// Durable when it ends.
         dsync: bool,
-        /// It may reach beyond the file's size to the end of its last block; the caller has zeroed that
-        /// part.
+        /// It may reach beyond the file's size to the end of its last block; the caller has zeroed
+        /// that part.
         through_last_block: bool,
     },
     /// What was completed before becomes durable. No memory.
@@ -92,8 +93,8 @@ pub struct Ended {
     pub user_data: u64,
     /// Its memory; empty when the device could not be kept from it ([`Status::Unfenced`]).
     pub buf: DmaBuf,
-    /// Bytes done: all of them, up to the end of the file. Otherwise the error, with the bytes before it
-    /// ([`Error::bytes_done`]).
+    /// Bytes done: all of them, up to the end of the file. Otherwise the error, with the bytes
+    /// before it ([`Error::bytes_done`]).
     pub result: Result<usize>,
     /// What it was.
     pub kind: OperationKind,
@@ -141,8 +142,8 @@ pub enum OperationKind {
 pub(super) enum DirectStage {
     #[default]
     Free,
-    /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll`] hands over. Only the
-    /// first part of the slot holds for it, until [`DirectSlot::unfold`].
+    /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll`] hands
+    /// over. Only the first part of the slot holds for it, until [`DirectSlot::unfold`].
     Simple,
     /// More is to be submitted.
     Running,
@@ -152,7 +153,8 @@ pub(super) enum DirectStage {
     Ended,
 }
 
-/// One operation. A slot is free, or has what it needs. What [`DirectStage::Simple`] needs is in the first cache line.
+/// One operation. A slot is free, or has what it needs. What [`DirectStage::Simple`] needs is in
+/// the first cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct DirectSlot {
@@ -162,8 +164,8 @@ pub(super) struct DirectSlot {
     pub(super) kept: bool,
     /// A write that is durable when it ends.
     pub(super) dsync: bool,
-    /// Such a write of which not every chain was sent with FUA: where there is a write cache when it has ended, a flush is
-    /// due.
+    /// Such a write of which not every chain was sent with FUA: where there is a write cache when
+    /// it has ended, a flush is due.
     pub(super) without_fua: bool,
     /// A write that is in its flush.
     pub(super) flush_after: bool,
@@ -214,7 +216,8 @@ impl DirectSlot {
         }
     }
 
-    /// Fills in what [`DirectStage::Simple`] leaves out, for an operation whose one chain has `len` bytes.
+    /// Fills in what [`DirectStage::Simple`] leaves out, for an operation whose one chain has `len`
+    /// bytes.
     pub(super) fn unfold(&mut self, len: u64) {
         self.stage = DirectStage::Submitted;
         self.kept = false;
@@ -227,7 +230,8 @@ impl DirectSlot {
         self.failed_at = u64::MAX;
     }
 
-    /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to set.
+    /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to
+    /// set.
     #[inline]
     pub(super) fn begin(&mut self, kept: bool, offset: u64, user_data: u64) {
         self.stage = DirectStage::Running;
@@ -244,8 +248,8 @@ impl DirectSlot {
         self.user_data = user_data;
     }
 
-    /// Turns a durable write whose chains have all ended, some of them sent without FUA, into its flush, unless it is that
-    /// already or wrote nothing that counts.
+    /// Turns a durable write whose chains have all ended, some of them sent without FUA, into its
+    /// flush, unless it is that already or wrote nothing that counts.
     #[cold]
     pub(super) fn needs_flush(&mut self) -> bool {
         if self.kind != OperationKind::Write || self.failed_at == 0 || self.report == 0 {
@@ -270,7 +274,8 @@ impl DirectSlot {
             return;
         };
         if completion.status == Status::Unfenced {
-            // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be reported.
+            // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be
+            // reported.
             self.lent = Lent::none();
             return self.fail(0, error);
         }

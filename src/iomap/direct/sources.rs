@@ -1,9 +1,11 @@
-//! The files of a thread's operations, each registered once: an operation names its file by a number.
+//! The files of a thread's operations, each registered once: an operation names its file by a
+//! number.
 //!
-//! A clone of a source counts a reference that all threads with that file share; counting it for each operation would
-//! move its cache line from processor to processor. So one clone is kept here for all operations on a file, and
-//! operations are counted beside it, where only this thread looks. A file stays registered when its last operation has
-//! ended, until another one needs its place or the owner goes away.
+//! A clone of a source counts a reference that all threads with that file share; counting it for
+//! each operation would move its cache line from processor to processor. So one clone is kept here
+//! for all operations on a file, and operations are counted beside it, where only this thread
+//! looks. A file stays registered when its last operation has ended, until another one needs its
+//! place or the owner goes away.
 
 use super::slot::Source;
 
@@ -15,8 +17,9 @@ const LEAST: usize = 256;
 /// Places that are searched for a file.
 const WAYS: usize = 8;
 
-/// A hash table of sources: a file is at one of [`WAYS`] places, or at any other where those were all in use. Such a
-/// file is found only when it was the last one; otherwise it is registered twice, which does no harm.
+/// A hash table of sources: a file is at one of [`WAYS`] places, or at any other where those were
+/// all in use. Such a file is found only when it was the last one; otherwise it is registered
+/// twice, which does no harm.
 #[derive(Debug)]
 pub(super) struct Sources<S> {
     places: Box<[SourcePlace<S>]>,
@@ -81,7 +84,8 @@ impl<S: Source> Sources<S> {
     #[inline(never)]
     fn find(&mut self, source: &S) {
         let key = source.key();
-        // Sources are pointers: their low bits say nothing. The constant is that of Fibonacci hashing.
+        // Sources are pointers: their low bits say nothing. The constant is that of Fibonacci
+        // hashing.
         let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let first = usize::try_from(hash).unwrap_or(0) & (self.places.len() - 1);
         if self.places[first].key != key {
@@ -90,7 +94,8 @@ impl<S: Source> Sources<S> {
         (self.last, self.last_key) = (u32::try_from(first).unwrap_or(NO_SOURCE), key);
     }
 
-    /// As [`Sources::find`], for a file that is not at its first place; registers it where it is at none.
+    /// As [`Sources::find`], for a file that is not at its first place; registers it where it is at
+    /// none.
     #[cold]
     fn find_elsewhere(&mut self, source: &S, first: usize) {
         let key = source.key();

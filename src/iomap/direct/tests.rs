@@ -1,6 +1,6 @@
-//! Direct operations over a queue that is full, late, out of order and failing, as told by a seed. The
-//! real driver and controller run the same operations in `tests/`; they do not misbehave on demand in
-//! every step.
+//! Direct operations over a queue that is full, late, out of order and failing, as told by a seed.
+//! The real driver and controller run the same operations in `tests/`; they do not misbehave on
+//! demand in every step.
 
 mod limits;
 mod references;

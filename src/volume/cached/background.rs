@@ -1,13 +1,16 @@
-//! Writing back in the background: a thread of its own for each volume with buffered files that are written to.
+//! Writing back in the background: a thread of its own for each volume with buffered files that are
+//! written to.
 //!
-//! As the kernel's flusher, it writes a file back when it has been dirty for `dirty_expire`, and the longest dirty files when
-//! more than the background share of the cache is dirty, until it is not. It sleeps while nothing is dirty, looks every
-//! `writeback_interval` else, and is woken when the share is reached. How long a file has been dirty it only knows from when it
-//! looked, so that no write reads a clock. Its queue is its own and given back when nothing is dirty, or when a
+//! As the kernel's flusher, it writes a file back when it has been dirty for `dirty_expire`, and
+//! the longest dirty files when more than the background share of the cache is dirty, until it is
+//! not. It sleeps while nothing is dirty, looks every `writeback_interval` else, and is woken when
+//! the share is reached. How long a file has been dirty it only knows from when it looked, so that
+//! no write reads a clock. Its queue is its own and given back when nothing is dirty, or when a
 //! thread of the program finds none left.
 //!
-//! What fails is kept in the file's log for those who sync. Where it has no queue, or gets nothing written, it says so to
-//! the cache, and writers write back themselves, as they do where there is no such thread.
+//! What fails is kept in the file's log for those who sync. Where it has no queue, or gets nothing
+//! written, it says so to the cache, and writers write back themselves, as they do where there is
+//! no such thread.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -31,7 +34,8 @@ use crate::xfs::FileOps;
 const NAME: &str = "xtent-writeback";
 /// How often one looks whether the other one is done.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
-/// How often the flusher checks a file whose syncs wait for its writeback to end, before it starts on it.
+/// How often the flusher checks a file whose syncs wait for its writeback to end, before it starts
+/// on it.
 const SYNC_CHECKS: u32 = 50;
 /// The longest loan of the queue to another thread.
 const LONGEST_LOAN: Duration = Duration::from_secs(60);
@@ -117,8 +121,9 @@ impl Background {
         }
     }
 
-    /// Makes something that takes a queue. Where that fails, and the thread has one, it is given back for it. Tried once more
-    /// even where the thread has none: it may have given it back meanwhile.
+    /// Makes something that takes a queue. Where that fails, and the thread has one, it is given
+    /// back for it. Tried once more even where the thread has none: it may have given it back
+    /// meanwhile.
     pub(in super::super) fn yield_to<T>(&self, mut make: impl FnMut() -> Result<T>) -> Result<T> {
         make().or_else(|error| {
             if self.take_queue() {
@@ -277,7 +282,8 @@ impl Flusher {
         files
     }
 
-    /// Writes a file back, from front to back: how many pages. `None` where that failed, or cannot be done at all.
+    /// Writes a file back, from front to back: how many pages. `None` where that failed, or cannot
+    /// be done at all.
     fn write_out(&mut self, file: &CoreInode) -> Option<usize> {
         let pages = file.pages()?;
         for _ in 0..SYNC_CHECKS {

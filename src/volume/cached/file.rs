@@ -1,4 +1,5 @@
-//! What a [`File`] offers beyond reads and writes when it is opened buffered: views, hints, parts of syncs.
+//! What a [`File`] offers beyond reads and writes when it is opened buffered: views, hints, parts
+//! of syncs.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,13 +22,15 @@ const STREAM_PAGES: usize = 512;
 /// What a program says of the I/O to come, as with `posix_fadvise`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Advice {
-    /// Nothing: sequential reads are noticed, and read ahead of. For the whole file, by this handle.
+    /// Nothing: sequential reads are noticed, and read ahead of. For the whole file, by this
+    /// handle.
     Normal,
     /// From front to back: read ahead as far as it goes. For the whole file, by this handle.
     Sequential,
     /// Anywhere: nothing is read that was not asked for. For the whole file, by this handle.
     Random,
-    /// The range is needed soon: what of it is not cached begins to be read, an eighth of the cache at most.
+    /// The range is needed soon: what of it is not cached begins to be read, an eighth of the cache
+    /// at most.
     WillNeed,
     /// The range is not needed any more: it is written back where it is dirty, and its pages go.
     DontNeed,
@@ -46,10 +49,10 @@ bitflags! {
     /// How one read or write is done.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct RwFlags: u8 {
-        /// As Linux's `RWF_DONTCACHE`: pages that the call brought into the cache are dropped after it, so
-        /// that a stream that is read once does not fill the cache; a write is on the device when the call
-        /// returns (durable only after a sync). Best with pieces of 1 MiB and more: there is no read-ahead.
-        /// No effect on direct I/O.
+        /// As Linux's `RWF_DONTCACHE`: pages that the call brought into the cache are dropped after
+        /// it, so that a stream that is read once does not fill the cache; a write is on the device
+        /// when the call returns (durable only after a sync). Best with pieces of 1 MiB and more:
+        /// there is no read-ahead. No effect on direct I/O.
         const DONTCACHE = 1;
     }
 }
@@ -119,8 +122,8 @@ impl File {
         })
     }
 
-    /// Writes the dirty pages of a range back and waits for that: they then survive the end of the process.
-    /// As `sync_file_range`, this is not a sync: the device's write cache is not flushed.
+    /// Writes the dirty pages of a range back and waits for that: they then survive the end of the
+    /// process. As `sync_file_range`, this is not a sync: the device's write cache is not flushed.
     ///
     /// # Errors
     /// As [`File::sync_data`]; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
@@ -137,7 +140,8 @@ impl File {
         run(io).map_err(|error| self.explain(error, "sync", range.start))
     }
 
-    /// Says what I/O is to come. A hint: nothing depends on it but time. Without effect on direct I/O.
+    /// Says what I/O is to come. A hint: nothing depends on it but time. Without effect on direct
+    /// I/O.
     ///
     /// # Errors
     /// For [`Advice::DontNeed`] those of writing back.
@@ -172,9 +176,10 @@ impl File {
         run(io).map_err(|error| self.explain(error, "advise", range.start))
     }
 
-    /// Lends bytes of the cache itself, from the start of the range on and to the end of the range, of the
-    /// page (4 KiB) or of the file, whichever comes first; uncached bytes are read. `None` at and beyond the
-    /// end of the file. Lent bytes do not change: a writer to the page writes to a copy.
+    /// Lends bytes of the cache itself, from the start of the range on and to the end of the range,
+    /// of the page (4 KiB) or of the file, whichever comes first; uncached bytes are read. `None`
+    /// at and beyond the end of the file. Lent bytes do not change: a writer to the page writes to
+    /// a copy.
     ///
     /// # Errors
     /// The device's; [`ErrorKind::InvalidInput`] for a file that was not opened buffered.
@@ -239,10 +244,11 @@ impl File {
         read(&self.shared, io, &mut bytes[..len.min(in_page)], pos).map(|_| ())
     }
 
-    /// Lends cached bytes as [`File::view`] does, to be written to. They are a copy of the page, which takes the page's
-    /// place when the view is dropped: until then other calls see what was there before, and do not wait. Where the page
-    /// was written to meanwhile, only the bytes of the view are put over it. A direct write to the page waits for the view
-    /// and fails with [`ErrorKind::Busy`] after 2 s. A view that is leaked (`mem::forget`) writes nothing.
+    /// Lends cached bytes as [`File::view`] does, to be written to. They are a copy of the page,
+    /// which takes the page's place when the view is dropped: until then other calls see what was
+    /// there before, and do not wait. Where the page was written to meanwhile, only the bytes of
+    /// the view are put over it. A direct write to the page waits for the view and fails with
+    /// [`ErrorKind::Busy`] after 2 s. A view that is leaked (`mem::forget`) writes nothing.
     ///
     /// # Errors
     /// [`ErrorKind::NotOverwrite`] as for [`File::write_at`]; otherwise as [`File::view`].
@@ -287,8 +293,8 @@ impl File {
     }
 }
 
-/// Goes through a range piece by piece, up to the first that is not done as a whole; what was not cached before a piece is
-/// not after it. Returns the bytes done.
+/// Goes through a range piece by piece, up to the first that is not done as a whole; what was not
+/// cached before a piece is not after it. Returns the bytes done.
 fn stream(
     pages: &FileCache,
     offset: u64,

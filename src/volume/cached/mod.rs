@@ -1,4 +1,5 @@
-//! Buffered files: a thread's way through the page cache, and what reads, writes and syncs do on it.
+//! Buffered files: a thread's way through the page cache, and what reads, writes and syncs do on
+//! it.
 
 mod background;
 mod file;
@@ -27,7 +28,8 @@ pub use file::{Advice, RwFlags};
 
 /// Chains in flight: read-ahead and writeback are few and large.
 const DEPTH: usize = 64;
-/// Pieces of memory in a chain: pages of the cache seldom lie side by side where they were read one by one.
+/// Pieces of memory in a chain: pages of the cache seldom lie side by side where they were read one
+/// by one.
 const MAX_SEGMENTS: usize = 128;
 /// Handles of files whose way of reading a thread remembers.
 const READERS: usize = 32;
@@ -161,7 +163,8 @@ pub(super) fn read(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) 
     buffered.read(pages, &mut file.ops(), ahead, offset, buf)
 }
 
-/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten later than at its first byte.
+/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten later than
+/// at its first byte.
 #[inline]
 pub(super) fn write(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
     let pages = file.pages()?;
@@ -238,8 +241,8 @@ fn write_on(
     stopped(error, done)
 }
 
-/// The result of an operation that stopped after so many bytes. What cannot be overwritten ends a write early; a failure
-/// is an error.
+/// The result of an operation that stopped after so many bytes. What cannot be overwritten ends a
+/// write early; a failure is an error.
 #[cold]
 fn stopped(error: Error, done: usize) -> Result<usize> {
     if done > 0 && error.kind() == ErrorKind::NotOverwrite {
@@ -248,8 +251,8 @@ fn stopped(error: Error, done: usize) -> Result<usize> {
     Err(error.after_bytes(done))
 }
 
-/// Waits until less than the hard share of the cache is dirty, where files are written back in the background; else writes
-/// files of the volume back until then. False when nothing got on.
+/// Waits until less than the hard share of the cache is dirty, where files are written back in the
+/// background; else writes files of the volume back until then. False when nothing got on.
 fn write_others_back(io: &mut Io) -> Result<bool> {
     if wait_for_background(io.buffered()?.inner.cache()) {
         return Ok(true);
@@ -284,7 +287,8 @@ fn write_others_back(io: &mut Io) -> Result<bool> {
     Ok(in_writeback)
 }
 
-/// True when enough was written back in the background; false when it is for others to do that, by now.
+/// True when enough was written back in the background; false when it is for others to do that, by
+/// now.
 fn wait_for_background(cache: &Cache) -> bool {
     let backoff = Backoff::new();
     while cache.has_background() {
@@ -354,8 +358,8 @@ fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
     }
 }
 
-/// Writes back all that is dirty and flushes the device, with queues of its own: the volume is to be closed. The first
-/// failure, also one from before that no sync of the volume has told.
+/// Writes back all that is dirty and flushes the device, with queues of its own: the volume is to
+/// be closed. The first failure, also one from before that no sync of the volume has told.
 pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
     let mut result = Ok(());
     if volume.inodes.cache().is_some() {
@@ -378,8 +382,8 @@ pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
     result
 }
 
-/// The last handle is dropped, and the flusher has ended: dirty pages are written back. Failures are only
-/// logged.
+/// The last handle is dropped, and the flusher has ended: dirty pages are written back. Failures
+/// are only logged.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();
     if dirty.is_empty() {
@@ -402,7 +406,8 @@ pub(super) fn write_back_at_last(volume: &VolumeShared) {
     }
 }
 
-/// Before direct I/O on a cached file. A write waits a while for mutable views of what it overwrites where it `waits`.
+/// Before direct I/O on a cached file. A write waits a while for mutable views of what it
+/// overwrites where it `waits`.
 #[cold]
 pub(super) fn before_direct(
     file: &FileShared,

@@ -10,17 +10,18 @@ use crate::xfs::format::{BASIC_BLOCK_BYTES, checksum_ok};
 use crate::xfs::fs::DirBlock;
 use crate::xfs::{BlockKind, Fs, Inode, MetaIo};
 
-/// Called for each attribute: namespace ([`layout::FLAG_ROOT`], [`layout::FLAG_SECURE`] or 0 for `user`), name and
-/// value.
+/// Called for each attribute: namespace ([`layout::FLAG_ROOT`], [`layout::FLAG_SECURE`] or 0 for
+/// `user`), name and value.
 pub type AttrVisit<'a> = dyn FnMut(u8, &[u8], &[u8]) -> Result<()> + 'a;
 
 impl Fs {
-    /// Calls `visit` for each extended attribute of an inode, as listxattr and getxattr see them: without parent
-    /// pointers and without those that are being made or removed. Holds one leaf and one value at a time.
+    /// Calls `visit` for each extended attribute of an inode, as listxattr and getxattr see them:
+    /// without parent pointers and without those that are being made or removed. Holds one leaf and
+    /// one value at a time.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the attribute fork is broken; those of the device and of
-    /// `visit`.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the attribute fork is broken; those
+    /// of the device and of `visit`.
     pub fn each_attribute(
         &self,
         io: &mut impl MetaIo,

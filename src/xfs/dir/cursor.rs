@@ -8,8 +8,8 @@ use crate::xfs::format::dir::{self as layout, DataItem, EntryType};
 use crate::xfs::format::dir_short::ShortForm;
 use crate::xfs::{Fs, Ino, Inode, MetaIo, corrupt};
 
-/// A position in a directory. Goes through the names in the order of their place in the directory, as
-/// getdents does: names that stay while others come and go are seen exactly once.
+/// A position in a directory. Goes through the names in the order of their place in the directory,
+/// as getdents does: names that stay while others come and go are seen exactly once.
 #[derive(Debug, Clone, Default)]
 pub struct DirCursor {
     /// Byte of the directory file at which the next item is looked for.
@@ -65,8 +65,9 @@ impl DirCursor {
     /// The next name; `None` at the end.
     ///
     /// # Errors
-    /// [`NotADirectory`](crate::ErrorKind::NotADirectory), [`Corrupt`](crate::ErrorKind::Corrupt) with the
-    /// block's address, and what the device reports. After an error the cursor stands at the end.
+    /// [`NotADirectory`](crate::ErrorKind::NotADirectory), [`Corrupt`](crate::ErrorKind::Corrupt)
+    /// with the block's address, and what the device reports. After an error the cursor stands at
+    /// the end.
     pub fn next_entry(
         &mut self,
         fs: &Fs,
@@ -169,8 +170,8 @@ impl DirCursor {
                 continue;
             };
             let is_dot = is_dot(entry.name);
-            // Both are the first entries of the first block, always (xfs_dir2_sf_to_block()): others of
-            // these names would be skipped silently.
+            // Both are the first entries of the first block, always (xfs_dir2_sf_to_block()):
+            // others of these names would be skipped silently.
             let is_in_place = (place, entry.name) == (layout::DOT_OFFSET, b".")
                 || (place, entry.name) == (layout::DOT_DOT_OFFSET, b"..");
             if is_dot && !is_in_place {
@@ -184,8 +185,8 @@ impl DirCursor {
         }
     }
 
-    /// The block of names at or behind the position. A block is walked from its beginning, since a cookie
-    /// may point into the middle of anything.
+    /// The block of names at or behind the position. A block is walked from its beginning, since a
+    /// cookie may point into the middle of anything.
     fn load(
         &self,
         fs: &Fs,

@@ -15,8 +15,8 @@ pub type FoundName = (Ino, Option<InodeType>);
 ///
 /// # Errors
 /// [`ErrorKind::NameTooLong`] and [`ErrorKind::InvalidInput`] for what cannot be a name,
-/// [`ErrorKind::NotADirectory`], [`ErrorKind::Corrupt`] with the block's address, and what the device
-/// reports.
+/// [`ErrorKind::NotADirectory`], [`ErrorKind::Corrupt`] with the block's address, and what the
+/// device reports.
 pub fn lookup(
     fs: &Fs,
     io: &mut impl MetaIo,
@@ -187,8 +187,8 @@ impl DirSearch<'_> {
         Ok(Some((ino, kind)))
     }
 
-    /// Walks the tree down to the first leaf that can have the hash, and on along the leaves while it goes
-    /// on. Each level is one below the last, and leaves that form a circle are found out.
+    /// Walks the tree down to the first leaf that can have the hash, and on along the leaves while
+    /// it goes on. Each level is one below the last, and leaves that form a circle are found out.
     fn in_tree(&mut self, io: &mut impl MetaIo) -> Result<Option<FoundName>> {
         let root = block::leaf_space_start(self.fs.geometry());
         let (mut leaf_at, mut leaf) = self.first_leaf(io, root)?;

@@ -1,12 +1,13 @@
 //! Directories: every form that the format has, read entry by entry or searched by name.
 //!
-//! Layer 5. A small directory lies in its inode (short form); then in one block of names with their hashes
-//! at its end (block form); then in several with one hash block (leaf form); then with a tree of hash blocks
-//! (node form). The forms are those of [`super::format::dir`]. Every block is checked when it comes from the
-//! device: magic, checksum, uuid, owner and address; what it says of itself is checked at each use.
+//! Layer 5. A small directory lies in its inode (short form); then in one block of names with their
+//! hashes at its end (block form); then in several with one hash block (leaf form); then with a
+//! tree of hash blocks (node form). The forms are those of [`super::format::dir`]. Every block is
+//! checked when it comes from the device: magic, checksum, uuid, owner and address; what it says of
+//! itself is checked at each use.
 //!
-//! Nothing walks further than the directory's mapped blocks reach, and a tree only downwards, so that a
-//! directory that points in circles ends in [`ErrorKind::Corrupt`].
+//! Nothing walks further than the directory's mapped blocks reach, and a tree only downwards, so
+//! that a directory that points in circles ends in [`ErrorKind::Corrupt`].
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod block;

@@ -270,8 +270,9 @@ pub fn leaf_entry<'a>(
     })
 }
 
-/// The entries of a leaf block with their names and values, in order of their hashes. Different entries share no bytes:
-/// without that check a block could hold more than a hundred times its own size.
+/// The entries of a leaf block with their names and values, in order of their hashes. Different
+/// entries share no bytes: without that check a block could hold more than a hundred times its own
+/// size.
 ///
 /// # Errors
 /// A description of the fault, also from the iterator.

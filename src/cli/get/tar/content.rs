@@ -1,7 +1,9 @@
-//! The content of a regular file in an archive. A file with holes has only its data there, behind a map of it: the
-//! number of pieces, and offset and length of each, one number a line (GNU tar's sparse format 1.0).
+//! The content of a regular file in an archive. A file with holes has only its data there, behind a
+//! map of it: the number of pieces, and offset and length of each, one number a line (GNU tar's
+//! sparse format 1.0).
 //!
-//! The map may be longer than memory: it is not kept, but made from the file's extents whenever it is needed.
+//! The map may be longer than memory: it is not kept, but made from the file's extents whenever it
+//! is needed.
 
 use std::io::{BufRead, Seek, SeekFrom};
 use std::ops::Range;

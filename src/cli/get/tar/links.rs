@@ -1,4 +1,5 @@
-//! The first names of files that have several. The names of directories are kept once, whatever their depth.
+//! The first names of files that have several. The names of directories are kept once, whatever
+//! their depth.
 
 use std::collections::HashMap;
 

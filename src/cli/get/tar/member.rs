@@ -1,5 +1,5 @@
-//! The headers of a member of an archive: those of ustar, and before them what they cannot hold, as the records of
-//! `pax` (POSIX.1-2008, pax Interchange Format) that GNU tar, bsdtar and star read.
+//! The headers of a member of an archive: those of ustar, and before them what they cannot hold, as
+//! the records of `pax` (POSIX.1-2008, pax Interchange Format) that GNU tar, bsdtar and star read.
 
 use ::tar::{EntryType, Header};
 
@@ -28,8 +28,8 @@ pub(super) struct Member<'a> {
     pub(super) device: u64,
     /// Bytes that follow in the archive.
     pub(super) size: u64,
-    /// The length of a file with holes. A map of its data is then the first part of what follows (GNU tar's sparse
-    /// format 1.0).
+    /// The length of a file with holes. A map of its data is then the first part of what follows
+    /// (GNU tar's sparse format 1.0).
     pub(super) sparse_len: Option<u64>,
 }
 
@@ -174,7 +174,8 @@ fn xattr_key(name: &[u8]) -> Vec<u8> {
     key
 }
 
-/// Adds a record: its length in decimal digits, which counts itself, a space, `key=value` and a newline.
+/// Adds a record: its length in decimal digits, which counts itself, a space, `key=value` and a
+/// newline.
 fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + decimal_digits(rest as u64);

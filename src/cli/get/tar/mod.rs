@@ -21,8 +21,8 @@ use crate::bench::progress::Progress;
 use crate::cli::failure::{CORRUPT, Failure, Failures, OPERATION};
 use crate::cli::walk::{Go, TreeWalk, WalkEntry};
 
-/// Most bytes of a member's path. A member of a tree of this depth is as long as its path: an image could otherwise make
-/// an archive of any length.
+/// Most bytes of a member's path. A member of a tree of this depth is as long as its path: an image
+/// could otherwise make an archive of any length.
 const MOST_PATH_BYTES: usize = 64 << 10;
 
 /// An archive that is being written.
@@ -243,8 +243,8 @@ impl Archive<'_> {
         self.links.keep(metadata.ino, metadata.nlink, above, name);
     }
 
-    /// Writes a regular file; false when it was left out. Its length comes before its content: a longer file that
-    /// cannot be read to its end has zeroes instead, as GNU tar does it.
+    /// Writes a regular file; false when it was left out. Its length comes before its content: a
+    /// longer file that cannot be read to its end has zeroes instead, as GNU tar does it.
     fn regular(
         &mut self,
         io: &mut Io,

@@ -34,7 +34,8 @@ fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
     let plain = (Op::Write, ChainFlags::empty());
     let fua = (Op::Write, ChainFlags::FUA);
     let flush = (Op::Flush, ChainFlags::empty());
-    // What the device has when the write is submitted and when it has ended; whether it takes FUA; what it must be sent.
+    // What the device has when the write is submitted and when it has ended; whether it takes FUA;
+    // what it must be sent.
     for (before, after, takes_fua, expected) in [
         (false, true, true, vec![plain, flush]),
         (false, true, false, vec![plain, flush]),
