@@ -54,7 +54,7 @@ impl<Q: Queue> Buffered<Q> {
         let (mut tries, mut patience) = (PATIENCE, BoundedWait::new(LOCK_LIMIT));
         loop {
             let at = pos + done as u64;
-            let hit = file.read_hit(&mut self.tally, at, &mut buf[done..]);
+            let hit = file.read_pages(&mut self.tally, at, &mut buf[done..]);
             if hit > 0 {
                 done += hit;
                 patience = BoundedWait::new(LOCK_LIMIT);

@@ -42,13 +42,15 @@ const MOMENT: Duration = Duration::from_micros(50);
 #[derive(Debug)]
 pub(super) struct BufferedIo {
     inner: Buffered<EngineQueue>,
-    readers: Vec<Reader>,
-    /// Which of them read last.
-    last: usize,
+    /// The one that read last: it needs no search and no index.
+    last: Reader,
+    others: Vec<Reader>,
+    /// Which of the others was replaced last.
+    replace: usize,
 }
 
 /// How a thread goes through a file by one handle.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Reader {
     handle: u64,
     advice: u8,
@@ -78,12 +80,9 @@ impl BufferedIo {
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         Ok(Self {
             inner: Buffered::new(queue, cache),
-            readers: vec![Reader {
-                handle: 0,
-                advice: 0,
-                ahead: ReadAhead::default(),
-            }],
-            last: 0,
+            last: Reader::default(),
+            others: Vec::new(),
+            replace: 0,
         })
     }
 
@@ -97,41 +96,44 @@ impl BufferedIo {
     #[inline]
     fn reader(&mut self, file: &FileShared) -> (&mut Buffered<EngineQueue>, &mut ReadAhead) {
         let advice = file.advice.load(Relaxed);
-        let last = &self.readers[self.last];
-        if last.handle != file.id || last.advice != advice {
+        if self.last.handle != file.id || self.last.advice != advice {
             self.find_reader(file.id, advice);
         }
-        (&mut self.inner, &mut self.readers[self.last].ahead)
+        (&mut self.inner, &mut self.last.ahead)
     }
 
     #[cold]
     fn find_reader(&mut self, handle: u64, advice: u8) {
+        if self.last.handle != handle {
+            self.change_reader(handle);
+        }
+        if self.last.advice != advice || self.last.handle != handle {
+            self.last = Reader {
+                handle,
+                advice,
+                ahead: ReadAhead::new(file::advice_of(advice)),
+            };
+        }
+    }
+
+    /// Makes a handle's reader the last one, if it is remembered; else one that may be replaced.
+    fn change_reader(&mut self, handle: u64) {
         let known = self
-            .readers
+            .others
             .iter()
             .position(|reader| reader.handle == handle);
-        let new = || Reader {
-            handle,
-            advice,
-            ahead: ReadAhead::new(file::advice_of(advice)),
-        };
-        self.last = match known {
-            Some(at) => {
-                if self.readers[at].advice != advice {
-                    self.readers[at] = new();
-                }
-                at
-            }
-            None if self.readers.len() < READERS => {
-                self.readers.push(new());
-                self.readers.len() - 1
+        let at = match known {
+            Some(at) => at,
+            None if self.others.len() < READERS - 1 => {
+                self.others.push(Reader::default());
+                self.others.len() - 1
             }
             None => {
-                let at = (self.last + 1) % READERS;
-                self.readers[at] = new();
-                at
+                self.replace = (self.replace + 1) % self.others.len();
+                self.replace
             }
         };
+        std::mem::swap(&mut self.last, &mut self.others[at]);
     }
 }
 
