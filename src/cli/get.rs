@@ -40,8 +40,8 @@ const THREAD_BYTES: u64 = 4 << 20;
     status is then 1.\n\n\
     With --tar the file or tree is written as an archive in pax format, which GNU tar and bsdtar read: what -a \
     keeps is kept, except sockets, and holes stay holes. `tar -x --xattrs --xattrs-include='*' --acls` restores \
-    it. A file that cannot be read is left out; one of more than 256 KiB that cannot be read to its end has zeroes \
-    from there on. Paths of more than 64 KiB are left out. The exit status is then not 0."
+    it. A file that cannot be read is skipped; one of more than 256 KiB that cannot be read to its end has zeroes \
+    from there on. Paths of more than 64 KiB are skipped. The exit status is then not 0."
 )]
 pub(super) struct GetArgs {
     #[command(flatten)]

@@ -27,6 +27,8 @@
 //! Every error names the operation, the path, the offset and the target.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "futures")]
+pub mod aio;
 mod bounce;
 mod cached;
 mod core;

@@ -246,7 +246,7 @@ fn a_reader_that_goes_away_and_a_signal_end_it() {
     assert!(rest.len() < 6_000_000);
 }
 
-/// A long file ends with zeroes where the device has none of its data; a short one is left out.
+/// A long file ends with zeroes where the device has none of its data; a short one is skipped.
 #[test]
 fn an_archive_goes_on_after_data_that_cannot_be_read() {
     let Some((image, data)) = prototype_image() else {

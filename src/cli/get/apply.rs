@@ -43,7 +43,7 @@ impl LostCount {
         self.count += 1;
     }
 
-    /// What is to be said of them, if there are any.
+    /// The message about them, if there are any.
     pub(super) fn failure(&self, what: &str) -> Option<Failure> {
         let Self { count, first } = self;
         let text = || format!("not kept: {what} {count}; first {first}");

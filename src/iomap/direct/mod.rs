@@ -391,15 +391,8 @@ impl<S: Source> Direct<S> {
                 slot.end = end.min(size).max(offset);
             }
             What::Flush => slot.kind = SlotKind::Flush,
-            What::DeviceRead | What::DeviceWrite => {
-                if request.what == What::DeviceWrite {
-                    if read_only {
-                        return Err(read_only_device());
-                    }
-                    slot.kind = SlotKind::DeviceWrite;
-                } else {
-                    slot.kind = SlotKind::DeviceRead;
-                }
+            What::DeviceRead => {
+                slot.kind = SlotKind::DeviceRead;
                 slot.report = len;
                 slot.end = offset.saturating_add(len);
             }
@@ -463,9 +456,7 @@ impl<S: Source> Direct<S> {
                 let source = self.sources.get(slot.source);
                 issue::file(slot, source, queue, (index, shift), first)
             }
-            SlotKind::DeviceRead | SlotKind::DeviceWrite => {
-                issue::device(slot, queue, index, shift)
-            }
+            SlotKind::DeviceRead => issue::device(slot, queue, index, shift),
             SlotKind::Flush => issue::flush(slot, queue, index),
         }
     }

@@ -94,7 +94,7 @@ impl Archive<'_> {
             let path = visit.node.path();
             let text = match visit.name {
                 name if is_name(name) => format!(
-                    "{}: the path is longer than {MOST_PATH_BYTES} bytes: left out",
+                    "{}: the path is longer than {MOST_PATH_BYTES} bytes: skipped",
                     path[..MOST_PATH_BYTES.min(100)].escape_ascii()
                 ),
                 _ => format!("{}: not a file's name", path.escape_ascii()),
@@ -138,7 +138,7 @@ impl Archive<'_> {
         true
     }
 
-    /// Writes a member; false when it was left out.
+    /// Writes a member; false when it was skipped.
     fn member(
         &mut self,
         io: &mut Io,
@@ -243,7 +243,7 @@ impl Archive<'_> {
         self.links.keep(metadata.ino, metadata.nlink, above, name);
     }
 
-    /// Writes a regular file; false when it was left out. Its length comes before its content: a
+    /// Writes a regular file; false when it was skipped. Its length comes before its content: a
     /// longer file that cannot be read to its end has zeroes instead, as GNU tar does it.
     fn regular(
         &mut self,
