@@ -15,6 +15,8 @@
 #   fsx            fsx's operations on the page cache, one file, against what it must hold (1,000,000 operations)
 #   log-lives      disks that live through mounts, power cuts and xfsprogs' tools; what the kernel, xfs_logprint and
 #                  xtent call a clean log, also with broken blocks in it (100 disks, 7,200 broken logs; root)
+#   replay         logs that the kernel left dirty on disks of many forms, replayed beside the kernel, sector by sector; and
+#                  replays that are cut off (100 disks, 5 logs each; root)
 #   fields         superblocks and inodes with one field changed, judged by the kernel (all of them; root)
 #   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
@@ -25,7 +27,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,21s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -53,6 +55,7 @@ faults) campaign faults 10000 ;;
 lifecycle) campaign lifecycle 10000 campaign:: ;;
 hostile-image) campaign hostile_image 20000 ;;
 fields) campaign xfs_fields 100000 ;;
+replay) campaign xfs_replay 100 ;;
 log-lives) campaign xfs_log 100 random_lives ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
 cache-model)

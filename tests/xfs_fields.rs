@@ -20,7 +20,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use xtent::internals::xfs::dir::DirCursor;
 use xtent::internals::xfs::format::{inode, set_checksum, superblock};
-use xtent::internals::xfs::{Fs, FsOptions, Ino, Inode, InodeType, symlink as link};
+use xtent::internals::xfs::{Fs, FsOptions, Ino, Inode, InodeType, Recovery, symlink as link};
 
 /// A field: its name, where it lies, its bytes.
 type Field = (&'static str, usize, usize);
@@ -172,6 +172,8 @@ fn changes(raw: &[u8], fields: &[Field], rng: &mut SmallRng) -> Vec<(Field, u64)
 const OPTIONS: FsOptions = FsOptions {
     norecovery: true,
     cache_bytes: 1 << 20,
+    recovery: Recovery::Refuse,
+    replay_bytes: 0,
 };
 
 #[test]

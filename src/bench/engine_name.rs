@@ -130,6 +130,7 @@ fn carried_options(spec: &TargetSpec) -> String {
         controller: _,
         read_only,
         no_recovery,
+        no_replay,
         partition,
         offset_bytes,
         allow_in_use,
@@ -148,6 +149,7 @@ fn carried_options(spec: &TargetSpec) -> String {
     let flags = [
         (*read_only, ",readonly"),
         (*no_recovery, ",norecovery"),
+        (*no_replay, ",noreplay"),
         (*allow_in_use, ",inuse"),
     ];
     let flags = flags.iter().filter(|(given, _)| *given);

@@ -349,7 +349,7 @@ fn print_filesystem(out: &mut impl Write, info: &FilesystemInfo) -> std::io::Res
     )?;
     writeln!(out, "  features  {}", info.features.join(" "))?;
     if info.log_dirty {
-        writeln!(out, "  log       holds changes that were not replayed")?;
+        writeln!(out, "  log       holds changes")?;
     }
     match &info.read_only_reason {
         // `info` itself opens read-only; a reason of the filesystem's own is worth a line.

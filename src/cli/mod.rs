@@ -91,7 +91,8 @@ Targets:
   Options follow after commas: lba=512|4096 mdts=N noiob=BLOCKS depth=N vwc=on|off threaded inline
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   part=N|NAME (a partition, of a GPT by its name too; `xtent info` lists them) offset=BYTES (where the filesystem
-  begins) readonly norecovery (read although the log is dirty: an old state) inuse (read although others use the image)";
+  begins) readonly noreplay (refuse a dirty log) norecovery (read the state without it: an old one) inuse (read
+  although others use the image)";
 
 /// Read and write XFS files with a user-space NVMe driver
 #[derive(Debug, Parser)]

@@ -134,6 +134,7 @@ impl Target {
                 command_timeout: options.command_timeout,
                 wait: wait_of(spec, options),
                 no_recovery: spec.no_recovery,
+                no_replay: spec.no_replay,
                 stated_lba_bytes: spec.lba_bytes,
                 memory_limit_bytes: options.memory_limit_bytes,
                 range: BlockRange::WHOLE,

@@ -88,6 +88,8 @@ pub struct TargetSpec {
     pub read_only: bool,
     /// `norecovery`: read although the log holds changes.
     pub no_recovery: bool,
+    /// `noreplay`: refuse a log that holds changes.
+    pub no_replay: bool,
     /// `part=N`, `part=NAME`: only this partition of the device.
     pub partition: Option<String>,
     /// `offset=BYTES`: only what lies from this byte of the device on.
@@ -100,7 +102,7 @@ const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKE
                        uring:PATH";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
                        wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, part=N|NAME, offset=BYTES, readonly, \
-                       norecovery, inuse, \
+                       norecovery, noreplay, inuse, \
                        for ram: load=FILE, and for vfio-user: and spdk: nsid=N";
 
 impl TargetSpec {
@@ -166,6 +168,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
         controller: None,
         read_only: false,
         no_recovery: false,
+        no_replay: false,
         allow_in_use: false,
         partition: None,
         offset_bytes: None,
@@ -298,18 +301,31 @@ fn kind_of(scheme: &str, rest: &str) -> Result<TargetKind> {
     })
 }
 
+/// Applies an option that is a word alone; false for one that is none.
+fn apply_word(spec: &mut TargetSpec, name: &str) -> bool {
+    match name {
+        "readonly" | "ro" => spec.read_only = true,
+        "norecovery" => spec.no_recovery = true,
+        "noreplay" => spec.no_replay = true,
+        "inuse" => spec.allow_in_use = true,
+        "threaded" => spec.controller = Some(ControllerMode::Threaded),
+        "inline" => spec.controller = Some(ControllerMode::Inline),
+        _ => return false,
+    }
+    true
+}
+
 fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
     let (name, value) = match option.split_once('=') {
         Some((name, value)) => (name, Some(value)),
+        None if apply_word(spec, option) => return Ok(()),
         None => (option, None),
     };
     match (name, value) {
-        ("readonly" | "ro", None) => spec.read_only = true,
-        ("norecovery", None) => spec.no_recovery = true,
-        ("inuse", None) => spec.allow_in_use = true,
-        ("threaded", None) => spec.controller = Some(ControllerMode::Threaded),
-        ("inline", None) => spec.controller = Some(ControllerMode::Inline),
-        ("readonly" | "ro" | "norecovery" | "inuse" | "threaded" | "inline", Some(_)) => {
+        (
+            "readonly" | "ro" | "norecovery" | "noreplay" | "inuse" | "threaded" | "inline",
+            Some(_),
+        ) => {
             return Err(invalid(format!("the option `{name}` takes no value")));
         }
         ("lba", Some("512")) => spec.lba_bytes = Some(512),

@@ -143,31 +143,51 @@ impl IoCore {
     fn read_device(&mut self, addr_bytes: u64, to: &mut [u8]) -> Result<()> {
         let mut at = addr_bytes;
         for piece in to.chunks_mut(BOUNCE_BYTES) {
-            let mut buf = if piece.len() * 4 > BOUNCE_BYTES {
-                self.bounce()?
-            } else {
-                self.alloc(piece.len())?
-            };
-            if buf.len() != piece.len() {
-                self.rest(buf);
-                buf = self.alloc(piece.len())?;
-            }
-            let request = DirectRequest {
-                what: What::DeviceRead,
-                source: None,
-                offset: at,
-                buf,
-                user_data: 0,
-            };
-            let ended = self
-                .run(request)
-                .map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
-            ended.result?;
-            piece.copy_from_slice(&ended.buf[..piece.len()]);
+            let buf = self.piece(piece.len())?;
+            let buf = self.run_on_device(What::DeviceRead, at, buf)?;
+            piece.copy_from_slice(&buf[..piece.len()]);
             at = at.saturating_add(piece.len() as u64);
-            self.rest(ended.buf);
+            self.rest(buf);
         }
         Ok(())
+    }
+
+    /// Writes ordinary memory to the device, in pieces of a bounce buffer.
+    fn write_device(&mut self, addr_bytes: u64, from: &[u8]) -> Result<()> {
+        let mut at = addr_bytes;
+        for piece in from.chunks(BOUNCE_BYTES) {
+            let mut buf = self.piece(piece.len())?;
+            buf[..piece.len()].copy_from_slice(piece);
+            let buf = self.run_on_device(What::DeviceWrite, at, buf)?;
+            at = at.saturating_add(piece.len() as u64);
+            self.rest(buf);
+        }
+        Ok(())
+    }
+
+    /// DMA memory of this length, at most that of a bounce buffer.
+    fn piece(&mut self, len_bytes: usize) -> Result<DmaBuf> {
+        if len_bytes == BOUNCE_BYTES {
+            self.bounce()
+        } else {
+            self.alloc(len_bytes)
+        }
+    }
+
+    /// Runs one operation on the device itself, and returns its memory.
+    fn run_on_device(&mut self, what: What, addr_bytes: u64, buf: DmaBuf) -> Result<DmaBuf> {
+        let request = DirectRequest {
+            what,
+            source: None,
+            offset: addr_bytes,
+            buf,
+            user_data: 0,
+        };
+        let ended = self
+            .run(request)
+            .map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
+        ended.result?;
+        Ok(ended.buf)
     }
 }
 
@@ -220,6 +240,17 @@ impl MetaIo for IoCore {
     fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> Result<()> {
         self.read_device(addr_bytes, buf)
             .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
+    }
+
+    fn write_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        self.write_device(addr_bytes, buf)
+            .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.run_on_device(What::Flush, 0, DmaBuf::default())
+            .map_err(|error| error.on_device(&*self.target.name))?;
+        self.target.look_again()
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -230,7 +230,7 @@ impl Source for Arc<FileShared> {
 pub(super) fn operation_name(kind: EndedKind) -> &'static str {
     match kind {
         EndedKind::Read | EndedKind::DeviceRead => "read",
-        EndedKind::Write => "write",
+        EndedKind::Write | EndedKind::DeviceWrite => "write",
         EndedKind::Flush => "sync",
     }
 }
@@ -353,7 +353,7 @@ impl File {
         *buf = rejected.buf;
         let operation = match what {
             What::Read | What::DeviceRead => "read",
-            What::Write { .. } => "write",
+            What::Write { .. } | What::DeviceWrite => "write",
             What::Flush => "sync",
         };
         let error = rejected.error.unwrap_or_else(no_slot);

@@ -37,7 +37,8 @@ pub struct FilesystemInfo {
     pub most_inodes: u64,
     /// Blocks of the log.
     pub log_blocks: u32,
-    /// The log holds changes (opened without recovery, for reading).
+    /// The log on the device holds changes: they were replayed into memory, or, without recovery,
+    /// not at all. The filesystem may only be read.
     pub log_dirty: bool,
     /// Features by name.
     pub features: Vec<String>,

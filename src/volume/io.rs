@@ -408,7 +408,7 @@ fn refused(
 fn rejected_as(file: &File, rejected: Rejected, what: What, offset: u64) -> SubmitError {
     let operation = match what {
         What::Read | What::DeviceRead => "read",
-        What::Write { .. } => "write",
+        What::Write { .. } | What::DeviceWrite => "write",
         What::Flush => "sync",
     };
     match rejected.error {

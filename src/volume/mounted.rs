@@ -17,7 +17,7 @@ use crate::target::claims::{Claim, Use};
 use crate::target::shared::TargetShared;
 use crate::target::{Target, TargetOptions};
 use crate::xfs::format::attr::FLAG_ROOT;
-use crate::xfs::{Fs, FsOptions, Ino};
+use crate::xfs::{Fs, FsOptions, Ino, Recovery};
 
 /// A filesystem on a target. Cheap to clone; shared by all threads.
 ///
@@ -130,6 +130,21 @@ fn read_only_reason(target: &TargetShared, options: &MountOptions) -> Option<&'s
     }
 }
 
+/// What happens to a log that holds changes. A device that may be in use elsewhere is not written.
+fn recovery(
+    target: &TargetShared,
+    options: &MountOptions,
+    read_only: Option<&'static str>,
+) -> Recovery {
+    if options.no_replay || target.no_replay {
+        Recovery::Refuse
+    } else if read_only.is_some() || target.in_use {
+        Recovery::InMemory
+    } else {
+        Recovery::OnDevice
+    }
+}
+
 impl Volume {
     /// Opens a target such as `image:disk.img` and mounts the filesystem on it, with default
     /// options.
@@ -195,6 +210,7 @@ impl Volume {
         let mut io = IoCore::new(&target)?;
         let fs_options = FsOptions {
             norecovery: options.no_recovery || target.no_recovery,
+            recovery: recovery(&target, options, read_only),
             ..FsOptions::default()
         };
         let fs = Fs::open_with(&mut io, &fs_options)
@@ -204,6 +220,14 @@ impl Volume {
                 target_name = &*target.name,
                 "norecovery: the log was not replayed, so this is an old state of the filesystem: what was \
                  changed last is missing, and files and directories may be inconsistent"
+            );
+        }
+        if fs.replayed_checkpoints() > 0 {
+            tracing::info!(
+                target_name = &*target.name,
+                checkpoints = fs.replayed_checkpoints(),
+                on_device = read_only.is_none(),
+                "the log was replayed"
             );
         }
         Ok(Self {

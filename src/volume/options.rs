@@ -13,6 +13,7 @@ use std::time::Duration;
 pub struct MountOptions {
     pub(super) read_only: bool,
     pub(super) no_recovery: bool,
+    pub(super) no_replay: bool,
     pub(super) cache_bytes: Option<usize>,
     pub(super) cache_dirty_percent: u8,
     pub(super) dirty_expire: Duration,
@@ -24,6 +25,7 @@ impl Default for MountOptions {
         Self {
             read_only: false,
             no_recovery: false,
+            no_replay: false,
             cache_bytes: None,
             cache_dirty_percent: 20,
             dirty_expire: Duration::from_secs(30),
@@ -52,6 +54,15 @@ impl MountOptions {
     #[must_use]
     pub fn no_recovery(mut self, yes: bool) -> Self {
         self.no_recovery = yes;
+        self
+    }
+
+    /// Refuse a filesystem whose log holds changes ([`crate::ErrorKind::NeedsRecovery`]). Otherwise
+    /// they are replayed: on the device, as the kernel does when it mounts, or into memory where
+    /// the volume is read-only, which leaves the device as it is. Default: false.
+    #[must_use]
+    pub fn no_replay(mut self, yes: bool) -> Self {
+        self.no_replay = yes;
         self
     }
 

@@ -30,6 +30,15 @@ impl Fs {
 
     /// The root of a group's inode btree.
     pub(super) fn inobt_root(&self, io: &mut impl MetaIo, ag: u32) -> Result<Root> {
+        let agi = self.agi(io, ag)?;
+        Ok(Root {
+            ag_block: agi.root.get(),
+            levels: agi.level.get(),
+        })
+    }
+
+    /// A group's AGI.
+    pub(super) fn agi(&self, io: &mut impl MetaIo, ag: u32) -> Result<Agi> {
         let (addr, data) = self.header(io, ag, 2, BlockKind::Agi, |fs, raw| {
             let (agi, _) = Agi::ref_from_prefix(raw).map_err(|_| "too short")?;
             if agi.magicnum.get() != layout::AGI_MAGIC {
@@ -48,11 +57,8 @@ impl Fs {
             }
             fs.check_root(ag, agi.root.get(), agi.level.get())
         })?;
-        let (agi, _) = Agi::ref_from_prefix(&data).map_err(|_| corrupt(addr, "AGI: too short"))?;
-        Ok(Root {
-            ag_block: agi.root.get(),
-            levels: agi.level.get(),
-        })
+        let (agi, _) = Agi::read_from_prefix(&data).map_err(|_| corrupt(addr, "AGI: too short"))?;
+        Ok(agi)
     }
 
     /// The root of a group's refcount btree.

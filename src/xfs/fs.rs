@@ -8,10 +8,13 @@ use super::extents::{Extent, ExtentMap, FoundExtent};
 use super::format::btree::InobtRecord;
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{Fork, Inode, InodeType};
-use super::log::{LogEnd, LogState};
+use super::log::{LogEnd, LogState, Recovery};
+use super::overlay::Overlay;
 use super::superblock::{Features, Superblock};
 use super::{MetaIo, corrupt, log};
 use crate::error::{Error, ErrorKind, Result};
+
+mod recover;
 
 /// How to open a filesystem.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +22,10 @@ pub struct FsOptions {
     /// Open a filesystem whose log holds changes, for reading what stands on disk without them, as
     /// the mount option of that name does. Such a filesystem may look torn.
     pub norecovery: bool,
+    /// What to do with a log that holds changes, without `norecovery`.
+    pub recovery: Recovery,
+    /// Most memory for what a replay of the log changes.
+    pub replay_bytes: u64,
     /// Most memory for metadata blocks.
     pub cache_bytes: usize,
 }
@@ -27,6 +34,8 @@ impl Default for FsOptions {
     fn default() -> Self {
         Self {
             norecovery: false,
+            recovery: Recovery::default(),
+            replay_bytes: 1 << 30,
             cache_bytes: 16 << 20,
         }
     }
@@ -39,6 +48,10 @@ pub struct Fs {
     /// Where the log ends; `None` when it holds changes that are ignored.
     log_end: Option<LogEnd>,
     read_only: Option<String>,
+    /// What the log changed, where that may not be written.
+    overlay: Overlay,
+    /// Checkpoints that were replayed when it was opened.
+    replayed: u64,
     cache: MetaCache,
     /// The inode chunk that was looked up last: allocation group, record and where it was found.
     pub(super) last_chunk: Mutex<Option<(u32, InobtRecord, u64)>>,
@@ -94,7 +107,8 @@ impl Fs {
         Self::open_with(io, &FsOptions::default())
     }
 
-    /// Reads and checks the superblock and checks that the log is clean.
+    /// Reads and checks the superblock, and replays the log if it holds changes and the options say
+    /// so. Waits for the device.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when the superblock is missing or inconsistent,
@@ -102,31 +116,31 @@ impl Fs {
     /// the log holds changes, and what the device reports.
     pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
         let superblock = Superblock::read(io, options.norecovery)?;
-        let log_end = check_log(io, &superblock);
-        let mut read_only = superblock.read_only.clone();
-        let log_end = match log_end {
-            Ok(end) if end.state == LogState::Clean => Some(end),
-            Ok(_) | Err(_) if options.norecovery => {
-                read_only = Some("opened without recovery of the log".to_owned());
-                None
-            }
-            Ok(_) => {
-                return Err(Error::new(
-                    ErrorKind::NeedsRecovery,
-                    "the log holds changes: mount the filesystem once with the kernel and unmount it \
-                     (if the kernel cannot mount it, xfs_repair -L clears the log, and the changes in it \
-                     are lost)",
-                ));
-            }
-            Err(error) => return Err(error),
-        };
-        let fs = Self {
+        let mut fs = Self {
+            read_only: superblock.read_only.clone(),
             superblock,
-            log_end,
-            read_only,
+            log_end: None,
+            overlay: Overlay::default(),
+            replayed: 0,
             cache: MetaCache::new(options.cache_bytes),
             last_chunk: Mutex::new(None),
         };
+        match check_log(io, &fs.superblock) {
+            Ok(end) if end.state == LogState::Clean => fs.log_end = Some(end),
+            Ok(_) | Err(_) if options.norecovery => {
+                fs.read_only = Some("opened without recovery of the log".to_owned());
+            }
+            Ok(_) if options.recovery == Recovery::Refuse => {
+                return Err(Error::new(
+                    ErrorKind::NeedsRecovery,
+                    "the log holds changes, and replaying them was ruled out (noreplay): mount the \
+                     filesystem once with the kernel and unmount it (if the kernel cannot mount it, \
+                     xfs_repair -L clears the log, and the changes in it are lost)",
+                ));
+            }
+            Ok(end) => fs.recover(io, &end, options)?,
+            Err(error) => return Err(error),
+        }
         fs.check_first_group(io)?;
         Ok(fs)
     }
@@ -146,6 +160,11 @@ impl Fs {
     #[inline]
     pub fn geometry(&self) -> &Geometry {
         &self.superblock.geometry
+    }
+
+    /// Checkpoints of the log that were replayed when it was opened.
+    pub fn replayed_checkpoints(&self) -> u64 {
+        self.replayed
     }
 
     /// Features.
@@ -198,7 +217,7 @@ impl Fs {
             free_inodes: sb.free_inodes,
             most_inodes: sb.most_inodes,
             log_bytes: sb.geometry.bytes(sb.geometry.log_blocks.into()),
-            log_dirty: self.log_end.is_none(),
+            log_dirty: self.log_end.is_none() || !self.overlay.is_empty(),
             read_only: self.read_only.clone(),
         }
     }
@@ -222,7 +241,7 @@ impl Fs {
         if let Some(data) = self.cache.get(&key) {
             return Ok(data);
         }
-        let data = read_pieces(io, len_bytes, &[(addr_bytes, len_bytes)])?;
+        let data = self.read_pieces(io, len_bytes, &[(addr_bytes, len_bytes)])?;
         check(&data)?;
         self.cache.put(key, Arc::clone(&data));
         Ok(data)
@@ -296,7 +315,7 @@ impl Fs {
         let fresh = cached.is_none();
         let data = match cached {
             Some(data) => data,
-            None => read_pieces(io, len_bytes, &pieces)?,
+            None => self.read_pieces(io, len_bytes, &pieces)?,
         };
         let block = DirBlock {
             data,
@@ -348,6 +367,31 @@ impl Fs {
             at = at.saturating_add(run);
         }
         Ok(pieces.first().copied().map(|(addr, _)| (pieces, addr)))
+    }
+
+    /// Reads pieces of the device into one buffer, after a look at the device's end. What was
+    /// replayed into memory takes the place of what stands on the device.
+    fn read_pieces(
+        &self,
+        io: &mut impl MetaIo,
+        len_bytes: usize,
+        pieces: &[(u64, usize)],
+    ) -> Result<Arc<[u8]>> {
+        let mut data: Arc<[u8]> = std::iter::repeat_n(0, len_bytes).collect();
+        let mut rest = Arc::get_mut(&mut data).unwrap_or_default();
+        for (addr, len) in pieces {
+            let capacity = io.capacity_bytes();
+            if addr.saturating_add(*len as u64) > capacity {
+                return Err(corrupt(*addr, "metadata beyond the end of the device"));
+            }
+            let Some((piece, after)) = rest.split_at_mut_checked(*len) else {
+                return Err(corrupt(*addr, "metadata of a wrong length"));
+            };
+            io.read_at(*addr, piece)?;
+            self.overlay.patch(*addr, piece);
+            rest = after;
+        }
+        Ok(data)
     }
 
     /// All extents of an inode's data fork, read on first use and kept in the inode.
@@ -464,26 +508,4 @@ fn no_extents(inode: &Inode) -> Error {
         ErrorKind::InvalidInput,
         format!("{} has no extents", inode.ino),
     )
-}
-
-/// Reads pieces of the device into one buffer, after a look at the device's end.
-fn read_pieces(
-    io: &mut impl MetaIo,
-    len_bytes: usize,
-    pieces: &[(u64, usize)],
-) -> Result<Arc<[u8]>> {
-    let mut data: Arc<[u8]> = std::iter::repeat_n(0, len_bytes).collect();
-    let mut rest = Arc::get_mut(&mut data).unwrap_or_default();
-    for (addr, len) in pieces {
-        let capacity = io.capacity_bytes();
-        if addr.saturating_add(*len as u64) > capacity {
-            return Err(corrupt(*addr, "metadata beyond the end of the device"));
-        }
-        let Some((piece, after)) = rest.split_at_mut_checked(*len) else {
-            return Err(corrupt(*addr, "metadata of a wrong length"));
-        };
-        io.read_at(*addr, piece)?;
-        rest = after;
-    }
-    Ok(data)
 }

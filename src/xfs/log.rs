@@ -16,9 +16,13 @@ use super::format::{self};
 use super::superblock::Superblock;
 use super::{MetaIo, corrupt};
 use crate::error::{Error, Result};
+pub(super) use finish::mark_clean;
+pub(super) use replay::Replayed;
 
+mod finish;
 mod head;
 mod records;
+mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +44,18 @@ pub enum LogState {
     Dirty,
 }
 
+/// What to do with a log that holds changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recovery {
+    /// Refuse the filesystem.
+    #[default]
+    Refuse,
+    /// Replay it into memory, for reading only; the device is not written.
+    InMemory,
+    /// Replay it on the device, as a mount does, and mark the log clean.
+    OnDevice,
+}
+
 /// Where the log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogEnd {
@@ -47,6 +63,21 @@ pub(super) struct LogEnd {
     /// The log sequence number of the next record: the cycle in the upper half, the block in the
     /// lower.
     pub(super) lsn: u64,
+    /// That of the oldest record that has to be replayed, if the log is dirty.
+    tail_lsn: u64,
+    /// Bytes of the buffer that the last record was written from.
+    record_bytes: u32,
+}
+
+/// The part of the log that has to be replayed.
+#[derive(Debug, Clone, Copy)]
+struct LogSpan {
+    /// Block of its first record.
+    tail: u64,
+    /// The block behind its last record.
+    head: u64,
+    /// The log sequence number of the head.
+    lsn: u64,
 }
 
 impl LogEnd {
@@ -64,20 +95,40 @@ pub(super) fn show_lsn(lsn: u64) -> String {
 
 /// Finds the head of the log and looks at the record before it.
 pub(super) fn end(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEnd> {
+    log_of(io, superblock)?.end(io)
+}
+
+/// Replays a dirty log into memory, at most `limit_bytes` of it; nothing is written. Waits for the
+/// device, which is asked for the log twice, and for the metadata that it changes.
+pub(super) fn replay(
+    io: &mut impl MetaIo,
+    superblock: &Superblock,
+    end: &LogEnd,
+    limit_bytes: u64,
+) -> Result<Replayed> {
+    let log = log_of(io, superblock)?;
+    let span = LogSpan {
+        tail: log.first_to_replay(io, end)?,
+        head: end.lsn & u64::from(u32::MAX),
+        lsn: end.lsn,
+    };
+    replay::replay(io, &log, &span, superblock, limit_bytes)
+}
+
+fn log_of(io: &mut impl MetaIo, superblock: &Superblock) -> Result<XfsLog> {
     let geometry = &superblock.geometry;
     let addr_bytes = geometry.block_addr(geometry.log_start);
     let bytes = geometry.bytes(geometry.log_blocks.into());
     if addr_bytes.saturating_add(bytes) > io.capacity_bytes() {
         return Err(corrupt(0, "the log lies beyond the end of the device"));
     }
-    XfsLog {
+    Ok(XfsLog {
         addr_bytes,
         blocks: bytes / format::BASIC_BLOCK_BYTES,
         sector_bytes: geometry.sector_bytes.max(geometry.log_sector_bytes).into(),
         buffer_bytes: layout::MIN_BUFFER_BYTES.max(geometry.log_stripe_bytes),
         uuid: superblock.uuid,
-    }
-    .end(io)
+    })
 }
 
 /// Where the log lies, and what its records must say.
@@ -113,6 +164,22 @@ fn block_in(data: &[u8], index: u64) -> &[u8] {
         .saturating_mul(BB);
     let rest = data.get(start..).unwrap_or_default();
     rest.get(..BB).unwrap_or_default()
+}
+
+/// Where in the headers of a record the word lies that the cycle number displaces in a block of its
+/// payload.
+fn word_offset(index: usize) -> usize {
+    const WORDS: usize = layout::HEADER_COVERS_BYTES as usize / BB;
+    let header = index / WORDS;
+    let words = match header {
+        0 => layout::CYCLE_DATA_OFFSET,
+        _ => layout::EXTENDED_CYCLE_DATA_OFFSET,
+    };
+    let word = (index % WORDS).saturating_mul(4);
+    header
+        .saturating_mul(BB)
+        .saturating_add(words)
+        .saturating_add(word)
 }
 
 impl XfsLog {
@@ -175,6 +242,8 @@ impl XfsLog {
             None => Ok(LogEnd {
                 state: LogState::Clean,
                 lsn: 1 << 32,
+                tail_lsn: 1 << 32,
+                record_bytes: 0,
             }),
             Some(head) => self.end_at(io, head),
         }

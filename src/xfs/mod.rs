@@ -29,6 +29,7 @@ mod inode;
 mod iomap;
 mod log;
 mod other;
+mod overlay;
 mod overwrite;
 mod refcount;
 mod sharing;
@@ -42,13 +43,18 @@ pub use fs::{DirBlock, Fs, FsInfo, FsOptions};
 pub use geometry::{FsBlock, Geometry, Ino};
 pub use inode::{Fork, Inode, InodeType};
 pub use iomap::{FileMap, FileOps, Hint};
-pub use log::LogState;
+pub use log::{LogState, Recovery};
 pub use superblock::Features;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How metadata reaches this layer: whole sectors, read synchronously. Implemented by a volume's
-/// per-thread handle, and by plain files in tests.
+#[cold]
+fn not_writable() -> Error {
+    Error::new(ErrorKind::ReadOnly, "metadata cannot be written here")
+}
+
+/// How metadata reaches this layer: whole sectors, read and written synchronously. Implemented by a
+/// volume's per-thread handle, and by plain files in tests.
 pub trait MetaIo {
     /// Fills `buf` from the device at a byte address. Both are multiples of the device's block
     /// size.
@@ -56,6 +62,25 @@ pub trait MetaIo {
     /// # Errors
     /// The device's, with its name and the offset.
     fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes `buf` to the device at a byte address. Both are multiples of the device's block size.
+    /// Returns when the device has completed the write, which may still be in its write cache.
+    ///
+    /// # Errors
+    /// The device's, with its name and the offset; [`ErrorKind::ReadOnly`] where nothing can be
+    /// written.
+    fn write_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        let _ = buf;
+        Err(not_writable().at_offset(addr_bytes))
+    }
+
+    /// Makes durable all writes that returned before.
+    ///
+    /// # Errors
+    /// The device's; [`ErrorKind::ReadOnly`] where nothing can be written.
+    fn flush(&mut self) -> Result<()> {
+        Err(not_writable())
+    }
 
     /// Bytes in the device: what lies beyond is refused before it is read.
     fn capacity_bytes(&self) -> u64;

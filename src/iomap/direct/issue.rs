@@ -236,13 +236,17 @@ fn split_block(addr: u64, len: u64) -> Error {
     )
 }
 
-/// A read of the device itself.
+/// A read of the device itself, or a write to it.
 pub(super) fn device<Q: Queue>(
     slot: &mut DirectSlot,
     queue: &mut Q,
     index: u16,
     shift: u32,
 ) -> Result<Issued> {
+    let op = match slot.kind {
+        SlotKind::DeviceWrite => Op::Write,
+        _ => Op::Read,
+    };
     while slot.failed_at == u64::MAX && slot.pos < slot.end {
         let len = (slot.end - slot.pos).min(MAX_CHAIN_BYTES);
         let from = slot.pos - slot.start;
@@ -250,7 +254,7 @@ pub(super) fn device<Q: Queue>(
         let (lba, blocks) = (Lba(slot.pos >> shift), len >> shift);
         let token = token(index, from >> shift);
         let none = ChainFlags::empty();
-        if !submit_one(queue, Op::Read, none, lba, blocks, &[segment], token)? {
+        if !submit_one(queue, op, none, lba, blocks, &[segment], token)? {
             return Ok(Issued::Blocked);
         }
         slot.in_flight += 1;

@@ -391,8 +391,15 @@ impl<S: Source> Direct<S> {
                 slot.end = end.min(size).max(offset);
             }
             What::Flush => slot.kind = SlotKind::Flush,
-            What::DeviceRead => {
-                slot.kind = SlotKind::DeviceRead;
+            What::DeviceRead | What::DeviceWrite => {
+                if request.what == What::DeviceWrite {
+                    if read_only {
+                        return Err(read_only_device());
+                    }
+                    slot.kind = SlotKind::DeviceWrite;
+                } else {
+                    slot.kind = SlotKind::DeviceRead;
+                }
                 slot.report = len;
                 slot.end = offset.saturating_add(len);
             }
@@ -456,7 +463,9 @@ impl<S: Source> Direct<S> {
                 let source = self.sources.get(slot.source);
                 issue::file(slot, source, queue, (index, shift), first)
             }
-            SlotKind::DeviceRead => issue::device(slot, queue, index, shift),
+            SlotKind::DeviceRead | SlotKind::DeviceWrite => {
+                issue::device(slot, queue, index, shift)
+            }
             SlotKind::Flush => issue::flush(slot, queue, index),
         }
     }

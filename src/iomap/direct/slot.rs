@@ -45,6 +45,8 @@ pub enum What {
     Flush,
     /// Device bytes into memory, from device byte [`DirectRequest::offset`]: for metadata.
     DeviceRead,
+    /// Memory onto the device, to device byte [`Request::offset`]: for metadata.
+    DeviceWrite,
 }
 
 /// A direct I/O request.
@@ -135,6 +137,8 @@ pub enum OperationKind {
     Flush,
     /// A read of the device.
     DeviceRead,
+    /// A write to the device.
+    DeviceWrite,
 }
 
 /// Where an operation stands.

@@ -422,7 +422,7 @@ pub(super) fn before_direct(
     let range = offset..offset.saturating_add(len as u64);
     let ops = &mut file.ops();
     match what {
-        What::DeviceRead => Ok(()),
+        What::DeviceRead | What::DeviceWrite => Ok(()),
         What::Flush => {
             if pages.may_be_dirty() {
                 // Its failures are in the file's log.

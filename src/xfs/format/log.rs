@@ -52,6 +52,18 @@ impl RecordHeader {
         header_blocks(self.version.get(), self.size.get())
     }
 
+    /// Whether it is one of a record of at most `size` bytes of payload, as the kernel's
+    /// xlog_valid_rec_header().
+    pub fn is_valid(&self, size: u32) -> bool {
+        let version = self.version.get();
+        let len = self.len.get();
+        self.magicno.get() == RECORD_MAGIC
+            && version != 0
+            && version & !(RECORD_VERSION_2 | 1) == 0
+            && len != 0
+            && len <= size
+    }
+
     /// Basic blocks of the record.
     pub fn blocks(&self) -> u64 {
         let payload = u64::from(self.len.get()).div_ceil(super::BASIC_BLOCK_BYTES);
@@ -78,8 +90,14 @@ pub const RECORD_CRC_BYTES: usize = 328;
 /// Bytes of an extended header that the checksum covers.
 pub const EXTENDED_CRC_BYTES: usize = 260;
 
+/// Where the words that cycle numbers displace in the payload lie in the first header block.
+pub const CYCLE_DATA_OFFSET: usize = offset_of!(RecordHeader, cycle_data);
+/// In the other header blocks, which begin with the cycle number.
+pub const EXTENDED_CYCLE_DATA_OFFSET: usize = 4;
+
 const _: () = {
     assert!(size_of::<RecordHeader>() == 324);
+    assert!(CYCLE_DATA_OFFSET == 44);
     assert!(offset_of!(RecordHeader, lsn) == 16);
     assert!(offset_of!(RecordHeader, crc) == RECORD_CRC_OFFSET);
     assert!(offset_of!(RecordHeader, num_logops) == 40);
@@ -101,6 +119,19 @@ pub struct OpHeader {
     pub clientid: u8,
     pub flags: u8,
     res2: [u8; 2],
+}
+
+impl OpHeader {
+    /// The header of an operation on `len` bytes that belongs to no transaction.
+    pub fn new(clientid: u8, flags: u8, len: usize) -> Self {
+        Self {
+            tid: U32::ZERO,
+            len: u32::try_from(len).unwrap_or(u32::MAX).into(),
+            clientid,
+            flags,
+            res2: [0; 2],
+        }
+    }
 }
 
 const _: () = assert!(size_of::<OpHeader>() == 12);

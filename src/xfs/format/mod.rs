@@ -8,11 +8,13 @@
 pub mod ag;
 pub mod attr;
 pub mod btree;
+pub mod buffer;
 pub(crate) mod crc;
 pub mod dir;
 pub mod dir_short;
 pub mod inode;
 pub mod log;
+pub mod log_items;
 pub mod superblock;
 pub mod symlink;
 

@@ -83,16 +83,69 @@ impl XfsLog {
         LogEnd {
             state,
             lsn: u64::from(cycle).wrapping_shl(32) | head,
+            tail_lsn: record.header.tail_lsn.get(),
+            record_bytes: record.header.size.get(),
         }
     }
 
     /// Blocks from the tail to the head.
-    fn distance(&self, tail: u64, head: u64) -> u64 {
+    pub(super) fn distance(&self, tail: u64, head: u64) -> u64 {
         if head > tail {
             head.saturating_sub(tail)
         } else {
             head.saturating_add(self.blocks.saturating_sub(tail))
         }
+    }
+
+    /// The block of the first record to be replayed: the tail, or behind it when that was
+    /// overwritten while the last records were being written. As xlog_verify_tail().
+    pub(super) fn first_to_replay(&self, io: &mut impl MetaIo, end: &LogEnd) -> Result<u64> {
+        let head = end.lsn & u64::from(u32::MAX);
+        let in_flight = u64::from(layout::MAX_IN_FLIGHT)
+            .saturating_mul(u64::from(end.record_bytes).div_ceil(format::BASIC_BLOCK_BYTES));
+        let mut from = end.tail_lsn & u64::from(u32::MAX);
+        loop {
+            let record = self
+                .record_after(io, from, head)?
+                .ok_or_else(|| self.bad(from, "no record between tail and head"))?;
+            let Some(torn) = self.first_torn(io, &record, head)? else {
+                return Ok(record.block);
+            };
+            // Nearer to the end than what can have been in flight, it is no tail that was
+            // overwritten.
+            if self.distance(torn, head) > in_flight || torn == head {
+                return Err(self.bad(torn, "a record between tail and head is damaged"));
+            }
+            from = self.wrap(torn.saturating_add(1));
+            if from == head {
+                return Err(self.bad(torn, "no whole record between tail and head"));
+            }
+        }
+    }
+
+    /// The first record that begins from block `from` on, before the head.
+    fn record_after(&self, io: &mut impl MetaIo, from: u64, head: u64) -> Result<Option<Record>> {
+        let all = self.distance(from, head).min(self.blocks);
+        let mut done = 0_u64;
+        while done < all {
+            let now = CHUNK_BLOCKS.min(all.saturating_sub(done));
+            let start = from.saturating_add(done);
+            let data = self.read_ring(io, start, now)?;
+            for index in 0..now {
+                if let Ok((header, _)) = RecordHeader::read_from_prefix(block_in(&data, index))
+                    && header.magicno.get() == layout::RECORD_MAGIC
+                {
+                    let block = self.wrap(start.saturating_add(index));
+                    return Ok(Some(Record {
+                        block,
+                        wrapped: block >= head,
+                        header,
+                    }));
+                }
+            }
+            done = done.saturating_add(now);
+        }
+        Ok(None)
     }
 
     fn last_record(&self, io: &mut impl MetaIo, head: u64, most: u64) -> Result<Record> {
@@ -144,6 +197,18 @@ impl XfsLog {
         Ok(records)
     }
 
+    /// Bytes of the buffer that the records from this one on were written from.
+    pub(super) fn buffer_size(&self, first: &RecordHeader) -> u32 {
+        let len = first.len.get();
+        // mkfs.xfs wrote this size wrong when the log had a large stripe unit.
+        let wrong = len > first.size.get() && len <= self.buffer_bytes;
+        if wrong && first.num_logops.get() == 1 {
+            self.buffer_bytes
+        } else {
+            first.size.get()
+        }
+    }
+
     /// Whether a record consists of the unmount operation and ends at the head. The kernel does not
     /// look at its checksum.
     fn is_unmount(&self, io: &mut impl MetaIo, record: &Record, head: u64) -> Result<bool> {
@@ -163,14 +228,7 @@ impl XfsLog {
     /// kernel does, the first record says how many header blocks all of them have.
     fn first_torn(&self, io: &mut impl MetaIo, oldest: &Record, head: u64) -> Result<Option<u64>> {
         let first = &oldest.header;
-        let len = first.len.get();
-        // mkfs.xfs wrote this size wrong when the log had a large stripe unit.
-        let wrong = len > first.size.get() && len <= self.buffer_bytes;
-        let size = if wrong && first.num_logops.get() == 1 {
-            self.buffer_bytes
-        } else {
-            first.size.get()
-        };
+        let size = self.buffer_size(first);
         if size > layout::MAX_RECORD_BYTES {
             return Ok(Some(oldest.block));
         }
@@ -183,17 +241,10 @@ impl XfsLog {
             let Ok((header, _)) = RecordHeader::ref_from_prefix(&headers) else {
                 return Ok(Some(block));
             };
-            let version = header.version.get();
-            let len = header.len.get();
-            if header.magicno.get() != layout::RECORD_MAGIC
-                || version == 0
-                || version & !(layout::RECORD_VERSION_2 | 1) != 0
-                || len == 0
-                || len > size
-            {
+            if !header.is_valid(size) {
                 return Ok(Some(block));
             }
-            let blocks = u64::from(len).div_ceil(format::BASIC_BLOCK_BYTES);
+            let blocks = u64::from(header.len.get()).div_ceil(format::BASIC_BLOCK_BYTES);
             let payload = self.read_ring(io, block.saturating_add(header_blocks), blocks)?;
             if !checksum_fits(header, &headers, &payload) {
                 return Ok(Some(block));
@@ -206,29 +257,26 @@ impl XfsLog {
 
 /// Whether a record's checksum is right, or absent, as mkfs.xfs writes it. It covers as many
 /// extended headers as the payload needs, however many there are.
-fn checksum_fits(header: &RecordHeader, headers: &[u8], payload: &[u8]) -> bool {
+pub(super) fn checksum_fits(header: &RecordHeader, headers: &[u8], payload: &[u8]) -> bool {
     let stored = header.crc.get();
     let short = size_of::<RecordHeader>();
     let sizes = [layout::RECORD_CRC_BYTES, short];
+    let len = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
+    let Some(payload) = payload.get(..len) else {
+        return false;
+    };
     stored == 0
         || sizes
             .into_iter()
-            .any(|covered| record_checksum(header, headers, payload, covered) == Some(stored))
+            .any(|covered| record_checksum(headers, payload, covered) == Some(stored))
 }
 
-/// The checksum of a record, counting `covered` bytes of its header.
-fn record_checksum(
-    header: &RecordHeader,
-    headers: &[u8],
-    payload: &[u8],
-    covered: usize,
-) -> Option<u32> {
+/// The checksum of a record, counting `covered` bytes of its first header.
+pub(super) fn record_checksum(headers: &[u8], payload: &[u8], covered: usize) -> Option<u32> {
     let mut crc = format::checksum(headers.get(..covered)?, layout::RECORD_CRC_OFFSET)?;
-    let len = header.len.get();
-    let used = usize::try_from(len.div_ceil(layout::HEADER_COVERS_BYTES)).ok()?;
+    let used = payload.len().div_ceil(layout::HEADER_COVERS_BYTES as usize);
     for extended in headers.chunks_exact(BB).take(used).skip(1) {
         crc = format::crc::append(crc, extended.get(..layout::EXTENDED_CRC_BYTES)?);
     }
-    let payload = payload.get(..usize::try_from(len).ok()?)?;
     Some(format::crc::append(crc, payload))
 }

@@ -1,0 +1,266 @@
+//! What checkpoints in the log consist of ("Journaling Log", "Log Operations"): operations, the
+//! regions of their items, and the items themselves.
+//!
+//! Records and operation headers are big-endian; items are in the byte order of the machine that
+//! wrote them, which here is little-endian, except ICREATE, which is big-endian.
+
+use std::mem::{offset_of, size_of};
+
+use zerocopy::little_endian::{I32, I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian};
+
+use super::inode::CORE_BYTES;
+
+/// `OpHeader::clientid`: an operation of a transaction.
+pub const CLIENT_TRANSACTION: u8 = 0x69;
+/// `OpHeader::clientid`: the unmount record.
+pub const CLIENT_LOG: u8 = 0xaa;
+
+/// `OpHeader::flags`: a transaction begins.
+pub const OP_START: u8 = 0x01;
+/// `OpHeader::flags`: it is complete.
+pub const OP_COMMIT: u8 = 0x02;
+/// `OpHeader::flags`: the region continues in the next record.
+pub const OP_CONTINUE: u8 = 0x04;
+/// `OpHeader::flags`: the region was begun in an earlier record.
+pub const OP_WAS_CONTINUED: u8 = 0x08;
+/// `OpHeader::flags`: the last part of such a region.
+pub const OP_END: u8 = 0x10;
+
+/// What the first region of a transaction begins with: `NART`.
+pub const TRANSACTION_MAGIC: u32 = 0x5452_414e;
+
+/// The first region of a transaction.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct TransactionHeader {
+    pub magic: U32,
+    pub transaction_type: U32,
+    pub tid: I32,
+    pub num_items: U32,
+}
+
+const _: () = assert!(size_of::<TransactionHeader>() == 16);
+
+/// How the first region of every item begins.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ItemHeader {
+    /// One of the types below.
+    pub item_type: U16,
+    /// Regions of the item, this one included.
+    pub regions: U16,
+}
+
+const _: () = assert!(size_of::<ItemHeader>() == 4);
+
+/// Most regions of an item: every second chunk of the largest buffer, and the header.
+pub const MAX_REGIONS: u16 = 257;
+
+/// Item type: extents to be freed.
+pub const EFI: u16 = 0x1236;
+/// Item type: they were freed.
+pub const EFD: u16 = 0x1237;
+/// Item type: an inode.
+pub const INODE: u16 = 0x123b;
+/// Item type: a buffer.
+pub const BUF: u16 = 0x123c;
+/// Item type: a quota record.
+pub const DQUOT: u16 = 0x123d;
+/// Item type: quotas were switched off.
+pub const QUOTAOFF: u16 = 0x123e;
+/// Item type: a new chunk of inodes.
+pub const ICREATE: u16 = 0x123f;
+/// Item type: changes of the reverse mapping to be made.
+pub const RUI: u16 = 0x1240;
+/// Item type: they were made.
+pub const RUD: u16 = 0x1241;
+/// Item type: changes of reference counts to be made.
+pub const CUI: u16 = 0x1242;
+/// Item type: they were made.
+pub const CUD: u16 = 0x1243;
+/// Item type: changes of a file's mappings to be made.
+pub const BUI: u16 = 0x1244;
+/// Item type: they were made.
+pub const BUD: u16 = 0x1245;
+/// Item type: a change of an extended attribute to be made.
+pub const ATTRI: u16 = 0x1246;
+/// Item type: it was made.
+pub const ATTRD: u16 = 0x1247;
+/// Item type: an exchange of mappings to be made.
+pub const XMI: u16 = 0x1248;
+/// Item type: it was made.
+pub const XMD: u16 = 0x1249;
+
+/// Where the identifier of an intent lies in its first region; in the region of the item that says
+/// that it was done, too.
+pub const INTENT_ID_OFFSET: usize = 8;
+
+/// Bytes of a chunk of a buffer, the unit of its dirty map.
+pub const CHUNK_BYTES: usize = 128;
+
+/// The first region of a buffer; words of the dirty map follow.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct BufItem {
+    pub item_type: U16,
+    pub regions: U16,
+    pub flags: U16,
+    /// Length in basic blocks.
+    pub len: U16,
+    /// Address on the device in basic blocks.
+    pub blkno: I64,
+    /// Words of the dirty map, of 32 chunks each.
+    pub map_words: U32,
+}
+
+const _: () = {
+    assert!(size_of::<BufItem>() == 20);
+    assert!(offset_of!(BufItem, blkno) == 8);
+};
+
+/// `BufItem::flags`: inodes, of which only the links of the unlinked lists are to be replayed.
+pub const BUF_INODES: u16 = 1;
+/// `BufItem::flags`: the buffer was freed: nothing of it that was logged before is to be replayed.
+pub const BUF_CANCEL: u16 = 1 << 1;
+/// `BufItem::flags`: quota records of users, projects and groups.
+pub const BUF_DQUOTS: u16 = 1 << 2 | 1 << 3 | 1 << 4;
+/// Where the type of a buffer lies in `BufItem::flags`.
+pub const BUF_TYPE_SHIFT: u32 = 11;
+
+/// The first region of an inode.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct InodeItem {
+    pub item_type: U16,
+    pub regions: U16,
+    pub fields: U32,
+    pub asize: U16,
+    pub dsize: U16,
+    pad: U32,
+    pub ino: U64,
+    /// The device number of a special file in the form on disk, in the byte order of the machine.
+    pub rdev: U32,
+    rdev_pad: [u8; 12],
+    /// Address of the buffer of inodes, in basic blocks.
+    pub blkno: I64,
+    /// Its length in basic blocks.
+    pub len: I32,
+    /// Where the inode lies in it, in bytes.
+    pub boffset: I32,
+}
+
+const _: () = {
+    assert!(size_of::<InodeItem>() == 56);
+    assert!(offset_of!(InodeItem, asize) == 8);
+    assert!(offset_of!(InodeItem, ino) == 16);
+    assert!(offset_of!(InodeItem, rdev) == 24);
+    assert!(offset_of!(InodeItem, blkno) == 40);
+};
+
+/// `InodeItem::fields`: the data fork's content.
+pub const LOG_DDATA: u32 = 0x002;
+/// `InodeItem::fields`: the data fork's extents.
+pub const LOG_DEXT: u32 = 0x004;
+/// `InodeItem::fields`: the root of the data fork's btree.
+pub const LOG_DBROOT: u32 = 0x008;
+/// `InodeItem::fields`: the device number.
+pub const LOG_DEV: u32 = 0x010;
+/// `InodeItem::fields`: the attribute fork's content.
+pub const LOG_ADATA: u32 = 0x040;
+/// `InodeItem::fields`: the attribute fork's extents.
+pub const LOG_AEXT: u32 = 0x080;
+/// `InodeItem::fields`: the root of the attribute fork's btree.
+pub const LOG_ABROOT: u32 = 0x100;
+/// `InodeItem::fields`: the blocks of the data fork's btree have a new owner.
+pub const LOG_DOWNER: u32 = 0x200;
+/// `InodeItem::fields`: the blocks of the attribute fork's btree have a new owner.
+pub const LOG_AOWNER: u32 = 0x400;
+
+/// The inode's core as it is logged: the fields of
+/// [`InodeCore`](super::inode::InodeCore) at the same places, little-endian.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct LoggedCore {
+    pub magic: U16,
+    pub mode: U16,
+    pub version: u8,
+    pub format: u8,
+    pub metatype: U16,
+    pub uid: U32,
+    pub gid: U32,
+    pub nlink: U32,
+    pub projid_lo: U16,
+    pub projid_hi: U16,
+    pub big_nextents: U64,
+    pub atime: U64,
+    pub mtime: U64,
+    pub ctime: U64,
+    pub size: U64,
+    pub nblocks: U64,
+    pub extsize: U32,
+    pub nextents: U32,
+    pub anextents: U16,
+    pub forkoff: u8,
+    pub aformat: u8,
+    pub dmevmask: U32,
+    pub dmstate: U16,
+    pub flags: U16,
+    pub generation: U32,
+    pub next_unlinked: U32,
+    pub crc: U32,
+    pub changecount: U64,
+    pub lsn: U64,
+    pub flags2: U64,
+    pub cowextsize: U32,
+    pub pad2: [u8; 12],
+    pub crtime: U64,
+    pub ino: U64,
+    pub uuid: [u8; 16],
+}
+
+const _: () = {
+    assert!(size_of::<LoggedCore>() == CORE_BYTES);
+    assert!(offset_of!(LoggedCore, size) == 56);
+    assert!(offset_of!(LoggedCore, forkoff) == 82);
+    assert!(offset_of!(LoggedCore, crc) == 100);
+    assert!(offset_of!(LoggedCore, flags2) == 120);
+    assert!(offset_of!(LoggedCore, ino) == 152);
+};
+
+/// A new chunk of inodes: its only region.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct IcreateItem {
+    pub item_type: U16,
+    pub regions: U16,
+    pub ag: big_endian::U32,
+    pub ag_block: big_endian::U32,
+    pub count: big_endian::U32,
+    pub inode_bytes: big_endian::U32,
+    /// Blocks.
+    pub length: big_endian::U32,
+    pub generation: big_endian::U32,
+}
+
+const _: () = assert!(size_of::<IcreateItem>() == 28);

@@ -1,0 +1,153 @@
+//! Opening a filesystem whose log holds changes: into memory, or on the device.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use zerocopy::FromBytes;
+
+use super::super::format::superblock::{self as layout, SuperblockLayout};
+use super::super::format::{self, ag};
+use super::super::log::{self, LogEnd, Recovery};
+use super::super::overlay::{Overlaid, Overlay};
+use super::super::superblock::Superblock;
+use super::super::{MetaIo, corrupt};
+use super::{Fs, FsOptions};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Counters of the superblock, added up from the allocation groups.
+#[derive(Debug, Default)]
+struct Counters {
+    inodes: u64,
+    free_inodes: u64,
+    free_blocks: u64,
+}
+
+impl Fs {
+    /// Replays the log.
+    pub(super) fn recover(
+        &mut self,
+        io: &mut impl MetaIo,
+        end: &LogEnd,
+        options: &FsOptions,
+    ) -> Result<()> {
+        let replayed = log::replay(io, &self.superblock, end, options.replay_bytes)?;
+        check_finished(&replayed, options.recovery)?;
+        self.overlay = replayed.overlay;
+        self.replayed = replayed.checkpoints;
+        self.log_end = Some(*end);
+        // It may have grown, or have new features.
+        self.read_superblock(io)?;
+        self.read_only.clone_from(&self.superblock.read_only);
+        self.put_superblock(io)?;
+        self.read_superblock(io)?;
+        if options.recovery == Recovery::OnDevice {
+            self.log_end = Some(self.recover_on_device(io, end)?);
+            self.overlay = Overlay::default();
+        } else {
+            self.read_only = Some("its log was replayed into memory only".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Reads the superblock once more, as the log made it.
+    fn read_superblock(&mut self, io: &mut impl MetaIo) -> Result<()> {
+        let mut view = Overlaid {
+            io,
+            overlay: &self.overlay,
+        };
+        self.superblock = Superblock::read(&mut view, false)?;
+        Ok(())
+    }
+
+    /// Makes what was replayed into the overlay the state of the device: writes it in place, and
+    /// marks the log clean. An end half-way leaves a log that is replayed again.
+    fn recover_on_device(&mut self, io: &mut impl MetaIo, end: &LogEnd) -> Result<LogEnd> {
+        if let Some(why) = self.read_only_reason() {
+            return Err(refused(&format!("the filesystem may only be read: {why}")));
+        }
+        self.check_nothing_unlinked(io)?;
+        self.overlay.write_in_place(io)?;
+        io.flush()?;
+        log::mark_clean(io, &self.superblock, end)
+    }
+
+    /// Files that were deleted while they were open have to be freed, which is not built yet.
+    fn check_nothing_unlinked(&self, io: &mut impl MetaIo) -> Result<()> {
+        for group in 0..self.geometry().ag_count {
+            let agi = self.agi(io, group)?;
+            if agi.unlinked.iter().any(|head| head.get() != ag::NULL_AG) {
+                return Err(refused(
+                    "files were deleted while they were open, and their space is not yet free",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// As xfs_initialize_perag_data(): after a crash the superblock's own counters do not count.
+    fn count(&self, io: &mut impl MetaIo) -> Result<Counters> {
+        let mut sum = Counters::default();
+        for group in 0..self.geometry().ag_count {
+            let agi = self.agi(io, group)?;
+            let (_, agf) = self.agf(io, group)?;
+            let free = u64::from(agf.freeblks.get())
+                .saturating_add(agf.flcount.get().into())
+                .saturating_add(agf.btreeblks.get().into());
+            sum.free_blocks = sum.free_blocks.saturating_add(free);
+            sum.inodes = sum.inodes.saturating_add(agi.count.get().into());
+            sum.free_inodes = sum.free_inodes.saturating_add(agi.freecount.get().into());
+        }
+        if sum.free_blocks > self.geometry().data_blocks || sum.free_inodes > sum.inodes {
+            return Err(corrupt(
+                0,
+                "the counters of the allocation groups are impossible",
+            ));
+        }
+        Ok(sum)
+    }
+
+    /// Puts the counters of the allocation groups into the superblock in the overlay, and takes the
+    /// mark of logged attributes away, which a clean log has not.
+    fn put_superblock(&mut self, io: &mut impl MetaIo) -> Result<()> {
+        let counters = self.count(io)?;
+        let bytes = usize::try_from(self.geometry().sector_bytes).unwrap_or(512);
+        let mut sector = self.overlay.read(io, 0, bytes)?;
+        let (raw, _) = SuperblockLayout::mut_from_prefix(sector.as_mut_slice())
+            .map_err(|_| corrupt(0, "superblock: too short"))?;
+        raw.icount = counters.inodes.into();
+        raw.ifree = counters.free_inodes.into();
+        raw.fdblocks = counters.free_blocks.into();
+        raw.features_log_incompat = 0.into();
+        if !format::set_checksum(&mut sector, layout::CRC_OFFSET) {
+            return Err(corrupt(0, "superblock: too short"));
+        }
+        self.overlay.put(0, &sector)
+    }
+}
+
+/// Checks what was not finished in the log: only the filesystem's own bookkeeping may be left, and
+/// only for reading.
+fn check_finished(replayed: &log::Replayed, recovery: Recovery) -> Result<()> {
+    if replayed.unfinished.show_in_files() {
+        return Err(refused("the log holds operations that were not finished"));
+    }
+    if recovery == Recovery::InMemory {
+        return Ok(());
+    }
+    if !replayed.unfinished.is_empty() {
+        return Err(refused("the log holds operations that were not finished"));
+    }
+    if replayed.quotas {
+        return Err(refused("the log holds changes of quotas"));
+    }
+    Ok(())
+}
+
+#[cold]
+fn refused(why: &str) -> Error {
+    Error::new(
+        ErrorKind::NeedsRecovery,
+        format!(
+            "the log holds changes that are not replayed here: {why}; mount the filesystem once with \
+             the kernel and unmount it, or open it read-only"
+        ),
+    )
+}
