@@ -7,12 +7,13 @@ use xtent::internals::sys::interrupted;
 use xtent::volume::{Volume, VolumeInfo};
 use xtent::{Error, ErrorKind, Result};
 
+use super::cache_spec::CacheSpec;
 use super::cgroup::MemoryLimit;
 use super::check_interrupted;
 use super::compare_checks::{Check, cross_check, final_checks, kernel_checksum, xtent_checksum};
 use super::compare_run::{Plan, kernel_run, xtent_run};
 use super::environment::Environment;
-use super::medium::{BenchMedium, CacheSpec, MediumInfo};
+use super::medium::{BenchMedium, MediumInfo};
 use super::progress::{Progress, RunProgress};
 use super::rounds::{Rounds, RoundsRow};
 use super::usage::CpusInUse;

@@ -14,10 +14,10 @@ use xtent::target::TargetOptions;
 use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
+use super::cache_spec::{CacheSpec, mount_options};
 use super::check_interrupted;
 use super::handover::{self, Handover};
 use super::image::{self, READ_FILE, WRITE_FILE};
-use super::medium::{self, CacheSpec};
 use super::nvme_sysfs::{Places, SysfsController, SysfsNamespace};
 use super::pattern;
 use super::workload::mix;
@@ -173,8 +173,7 @@ impl BenchDisk {
             self.check_free()?;
             self.handover.give_to_vfio()?;
         }
-        let volume =
-            Volume::open_with(&self.target, &TargetOptions::new(), &medium::options(cache))?;
+        let volume = Volume::open_with(&self.target, &TargetOptions::new(), &mount_options(cache))?;
         let serial = volume.info().target.serial;
         if serial.trim() == self.serial {
             return Ok(volume);

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use xtent::internals::sys::{LoopDevice, LoopOptions, XfsMount};
 use xtent::target::{ControllerMode, TargetOptions};
-use xtent::volume::{MountOptions, Volume};
+use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
+use super::cache_spec::{CacheSpec, mount_options};
 use super::disk::{BenchDisk, DiskSpec};
 use super::image;
 use super::progress::Progress;
@@ -37,14 +38,6 @@ pub(crate) struct MediumInfo {
     pub(crate) cached: bool,
     /// CRC32C of the file to read, taken while it was filled.
     pub(crate) filled_crc: Option<u32>,
-}
-
-/// The page cache of xtent's side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CacheSpec {
-    pub(crate) bytes: usize,
-    /// The share of it that may be dirty.
-    pub(crate) dirty_percent: u8,
 }
 
 /// Ready for both sides, one at a time: what one opened is closed before the other is asked for.
@@ -126,16 +119,6 @@ impl BenchMedium {
     }
 }
 
-/// The options to open a volume with such a cache.
-pub(super) fn options(cache: Option<CacheSpec>) -> MountOptions {
-    match cache {
-        Some(cache) => MountOptions::new()
-            .cache_bytes(cache.bytes)
-            .cache_dirty_percent(cache.dirty_percent),
-        None => MountOptions::new(),
-    }
-}
-
 fn open_image(spec: &ImageSpec, cache: Option<CacheSpec>) -> Result<Volume> {
     let path = spec.path.to_str().ok_or_else(|| {
         Error::new(
@@ -145,5 +128,5 @@ fn open_image(spec: &ImageSpec, cache: Option<CacheSpec>) -> Result<Volume> {
     })?;
     let target = format!("image:{}{}", path.replace(',', ",,"), spec.target_options);
     let controller = TargetOptions::new().controller(spec.controller);
-    Volume::open_with(&target, &controller, &options(cache))
+    Volume::open_with(&target, &controller, &mount_options(cache))
 }

@@ -7,6 +7,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod buffered_engine;
+mod cache_spec;
 pub(crate) mod calendar;
 pub(crate) mod cgroup;
 pub(crate) mod chart;

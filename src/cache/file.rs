@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::errors::Errors;
 use super::index::{LEAF_PAGES, LEAF_SHIFT, Lists, salt_of};
-use super::view::LentViews;
+use super::lent::LentViews;
 use super::wait::BoundedWait;
 use super::waiters::Waiters;
 use super::{Cache, CacheInner, ErrorCursor};

@@ -21,6 +21,7 @@ mod free;
 mod ghosts;
 mod hit;
 mod index;
+mod lent;
 #[cfg(not(loom))]
 #[cfg(test)]
 mod policy_tests;

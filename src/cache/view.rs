@@ -1,11 +1,8 @@
 //! The cached bytes themselves, lent.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use super::file::{FileCache, FileInner, Writing, leaf_of, place};
@@ -104,63 +101,6 @@ pub(crate) enum NotLent {
     NoFrame,
 }
 
-/// The pages of a file that mutable views are lent of. Only direct writes ask for them.
-#[derive(Debug, Default)]
-pub(super) struct LentViews {
-    count: AtomicUsize,
-    pages: Mutex<LentPages>,
-}
-
-#[derive(Debug, Default)]
-struct LentPages {
-    /// How many views each page has.
-    held: BTreeMap<u64, usize>,
-    /// Pages without a view whose mark was not to be taken away: another thread did not end writing
-    /// to them.
-    marked: Vec<u64>,
-}
-
-impl LentPages {
-    /// Calls `end` with the marked pages that are not lent again, until it takes their marks away.
-    fn end_marked(&mut self, mut end: impl FnMut(u64) -> bool) {
-        let held = &self.held;
-        self.marked
-            .retain(|page| !held.contains_key(page) && !end(*page));
-    }
-}
-
-impl LentViews {
-    fn pages(&self) -> MutexGuard<'_, LentPages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, page: u64) {
-        let mut pages = self.pages();
-        *pages.held.entry(page).or_default() += 1;
-        self.count.fetch_add(1, AcqRel);
-    }
-
-    /// One fewer; calls `end` with the last one of a page, before another can be added, and, where
-    /// that is false, again with each one of the file that ends later.
-    fn remove(&self, page: u64, end: impl FnMut(u64) -> bool) {
-        let mut pages = self.pages();
-        if let Some(count) = pages.held.get_mut(&page) {
-            *count -= 1;
-            if *count == 0 {
-                pages.held.remove(&page);
-                pages.marked.push(page);
-            }
-        }
-        pages.end_marked(end);
-        self.count.fetch_sub(1, AcqRel);
-    }
-
-    fn first_in(&self, pages: Range<u64>) -> Option<u64> {
-        let lent = self.pages();
-        lent.held.range(pages).next().map(|(&page, _)| page)
-    }
-}
-
 impl FileCache {
     /// Lends cached bytes from `pos` on: at most `len`, and at most to the end of the page or of
     /// the file. `None` where they are not cached.
@@ -233,7 +173,7 @@ impl FileCache {
     #[cold]
     fn views_mut_gone(&self, range: Range<u64>, limit: Duration) -> Result<(), Error> {
         let inner = &*self.0;
-        if inner.lent.count.load(Acquire) == 0 {
+        if inner.lent.is_empty() {
             return Ok(());
         }
         let pages = range.start / PAGE..range.end.div_ceil(PAGE);
@@ -389,31 +329,5 @@ fn merge(to: &mut [u8], source: &[u8], range: &Range<usize>, touched: u8, uptoda
         if part.start < part.end {
             to[part.clone()].copy_from_slice(&source[part]);
         }
-    }
-}
-
-#[cfg(not(loom))]
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mark_that_could_not_be_taken_away_is_taken_away_later() {
-        let lent = LentViews::default();
-        for page in [1, 1, 2, 3] {
-            lent.add(page);
-        }
-        lent.remove(1, |_| unreachable!("it has another view"));
-        lent.remove(1, |_| false);
-        assert_eq!(lent.first_in(0..10), Some(2), "nothing waits for it");
-        let mut ended = Vec::new();
-        let mut end = |page| {
-            ended.push(page);
-            true
-        };
-        lent.remove(2, &mut end);
-        lent.remove(3, &mut end);
-        assert_eq!(ended, [1, 2, 3]);
-        assert_eq!(lent.first_in(0..10), None);
     }
 }

@@ -1,152 +1,23 @@
 //! `xtent compare`.
 
 use std::io::Write;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
 use xtent::internals::sys::{
     LoopOptions, catch_interrupts, end_within, hold_interrupts, is_root, private_mounts,
 };
 use xtent::internals::target::{TargetKind, TargetSpec};
 use xtent::target::{ControllerMode, TargetInfo};
 
-use super::LocalPath;
+use super::compare_args::{CompareArgs, Controlled};
 use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};
-use super::values::{size, time};
 use crate::bench::compare::{Comparison, Side, run as compare};
 use crate::bench::compare_run::Plan;
 use crate::bench::disk::DiskSpec;
-use crate::bench::engine_name::EngineName;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumSpec};
 use crate::bench::nvme_sysfs::{Places, SysfsController};
 use crate::bench::progress::Progress;
 use crate::bench::{image, page, report};
-
-const AFTER_HELP: &str = "\
-The same list of workloads runs on the kernel's XFS (O_DIRECT; psync at depth 1 and io_uring above)
-and on xtent, in alternating rounds, on the same files at the same offsets. The report describes the
-method of each side. Afterwards each side checks what the other wrote, the file that is only read
-must be unchanged, and xfs_repair -n must find the filesystem clean.
-
-With --image (or neither): a loop mount for the kernel, the embedded controller for xtent. Neither
-is a disk: both end in the page cache. The kernel's side needs root; otherwise it is skipped with a
-notice.
-
-With --device: an NVMe disk, which is ERASED. It must be bound to the kernel's driver, not in use,
-behind an IOMMU; needs root. The kernel's rounds use its own driver, xtent's use VFIO on the same
-controller. At the end, after an error and when interrupted the disk goes back to the kernel's
-driver; after a SIGKILL the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.
-
-Figures and ratios are of all rounds together. Where the rounds differ widely their range is shown:
-no stable difference. Ctrl-C ends the comparison and shows the results so far, marked as
-interrupted; the exit status is 130.
-
-Mounts are private to the process and end with it, even when it is killed.
-
-Examples:
-  xtent compare --image disk.img --report report.html
-  xtent compare --device 0000:01:00.0 --i-may-erase S5GXNX0R --report report.html
-  xtent compare --engines native,spdk --target pci:0000:01:00.0";
-
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct CompareArgs {
-    /// An XFS image that is not in use [default: a temporary one, made by mkfs.xfs]
-    #[arg(long, value_name = "FILE")]
-    image: Option<LocalPath>,
-    /// The PCI address of an NVMe disk, with a namespace where there are several; it is ERASED
-    #[arg(long, value_name = "ADDRESS[/NSID]", requires = "i_may_erase")]
-    #[arg(conflicts_with_all = ["image", "read_file", "write_file", "no_kernel"])]
-    #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller"])]
-    device: Option<String>,
-    /// The serial number of that disk, or of the target of --engines, which confirms that it may
-    /// be erased
-    #[arg(long, value_name = "SERIAL", conflicts_with = "image")]
-    pub(super) i_may_erase: Option<String>,
-    /// Compare engines on the blocks of one target, without a filesystem; it is only read, unless
-    /// --i-may-erase names its serial number
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_enum,
-        value_delimiter = ',',
-        requires = "target"
-    )]
-    pub(super) engines: Vec<EngineName>,
-    /// The target of --engines (see `xtent --help`)
-    #[arg(long, value_name = "TARGET", requires = "engines")]
-    #[arg(conflicts_with_all = ["image", "device", "read_file", "write_file", "no_kernel", "report"])]
-    #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller", "target_options"])]
-    target: Option<String>,
-    /// Bytes of each of the two files made on that disk [default: 1g, less on a small disk]
-    #[arg(long, value_name = "SIZE", requires = "device", value_parser = size)]
-    file_size: Option<u64>,
-    /// The file of the image that is read
-    #[arg(long, value_name = "PATH", default_value = image::READ_FILE)]
-    read_file: String,
-    /// The file of the image that is OVERWRITTEN
-    #[arg(long, value_name = "PATH", default_value = image::WRITE_FILE)]
-    write_file: String,
-    /// Write a report as one HTML page
-    #[arg(long, value_name = "FILE.html")]
-    report: Option<LocalPath>,
-    /// Write all results as JSON (`-` for standard output, instead of the table)
-    #[arg(long, value_name = "FILE")]
-    pub(super) json: Option<LocalPath>,
-    /// The number of rounds of each side
-    #[arg(long, visible_alias = "alternate", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
-    pub(super) rounds: u16,
-    /// The measured time of each workload in each round
-    #[arg(long, default_value = "2", value_parser = time)]
-    pub(super) runtime: Duration,
-    /// Run for this long before measuring
-    #[arg(long, default_value = "0.2", value_parser = time)]
-    pub(super) ramp_time: Duration,
-    /// Use the page caches of both sides: pread and pwrite without O_DIRECT, and xtent's own cache.
-    /// Both files are cached completely before anything is measured, unless --memory limits it
-    #[arg(long, conflicts_with = "engines")]
-    buffered: bool,
-    /// Make written data durable after every N writes, on both sides
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        conflicts_with = "engines"
-    )]
-    fsync: u64,
-    /// The memory for caching on each side: the size of xtent's page cache, and the limit of a
-    /// cgroup (v2) for the kernel's side, which includes what the loop device caches of the image
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "buffered")]
-    memory: Option<u64>,
-    /// The seed of the offsets
-    #[arg(long, default_value_t = 1)]
-    pub(super) seed: u64,
-    /// Skip the kernel's side
-    #[arg(long)]
-    no_kernel: bool,
-    /// Let the loop device bypass the page cache
-    #[arg(long)]
-    loop_direct_io: bool,
-    /// The loop device's sector size in bytes
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(512..=4096))]
-    loop_sector_size: u32,
-    /// The thread that runs the embedded controller: the one that waits (inline), as the kernel's
-    /// loop device does where it can, or one of its own (threaded), which needs another CPU
-    #[arg(long, value_enum, default_value = "inline")]
-    controller: Controlled,
-    /// Options for xtent's target, such as lba=4096,mdts=5 (`inline` and `threaded` by
-    /// --controller)
-    #[arg(long, value_name = "OPTIONS")]
-    target_options: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Controlled {
-    Inline,
-    Threaded,
-}
 
 pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(warning) = Environment::gather().warning() {
@@ -188,10 +59,10 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
     out.flush()?;
     if let Some(path) = args.json.as_ref().filter(|_| !json_to_stdout) {
-        write(path, &format!("{:#}\n", report::json(&comparison)))?;
+        super::output::write_file(path, &format!("{:#}\n", report::json(&comparison)))?;
     }
     if let Some(path) = &args.report {
-        write(path, &page::html(&comparison)?)?;
+        super::output::write_file(path, &page::html(&comparison)?)?;
         complain(&format!("the report is in {}", path.display()));
     }
     if comparison.interrupted {
@@ -372,8 +243,4 @@ fn mode(target: &TargetInfo) -> String {
         super::output::waiting(&target.wait),
         super::output::controller_text(&target.controller),
     )
-}
-
-pub(super) fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).map_err(|error| Failure::local("cannot write", path, error))
 }

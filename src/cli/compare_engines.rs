@@ -5,7 +5,7 @@ use std::io::Write;
 use xtent::ErrorKind;
 use xtent::internals::sys::end_within;
 
-use super::compare::{CompareArgs, write};
+use super::compare_args::CompareArgs;
 use super::failure::{Failure, check_interrupted, complain};
 use crate::bench::engines::{EnginesPlan, run as compare, turns};
 use crate::bench::progress::Progress;
@@ -41,7 +41,7 @@ pub(super) fn run(args: &CompareArgs, target: &str) -> Result<(), Failure> {
             super::output::write_json(&mut out, &comparison.json())?
         }
         Some(path) => {
-            write(path, &format!("{:#}\n", comparison.json()))?;
+            super::output::write_file(path, &format!("{:#}\n", comparison.json()))?;
             write!(out, "{}", comparison.table())?;
         }
         None => write!(out, "{}", comparison.table())?,

@@ -12,6 +12,7 @@ mod bench_text;
 mod cache_table;
 mod cat;
 mod compare;
+mod compare_args;
 mod compare_engines;
 mod df;
 mod docs;
@@ -141,7 +142,7 @@ enum CliCommand {
     /// Measure a load on one file, with fio's options
     Bench(Box<bench_args::BenchArgs>),
     /// Measure the kernel's XFS and xtent on the same image or disk
-    Compare(compare::CompareArgs),
+    Compare(compare_args::CompareArgs),
     /// Serves a disk image or memory as an NVMe controller to other processes
     Serve(serve::ServeArgs),
     /// Writes the man pages into a directory

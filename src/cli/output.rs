@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use xtent::internals::sys::interrupted;
 use xtent::volume::{FileType, Metadata, Timestamp};
 
+use super::failure::Failure;
 use crate::bench::calendar::civil;
 use crate::bench::terminal::{self, TextOut};
 
@@ -97,6 +98,11 @@ impl Write for RawOut {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Writes a file, in the place of one that is there.
+pub(super) fn write_file(path: &std::path::Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| Failure::local("cannot write", path, error))
 }
 
 /// How names are printed: as they are into files and pipes, without control characters on a
