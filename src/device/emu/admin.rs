@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::bits::low16;
 use super::controller::{CommandEnd, EmuController};
-use super::health::WARNING_TEMPERATURE_K;
+use super::features::FeatureValues;
 use super::identify;
 use super::medium::Transfer;
 use super::prp;
@@ -12,7 +13,7 @@ use crate::nvme::spec::{
     ADM_ABORT, ADM_ASYNC_EVENT, ADM_CREATE_CQ, ADM_CREATE_SQ, ADM_DELETE_CQ, ADM_DELETE_SQ,
     ADM_DOORBELL_BUFFER_CONFIG, ADM_GET_FEATURES, ADM_GET_LOG_PAGE, ADM_IDENTIFY, ADM_SET_FEATURES,
     CC_IOCQES_SHIFT, CC_IOSQES_SHIFT, CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS,
-    CNS_NAMESPACE, Command, FEAT_ASYNC_EVENTS, FEAT_NUMBER_OF_QUEUES, FEAT_TEMPERATURE_THRESHOLD,
+    CNS_NAMESPACE, Command, FEAT_NUMBER_OF_QUEUES, FEAT_TEMPERATURE_THRESHOLD,
     FEAT_VOLATILE_WRITE_CACHE, PAGE_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT,
     SC_ABORT_REQUESTED, SC_COMMAND_SEQUENCE, SC_DATA_TRANSFER, SC_FEATURE_NOT_SAVEABLE,
     SC_INVALID_CQ, SC_INVALID_FIELD, SC_INVALID_INTERRUPT_VECTOR, SC_INVALID_NAMESPACE,
@@ -21,11 +22,6 @@ use crate::nvme::spec::{
 };
 use crate::units::Iova;
 
-/// Most asynchronous event requests outstanding.
-pub(super) const EVENT_REQUESTS: u8 = 4;
-/// Features by identifier, 0 to 0x0f.
-const FEATURES: usize = 16;
-const FEAT_ARBITRATION: u32 = 0x01;
 /// Keep alive timer: 0, none, and host behaviour support: a page of zeroes, nothing of what a host
 /// may ask for. Hosts ask for both, and neither can be set here.
 const FEAT_KEEP_ALIVE_TIMER: u32 = 0x0f;
@@ -35,49 +31,6 @@ const HOST_BEHAVIOUR_BYTES: usize = 512;
 /// under.
 const THRESHOLD_SENSOR_SHIFT: u32 = 16;
 const THRESHOLD_TYPE_SHIFT: u32 = 20;
-
-/// Feature values.
-#[derive(Debug)]
-pub(super) struct FeatureValues {
-    current: [u32; FEATURES],
-    default: [u32; FEATURES],
-    /// I/O queues of each kind that may be created.
-    queues: u16,
-}
-
-impl FeatureValues {
-    pub(super) fn new(max_io_queues: u16, volatile_write_cache: bool) -> Self {
-        let mut default = [0; FEATURES];
-        // No limit to a burst.
-        default[FEAT_ARBITRATION as usize] = 7;
-        default[FEAT_TEMPERATURE_THRESHOLD as usize] = WARNING_TEMPERATURE_K.into();
-        default[FEAT_VOLATILE_WRITE_CACHE as usize] = u32::from(volatile_write_cache);
-        let queues = u32::from(max_io_queues) - 1;
-        default[FEAT_NUMBER_OF_QUEUES as usize] = queues | queues << 16;
-        Self {
-            current: default,
-            default,
-            queues: max_io_queues,
-        }
-    }
-
-    /// Writes may stay in the volatile cache.
-    #[inline]
-    pub(super) fn write_cache(&self) -> bool {
-        self.current[FEAT_VOLATILE_WRITE_CACHE as usize] & 1 == 1
-    }
-
-    /// The current value of a feature that there is.
-    pub(super) fn value(&self, id: u32) -> u32 {
-        self.current.get(id as usize).copied().unwrap_or(0)
-    }
-
-    fn index(id: u32) -> Option<usize> {
-        // 1 to 0x0b but the LBA range type, which is optional.
-        let known = (FEAT_ARBITRATION..=FEAT_ASYNC_EVENTS).contains(&id) && id != 3;
-        known.then_some(id as usize)
-    }
-}
 
 impl EmuController {
     pub(super) fn execute_admin(&mut self, command: &Command) -> Option<CommandEnd> {
@@ -392,8 +345,4 @@ fn threshold_type(dw11: u32) -> Result<Threshold, StatusField> {
         (0 | 0xf, 1) => Ok(Threshold::Under),
         _ => Err(SC_INVALID_FIELD.do_not_retry()),
     }
-}
-
-pub(super) fn low16(value: u32) -> u16 {
-    (value & 0xffff) as u16
 }

@@ -141,7 +141,7 @@ impl EmuController {
         self.running = false;
         self.ready_at = None;
         self.drop_queues();
-        self.features = super::admin::FeatureValues::new(
+        self.features = super::features::FeatureValues::new(
             self.offer.max_io_queues,
             self.offer.volatile_write_cache,
         );

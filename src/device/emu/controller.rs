@@ -5,17 +5,18 @@ use std::sync::atomic::Ordering;
 
 use rand::Rng;
 
-use super::admin::FeatureValues;
 use super::clock::EmuClock;
-use super::config::{AtomicOffer, EmuConfig};
+use super::config::EmuConfig;
 use super::fault::{Fault, FaultEvent, FaultTarget, Faults};
-use super::health::{Events, Health};
+use super::features::FeatureValues;
+use super::health_state::{Events, Health};
 use super::host_range::HostRange;
 use super::irq::EmuVectors;
 use super::namespace::EmuNamespace;
+use super::offer::ControllerOffer;
 use super::queue::{Cq, EmuCqEntry, Sq};
 use super::registers::EmuRegisters;
-use super::shadow::EmuShadows;
+use super::shadow_pages::EmuShadows;
 use super::stats::EmuStats;
 use crate::mem::{DmaSpace, DoorbellArray};
 use crate::nvme::spec::{
@@ -77,27 +78,6 @@ impl Held {
     pub(super) fn is_done(&self) -> bool {
         self.done.is_some()
     }
-}
-
-/// What a controller offers, from its configuration.
-#[derive(Debug)]
-pub(super) struct ControllerOffer {
-    pub(super) mdts: u8,
-    pub(super) noiob_blocks: u16,
-    pub(super) volatile_write_cache: bool,
-    pub(super) max_io_queues: u16,
-    pub(super) max_queue_entries: u32,
-    pub(super) stride_shift: u8,
-    pub(super) ready_delay_ns: u64,
-    pub(super) write_zeroes: bool,
-    pub(super) dataset_management: bool,
-    pub(super) abort_limit: u16,
-    pub(super) sgl: bool,
-    pub(super) shadow_doorbells: bool,
-    pub(super) atomic: AtomicOffer,
-    pub(super) model: String,
-    pub(super) serial: String,
-    pub(super) firmware: String,
 }
 
 /// The state behind the lock.

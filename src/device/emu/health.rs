@@ -1,15 +1,12 @@
 //! What the controller knows and tells of itself: log pages and asynchronous events (sections 5.2
 //! and 5.16).
 
-use std::collections::{BTreeSet, VecDeque};
-
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::admin::EVENT_REQUESTS;
-use super::config::Past;
 use super::controller::{CommandEnd, EmuController};
 use super::identify;
+use super::offer::{ERROR_LOG_ENTRIES, EVENT_REQUESTS};
 use crate::nvme::spec::{
     CHANGED_NAMESPACES, Command, CriticalWarning, EVENT_NAMESPACE_CHANGED, EVENT_NOTICE,
     EVENT_SMART, EVENT_SMART_RELIABILITY, EVENT_SMART_SPARE, EVENT_SMART_TEMPERATURE,
@@ -19,14 +16,6 @@ use crate::nvme::spec::{
     SC_INVALID_LOG_PAGE, SC_SQ_DELETED, SmartLog, StatusField,
 };
 
-/// Entries that the error log keeps.
-pub(super) const ERROR_LOG_ENTRIES: u8 = 64;
-/// Kelvin: 27 degrees Celsius.
-const ROOM_TEMPERATURE_K: u16 = 300;
-/// Kelvin; above it the device warns, unless the host sets another threshold.
-pub(super) const WARNING_TEMPERATURE_K: u16 = 343;
-/// Kelvin; above it the device would fail.
-pub(super) const CRITICAL_TEMPERATURE_K: u16 = 353;
 /// Most bytes of a log page that a host may ask for at once.
 const LONGEST_LOG_BYTES: u64 = 1 << 20;
 /// Event: error status, "invalid doorbell write value", details in the error log page.
@@ -34,45 +23,6 @@ const INVALID_DOORBELL: EventWord = EventWord::of(0, 1, LOG_ERRORS);
 /// Events that wait for a request.
 const MOST_WAITING: usize = 16;
 const NS_AN_HOUR: u64 = 3_600_000_000_000;
-
-/// Asynchronous events and the requests that wait for them (section 5.2).
-#[derive(Debug, Default)]
-pub(super) struct Events {
-    pub(super) requests: VecDeque<u16>,
-    waiting: VecDeque<EventWord>,
-    /// Log pages whose events were told: not again before the host has read them.
-    masked: BTreeSet<u8>,
-}
-
-/// What outlives a reset.
-#[derive(Debug)]
-pub(super) struct Health {
-    past: Past,
-    temperature_k: u16,
-    /// The threshold below which there is a warning; 0 for none.
-    under_k: u16,
-    warning: CriticalWarning,
-    media_errors: u64,
-    errors: VecDeque<ErrorLogEntry>,
-    error_count: u64,
-    /// Ids of namespaces that changed since the host looked.
-    changed: BTreeSet<u32>,
-}
-
-impl Health {
-    pub(super) fn new(past: Past) -> Self {
-        Self {
-            past,
-            temperature_k: ROOM_TEMPERATURE_K,
-            under_k: 0,
-            warning: CriticalWarning::empty(),
-            media_errors: 0,
-            errors: VecDeque::new(),
-            error_count: 0,
-            changed: BTreeSet::new(),
-        }
-    }
-}
 
 impl EmuController {
     pub(super) fn request_event(&mut self, command: &Command) -> Option<CommandEnd> {

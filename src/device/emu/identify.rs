@@ -5,10 +5,12 @@ use rand::rngs::SmallRng;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::admin::{EVENT_REQUESTS, low16};
-use super::controller::ControllerOffer;
-use super::health::{CRITICAL_TEMPERATURE_K, ERROR_LOG_ENTRIES, WARNING_TEMPERATURE_K};
+use super::bits::low16;
 use super::namespace::EmuNamespace;
+use super::offer::{
+    CRITICAL_TEMPERATURE_K, ControllerOffer, ERROR_LOG_ENTRIES, EVENT_REQUESTS,
+    WARNING_TEMPERATURE_K,
+};
 use super::registers::VERSION;
 use crate::nvme::spec::{
     IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LPA_EXTENDED, LbaFormat,

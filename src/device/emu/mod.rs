@@ -26,24 +26,29 @@ use crate::nvme::spec::{CriticalWarning, EventWord, REG_DOORBELLS, StatusField, 
 use crate::sys::EventFd;
 
 mod admin;
+mod bits;
 mod cache;
 mod clock;
 mod config;
 mod control;
 mod controller;
 mod fault;
+mod features;
 mod health;
+mod health_state;
 mod host_range;
 mod identify;
 mod io;
 mod irq;
 mod medium;
 mod namespace;
+mod offer;
 mod prp;
 mod queue;
 mod registers;
 mod sgl;
 mod shadow;
+mod shadow_pages;
 mod stats;
 mod worker;
 

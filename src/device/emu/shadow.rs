@@ -12,58 +12,14 @@ use std::sync::atomic::{Ordering, fence};
 
 use rand::Rng;
 
-use super::admin::low16;
+use super::bits::low16;
 use super::controller::EmuController;
 use super::queue::DoorbellState;
-use crate::mem::{DmaRange, DmaSpace};
-use crate::nvme::spec::{Command, PAGE_BYTES, SC_DATA_TRANSFER, SC_INVALID_FIELD, StatusField};
-use crate::units::Iova;
+use super::shadow_pages::{EmuShadows, ShadowPage};
+use crate::nvme::spec::{Command, PAGE_BYTES, StatusField};
 
 /// In the register of a shadowed submission queue: nothing was written since it was looked at last.
 const NO_WRITE: u32 = u32::MAX;
-
-/// A page of host memory.
-#[derive(Debug)]
-struct ShadowPage {
-    base: Iova,
-    memory: Option<DmaRange>,
-}
-
-impl ShadowPage {
-    fn new(base: u64, space: &DmaSpace) -> Result<Self, StatusField> {
-        if !base.is_multiple_of(PAGE_BYTES as u64) {
-            return Err(SC_INVALID_FIELD.do_not_retry());
-        }
-        let base = Iova(base);
-        let memory = space.translate(base, PAGE_BYTES);
-        let memory = Some(memory.map_err(|_| SC_DATA_TRANSFER)?);
-        Ok(Self { base, memory })
-    }
-
-    fn load(&self, at: usize) -> Option<u32> {
-        self.memory.as_ref()?.load_u32(at, Ordering::Acquire)
-    }
-
-    fn store(&self, at: usize, value: u32) -> Option<()> {
-        let memory = self.memory.as_ref()?;
-        memory.store_u32(at, value, Ordering::Release).then_some(())
-    }
-}
-
-/// The two pages of Doorbell Buffer Config.
-#[derive(Debug)]
-pub(super) struct EmuShadows {
-    values: ShadowPage,
-    events: ShadowPage,
-}
-
-impl EmuShadows {
-    pub(super) fn remap(&mut self, space: &DmaSpace) {
-        for page in [&mut self.values, &mut self.events] {
-            page.memory = space.translate(page.base, PAGE_BYTES).ok();
-        }
-    }
-}
 
 impl EmuController {
     /// Doorbell Buffer Config.
