@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::arena::Arena;
-use super::heap::HeapInner;
+use super::heap_state::HeapInner;
 use crate::units::Iova;
 
 /// A contiguous piece of device-visible memory, as a command names it.

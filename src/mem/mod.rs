@@ -14,6 +14,7 @@
 mod arena;
 mod buf;
 mod heap;
+mod heap_state;
 mod mmio;
 pub mod pages;
 mod peer;
@@ -22,7 +23,8 @@ mod words;
 
 pub use arena::{Arena, Backing};
 pub use buf::{DmaBuf, Lent, Segment};
-pub use heap::{ArenaSource, Heap, HeapConfig, HugePages, Mapper};
+pub use heap::Heap;
+pub use heap_state::{ArenaSource, HeapConfig, HugePages, Mapper};
 pub use mmio::{DOORBELLS_IN_FILE, Doorbell, DoorbellArray};
 pub use peer::{PeerFault, PeerMemory};
 pub use space::{DmaFault, DmaRange, DmaSpace};

@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crossbeam_utils::CachePadded;
 
 use super::arena::Arena;
-use super::heap::Mapper;
+use super::heap_state::Mapper;
 use super::peer::PeerMemory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::Iova;

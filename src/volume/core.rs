@@ -9,7 +9,7 @@ use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
 use crate::iomap::direct::{
-    Direct, DirectRequest, Ended, EndedKind, Of, OperationToken, Rejected, What,
+    Direct, DirectRequest, Ended, Of, OperationKind, OperationToken, Rejected, What,
 };
 use crate::mem::{DmaBuf, Heap};
 use crate::target::BUFFER_ALIGN_BYTES;
@@ -194,8 +194,13 @@ impl IoCore {
 /// After a direct write what was read into the page cache meanwhile goes, whether it went well or
 /// not.
 #[inline(always)]
-pub(super) fn after_direct(kind: EndedKind, offset: u64, len: usize, of: &Of<'_, Arc<FileShared>>) {
-    if kind == EndedKind::Write
+pub(super) fn after_direct(
+    kind: OperationKind,
+    offset: u64,
+    len: usize,
+    of: &Of<'_, Arc<FileShared>>,
+) {
+    if kind == OperationKind::Write
         && let Some(file) = of.source()
         && file.inode.pages().is_some()
     {

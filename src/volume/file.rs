@@ -14,7 +14,7 @@ use super::path::bytes_of;
 use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, Volume, bounce, cached, walk};
 use crate::cache::ErrorCursor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Ended, EndedKind, Rejected, Source, What};
+use crate::iomap::direct::{Ended, OperationKind, Rejected, Source, What};
 use crate::iomap::{self};
 use crate::xfs::{FileOps, Inode, InodeType};
 
@@ -227,11 +227,11 @@ impl Source for Arc<FileShared> {
 }
 
 /// The operation's name in messages.
-pub(super) fn operation_name(kind: EndedKind) -> &'static str {
+pub(super) fn operation_name(kind: OperationKind) -> &'static str {
     match kind {
-        EndedKind::Read | EndedKind::DeviceRead => "read",
-        EndedKind::Write | EndedKind::DeviceWrite => "write",
-        EndedKind::Flush => "sync",
+        OperationKind::Read | OperationKind::DeviceRead => "read",
+        OperationKind::Write | OperationKind::DeviceWrite => "write",
+        OperationKind::Flush => "sync",
     }
 }
 

@@ -15,6 +15,7 @@ mod ahead;
 mod direct;
 mod read;
 mod ring;
+mod room;
 mod truncate;
 mod write;
 mod writeback;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::super::{Iter, IterFlags, Ops};
 use super::ahead::{InFlight, ReadAhead};
 use super::ring::TaskId;
-use super::write::{bring, runs, zero_tail};
+use super::room::{bring, offset_in, runs, zero_tail};
 use super::{Buffered, CachedOps, PATIENCE, in_the_way};
 use crate::block::Queue;
 use crate::cache::{BoundedWait, FileCache, Fill, LOCK_LIMIT, PageState};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::mem::pages::PAGE_BYTES;
 
 /// Most pages that are read at once.
@@ -437,16 +437,4 @@ fn zero_behind(fill: &mut Fill, end: u64) {
     let total = fill.len() * PAGE_BYTES;
     let from = offset_in(end.max(start), start).min(total);
     fill.put(from, total - from, &[]);
-}
-
-pub(super) fn offset_in(pos: u64, start: u64) -> usize {
-    usize::try_from(pos - start).unwrap_or(usize::MAX)
-}
-
-#[cold]
-pub(super) fn outside() -> Error {
-    Error::new(
-        ErrorKind::Corrupt,
-        "the mapping splits a block, or lies outside of what was asked for",
-    )
 }

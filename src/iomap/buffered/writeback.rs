@@ -10,9 +10,8 @@
 use std::ops::Range;
 
 use super::super::{Mapping, MappingKind};
-use super::read::{offset_in, outside};
 use super::ring::{ChainRing, TaskId};
-use super::write::runs;
+use super::room::{offset_in, outside, runs};
 use super::{Buffered, CachedOps, stuck};
 use crate::block::{Op, Queue};
 use crate::cache::{DirtyPage, ErrorCursor, FileCache};

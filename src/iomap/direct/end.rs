@@ -1,6 +1,7 @@
 //! The end of operations: chains that end, and who hears of the operations that end with them.
 
-use super::slot::{DirectSlot, DirectStage, Ended, Hear, Of, OperationKind as SlotKind, Source};
+use super::slot::{DirectSlot, DirectStage, Ended, Hear, Of, OperationKind};
+use super::source::Source;
 use super::{Direct, OperationToken, SLOT_BITS};
 use crate::block::{Completion, Token};
 
@@ -55,7 +56,7 @@ impl<S: Source> Direct<S> {
             return None;
         }
         slot.stage = DirectStage::Ended;
-        if slot.kind == SlotKind::Read && slot.end - slot.start > slot.report {
+        if slot.kind == OperationKind::Read && slot.end - slot.start > slot.report {
             slot.zero_tail();
         }
         (!slot.kept).then_some(index)

@@ -1,7 +1,8 @@
 //! Submitting an operation: mapping by mapping, as far as the queue takes it.
 
 use super::super::{Iter, IterFlags, MapFlags, MappingKind, Ops, Span};
-use super::slot::{DirectSlot, OperationKind as SlotKind, Source};
+use super::slot::{DirectSlot, OperationKind};
+use super::source::Source;
 use super::{FLUSH_BLOCK, Issued, MAX_CHAIN_BYTES, SLOT_BITS, internal};
 use crate::block::{Chain, ChainFlags, Limits, Op, Queue, Refused, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,7 +59,7 @@ pub(super) fn file<S: Source, Q: Queue>(
         return Err(internal("the operation has no file"));
     };
     let lent = &mut slot.lent;
-    let write = slot.kind == SlotKind::Write;
+    let write = slot.kind == OperationKind::Write;
     let (op, iter_flags) = if write {
         (Op::Write, WRITE_FLAGS)
     } else {
@@ -244,7 +245,7 @@ pub(super) fn device<Q: Queue>(
     shift: u32,
 ) -> Result<Issued> {
     let op = match slot.kind {
-        SlotKind::DeviceWrite => Op::Write,
+        OperationKind::DeviceWrite => Op::Write,
         _ => Op::Read,
     };
     while slot.failed_at == u64::MAX && slot.pos < slot.end {

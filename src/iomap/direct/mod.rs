@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use simple::Grid;
-use slot::{DirectSlot, DirectStage, OperationKind as SlotKind};
+use slot::{DirectSlot, DirectStage};
 use sources::{NO_SOURCE, Sources};
 
 use crate::block::{Limits, One, Queue};
@@ -23,14 +23,14 @@ mod end;
 mod issue;
 mod simple;
 mod slot;
+mod source;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 pub use issue::check_overwrite;
-pub use slot::{
-    DirectRequest, Ended, Hear, Of, OperationKind as EndedKind, Rejected, Source, What,
-};
+pub use slot::{DirectRequest, Ended, Hear, Of, OperationKind, Rejected, What};
+pub use source::Source;
 
 /// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole
 /// blocks.
@@ -294,7 +294,7 @@ impl<S: Source> Direct<S> {
         slot.begin(kept, offset, request.user_data);
         if request.what == What::Read {
             let size = request.source.map_or(0, Source::size_bytes);
-            slot.kind = SlotKind::Read;
+            slot.kind = OperationKind::Read;
             // Whole blocks are read, what lies beyond the size is zeroed and not reported.
             slot.report = len.min(size.saturating_sub(offset));
             slot.end = offset + ((slot.report + block_mask) & !block_mask);
@@ -384,21 +384,21 @@ impl<S: Source> Direct<S> {
                 let Some(end) = offset.checked_add(len).filter(|&end| end <= limit) else {
                     return Err(past_end(size));
                 };
-                slot.kind = SlotKind::Write;
+                slot.kind = OperationKind::Write;
                 slot.dsync = dsync;
                 slot.report = len;
                 // What reaches beyond the size belongs to the last block, not to the file.
                 slot.end = end.min(size).max(offset);
             }
-            What::Flush => slot.kind = SlotKind::Flush,
+            What::Flush => slot.kind = OperationKind::Flush,
             What::DeviceRead | What::DeviceWrite => {
                 if request.what == What::DeviceWrite {
                     if read_only {
                         return Err(read_only_device());
                     }
-                    slot.kind = SlotKind::DeviceWrite;
+                    slot.kind = OperationKind::DeviceWrite;
                 } else {
-                    slot.kind = SlotKind::DeviceRead;
+                    slot.kind = OperationKind::DeviceRead;
                 }
                 slot.report = len;
                 slot.end = offset.saturating_add(len);
@@ -411,7 +411,7 @@ impl<S: Source> Direct<S> {
     #[cold]
     fn queue_up(&mut self, index: u16) -> Result<u16, Rejected> {
         let slot = &self.slots[usize::from(index)];
-        if slot.kind == SlotKind::Write
+        if slot.kind == OperationKind::Write
             && let Some(source) = self.sources.get(slot.source)
             && let Err(error) = check_overwrite(source, slot.pos, slot.end - slot.pos)
         {
@@ -427,7 +427,7 @@ impl<S: Source> Direct<S> {
     #[cold]
     fn fail_first(&mut self, index: u16, error: Error) -> Result<(), Rejected> {
         let slot = &mut self.slots[usize::from(index)];
-        if slot.kind == SlotKind::Write && slot.in_flight == 0 {
+        if slot.kind == OperationKind::Write && slot.in_flight == 0 {
             return Err(self.reject(index, error));
         }
         slot.fail(slot.pos - slot.start, error);
@@ -459,14 +459,14 @@ impl<S: Source> Direct<S> {
         let shift = self.grid.block_shift;
         let slot = &mut self.slots[usize::from(index)];
         match slot.kind {
-            SlotKind::Read | SlotKind::Write => {
+            OperationKind::Read | OperationKind::Write => {
                 let source = self.sources.get(slot.source);
                 issue::file(slot, source, queue, (index, shift), first)
             }
-            SlotKind::DeviceRead | SlotKind::DeviceWrite => {
+            OperationKind::DeviceRead | OperationKind::DeviceWrite => {
                 issue::device(slot, queue, index, shift)
             }
-            SlotKind::Flush => issue::flush(slot, queue, index),
+            OperationKind::Flush => issue::flush(slot, queue, index),
         }
     }
 

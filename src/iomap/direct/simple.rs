@@ -1,14 +1,14 @@
 //! The usual case: an operation inside one plain mapping is one chain, seen at one look.
 
 use super::super::{IterFlags, Ops};
-use super::slot::OperationKind as SlotKind;
+use super::slot::OperationKind;
 use super::{MAX_CHAIN_BYTES, Source, What, issue};
 use crate::block::{ChainFlags, Op, Queue};
 use crate::units::{Iova, Lba};
 
 /// An operation that one chain does.
 pub(super) struct Simple {
-    pub(super) kind: SlotKind,
+    pub(super) kind: OperationKind,
     pub(super) op: Op,
     pub(super) flags: ChainFlags,
     /// A durable write that is sent without FUA.
@@ -47,14 +47,24 @@ impl Grid {
             What::Read => {
                 // Also without a byte before the end of the file.
                 let report = len.min(size.checked_sub(offset)?);
-                (SlotKind::Read, Op::Read, IterFlags::DIRECT, false, report)
+                (
+                    OperationKind::Read,
+                    Op::Read,
+                    IterFlags::DIRECT,
+                    false,
+                    report,
+                )
             }
             What::Write {
                 dsync,
                 through_last_block: false,
-            } if len <= size.checked_sub(offset)? => {
-                (SlotKind::Write, Op::Write, issue::WRITE_FLAGS, dsync, len)
-            }
+            } if len <= size.checked_sub(offset)? => (
+                OperationKind::Write,
+                Op::Write,
+                issue::WRITE_FLAGS,
+                dsync,
+                len,
+            ),
             _ => return None,
         };
         let all = (report + self.block_mask) & !self.block_mask;

@@ -1,32 +1,11 @@
 //! The state of one direct operation, and what goes in and out.
 
-use super::super::Ops;
+use super::source::Source;
 use super::sources::{NO_SOURCE, Sources};
 use super::{FLUSH_BLOCK, SLOT_BITS, internal};
 use crate::block::{Completion, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent};
-
-/// What an operation keeps of its file.
-///
-/// [`Direct`](super::Direct) keeps one clone for all operations on the same file, so that an
-/// operation counts no reference that other threads count too.
-pub trait Source: Clone {
-    /// Answers for the file's mappings, for one call.
-    type Ops<'a>: Ops
-    where
-        Self: 'a;
-
-    /// The mappings. Called once per submission, on the hot path.
-    fn ops(&self) -> Self::Ops<'_>;
-
-    /// The file's length in bytes.
-    fn size_bytes(&self) -> u64;
-
-    /// Equal for clones of one source; different for sources that exist at the same time and are
-    /// not. Never 0.
-    fn key(&self) -> usize;
-}
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

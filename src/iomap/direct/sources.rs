@@ -7,7 +7,7 @@
 //! looks. A file stays registered when its last operation has ended, until another one needs its
 //! place or the owner goes away.
 
-use super::slot::Source;
+use super::source::Source;
 
 /// The number of no file.
 pub(super) const NO_SOURCE: u32 = u32::MAX;
