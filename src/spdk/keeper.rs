@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use spdk_sys as ffi;
 
 use super::attach::{Attached, attach, detach, peer_of};
-use super::controller::{GONE, SpdkShared, lock};
 use super::core::Core;
 use super::describe::same_namespace;
 use super::env::{attaching, forget_words, has_complained};
+use super::shared::{GONE, SpdkShared, lock};
 use super::transport::Transport;
 use crate::sys::{SocketPeer, heavy_barrier};
 

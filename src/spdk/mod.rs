@@ -38,19 +38,25 @@ mod keeper;
 #[cfg(feature = "spdk")]
 mod memory;
 #[cfg(feature = "spdk")]
+mod options;
+#[cfg(feature = "spdk")]
 mod queue;
+#[cfg(feature = "spdk")]
+mod shared;
 #[cfg(feature = "spdk")]
 mod slots;
 mod transport;
 
 #[cfg(feature = "spdk")]
-pub use controller::{SpdkController, SpdkControllerOptions, SpdkQueueOptions, SpdkStats};
+pub use controller::{SpdkController, SpdkStats};
 #[cfg(feature = "spdk")]
 pub use describe::SpdkControllerInfo;
 #[cfg(feature = "spdk")]
 pub use discover::{DiscoveryEntry, discover};
 #[cfg(feature = "spdk")]
 pub use env::{EnvironmentOptions, HugePageUse, SpdkEnvironment};
+#[cfg(feature = "spdk")]
+pub use options::{SpdkControllerOptions, SpdkQueueOptions};
 #[cfg(feature = "spdk")]
 pub use queue::SpdkQueue;
 /// The error of `spdk:` targets in a build without SPDK.

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use spdk_sys as ffi;
 
-use super::controller::{GONE, SpdkController, lock};
-use super::core::{Core, Overdue};
+use super::controller::SpdkController;
+use super::core::{Core, CoreShape, Overdue};
 use super::env::attaching;
 use super::keeper::release;
 use super::memory::Windows;
+use super::options::SpdkQueueOptions;
+use super::shared::{GONE, lock};
 use super::slots::{SpdkPiece, SpdkStage};
 use super::transport::Transport;
 use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
+use crate::error::Result;
 
 /// Polls between two looks at the clock, where the caller never relaxes.
 const POLLS_PER_LOOK: u32 = 4096;
@@ -61,8 +64,48 @@ pub struct SpdkQueue {
     offers: (u32, u32),
 }
 
+impl SpdkController {
+    /// A queue for the calling thread. During a reset this waits for its end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeviceGone`]; [`ErrorKind::OutOfMemory`] when the controller has no queue left.
+    pub fn queue(self: &Arc<Self>, options: SpdkQueueOptions) -> Result<SpdkQueue> {
+        let info = &self.shared.info;
+        let depth = options.depth.clamp(1, 4095);
+        let limits = Limits {
+            block_bytes: info.block_bytes,
+            capacity_blocks: options.range.blocks_on(info.blocks),
+            max_segments: options.max_segments.clamp(1, 256),
+            dma_align_bytes: info.block_bytes,
+            max_transfer_bytes: Some(info.max_transfer_bytes),
+            // SPDK resets by itself, after which the device may have a write cache again.
+            volatile_write_cache: true,
+            fua: true,
+            write_zeroes: info.write_zeroes,
+            deallocate: info.deallocate,
+            read_only: options.read_only || info.read_only,
+            depth,
+        };
+        let core = Arc::new(Core::new(CoreShape {
+            limits,
+            first_block: options.range.first(),
+            commands: (depth * 2).clamp(16, 1023),
+            retries: options.retries,
+        }));
+        let generation = self.admit(&core)?;
+        let windows = Windows::new(&self.arenas);
+        Ok(SpdkQueue::new(
+            Arc::clone(self),
+            core,
+            windows,
+            generation,
+            options.timeout,
+        ))
+    }
+}
+
 impl SpdkQueue {
-    pub(super) fn new(
+    fn new(
         controller: Arc<SpdkController>,
         core: Arc<Core>,
         windows: Windows,

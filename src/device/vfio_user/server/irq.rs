@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::session::{Errno, Reply};
+use super::reply::{Errno, Reply};
 use crate::device::Device;
 use crate::device::emu::EmuDevice;
 use crate::device::vfio_user::wire;

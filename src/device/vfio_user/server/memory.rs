@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::session::{Errno, Reply};
+use super::reply::{Errno, Reply};
 use super::{ServerOptions, part};
 use crate::device::emu::EmuDevice;
 use crate::device::vfio_user::wire;

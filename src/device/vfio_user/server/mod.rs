@@ -11,6 +11,7 @@ mod config_space;
 mod irq;
 mod layout;
 mod memory;
+mod reply;
 mod session;
 
 use std::fs;

@@ -12,6 +12,7 @@ use super::config_space::{self, ConfigSpace};
 use super::irq;
 use super::layout::{MSIX_ENTRY_BYTES, RegionLayout};
 use super::memory::{ClientMaps, Refusal};
+use super::reply::{Errno, Reply};
 use super::{ServerEvent, ServerOptions};
 use crate::device::Device;
 use crate::device::emu::EmuDevice;
@@ -27,30 +28,6 @@ const MOST_ACCESS_BYTES: usize = 4096;
 const MOST_PAYLOAD_BYTES: usize = 8192;
 /// Descriptors of one message: interrupts come one by one or in bundles.
 const MOST_FDS: usize = 16;
-
-/// A reason to refuse a request.
-pub(super) type Errno = i32;
-
-/// The answer: bytes, and optionally the file of the doorbells.
-#[derive(Debug, Default)]
-pub(super) struct Reply {
-    bytes: Vec<u8>,
-    with_doorbells: bool,
-}
-
-impl Reply {
-    pub(super) fn of(structure: &(impl IntoBytes + zerocopy::Immutable)) -> Self {
-        Self {
-            bytes: structure.as_bytes().to_vec(),
-            with_doorbells: false,
-        }
-    }
-
-    fn and(mut self, more: &[u8]) -> Self {
-        self.bytes.extend_from_slice(more);
-        self
-    }
-}
 
 /// Refusals to map memory that are told of one client.
 const MOST_TOLD: u32 = 8;
