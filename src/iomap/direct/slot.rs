@@ -24,7 +24,7 @@ pub enum What {
     Flush,
     /// Device bytes into memory, from device byte [`DirectRequest::offset`]: for metadata.
     DeviceRead,
-    /// Memory onto the device, to device byte [`Request::offset`]: for metadata.
+    /// Memory onto the device, to device byte [`DirectRequest::offset`]: for metadata.
     DeviceWrite,
 }
 
