@@ -38,7 +38,7 @@ pub struct FilesystemInfo {
     /// Blocks of the log.
     pub log_blocks: u32,
     /// The log on the device holds changes: they were replayed into memory, or, without recovery,
-    /// not at all. The filesystem may only be read.
+    /// not at all.
     pub log_dirty: bool,
     /// Features by name.
     pub features: Vec<String>,

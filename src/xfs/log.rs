@@ -52,7 +52,8 @@ pub enum Recovery {
     Refuse,
     /// Replay it into memory, for reading only; the device is not written.
     InMemory,
-    /// Replay it on the device, as a mount does, and mark the log clean.
+    /// Replay it on the device, as a mount does, and mark the log clean; into memory, where
+    /// something is left that only the kernel can finish.
     OnDevice,
 }
 

@@ -44,6 +44,25 @@ impl Fs {
         Ok(first)
     }
 
+    /// Whether a group has blocks that were allocated for copy-on-write and belong to no file yet.
+    /// Their records come last.
+    pub(super) fn has_staging_blocks(&self, io: &mut impl MetaIo, ag: u32) -> Result<bool> {
+        if !self.features().reflink() {
+            return Ok(false);
+        }
+        let root = self.refcount_root(io, ag)?;
+        let keys = u64::from(REFCOUNT_COW)..1 << u32::BITS;
+        let mut found = false;
+        self.walk_tree(io, &TREE, (ag, root), &keys, &mut |raw, _| {
+            found = first_u32(raw).is_some_and(|start| start >= u64::from(REFCOUNT_COW));
+            Ok(match found {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
+        Ok(found)
+    }
+
     /// Calls `visit` with each run of shared blocks in a range, in order, runs that touch made one.
     pub(super) fn for_each_shared(
         &self,

@@ -21,7 +21,12 @@ struct Counters {
 }
 
 impl Fs {
-    /// Replays the log.
+    /// Replays the log, as the options say. On the device it is written in place, then marked
+    /// clean; an end half-way leaves a log that is replayed again, with the same result.
+    ///
+    /// What still has to be finished after the replay is left to the kernel, with the log as it is:
+    /// then the filesystem is used through the overlay, for writing too. Blocks of files may be
+    /// overwritten beside it, because no later replay writes to them.
     pub(super) fn recover(
         &mut self,
         io: &mut impl MetaIo,
@@ -29,7 +34,13 @@ impl Fs {
         options: &FsOptions,
     ) -> Result<()> {
         let replayed = log::replay(io, &self.superblock, end, options.replay_bytes)?;
-        check_finished(&replayed, options.recovery)?;
+        if replayed.unfinished.show_in_files() {
+            return Err(Error::new(
+                ErrorKind::NeedsRecovery,
+                "the log holds operations that were not finished, which are not replayed here: mount \
+                 the filesystem once with the kernel and unmount it",
+            ));
+        }
         self.overlay = replayed.overlay;
         self.replayed = replayed.checkpoints;
         self.log_end = Some(*end);
@@ -38,11 +49,16 @@ impl Fs {
         self.read_only.clone_from(&self.superblock.read_only);
         self.put_superblock(io)?;
         self.read_superblock(io)?;
-        if options.recovery == Recovery::OnDevice {
-            self.log_end = Some(self.recover_on_device(io, end)?);
-            self.overlay = Overlay::default();
-        } else {
+        if options.recovery == Recovery::InMemory {
             self.read_only = Some("its log was replayed into memory only".to_owned());
+            return Ok(());
+        }
+        let is_finished = replayed.unfinished.is_empty() && !replayed.quotas;
+        if self.read_only.is_none() && is_finished && self.is_nothing_left_over(io)? {
+            self.overlay.write_in_place(io)?;
+            io.flush()?;
+            self.log_end = Some(log::mark_clean(io, &self.superblock, end)?);
+            self.overlay = Overlay::default();
         }
         Ok(())
     }
@@ -57,29 +73,18 @@ impl Fs {
         Ok(())
     }
 
-    /// Makes what was replayed into the overlay the state of the device: writes it in place, and
-    /// marks the log clean. An end half-way leaves a log that is replayed again.
-    fn recover_on_device(&mut self, io: &mut impl MetaIo, end: &LogEnd) -> Result<LogEnd> {
-        if let Some(why) = self.read_only_reason() {
-            return Err(refused(&format!("the filesystem may only be read: {why}")));
-        }
-        self.check_nothing_unlinked(io)?;
-        self.overlay.write_in_place(io)?;
-        io.flush()?;
-        log::mark_clean(io, &self.superblock, end)
-    }
-
-    /// Files that were deleted while they were open have to be freed, which is not built yet.
-    fn check_nothing_unlinked(&self, io: &mut impl MetaIo) -> Result<()> {
+    /// Whether no file that was deleted while it was open, and no block that was allocated for
+    /// copy-on-write, has still to be freed, which is not built yet. With a clean log the kernel
+    /// would not look for them.
+    fn is_nothing_left_over(&self, io: &mut impl MetaIo) -> Result<bool> {
         for group in 0..self.geometry().ag_count {
             let agi = self.agi(io, group)?;
-            if agi.unlinked.iter().any(|head| head.get() != ag::NULL_AG) {
-                return Err(refused(
-                    "files were deleted while they were open, and their space is not yet free",
-                ));
+            let is_deleted = agi.unlinked.iter().any(|head| head.get() != ag::NULL_AG);
+            if is_deleted || self.has_staging_blocks(io, group)? {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// As xfs_initialize_perag_data(): after a crash the superblock's own counters do not count.
@@ -121,33 +126,4 @@ impl Fs {
         }
         self.overlay.put(0, &sector)
     }
-}
-
-/// Checks what was not finished in the log: only the filesystem's own bookkeeping may be left, and
-/// only for reading.
-fn check_finished(replayed: &log::Replayed, recovery: Recovery) -> Result<()> {
-    if replayed.unfinished.show_in_files() {
-        return Err(refused("the log holds operations that were not finished"));
-    }
-    if recovery == Recovery::InMemory {
-        return Ok(());
-    }
-    if !replayed.unfinished.is_empty() {
-        return Err(refused("the log holds operations that were not finished"));
-    }
-    if replayed.quotas {
-        return Err(refused("the log holds changes of quotas"));
-    }
-    Ok(())
-}
-
-#[cold]
-fn refused(why: &str) -> Error {
-    Error::new(
-        ErrorKind::NeedsRecovery,
-        format!(
-            "the log holds changes that are not replayed here: {why}; mount the filesystem once with \
-             the kernel and unmount it, or open it read-only"
-        ),
-    )
 }

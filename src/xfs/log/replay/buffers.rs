@@ -70,7 +70,12 @@ impl Replay<'_> {
                 place.0
             )));
         }
-        if addr == 0 && found.is_some_and(BufferLayout::is_superblock) {
+        let is_superblock = found.is_some_and(BufferLayout::is_superblock);
+        let sector = u64::from(self.geometry.sector_bytes);
+        if is_superblock != (addr == 0) || (is_superblock && len as u64 != sector) {
+            return Err(bad_item("a superblock in another place than its own"));
+        }
+        if is_superblock {
             self.grow(&content);
         }
         self.put(addr, &content, found.copied())
