@@ -12,7 +12,6 @@ const KNOWN: &[&str] = &[
     "nvme::admin nvme::controller nvme::events nvme::logs nvme::pair nvme::recovery nvme::setup nvme::wait",
     "spdk::core spdk::slots",
     "volume::bounce volume::cached volume::cached::background volume::core volume::dir volume::event volume::file volume::inodes volume::io volume::mounted volume::reader volume::walk volume::whole",
-    "xfs::attr xfs::fs xfs::inode",
 ];
 
 /// Modules by path, with their code before unit tests, without comments.

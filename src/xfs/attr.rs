@@ -14,41 +14,13 @@ use zerocopy::FromBytes;
 use super::circle::Circle;
 use super::format::attr::{self as layout, AttrLeafHeader, Attribute};
 use super::format::dir::{self as da, DaHeader, hash_name};
-use super::format::inode::{self, InodeCore};
+use super::format::inode;
 use super::format::{BASIC_BLOCK_BYTES, checksum_ok};
 use super::fs::DirBlock;
-use super::inode::{Fork, extent_fork};
+use super::inode::Fork;
+use super::inode_read::extent_fork;
 use super::{BlockKind, Fs, Inode, MetaIo, corrupt};
 use crate::error::{Error, Result};
-
-/// The attribute fork as it stands in the inode.
-#[derive(Debug, Clone)]
-pub(super) struct AttrFork {
-    form: u8,
-    nextents: u64,
-    raw: Box<[u8]>,
-}
-
-impl AttrFork {
-    /// That of an inode, if there is one. It is checked when it is used: one that is broken must
-    /// not hide the file's content.
-    pub(super) fn of(core: &InodeCore, literal: &[u8]) -> Option<Self> {
-        let start = usize::from(core.forkoff).saturating_mul(8);
-        if start == 0 {
-            return None;
-        }
-        let large = core.flags2.get() & inode::FLAG2_NREXT64 != 0;
-        Some(Self {
-            form: core.aformat,
-            nextents: if large {
-                core.nextents.get().into()
-            } else {
-                core.anextents.get().into()
-            },
-            raw: literal.get(start..)?.into(),
-        })
-    }
-}
 
 impl Fs {
     /// Whether an inode has the attribute `name` in a namespace ([`layout::FLAG_SECURE`], ...), as

@@ -14,6 +14,7 @@ pub mod symlink;
 
 mod ag;
 mod attr;
+mod attr_fork;
 mod bmbt;
 mod btree;
 mod cache;
@@ -26,6 +27,7 @@ mod fs;
 mod geometry;
 mod inobt;
 mod inode;
+mod inode_read;
 mod iomap;
 mod log;
 mod other;
