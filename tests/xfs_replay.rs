@@ -1,7 +1,7 @@
 //! Logs that the kernel left dirty, replayed by xtent: on the device, sector by sector, as the
 //! kernel replays them; into memory, what files then look like, with the disk as it was.
 //!
-//! `dirty_logs_of_the_kernel` makes `XTENT_RUNS` (6) disks from `XTENT_SEED`, each of which is
+//! `dirty_logs_of_the_kernel` makes `XTENT_RUNS` (4) disks from `XTENT_SEED`, each of which is
 //! used, cut off from its log and replayed several times. A failure prints the seed of its disk.
 
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
@@ -10,7 +10,9 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::image::Image;
 use common::judge::{ImageDisk, quiet};
@@ -53,6 +55,10 @@ struct Life {
 
 impl Life {
     fn new(seed: u64) -> Self {
+        Self::new_in(&std::env::temp_dir(), seed)
+    }
+
+    fn new_in(parent: &Path, seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let sector_bytes = *[512, 512, 4096].choose(&mut rng).unwrap();
         let stripe = *["", "", "4k", "32k", "256k"].choose(&mut rng).unwrap();
@@ -72,7 +78,7 @@ impl Life {
             args.extend(["-n", "size=4096"]);
             block = "1k";
         }
-        let image = Image::make(128 << 20, sector_bytes, &args);
+        let image = Image::make_in(parent, 128 << 20, sector_bytes, &args);
         let least = if stripe == "256k" { 256 } else { 32 };
         let logbsizes = ["32k", "64k", "256k"].into_iter().filter(|size| {
             let kib: u32 = size.trim_end_matches('k').parse().unwrap();
@@ -183,6 +189,31 @@ impl Life {
         self.what += &format!(", {how} at {logbsize}");
     }
 
+    /// Copies of the image while it is in use, in a directory of its filesystem.
+    fn copies_in_use(&mut self, dir: &Path, count: usize) -> Vec<PathBuf> {
+        let logbsize = *self.logbsizes.choose(&mut self.rng).unwrap();
+        self.what += &format!(", copied in use at {logbsize}");
+        let mount = self.image.mount(&format!("logbsize={logbsize}"));
+        let from = self.image.path();
+        let copies: Vec<_> = (0..count).map(|n| dir.join(format!("copy-{n}"))).collect();
+        let is_used = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for copy in &copies {
+                    std::thread::sleep(Duration::from_millis(150));
+                    let paths = [from.to_str().unwrap(), copy.to_str().unwrap()];
+                    run("cp", &["--reflink=always", paths[0], paths[1]]);
+                }
+                is_used.store(false, Ordering::Relaxed);
+            });
+            while is_used.load(Ordering::Relaxed) {
+                self.change(mount.path());
+            }
+        });
+        mount.unmount();
+        copies
+    }
+
     fn disk(&self, image: &Image) -> ImageDisk {
         ImageDisk::open(image.path(), self.image.sector_bytes())
     }
@@ -289,7 +320,7 @@ fn dirty_logs_of_the_kernel() {
     }
     let seed = number("XTENT_SEED", 1);
     let (mut replayed, mut left) = (0, 0);
-    for seed in seed..seed + number("XTENT_RUNS", 6) {
+    for seed in seed..seed + number("XTENT_RUNS", 4) {
         let mut life = Life::new(seed);
         for _ in 0..ROUNDS {
             match life.round() {
@@ -303,6 +334,38 @@ fn dirty_logs_of_the_kernel() {
         replayed > left,
         "{replayed} replayed, {left} left to the kernel"
     );
+}
+
+/// Copies of a disk in use, made in one moment by sharing its blocks: records are in flight, and
+/// metadata is being written in place.
+#[test]
+fn copies_of_a_disk_in_use() {
+    if !kernel_is_here() {
+        return;
+    }
+    let seed = number("XTENT_SEED", 1);
+    let (mut replayed, mut left) = (0, 0);
+    for seed in seed..seed + number("XTENT_RUNS", 4).div_ceil(3) {
+        let outer = Image::make(1500 << 20, 512, &[]);
+        let mount = outer.mount("");
+        let mut life = Life::new_in(mount.path(), seed);
+        let copies = life.copies_in_use(mount.path(), 8);
+        for copy in copies {
+            fs::copy(&copy, life.image.path()).unwrap();
+            fs::remove_file(copy).unwrap();
+            let kernel = life.copy();
+            kernel.mount("").unmount();
+            match life.on_device(&kernel) {
+                End::Replayed => replayed += 1,
+                End::LeftToTheKernel => left += 1,
+            }
+            life.in_memory(&kernel);
+        }
+        drop(life);
+        mount.unmount();
+    }
+    println!("{replayed} logs replayed, {left} left to the kernel");
+    assert!(replayed > 0);
 }
 
 /// A file is overwritten beside a log that is left to the kernel, which then replays it.

@@ -19,7 +19,12 @@ impl Image {
     /// An image of `size_bytes` made with these mkfs.xfs arguments. With `sector_bytes` 4096 the
     /// loop device has that logical block size, and `-s size=4096` is added.
     pub fn make(size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) -> Self {
-        let image = Self::empty(size_bytes, sector_bytes);
+        Self::make_in(&std::env::temp_dir(), size_bytes, sector_bytes, mkfs_args)
+    }
+
+    /// As [`Image::make`], in a directory of its own in `parent`.
+    pub fn make_in(parent: &Path, size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) -> Self {
+        let image = Self::empty_in(parent, size_bytes, sector_bytes);
         let sector = format!("size={sector_bytes}");
         let path = image.path();
         let mut args = vec!["-q", "-f", "-s", &sector];
@@ -31,9 +36,13 @@ impl Image {
 
     /// An image without a filesystem.
     pub fn empty(size_bytes: u64, sector_bytes: u32) -> Self {
+        Self::empty_in(&std::env::temp_dir(), size_bytes, sector_bytes)
+    }
+
+    fn empty_in(parent: &Path, size_bytes: u64, sector_bytes: u32) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("xtent-")
-            .tempdir()
+            .tempdir_in(parent)
             .expect("a temporary directory");
         let image = Self { dir, sector_bytes };
         let file = File::create(image.path()).expect("the image");
