@@ -357,8 +357,13 @@ impl Controller {
         let mut tries = 1;
         loop {
             self.port.disable()?;
-            admin.enable(&self.port)?;
-            match self.recognise(admin) {
+            let result = match admin.enable(&self.port) {
+                Ok(()) => self.recognise(admin),
+                // A second try takes as long again, for as little.
+                Err(error) if error.kind() == ErrorKind::Timeout => return Err(error),
+                Err(error) => Err(error),
+            };
+            match result {
                 Err(error) if tries < RESET_TRIES && error.kind() != ErrorKind::DeviceGone => {}
                 result => return result,
             }

@@ -64,6 +64,8 @@ pub(super) struct FakeState {
     pub(super) requests_seen: u64,
     pub(super) script: Script,
     pub(super) never_ready: bool,
+    /// Something else disables it while it is being enabled next.
+    pub(super) disabled_meanwhile: bool,
     /// Neither disabling nor a reset stops it, and its memory cannot be unmapped.
     pub(super) unstoppable: bool,
     pub(super) fatal: bool,
@@ -139,6 +141,7 @@ impl Fake {
                 requests_seen: 0,
                 script: honest(),
                 never_ready: false,
+                disabled_meanwhile: false,
                 unstoppable: false,
                 fatal: false,
                 enables: 0,
@@ -378,6 +381,8 @@ impl Device for Fake {
         } else if value >> spec::CC_SHN_SHIFT & 3 == 1 {
             state.csts |= spec::CSTS_SHST_COMPLETE;
             state.shutdowns += 1;
+        } else if std::mem::take(&mut state.disabled_meanwhile) {
+            state.registers.insert(offset, 0);
         } else if !state.never_ready && state.csts & spec::CSTS_RDY == 0 {
             state.csts = spec::CSTS_RDY;
             state.enables += 1;

@@ -96,6 +96,12 @@ impl Port {
                     "the controller reported a fatal error (CSTS.CFS) while it was being enabled",
                 ));
             }
+            if want && self.device.read32(REG_CC) & CC_EN == 0 {
+                return Err(Error::new(
+                    ErrorKind::Io,
+                    "something else disabled or reset the controller while it was being enabled",
+                ));
+            }
             if late {
                 let (action, flag) = if want {
                     ("enabled", 1)

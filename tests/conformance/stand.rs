@@ -146,11 +146,7 @@ impl Stand {
 
     /// Brings the controller up, for tests of the driver.
     pub(crate) fn open(&self) -> (Box<dyn Rig>, Memory) {
-        self.open_with(ControllerOptions::default())
-    }
-
-    pub(crate) fn open_with(&self, options: ControllerOptions) -> (Box<dyn Rig>, Memory) {
-        self.engine.open(options)
+        self.engine.open(ControllerOptions::default())
     }
 
     /// The disk, for tests of files.

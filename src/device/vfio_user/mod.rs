@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
@@ -92,6 +92,9 @@ pub struct VfioUserDevice {
     bells: OnceLock<Bells>,
     vectors: VfioUserVectors,
     can_reset: bool,
+    /// Held while the controller is enabled, disabled or stopped: no thread enables it while
+    /// another one waits until it has stopped.
+    control: Mutex<()>,
     epoch: Instant,
 }
 
@@ -139,6 +142,7 @@ impl VfioUserDevice {
             bells: OnceLock::new(),
             vectors,
             can_reset: info.flags.get() & wire::DEVICE_RESET != 0,
+            control: Mutex::default(),
             connection,
             epoch: Instant::now(),
         }))
@@ -164,12 +168,17 @@ impl VfioUserDevice {
             .ok_or_else(|| Error::new(ErrorKind::System, "the doorbells are not there"))
     }
 
+    fn control(&self) -> MutexGuard<'_, ()> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Not every server's reset stops the controller (SPDK's does not), so it is also disabled, and
     /// CSTS.RDY checked.
     fn stop(&self) -> Result<()> {
         if self.is_gone() {
             return Err(cut_off());
         }
+        let _control = self.control();
         self.registers.set_master(false)?;
         if self.can_reset {
             self.connection.request(&VfioUserRequest {
@@ -295,6 +304,7 @@ impl Device for VfioUserDevice {
             return;
         }
         if offset == REG_CC {
+            let _control = self.control();
             let enable = value & CC_EN != 0;
             if enable {
                 // Should this fail, the controller does not come up, which the driver sees.

@@ -255,6 +255,19 @@ fn a_failed_reset_ends_everything() {
 }
 
 #[test]
+fn a_reset_that_something_else_interrupts_is_tried_again() {
+    let rig = Rig::new();
+    let (controller, mut pair) = rig.pair(8);
+    spoil(&rig, |n, answer| if n == 2 { vec![] } else { vec![answer] });
+    rig.fake.state().disabled_meanwhile = true;
+    let ended = read_many(&mut pair, &rig.lend(4096), 8);
+    assert_eq!(ended.len(), 8);
+    assert!(ended.values().all(|s| s.is_success()), "{ended:?}");
+    assert!(!rig.fake.state().disabled_meanwhile);
+    assert_eq!(controller.stats().resets, 1);
+}
+
+#[test]
 fn memory_of_a_device_that_cannot_be_stopped_is_not_given_back() {
     let rig = Rig::new();
     let (controller, mut pair) = rig.pair(8);
