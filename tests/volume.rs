@@ -5,7 +5,10 @@
 mod common;
 
 use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::image::Image;
 use common::served::Serving;
@@ -50,6 +53,63 @@ fn an_image_in_use_is_refused_by_name() {
     let volume = Volume::open(&copy).unwrap();
     let mut io = volume.io().unwrap();
     assert_eq!(volume.metadata(&mut io, "file").unwrap().len_bytes, 5000);
+}
+
+/// Writes pause while another process opens the image: blocking calls wait for the end of the
+/// pause, also while many requests are in flight.
+#[test]
+fn blocking_calls_wait_while_writes_are_paused() {
+    if !common::kernel_is_here() {
+        return;
+    }
+    let image = Image::make(320 << 20, 512, &[]);
+    let mount = image.mount("");
+    std::fs::write(mount.path().join("file"), vec![7; 4 << 20]).unwrap();
+    mount.unmount();
+    let path = image.path().to_owned();
+    for scheme in ["uring", "image"] {
+        let target = format!("{scheme}:{},depth=4", path.display());
+        let volume = Volume::open(&target).unwrap();
+        let mut io = volume.io().unwrap();
+        let options = OpenOptions::new().read(true).write(true);
+        let file = options.open(&volume, &mut io, "/file").unwrap();
+        let cached = options.buffered(true);
+        let cached = cached.open(&volume, &mut io, "/file").unwrap();
+        let mut buf = io.alloc(256 << 10).unwrap();
+        let opened = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    // Refused at once where the writer has a lease, which it then has to give back.
+                    let mut options = std::fs::OpenOptions::new();
+                    let _ = options.read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+                    opened.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let data = vec![8; 3 << 20];
+            for round in 0_u64.. {
+                for n in 0..4 {
+                    let buf = io.alloc(4096).unwrap();
+                    io.submit_write(&file, n << 12, buf, n).unwrap();
+                }
+                file.write_at(&mut io, &data, 512).unwrap();
+                file.write_all_at(&mut io, &data[..10_000], 5 + round).unwrap();
+                file.write_dma_at(&mut io, &mut buf, 4096).unwrap();
+                cached.write_at(&mut io, &data[..100_000], round).unwrap();
+                cached.sync_data(&mut io).unwrap();
+                while io.outstanding() > 0 {
+                    io.poll(usize::MAX, |done| assert_eq!(done.result.unwrap(), 4096));
+                    io.relax();
+                }
+                if opened.load(Ordering::Relaxed) == 20 {
+                    break;
+                }
+            }
+        });
+        drop((file, cached, io));
+        volume.close().unwrap();
+    }
 }
 
 #[test]

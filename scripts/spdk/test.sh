@@ -170,11 +170,11 @@ END
     cat >"$work/dependent/src/main.rs" <<'END'
 fn main() {
     let options = xtent::internals::spdk::EnvironmentOptions::default();
-    xtent::internals::spdk::Environment::start(&options).expect("SPDK's environment");
+    xtent::internals::spdk::SpdkEnvironment::start(&options).expect("SPDK's environment");
     // Fails at the address, not for want of the transport: that is what whole-archive linking is for.
     let id = "trtype=TCP traddr=127.0.0.1 trsvcid=1 subnqn=nqn.2016-06.io.spdk:none";
-    let options = xtent::internals::spdk::ControllerOptions::default();
-    let error = xtent::internals::spdk::Controller::open(&id.parse().expect("an id"), None, options).unwrap_err();
+    let options = xtent::internals::spdk::SpdkControllerOptions::default();
+    let error = xtent::internals::spdk::SpdkController::open(&id.parse().expect("an id"), None, options).unwrap_err();
     assert!(!error.to_string().contains("has no TCP"), "{error}");
     println!("{error}");
 }
