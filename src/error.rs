@@ -10,6 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// What went wrong, for programs to match on.
+///
+/// ```
+/// use xtent::{Error, ErrorKind};
+/// fn may_be_tried_again(error: &Error) -> bool {
+///     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Timeout)
+/// }
+/// # let _ = may_be_tried_again;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -62,6 +70,15 @@ pub enum ErrorKind {
 }
 
 /// An error with its context. One pointer wide, so that `Result`s stay small.
+///
+/// ```no_run
+/// use xtent::{ErrorKind, volume::Volume};
+/// match Volume::open("image:disk.img") {
+///     Err(error) if error.kind() == ErrorKind::NotFound => println!("no image: {error}"),
+///     Err(error) => println!("{error} (status {:?})", error.status()),
+///     Ok(_) => {}
+/// }
+/// ```
 pub struct Error(Box<ErrorInner>);
 
 struct ErrorInner {

@@ -229,6 +229,12 @@ impl Refused {
 }
 
 /// How a thread waits for a queue, in [`Queue::relax`].
+///
+/// ```
+/// use xtent::target::{TargetOptions, Wait};
+/// let options = TargetOptions::new().wait(Wait::Adaptive { spins: 1000 });
+/// # drop(options);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Wait {
     /// It polls: the shortest latency, for a processor that does nothing else.

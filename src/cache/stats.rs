@@ -8,6 +8,21 @@ use crate::mem::pages::sync::atomic::AtomicU64;
 use crossbeam_utils::CachePadded;
 
 /// Page cache counters.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let options = OpenOptions::new().write(true).buffered(true);
+/// # let file = options.open(&volume, &mut io, "/data")?;
+/// if let Some(stats) = io.cache_stats() {
+///     println!("{} hits, {} misses, {} dirty pages", stats.hits, stats.misses, stats.dirty_pages);
+/// }
+/// # drop(file);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CacheStats {

@@ -19,6 +19,20 @@ const VIEW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Bytes of a cached page. They do not change while this lives: a writer to the page writes to a
 /// copy that replaces it, so the view shows the content at the time when it was made.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let options = OpenOptions::new().write(true).buffered(true);
+/// # let file = options.open(&volume, &mut io, "/data")?;
+/// if let Some(view) = file.view(&mut io, 0..4096)? {
+///     println!("the first byte is {}", view[0]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct View<'a> {
     pin: Pin<'a>,
     from: usize,
@@ -44,6 +58,21 @@ impl fmt::Debug for View<'_> {
 /// when this is dropped: until then others see what was there before, and none of them waits. Where
 /// the page was written to meanwhile, only the bytes of this view are put over it. A view that is
 /// leaked (`mem::forget`) writes nothing, and keeps its memory until the cache is gone.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let options = OpenOptions::new().write(true).buffered(true);
+/// # let file = options.open(&volume, &mut io, "/data")?;
+/// if let Some(mut view) = file.view_mut(&mut io, 0..4096)? {
+///     view[0] = b'x';
+/// }
+/// file.sync_data(&mut io)?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct ViewMut<'a> {
     file: &'a FileCache,
     page: u64,

@@ -10,6 +10,20 @@ use crate::error::Result;
 
 bitflags! {
     /// What FIEMAP says of an extent; the values are those of `linux/fiemap.h`.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::Volume;
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img")?;
+    /// # let mut io = volume.io()?;
+    /// # let file = volume.open_file(&mut io, "/data")?;
+    /// use xtent::volume::FiemapFlags;
+    /// let extents = file.fiemap(&mut io, 0, u64::MAX)?;
+    /// let shared = extents.iter().filter(|extent| extent.flags.contains(FiemapFlags::SHARED));
+    /// println!("{} shared extents", shared.count());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct FiemapFlags: u32 {
         /// The last extent of the range.
@@ -32,6 +46,19 @@ bitflags! {
 }
 
 /// One extent.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// for extent in file.fiemap(&mut io, 0, u64::MAX)? {
+///     println!("{} bytes at {}", extent.length_bytes, extent.physical_bytes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FiemapExtent {
     /// First file byte.

@@ -65,6 +65,19 @@ impl Segment {
 
 /// A buffer for DMA: reads and writes like a `Box<[u8]>`, at a fixed device address. One pointer
 /// wide: it is handed through every layer with each operation.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// let mut buf = io.alloc(4096)?;
+/// let bytes = file.read_dma_at(&mut io, &mut buf, 0)?;
+/// println!("{:?}", &buf[..bytes]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct DmaBuf(Option<Box<BufRange>>);
 

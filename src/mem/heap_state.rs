@@ -9,6 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::HUGE_PAGE_BYTES;
 
 /// Whether arenas come from hugepages.
+///
+/// ```
+/// use xtent::target::{HugePages, TargetOptions};
+/// let options = TargetOptions::new().huge_pages(HugePages::Require);
+/// # drop(options);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
     /// Hugepages where there are enough; otherwise ordinary memory, with one warning (`tracing`) a

@@ -36,6 +36,20 @@ const MOST_KEPT: usize = 256;
 const WARNINGS_WANTED: u32 = 0x1f;
 
 /// Something that a controller reported without being asked.
+///
+/// ```no_run
+/// # use xtent::target::{Event, Target, TargetOptions};
+/// # fn main() -> xtent::Result<()> {
+/// let target = Target::open("pci:0000:01:00.0", &TargetOptions::new())?;
+/// for event in target.events() {
+///     match event {
+///         Event::NamespaceRemoved { nsid } => println!("namespace {nsid} is gone"),
+///         other => println!("{other}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

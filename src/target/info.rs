@@ -1,6 +1,17 @@
 //! The properties of an opened target.
 
 /// The controller and namespace behind a target.
+///
+/// ```
+/// # use xtent::target::{Target, TargetOptions};
+/// # fn main() -> xtent::Result<()> {
+/// let target = Target::open("ram:64M", &TargetOptions::new())?;
+/// let info = target.info();
+/// assert_eq!(info.capacity_bytes, 64 << 20);
+/// println!("{}, blocks of {} bytes", info.engine, info.lba_bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TargetInfo {

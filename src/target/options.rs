@@ -6,6 +6,12 @@ use crate::block::Wait;
 use crate::mem::HugePages;
 
 /// How the embedded controller runs.
+///
+/// ```
+/// use xtent::target::{ControllerMode, TargetOptions};
+/// let options = TargetOptions::new().controller(ControllerMode::Threaded);
+/// # drop(options);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ControllerMode {
     /// On a thread of its own, as a device does. It needs a CPU of its own: on the CPU of a thread

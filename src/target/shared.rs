@@ -12,6 +12,15 @@ use crate::mem::Heap;
 use crate::sys::HeldFile;
 
 /// A controller's namespace, opened, whatever is on it. Cheap to clone.
+///
+/// ```no_run
+/// # use xtent::target::{Target, TargetOptions};
+/// # fn main() -> xtent::Result<()> {
+/// let target = Target::open("image:disk.img", &TargetOptions::new().read_only(true))?;
+/// println!("{}", target.info().model);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Target {
     pub(crate) shared: Arc<TargetShared>,

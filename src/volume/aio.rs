@@ -42,6 +42,19 @@ use crate::block::Wait;
 use crate::error::{Error, Result};
 
 /// An [`Io`] for async tasks. Clones share it.
+///
+/// ```no_run
+/// # use xtent::volume::{Volume, aio::AsyncIo};
+/// # async fn read(volume: &Volume) -> xtent::Result<()> {
+/// let mut io = volume.io()?;
+/// let file = volume.open_file(&mut io, "/data")?;
+/// let io = AsyncIo::new(io)?;
+/// // Beside this, one task runs `io.drive(..)`.
+/// let done = io.read_at(&file, io.alloc(4096)?, 0).await;
+/// println!("{} bytes", done.result?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct AsyncIo(Arc<Shared>);
 
@@ -320,6 +333,18 @@ enum Kind {
 
 /// An operation of an [`AsyncIo`]. It starts when it is polled first; where as many are in flight
 /// as there is room for, it waits. When it is dropped afterwards, the operation goes on without it.
+///
+/// ```no_run
+/// # use xtent::volume::{Volume, aio::AsyncIo};
+/// # async fn read(volume: &Volume) -> xtent::Result<()> {
+/// let mut io = volume.io()?;
+/// let file = volume.open_file(&mut io, "/data")?;
+/// let io = AsyncIo::new(io)?;
+/// let sync = io.sync(&file);
+/// sync.await.result?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a future does nothing until it is polled"]
 pub struct Operation {
     shared: Arc<Shared>,

@@ -13,6 +13,19 @@ use crate::xfs::dir::{DirCursor, check_parent};
 use crate::xfs::{self, Ino, Inode, symlink};
 
 /// The entries of a directory. It holds one block at a time, however large the directory is.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let mut dir = volume.read_dir(&mut io, "/")?;
+/// while let Some(entry) = dir.next_entry(&mut io)? {
+///     println!("{:?}", entry.file_name());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ReadDir {
     place: Arc<DirPlace>,
@@ -158,6 +171,19 @@ impl ReadDir {
 }
 
 /// An iterator over a directory's entries, by [`ReadDir::entries`].
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let mut dir = volume.read_dir(&mut io, "/")?;
+/// for entry in dir.entries(&mut io) {
+///     println!("{}", entry?.path().display());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DirEntries<'a> {
     dir: &'a mut ReadDir,
@@ -177,6 +203,20 @@ impl Iterator for DirEntries<'_> {
 /// Its methods find the file by inode number: each costs the same, however many names the directory
 /// has, however their hashes collide and however long the path is. The [`Io`] must be of the volume
 /// that the directory belongs to.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let mut dir = volume.read_dir(&mut io, "/")?;
+/// while let Some(entry) = dir.next_entry(&mut io)? {
+///     let metadata = entry.metadata(&mut io)?;
+///     println!("{:?}: {} bytes", entry.file_name(), metadata.len_bytes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct DirEntry {
     place: Arc<DirPlace>,

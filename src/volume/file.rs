@@ -174,6 +174,19 @@ impl OpenOptions {
 ///
 /// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See
 /// [`Volume`] for the data lost when a process ends without closing or syncing.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let file = volume.open_file(&mut io, "/data")?;
+/// let mut buf = vec![0; 4096];
+/// let bytes = file.read_at(&mut io, &mut buf, 0)?;
+/// println!("{bytes} of {} bytes", file.len());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct File {
     pub(super) shared: Arc<FileShared>,

@@ -4,6 +4,18 @@ use crate::target::TargetInfo;
 use crate::xfs::Fs;
 
 /// The filesystem on it.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let info = volume.info().filesystem;
+/// println!("{}: {} of {} blocks are free", info.uuid, info.free_blocks, info.blocks);
+/// # drop(io);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FilesystemInfo {
@@ -74,6 +86,18 @@ impl FilesystemInfo {
 }
 
 /// All of it.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let info = volume.info();
+/// println!("{} on {}", info.filesystem.kind, info.target.model);
+/// # drop(io);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct VolumeInfo {

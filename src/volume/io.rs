@@ -51,6 +51,22 @@ pub struct Io {
 }
 
 /// An operation that has ended.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// let buf = io.alloc(4096)?;
+/// io.submit_read(&file, 0, buf, 7)?;
+/// while io.outstanding() > 0 {
+///     io.poll(16, |done| println!("operation {}: {:?}", done.user_data, done.result));
+///     io.relax();
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Done {
     /// What it was submitted with.
@@ -65,6 +81,20 @@ pub struct Done {
 }
 
 /// Why an operation was not taken.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// use xtent::volume::SubmitReason;
+/// let submitted = io.submit_sync(&file, 0);
+/// let is_full = submitted.is_err_and(|error| matches!(error.reason, SubmitReason::Full));
+/// # let _ = is_full;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum SubmitReason {
     /// As many operations are in flight as this handle has room for: poll, then submit again.
@@ -74,6 +104,24 @@ pub enum SubmitReason {
 }
 
 /// An operation that was not taken, with its buffer.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// use xtent::volume::SubmitReason;
+/// let buf = io.alloc(4096)?;
+/// if let Err(error) = io.submit_read(&file, 0, buf, 0) {
+///     match error.reason {
+///         SubmitReason::Full => println!("poll first; the buffer is {:?}", error.buf.len()),
+///         SubmitReason::Error(error) => return Err(error),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct SubmitError {
     /// The buffer, unchanged.
     pub buf: DmaBuf,

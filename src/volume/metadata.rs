@@ -5,6 +5,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::xfs::{self, Inode};
 
 /// A point in time as XFS keeps it: seconds since 1970 (negative before) and nanoseconds.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let mtime = volume.metadata(&mut io, "/data")?.mtime;
+/// println!("{} s, {} ns: {:?}", mtime.seconds, mtime.nanoseconds, mtime.system_time());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01 00:00 UTC.
@@ -27,6 +38,18 @@ impl Timestamp {
 }
 
 /// The type of a file.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// use xtent::volume::FileType;
+/// let metadata = volume.symlink_metadata(&mut io, "/dev/null")?;
+/// assert_eq!(metadata.file_type(), FileType::CharDevice);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileType {
     /// An ordinary file.
@@ -89,6 +112,17 @@ impl FileType {
 }
 
 /// What the volume knows of a file besides its content.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let metadata = volume.metadata(&mut io, "/data")?;
+/// println!("{} bytes, mode {:o}", metadata.len_bytes, metadata.permissions());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metadata {
     /// Inode number.

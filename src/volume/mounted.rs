@@ -38,6 +38,16 @@ use crate::xfs::{Fs, FsOptions, Ino, Recovery};
 /// flusher, where one runs, writes back what has been dirty for [`MountOptions::dirty_expire`];
 /// younger pages are lost. Completed direct writes are on the device, though maybe in its write
 /// cache.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// let volume = Volume::open("image:disk.img")?;
+/// let mut io = volume.io()?;
+/// println!("{:?}", volume.read_link(&mut io, "/link")?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Volume {
     pub(super) shared: Arc<VolumeShared>,

@@ -13,6 +13,20 @@ use crate::iomap::direct::{OperationToken, What};
 /// Reads a file from front to back with several large reads in flight, by [`File::reader`].
 ///
 /// As a [`BufRead`] it copies nothing: [`BufRead::fill_buf`] is the memory that the device wrote.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let file = volume.open_file(&mut io, "/data")?;
+/// use std::io::BufRead;
+/// for line in file.reader(&mut io)?.lines() {
+///     println!("{}", line.expect("readable"));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FileReader<'io> {
     file: File,

@@ -125,6 +125,21 @@ fn in_turn<B>(
 /// Each call is one blocking [`File::write_all_at`]: wrap it in a [`std::io::BufWriter`] with a
 /// large buffer. `flush` does nothing, as that of [`std::fs::File`]: [`File::sync_data`] makes data
 /// durable.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let options = OpenOptions::new().write(true).buffered(true);
+/// # let file = options.open(&volume, &mut io, "/data")?;
+/// use std::io::Write;
+/// let mut writer = file.writer(&mut io)?;
+/// writeln!(writer, "overwrites the first line").expect("writable");
+/// writer.flush().expect("durable");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FileWriter<'io> {
     file: File,

@@ -78,10 +78,15 @@ fn the_api_is_what_its_list_says() {
             return;
         }
     };
-    let (items, unnamed) = walk::items(&json);
+    let api = walk::items(&json);
+    let (items, unnamed, bare) = (api.items, api.unnamed, api.without_example);
     assert!(
         unnamed.is_empty(),
         "the API has types that a program cannot name: {unnamed:?}"
+    );
+    assert!(
+        bare.is_empty(),
+        "types without an example in their documentation: {bare:?}"
     );
     let of_futures = |item: &str| item.starts_with("volume::aio::");
     compare(

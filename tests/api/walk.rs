@@ -6,21 +6,34 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// Every item with its children, and the types that appear in the API although a
-/// program cannot name them.
-pub(crate) fn items(json: &Value) -> (BTreeMap<String, Vec<String>>, BTreeSet<String>) {
+/// What a program finds in the API.
+pub(crate) struct Api {
+    /// Every item with its children.
+    pub(crate) items: BTreeMap<String, Vec<String>>,
+    /// Types that appear in it although a program cannot name them.
+    pub(crate) unnamed: BTreeSet<String>,
+    /// Types whose documentation has no example.
+    pub(crate) without_example: Vec<String>,
+}
+
+pub(crate) fn items(json: &Value) -> Api {
     let mut walk = Walk {
         index: &json["index"],
         found: BTreeMap::new(),
         exported: BTreeSet::new(),
         used: BTreeSet::new(),
+        without_example: Vec::new(),
     };
     let root = json["root"].to_string();
     walk.module(&root, "");
     let unnamed = walk.used.difference(&walk.exported);
     let names = unnamed.filter_map(|id| json["index"][id]["name"].as_str());
-    let names = names.map(str::to_owned).collect();
-    (walk.found, names)
+    let unnamed = names.map(str::to_owned).collect();
+    Api {
+        items: walk.found,
+        unnamed,
+        without_example: walk.without_example,
+    }
 }
 
 struct Walk<'a> {
@@ -30,6 +43,7 @@ struct Walk<'a> {
     exported: BTreeSet<String>,
     /// Types of this crate that fields and functions name.
     used: BTreeSet<String>,
+    without_example: Vec<String>,
 }
 
 impl<'a> Walk<'a> {
@@ -65,6 +79,11 @@ impl<'a> Walk<'a> {
             }
             "struct" | "enum" | "trait" | "type_alias" | "constant" => {
                 self.exported.insert(id.to_owned());
+                let docs = item["docs"].as_str().unwrap_or_default();
+                let is_type = matches!(kind.as_str(), "struct" | "enum" | "trait");
+                if is_type && !docs.contains("```") {
+                    self.without_example.push(path.to_owned());
+                }
                 let mut inside = self.fields(inner);
                 inside.extend(self.traits(inner));
                 self.add(format!("{path} ({})", kind.replace('_', " ")), inside);

@@ -20,6 +20,19 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const STREAM_PAGES: usize = 512;
 
 /// What a program says of the I/O to come, as with `posix_fadvise`.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// # let options = OpenOptions::new().write(true).buffered(true);
+/// # let file = options.open(&volume, &mut io, "/data")?;
+/// use xtent::volume::Advice;
+/// file.advise(&mut io, 0..1 << 20, Advice::WillNeed)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Advice {
     /// Nothing: sequential reads are noticed, and read ahead of. For the whole file, by this
@@ -47,6 +60,20 @@ pub(super) fn advice_of(code: u8) -> buffered::ReadAdvice {
 
 bitflags! {
     /// How one read or write is done.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{OpenOptions, Volume};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img")?;
+    /// # let mut io = volume.io()?;
+    /// # let options = OpenOptions::new().write(true).buffered(true);
+    /// # let file = options.open(&volume, &mut io, "/data")?;
+    /// use xtent::volume::RwFlags;
+    /// let mut buf = vec![0; 65536];
+    /// file.read_with(&mut io, &mut buf, 0, RwFlags::DONTCACHE)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct RwFlags: u8 {
         /// As Linux's `RWF_DONTCACHE`: pages that the call brought into the cache are dropped after
