@@ -66,6 +66,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     // Asked again: DMA memory is reserved when it is first needed.
     let target = place.info();
+    if let Some(warning) = shares(args, workload.numjobs, &target) {
+        complain(&warning);
+    }
     let mut out = results(file)?;
     let found = Results {
         args,
@@ -137,6 +140,18 @@ fn measure(
         None => logs.into_inner().finish()?,
     }
     Ok(outcome)
+}
+
+/// Whether jobs had no queue pair of their own. A buffered file takes a second one.
+fn shares(args: &BenchArgs, jobs: usize, target: &TargetInfo) -> Option<String> {
+    let pairs = target.max_queue_pairs as usize;
+    let each = if args.is_buffered() { 2 } else { 1 };
+    let is_short = args.path.is_some() && pairs > 0 && jobs.saturating_mul(each) >= pairs;
+    is_short.then(|| {
+        format!(
+            "warning: the controller has {pairs} queue pairs: jobs share the last one, by a lock"
+        )
+    })
 }
 
 /// The object of the load: a file of a volume, or a target.

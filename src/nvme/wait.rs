@@ -10,11 +10,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::controller::Controller;
 use super::pair::QueuePair;
 use super::slots::NONE;
-use crate::block::Wait;
+use crate::block::{Queue, Wait};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::EventFd;
@@ -122,38 +123,79 @@ impl QueuePair {
         !may_have_more && self.cq.peek().is_none()
     }
 
-    /// Sleeps, where polling has brought nothing for long enough and only the device can bring
-    /// anything.
+    /// How long the owner may sleep, where polling has brought nothing for long enough and only the
+    /// device can bring anything.
     #[cold]
-    pub(super) fn doze(&mut self) {
+    pub(super) fn sleep_limit(&mut self) -> Option<Duration> {
         let head = self.cq.head();
         let nothing_to_come = self.outstanding == 0
             || self.ended.head != NONE
             || self.watch.is_busy()
             || self.controller.generation() != self.generation;
-        let Some(sleeper) = &mut self.sleeper else {
-            return;
-        };
+        let sleeper = self.sleeper.as_mut()?;
         if nothing_to_come || !sleeper.is_tired(head) {
-            return;
+            return None;
         }
         // What the device was not told of, it will not end; and a device whose doorbells take its
         // `relax` to arrive has not had one since.
         if !self.sq.is_rung() || !self.cq.is_rung() {
             self.sq.ring();
             self.cq.ring();
-            return;
+            return None;
         }
         if self.cq.peek().is_some() {
-            return;
+            return None;
         }
+        Some(self.watch.longest_sleep(self.sq.is_shadowed()))
+    }
+
+    /// Sleeps, where that makes sense.
+    #[cold]
+    pub(super) fn doze(&mut self) {
+        let Some(longest) = self.sleep_limit() else {
+            return;
+        };
+        let Some(sleeper) = &self.sleeper else {
+            return;
+        };
         // A failed sleep is no sleep: the caller continues as if it polled.
-        let longest = self.watch.longest_sleep(self.sq.is_shadowed());
         let woken = sleeper.event.wait(Some(longest));
         if matches!(woken, Ok(false)) && self.cq.peek().is_some() {
             self.controller.counters.lost_interrupts.add(1);
         }
-        // The watch goes by the clock, and this took long.
+        self.look_at_clock();
+    }
+
+    /// After a sleep: the watch goes by the clock, and that took long.
+    pub(super) fn look_at_clock(&mut self) {
         self.countdown = 0;
+    }
+}
+
+/// For a pair whose handles sleep without it.
+impl QueuePair {
+    /// The counter of [`QueuePair::event_fd`].
+    pub(super) fn device_event(&self) -> Option<Arc<EventFd>> {
+        self.sleeper
+            .as_ref()
+            .map(|sleeper| Arc::clone(&sleeper.event))
+    }
+
+    /// [`Queue::relax`] without a sleep.
+    pub(super) fn relax_awake(&mut self) {
+        let sleeper = self.sleeper.take();
+        self.relax();
+        self.sleeper = sleeper;
+    }
+
+    /// Gives the device back all entries that were taken: it may withhold its next interrupt until
+    /// then.
+    pub(super) fn give_all_back(&mut self) {
+        self.cq.ring();
+    }
+
+    /// The controller, whose clock counts, and the deadline of a command.
+    pub(super) fn deadline(&self) -> (Arc<Controller>, Duration) {
+        (Arc::clone(&self.controller), self.watch.timeout())
     }
 }

@@ -300,7 +300,11 @@ impl Drive {
             let controller = Arc::clone(&self.controller);
             let parts = Parts {
                 heap: self.heap.clone(),
-                engine: TargetEngine::Nvme { controller, nsid },
+                engine: TargetEngine::Nvme {
+                    controller,
+                    nsid,
+                    share: Arc::default(),
+                },
                 words: Some(self.words.clone()),
                 held: self.held.clone(),
             };

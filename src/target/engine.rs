@@ -11,7 +11,9 @@ use crate::block::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
-use crate::nvme::{Controller, NamespaceInfo, QueueOptions, QueuePair};
+use crate::nvme::{
+    Controller, NamespaceInfo, OwnOrShared, PairShare, QueueOptions, QueuePair, SharedQueue,
+};
 use crate::units::Lba;
 use crate::uring::{RingOptions, RingQueue, UringDisk};
 
@@ -22,6 +24,7 @@ pub(crate) enum TargetEngine {
     Nvme {
         controller: Arc<Controller>,
         nsid: u32,
+        share: Arc<PairShare>,
     },
     /// The kernel's block layer.
     Uring(UringDisk),
@@ -42,22 +45,49 @@ pub(crate) struct EngineOptions {
     pub(crate) range: BlockRange,
 }
 
+impl From<EngineOptions> for QueueOptions {
+    fn from(options: EngineOptions) -> Self {
+        Self {
+            depth: options.depth,
+            max_segments: options.max_segments,
+            timeout: options.timeout,
+            read_only: options.read_only,
+            wait: options.wait,
+            range: options.range,
+            ..Self::default()
+        }
+    }
+}
+
+/// The options of a queue that is shared are those of its first handle, but for this.
+const SHARED_SEGMENTS: usize = 128;
+
 impl TargetEngine {
+    /// A queue for one thread, or, where the controller has no more of them, a handle of the one
+    /// that such threads share.
+    pub(crate) fn queue_or_share(&self, options: EngineOptions) -> Result<EngineQueue> {
+        let Self::Nvme {
+            controller,
+            nsid,
+            share,
+        } = self
+        else {
+            return self.queue(options);
+        };
+        match share.queue(controller, *nsid, options.into(), SHARED_SEGMENTS)? {
+            OwnOrShared::Own(queue) => Ok(EngineQueue::Nvme(*queue)),
+            OwnOrShared::Shared(queue) => Ok(EngineQueue::Other(OtherQueue::Shared(*queue).into())),
+        }
+    }
+
     /// A queue for one thread.
     pub(crate) fn queue(&self, options: EngineOptions) -> Result<EngineQueue> {
         match self {
-            Self::Nvme { controller, nsid } => {
-                let options = QueueOptions {
-                    depth: options.depth,
-                    max_segments: options.max_segments,
-                    timeout: options.timeout,
-                    read_only: options.read_only,
-                    wait: options.wait,
-                    range: options.range,
-                    ..QueueOptions::default()
-                };
-                controller.queue(*nsid, options).map(EngineQueue::Nvme)
-            }
+            Self::Nvme {
+                controller, nsid, ..
+            } => controller
+                .queue(*nsid, options.into())
+                .map(EngineQueue::Nvme),
             Self::Uring(disk) => disk
                 .queue(RingOptions {
                     depth: options.depth,
@@ -65,7 +95,7 @@ impl TargetEngine {
                     wait: options.wait,
                     range: options.range,
                 })
-                .map(EngineQueue::Uring),
+                .map(|queue| EngineQueue::Other(OtherQueue::Uring(queue).into())),
             #[cfg(feature = "spdk")]
             Self::Spdk(controller) => controller
                 .queue(crate::spdk::SpdkQueueOptions {
@@ -76,7 +106,7 @@ impl TargetEngine {
                     range: options.range,
                     ..crate::spdk::SpdkQueueOptions::default()
                 })
-                .map(|queue| EngineQueue::Spdk(Box::new(queue))),
+                .map(|queue| EngineQueue::Other(OtherQueue::Spdk(queue).into())),
         }
     }
 
@@ -87,7 +117,9 @@ impl TargetEngine {
             Self::Uring(disk) => Ok(super::uring::info(disk.info())),
             #[cfg(feature = "spdk")]
             Self::Spdk(controller) => Ok(super::spdk_info::info(controller.info())),
-            Self::Nvme { controller, nsid } => {
+            Self::Nvme {
+                controller, nsid, ..
+            } => {
                 let info = controller.info();
                 let namespace = usable_namespace(&info.namespaces, *nsid)?;
                 Ok(TargetInfo {
@@ -134,16 +166,33 @@ fn usable_namespace(namespaces: &[NamespaceInfo], nsid: u32) -> Result<&Namespac
     }
 }
 
-/// One thread's queue on an engine.
+/// One thread's queue on an engine. Of two kinds, so that one comparison tells them apart.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the hot path follows no pointer to its queue"
+)]
 pub(crate) enum EngineQueue {
     /// A queue pair of the crate's own driver.
     Nvme(QueuePair),
+    /// Anything else.
+    Other(Box<OtherQueue>),
+}
+
+/// A queue whose system calls, library calls or lock outweigh a pointer.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are few of them, each in a box"
+)]
+pub(crate) enum OtherQueue {
+    /// A queue pair that other threads use, too.
+    Shared(SharedQueue),
     /// A ring of the kernel's.
     Uring(RingQueue),
     /// A queue pair of SPDK's.
     #[cfg(feature = "spdk")]
-    Spdk(Box<crate::spdk::SpdkQueue>),
+    Spdk(crate::spdk::SpdkQueue),
 }
 
 impl Queue for EngineQueue {
@@ -151,9 +200,7 @@ impl Queue for EngineQueue {
     fn limits(&self) -> &Limits {
         match self {
             Self::Nvme(queue) => queue.limits(),
-            Self::Uring(queue) => queue.limits(),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.limits(),
+            Self::Other(queue) => queue.limits(),
         }
     }
 
@@ -162,9 +209,7 @@ impl Queue for EngineQueue {
     fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
         match self {
             Self::Nvme(queue) => queue.submit(chain),
-            Self::Uring(queue) => queue.submit(chain),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.submit(chain),
+            Self::Other(queue) => queue.submit(chain),
         }
     }
 
@@ -174,7 +219,7 @@ impl Queue for EngineQueue {
             Self::Nvme(queue) => queue.try_one(one),
             // Piece by piece, for registers: a structure would be in memory for the other engine as
             // well.
-            _ => self.try_elsewhere(
+            Self::Other(queue) => queue.try_pieces(
                 one.op,
                 one.flags,
                 one.lba,
@@ -189,9 +234,7 @@ impl Queue for EngineQueue {
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         match self {
             Self::Nvme(queue) => queue.poll(budget, done),
-            Self::Uring(queue) => queue.poll(budget, done),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.poll(budget, done),
+            Self::Other(queue) => queue.poll(budget, done),
         }
     }
 
@@ -199,9 +242,7 @@ impl Queue for EngineQueue {
     fn outstanding(&self) -> usize {
         match self {
             Self::Nvme(queue) => queue.outstanding(),
-            Self::Uring(queue) => queue.outstanding(),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.outstanding(),
+            Self::Other(queue) => queue.outstanding(),
         }
     }
 
@@ -209,9 +250,7 @@ impl Queue for EngineQueue {
     fn relax(&mut self) {
         match self {
             Self::Nvme(queue) => queue.relax(),
-            Self::Uring(queue) => queue.relax(),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.relax(),
+            Self::Other(queue) => queue.relax(),
         }
     }
 }
@@ -221,9 +260,7 @@ impl EngineQueue {
     pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Nvme(queue) => queue.event_fd(),
-            Self::Uring(queue) => queue.event_fd(),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(_) => None,
+            Self::Other(queue) => queue.event_fd(),
         }
     }
 
@@ -231,15 +268,89 @@ impl EngineQueue {
     pub(crate) fn arm(&mut self) -> bool {
         match self {
             Self::Nvme(queue) => queue.arm(),
+            Self::Other(queue) => queue.arm(),
+        }
+    }
+}
+
+impl Queue for OtherQueue {
+    fn limits(&self) -> &Limits {
+        match self {
+            Self::Shared(queue) => queue.limits(),
+            Self::Uring(queue) => queue.limits(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.limits(),
+        }
+    }
+
+    fn submit(&mut self, chain: &Chain<'_>) -> Result<(), Refused> {
+        match self {
+            Self::Shared(queue) => queue.submit(chain),
+            Self::Uring(queue) => queue.submit(chain),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.submit(chain),
+        }
+    }
+
+    fn try_one(&mut self, one: One) -> bool {
+        match self {
+            Self::Shared(queue) => queue.try_one(one),
+            Self::Uring(queue) => queue.try_one(one),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.try_one(one),
+        }
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        match self {
+            Self::Shared(queue) => queue.poll(budget, done),
+            Self::Uring(queue) => queue.poll(budget, done),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.poll(budget, done),
+        }
+    }
+
+    fn outstanding(&self) -> usize {
+        match self {
+            Self::Shared(queue) => queue.outstanding(),
+            Self::Uring(queue) => queue.outstanding(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.outstanding(),
+        }
+    }
+
+    fn relax(&mut self) {
+        match self {
+            Self::Shared(queue) => queue.relax(),
+            Self::Uring(queue) => queue.relax(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(queue) => queue.relax(),
+        }
+    }
+}
+
+impl OtherQueue {
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Shared(queue) => queue.event_fd(),
+            Self::Uring(queue) => queue.event_fd(),
+            #[cfg(feature = "spdk")]
+            Self::Spdk(_) => None,
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        match self {
+            Self::Shared(queue) => queue.arm(),
             Self::Uring(queue) => queue.arm(),
             #[cfg(feature = "spdk")]
             Self::Spdk(_) => false,
         }
     }
 
-    /// [`Queue::try_one`] of the engines whose system calls or library calls outweigh a call.
+    /// [`Queue::try_one`] of a structure in pieces.
     #[inline(never)]
-    fn try_elsewhere(
+    fn try_pieces(
         &mut self,
         op: Op,
         flags: ChainFlags,
@@ -248,19 +359,13 @@ impl EngineQueue {
         segment: Segment,
         token: Token,
     ) -> bool {
-        let one = One {
+        self.try_one(One {
             op,
             flags,
             lba,
             blocks,
             segment,
             token,
-        };
-        match self {
-            Self::Nvme(queue) => queue.try_one(one),
-            Self::Uring(queue) => queue.try_one(one),
-            #[cfg(feature = "spdk")]
-            Self::Spdk(queue) => queue.try_one(one),
-        }
+        })
     }
 }

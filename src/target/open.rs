@@ -86,6 +86,7 @@ impl Target {
             engine: TargetEngine::Nvme {
                 controller: opened.controller,
                 nsid,
+                share: Arc::default(),
             },
             words: Some(opened.words),
             held: opened.held,
@@ -256,7 +257,11 @@ pub fn target_on_device(
     let nsid = namespace_of(&spec, &controller.info())?;
     let parts = Parts {
         heap,
-        engine: TargetEngine::Nvme { controller, nsid },
+        engine: TargetEngine::Nvme {
+            controller,
+            nsid,
+            share: Arc::default(),
+        },
         words: None,
         held: None,
     };

@@ -40,7 +40,7 @@ impl IoCore {
     pub(super) fn new(target: &Arc<TargetShared>) -> Result<Self> {
         let queue = target
             .engine
-            .queue(EngineOptions {
+            .queue_or_share(EngineOptions {
                 depth: target.queue_depth,
                 max_segments: 1,
                 timeout: target.command_timeout,

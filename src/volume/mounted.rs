@@ -323,10 +323,12 @@ impl Volume {
         self.shared.inodes.stats()
     }
 
-    /// A handle for the calling thread: a queue pair and memory of its own.
+    /// A handle for the calling thread: a queue pair and memory of its own. Where the controller
+    /// has no more queue pairs, or interrupt vectors, the handle shares the last one with others,
+    /// by a lock.
     ///
     /// # Errors
-    /// When the controller has no queue pair left, or memory is short.
+    /// When there is no queue pair to share (others use all of them), or memory is short.
     pub fn io(&self) -> Result<Io> {
         Io::new(&self.shared)
     }

@@ -27,6 +27,7 @@ use super::super::mounted::VolumeShared;
 use super::BufferedIo;
 use crate::cache::{Cache, Pressure};
 use crate::error::Result;
+use crate::target::engine::TargetEngine;
 use crate::target::shared::TargetShared;
 use crate::xfs::FileOps;
 
@@ -323,7 +324,7 @@ impl Flusher {
         }
         // Before it has it: who finds none left now is to ask for this one.
         self.shared.has_queue.store(true, Release);
-        match BufferedIo::on(&self.target, &self.cache) {
+        match BufferedIo::on(&self.target, &self.cache, TargetEngine::queue) {
             Ok(mut io) => {
                 io.inner.wait_for_nobody();
                 self.io = Some(Box::new(io));

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{DirectRequest, What};
 use crate::iomap::{IterFlags, Ops};
-use crate::target::engine::{EngineOptions, EngineQueue};
+use crate::target::engine::{EngineOptions, EngineQueue, TargetEngine};
 use crate::target::shared::TargetShared;
 use crate::xfs::{FileMap, FileOps};
 
@@ -62,21 +62,24 @@ impl BufferedIo {
         let cache = volume.inodes.cache().ok_or_else(not_buffered)?;
         volume
             .background
-            .yield_to(|| Self::on(&volume.target, &cache))
+            .yield_to(|| Self::on(&volume.target, &cache, TargetEngine::queue_or_share))
     }
 
-    /// On a target, with the page cache of its volume.
-    fn on(target: &TargetShared, cache: &Cache) -> Result<Self> {
-        let queue = target
-            .engine
-            .queue(EngineOptions {
-                depth: DEPTH,
-                max_segments: MAX_SEGMENTS,
-                timeout: target.command_timeout,
-                read_only: target.info.read_only,
-                wait: target.wait,
-                range: target.range,
-            })
+    /// On a target, with the page cache of its volume, and a queue that is made so.
+    fn on(
+        target: &TargetShared,
+        cache: &Cache,
+        make: impl FnOnce(&TargetEngine, EngineOptions) -> Result<EngineQueue>,
+    ) -> Result<Self> {
+        let options = EngineOptions {
+            depth: DEPTH,
+            max_segments: MAX_SEGMENTS,
+            timeout: target.command_timeout,
+            read_only: target.info.read_only,
+            wait: target.wait,
+            range: target.range,
+        };
+        let queue = make(&target.engine, options)
             .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
         Ok(Self {
             inner: Buffered::new(queue, cache),
