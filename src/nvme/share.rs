@@ -433,7 +433,7 @@ impl Drop for SharedQueue {
         }
         let mut state = shared.lock();
         let user = &mut state.users[self.user];
-        // What is still in flight ends without it.
+        // Its chains that are still in flight end without it.
         user.is_here = false;
         user.event = None;
         user.ended = VecDeque::new();
