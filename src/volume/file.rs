@@ -295,11 +295,11 @@ impl File {
     /// ```
     #[inline]
     pub fn read_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
-        if let Err(error) = io.check_read(self) {
-            return Err(self.explain(error, "read", offset));
-        }
         if self.shared.options.buffered {
             return self.read_at(io, buf, offset);
+        }
+        if let Err(error) = io.check_read(self) {
+            return Err(self.explain(error, "read", offset));
         }
         self.run(io, What::Read, buf, offset)
     }
@@ -313,11 +313,11 @@ impl File {
     /// as by [`File::read_dma_at`].
     #[inline]
     pub fn write_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
-        if let Err(error) = io.check_write(self) {
-            return Err(self.explain(error, "write", offset));
-        }
         if self.shared.options.buffered {
             return self.write_at(io, buf, offset);
+        }
+        if let Err(error) = io.check_write(self) {
+            return Err(self.explain(error, "write", offset));
         }
         self.run(io, self.plain_write(), buf, offset)
     }
