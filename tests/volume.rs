@@ -82,7 +82,10 @@ fn blocking_calls_wait_while_writes_are_paused() {
                 for _ in 0..20 {
                     // Refused at once where the writer has a lease, which it then has to give back.
                     let mut options = std::fs::OpenOptions::new();
-                    let _ = options.read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+                    let _ = options
+                        .read(true)
+                        .custom_flags(libc::O_NONBLOCK)
+                        .open(&path);
                     opened.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -94,7 +97,8 @@ fn blocking_calls_wait_while_writes_are_paused() {
                     io.submit_write(&file, n << 12, buf, n).unwrap();
                 }
                 file.write_at(&mut io, &data, 512).unwrap();
-                file.write_all_at(&mut io, &data[..10_000], 5 + round).unwrap();
+                file.write_all_at(&mut io, &data[..10_000], 5 + round)
+                    .unwrap();
                 file.write_dma_at(&mut io, &mut buf, 4096).unwrap();
                 cached.write_at(&mut io, &data[..100_000], round).unwrap();
                 cached.sync_data(&mut io).unwrap();
