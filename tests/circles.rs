@@ -11,7 +11,6 @@ const KNOWN: &[&str] = &[
     "mem::pages::guards mem::pages::place mem::pages::table",
     "nvme::admin nvme::controller nvme::events nvme::logs nvme::pair nvme::recovery nvme::setup nvme::wait",
     "spdk::core spdk::slots",
-    "volume::bounce volume::cached volume::cached::background volume::core volume::dir volume::event volume::file volume::inodes volume::io volume::mounted volume::reader volume::walk volume::whole",
 ];
 
 /// Modules by path, with their code before unit tests, without comments.

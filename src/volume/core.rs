@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::file::FileShared;
+use super::shared::FileShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
@@ -222,6 +222,15 @@ fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
             len => offset.saturating_add(len as u64),
         };
         drop_stale(pages, offset..end);
+    }
+}
+
+/// The operation's name in messages.
+pub(super) fn operation_name(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Read | OperationKind::DeviceRead => "read",
+        OperationKind::Write | OperationKind::DeviceWrite => "write",
+        OperationKind::Flush => "sync",
     }
 }
 

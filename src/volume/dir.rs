@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::mounted::VolumeShared;
 use super::path::{name_from, path_from};
+use super::shared::VolumeShared;
 use super::{File, FileType, Io, Metadata, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::dir::{DirCursor, check_parent};

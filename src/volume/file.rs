@@ -1,78 +1,24 @@
 //! Files: blocking reads and overwrites, durability, and where their data lies.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use super::core::no_slot;
-use super::inodes::{CoreInode, OpenInode};
-use super::mounted::VolumeShared;
+use super::core::{no_slot, operation_name};
+use super::inodes::CoreInode;
 use super::path::bytes_of;
-use super::{DmaBuf, FiemapExtent, FileReader, Io, Metadata, Volume, bounce, cached, walk};
-use crate::cache::ErrorCursor;
+use super::shared::{FileShared, VolumeShared};
+use super::{
+    DmaBuf, FiemapExtent, File, FileReader, Io, Metadata, OpenOptions, Volume, bounce, cached, walk,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{Ended, OperationKind, Rejected, Source, What};
+use crate::iomap::direct::{Ended, Rejected, What};
 use crate::iomap::{self};
 use crate::xfs::{FileOps, Inode, InodeType};
 
-/// How a file is opened.
-///
-/// ```no_run
-/// # use xtent::volume::{OpenOptions, Volume};
-/// # fn main() -> xtent::Result<()> {
-/// # let volume = Volume::open("image:disk.img")?;
-/// # let mut io = volume.io()?;
-/// let file = OpenOptions::new().read(true).write(true).dsync(true).open(&volume, &mut io, "/db")?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct OpenOptions {
-    pub(super) read: bool,
-    pub(super) write: bool,
-    pub(super) dsync: bool,
-    pub(super) buffered: bool,
-}
-
 impl OpenOptions {
-    /// Neither reading nor writing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// For reading.
-    #[must_use]
-    pub fn read(mut self, yes: bool) -> Self {
-        self.read = yes;
-        self
-    }
-
-    /// For writing: overwriting existing data, within the file's length.
-    #[must_use]
-    pub fn write(mut self, yes: bool) -> Self {
-        self.write = yes;
-        self
-    }
-
-    /// Every write is durable when it returns. Always so for a file with the flag `S` (chattr +S).
-    #[must_use]
-    pub fn dsync(mut self, yes: bool) -> Self {
-        self.dsync = yes;
-        self
-    }
-
-    /// Through the page cache of the volume: reads and writes of any length, at any offset, from
-    /// any memory. Writes reach the device later (see [`File::sync_data`]), unless every write is
-    /// to be durable.
-    #[must_use]
-    pub fn buffered(mut self, yes: bool) -> Self {
-        self.buffered = yes;
-        self
-    }
-
     /// Opens an ordinary file; symbolic links are followed.
     ///
     /// # Errors
@@ -138,9 +84,11 @@ impl OpenOptions {
             volume.fs.learn_sharing(&mut io.core, &inode.map)?;
         }
         if self.buffered {
-            volume.inodes.begin_caching(&inode, volume)?;
+            volume
+                .inodes
+                .begin_caching(&inode, &volume.target, volume.block_bytes())?;
             if self.write {
-                volume.background.start(volume);
+                volume.background.start(&volume.inodes, &volume.target);
             }
         }
         let heard = inode.pages().map(crate::cache::FileCache::error_cursor);
@@ -158,95 +106,7 @@ impl OpenOptions {
     }
 }
 
-/// An open file. Cheap to clone; any thread may use it with its own [`Io`] of the same volume.
-///
-/// Direct I/O: offsets and lengths are multiples of [`Io::block_bytes`], memory comes from
-/// [`Io::alloc`]. Reads into ordinary memory may have any alignment. Writes overwrite existing
-/// data: a hole, preallocated space, shared blocks or the end of the file refuse them
-/// ([`crate::ErrorKind::NotOverwrite`]) before anything is written.
-///
-/// Opened [buffered](OpenOptions::buffered), the blocking calls go through the page cache, with any
-/// offset, length and memory. Writes overwrite existing data, too; a write that reaches a hole,
-/// preallocated space, shared blocks or the end of the file stops there and returns the bytes
-/// written, or fails if there are none. The calls of [`Io`] that submit,
-/// and [`File::reader`], are direct I/O for every file. Both kinds may be used on the same file:
-/// direct I/O finds what was written to the cache before, and drops from it what it overwrites.
-///
-/// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See
-/// [`Volume`] for the data lost when a process ends without closing or syncing.
-///
-/// ```no_run
-/// # use xtent::volume::Volume;
-/// # fn main() -> xtent::Result<()> {
-/// # let volume = Volume::open("image:disk.img")?;
-/// # let mut io = volume.io()?;
-/// let file = volume.open_file(&mut io, "/data")?;
-/// let mut buf = vec![0; 4096];
-/// let bytes = file.read_at(&mut io, &mut buf, 0)?;
-/// println!("{bytes} of {} bytes", file.len());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone)]
-pub struct File {
-    pub(super) shared: Arc<FileShared>,
-    pub(super) volume: Arc<VolumeShared>,
-}
-
-/// What all clones of an open file share. An [`Io`] keeps that of the files that it was last used
-/// with, also when those are closed; so it has no reference to the volume.
-pub(super) struct FileShared {
-    /// What all handles of the file share.
-    pub(super) inode: OpenInode,
-    pub(super) options: OpenOptions,
-    pub(super) path: Box<[u8]>,
-    /// Which handle it is, of all that there ever were.
-    pub(super) id: u64,
-    /// What was said of the reads to come, for the whole file.
-    pub(super) advice: AtomicU8,
-    /// The failures of writing back that were told.
-    pub(super) heard: Mutex<ErrorCursor>,
-}
-
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
-impl fmt::Debug for FileShared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileShared")
-            .field("path", &format_args!("{}", self.path.escape_ascii()))
-            .field("ino", &self.inode.metadata.ino)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Source for Arc<FileShared> {
-    type Ops<'a> = FileOps<'a>;
-
-    #[inline]
-    fn ops(&self) -> FileOps<'_> {
-        FileOps::new(&self.inode.map)
-    }
-
-    #[inline]
-    fn size_bytes(&self) -> u64 {
-        self.inode.map.size_bytes()
-    }
-
-    #[inline]
-    fn key(&self) -> usize {
-        Arc::as_ptr(self).addr()
-    }
-}
-
-/// The operation's name in messages.
-pub(super) fn operation_name(kind: OperationKind) -> &'static str {
-    match kind {
-        OperationKind::Read | OperationKind::DeviceRead => "read",
-        OperationKind::Write | OperationKind::DeviceWrite => "write",
-        OperationKind::Flush => "sync",
-    }
-}
 
 impl File {
     /// An error with the properties of the operation.

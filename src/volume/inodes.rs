@@ -10,12 +10,12 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::mounted::VolumeShared;
 use super::{CacheStats, Metadata, MountOptions};
 use crate::cache::{Cache, CacheConfig, ErrorCursor, FileCache};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::HUGE_PAGE_BYTES;
 use crate::target::drive::HugePageCount;
+use crate::target::shared::TargetShared;
 use crate::xfs::FileMap;
 
 /// Files without handles that are kept for their pages.
@@ -165,7 +165,12 @@ impl Inodes {
     }
 
     /// Has the file cached from now on, and kept.
-    pub(super) fn begin_caching(&self, inode: &OpenInode, volume: &VolumeShared) -> Result<()> {
+    pub(super) fn begin_caching(
+        &self,
+        inode: &OpenInode,
+        target: &TargetShared,
+        block_bytes: u32,
+    ) -> Result<()> {
         if inode.pages().is_some() {
             return Ok(());
         }
@@ -176,9 +181,9 @@ impl Inodes {
             }
             let cache = match &mut *cache {
                 Some(cache) => cache,
-                none => none.insert(self.make_cache(volume)?),
+                none => none.insert(self.make_cache(target)?),
             };
-            let pages = FileCache::new(cache, inode.map.size_bytes(), volume.block_bytes())?;
+            let pages = FileCache::new(cache, inode.map.size_bytes(), block_bytes)?;
             let heard = Mutex::new(pages.error_cursor());
             let _ = inode.cached.set(CachedInode { pages, heard });
         }
@@ -186,7 +191,7 @@ impl Inodes {
         Ok(())
     }
 
-    fn make_cache(&self, volume: &VolumeShared) -> Result<Cache> {
+    fn make_cache(&self, target: &TargetShared) -> Result<Cache> {
         let config = CacheConfig {
             limit_bytes: self.cache_bytes.unwrap_or_else(|| {
                 let free = HugePageCount::now().map_or(0, |count| count.free);
@@ -196,18 +201,14 @@ impl Inodes {
             hard_percent: self.dirty_percent,
             // The deadlines of a command and its abort, for each try, and those of resets in
             // between.
-            wait_limit: volume
-                .target
+            wait_limit: target
                 .command_timeout
                 .saturating_mul(8)
                 .saturating_add(Duration::from_secs(60)),
             ..CacheConfig::default()
         };
-        Cache::new(&volume.target.heap, config).map_err(|error| {
-            error
-                .during("make the page cache")
-                .on_device(&*volume.target.name)
-        })
+        Cache::new(&target.heap, config)
+            .map_err(|error| error.during("make the page cache").on_device(&*target.name))
     }
 
     /// The cache, when there is one.

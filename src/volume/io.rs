@@ -1,54 +1,15 @@
 //! A thread's way to a volume: its queue pair, its memory, its operations in flight.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::cached::BufferedIo;
-use super::core::{IoCore, after_direct};
-use super::file::{FileShared, operation_name};
-use super::mounted::VolumeShared;
-use super::{CacheStats, DmaBuf, File, cached};
+use super::core::{IoCore, after_direct, operation_name};
+use super::shared::{FileShared, VolumeShared};
+use super::{CacheStats, DmaBuf, File, Io, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{DirectRequest, Ended, Hear, Of, Rejected, What};
-
-/// One thread's handle to a volume. Not shared: every thread takes its own from
-/// [`super::Volume::io`]. It may move to another thread.
-///
-/// Blocking calls are on [`File`]; here are the calls for many operations in flight:
-///
-/// ```no_run
-/// # use xtent::volume::Volume;
-/// # fn main() -> xtent::Result<()> {
-/// # let volume = Volume::open("image:disk.img")?;
-/// let mut io = volume.io()?;
-/// let file = volume.open_file(&mut io, "/data")?;
-/// for i in 0..8 {
-///     let buf = io.alloc(4096)?;
-///     io.submit_read(&file, i * 4096, buf, i)?;
-/// }
-/// while io.outstanding() > 0 {
-///     let ended = io.poll(8, |done| println!("{}: {:?}", done.user_data, done.result));
-///     if ended == 0 {
-///         io.relax();
-///     }
-/// }
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug)]
-pub struct Io {
-    /// Its descriptor where the queue has none.
-    pub(super) always_ready: BorrowedFd<'static>,
-    /// For buffered files; made when it is needed first.
-    buffered: Option<Box<BufferedIo>>,
-    pub(super) core: IoCore,
-    /// Most operations of the caller's in flight.
-    depth: usize,
-    /// Goes last: the last one to go writes back, and wants a queue for that.
-    volume: Arc<VolumeShared>,
-}
 
 /// An operation that has ended.
 ///

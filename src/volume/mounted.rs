@@ -8,9 +8,10 @@ use super::cached::Background;
 use super::core::IoCore;
 use super::inodes::Inodes;
 use super::path::{bytes_of, path_from};
+use super::shared::VolumeShared;
 use super::{
-    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, VolumeInfo,
-    cached, walk,
+    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, Volume,
+    VolumeInfo, cached, walk,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::target::claims::{Claim, Use};
@@ -18,90 +19,6 @@ use crate::target::shared::TargetShared;
 use crate::target::{Target, TargetOptions};
 use crate::xfs::format::attr::FLAG_ROOT;
 use crate::xfs::{Fs, FsOptions, Ino, Recovery};
-
-/// A filesystem on a target. Cheap to clone; shared by all threads.
-///
-/// # What reaches the device, and when
-///
-/// Every handle ([`Io`], [`File`], a clone) keeps the volume open.
-///
-/// - [`Volume::close`] of the last handle writes back the dirty pages of the page cache, flushes
-///   the device's write cache, and returns what failed.
-/// - Dropping the last handle writes back as well, but a failure is only an event of `tracing`
-///   (level error), and the device's write cache is flushed only if something was dirty.
-/// - [`Volume::sync`], [`File::sync_data`] and writes to a file opened with [`OpenOptions::dsync`]
-///   make data durable at once.
-///
-/// An end without destructors loses dirty pages: [`std::process::exit`], an abort, a signal that
-/// ends the process, the return of `main` while other threads have handles, a handle that is leaked
-/// (`std::mem::forget`, `Box::leak`, a cycle of `Arc`s) or kept in a `static`. The background
-/// flusher, where one runs, writes back what has been dirty for [`MountOptions::dirty_expire`];
-/// younger pages are lost. Completed direct writes are on the device, though maybe in its write
-/// cache.
-///
-/// ```no_run
-/// # use xtent::volume::Volume;
-/// # fn main() -> xtent::Result<()> {
-/// let volume = Volume::open("image:disk.img")?;
-/// let mut io = volume.io()?;
-/// println!("{:?}", volume.read_link(&mut io, "/link")?);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone)]
-pub struct Volume {
-    pub(super) shared: Arc<VolumeShared>,
-}
-
-#[derive(Debug)]
-pub(super) struct VolumeShared {
-    pub(super) fs: Fs,
-    pub(super) inodes: Arc<Inodes>,
-    pub(super) background: Background,
-    pub(super) target: Arc<TargetShared>,
-    /// A file was opened for writing.
-    pub(super) is_written: AtomicBool,
-    /// What drop would do was done.
-    is_closed: bool,
-    /// The volume was opened for reading only.
-    read_only: Option<&'static str>,
-    /// Given up last.
-    pub(super) _claim: Option<Claim>,
-}
-
-impl VolumeShared {
-    /// Bytes in a block of the filesystem.
-    pub(super) fn block_bytes(&self) -> u32 {
-        self.fs.geometry().block_bytes
-    }
-
-    /// Whether files may be opened for writing.
-    pub(super) fn check_writable(&self) -> Result<()> {
-        if let Some(why) = self.read_only {
-            return Err(Error::new(ErrorKind::ReadOnly, why));
-        }
-        match self.fs.read_only_reason() {
-            Some(why) => Err(Error::new(
-                ErrorKind::ReadOnly,
-                format!("the filesystem may only be read: {why}"),
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// An error with the path and the target it belongs to.
-    #[cold]
-    pub(super) fn explain(&self, error: Error, operation: &'static str, path: &[u8]) -> Error {
-        let error = match error.kind() {
-            ErrorKind::Io | ErrorKind::DeviceGone if operation != "read" => self.target.why(error),
-            _ => error,
-        };
-        error
-            .during(operation)
-            .at_path(path)
-            .on_device(&*self.target.name)
-    }
-}
 
 impl Drop for VolumeShared {
     /// Writes back dirty pages. Failures are only logged: call [`Volume::close`] to get them.

@@ -1,4 +1,4 @@
-//! How a volume is mounted.
+//! How a volume is mounted, and how a file is opened.
 
 use std::time::Duration;
 
@@ -98,6 +98,62 @@ impl MountOptions {
     #[must_use]
     pub fn writeback_interval(mut self, interval: Duration) -> Self {
         self.writeback_interval = interval;
+        self
+    }
+}
+
+/// How a file is opened.
+///
+/// ```no_run
+/// # use xtent::volume::{OpenOptions, Volume};
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let file = OpenOptions::new().read(true).write(true).dsync(true).open(&volume, &mut io, "/db")?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    pub(super) read: bool,
+    pub(super) write: bool,
+    pub(super) dsync: bool,
+    pub(super) buffered: bool,
+}
+
+impl OpenOptions {
+    /// Neither reading nor writing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// For reading.
+    #[must_use]
+    pub fn read(mut self, yes: bool) -> Self {
+        self.read = yes;
+        self
+    }
+
+    /// For writing: overwriting existing data, within the file's length.
+    #[must_use]
+    pub fn write(mut self, yes: bool) -> Self {
+        self.write = yes;
+        self
+    }
+
+    /// Every write is durable when it returns. Always so for a file with the flag `S` (chattr +S).
+    #[must_use]
+    pub fn dsync(mut self, yes: bool) -> Self {
+        self.dsync = yes;
+        self
+    }
+
+    /// Through the page cache of the volume: reads and writes of any length, at any offset, from
+    /// any memory. Writes reach the device later (see
+    /// [`File::sync_data`](super::File::sync_data)), unless every write is to be durable.
+    #[must_use]
+    pub fn buffered(mut self, yes: bool) -> Self {
+        self.buffered = yes;
         self
     }
 }

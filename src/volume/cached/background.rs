@@ -23,8 +23,7 @@ use crossbeam_utils::sync::{Parker, Unparker};
 
 use super::super::MountOptions;
 use super::super::inodes::{CoreInode, Inodes, locked};
-use super::super::mounted::VolumeShared;
-use super::BufferedIo;
+use super::buffered::BufferedIo;
 use crate::cache::{Cache, Pressure};
 use crate::error::Result;
 use crate::target::engine::TargetEngine;
@@ -83,12 +82,12 @@ impl Background {
     }
 
     /// Starts it, unless it runs: a file was opened to be written to through the cache.
-    pub(in super::super) fn start(&self, volume: &VolumeShared) {
+    pub(in super::super) fn start(&self, inodes: &Arc<Inodes>, target: &Arc<TargetShared>) {
         if self.times.interval.is_zero() {
             return;
         }
         let mut running = locked(&self.running);
-        let (None, Some(cache)) = (&*running, volume.inodes.cache()) else {
+        let (None, Some(cache)) = (&*running, inodes.cache()) else {
             return;
         };
         let parker = Parker::new();
@@ -96,8 +95,8 @@ impl Background {
         let shared = Arc::<FlusherShared>::default();
         let flusher = Flusher {
             times: self.times,
-            inodes: Arc::clone(&volume.inodes),
-            target: Arc::clone(&volume.target),
+            inodes: Arc::clone(inodes),
+            target: Arc::clone(target),
             cache: cache.clone(),
             shared: Arc::clone(&shared),
             parker,
@@ -118,7 +117,7 @@ impl Background {
                     thread,
                 });
             }
-            Err(error) => warn(&volume.target, &error),
+            Err(error) => warn(target, &error),
         }
     }
 

@@ -2,6 +2,7 @@
 //! it.
 
 mod background;
+mod buffered;
 mod file;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,27 +11,22 @@ use std::time::Duration;
 use crossbeam_utils::Backoff;
 
 use super::core::{IoCore, no_slot};
-use super::file::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
-use super::mounted::VolumeShared;
+use super::shared::{FileShared, VolumeShared};
 use super::{DmaBuf, Io};
 use crate::cache::{BoundedWait, Cache, FileCache, Pressure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
 use crate::iomap::direct::{DirectRequest, What};
 use crate::iomap::{IterFlags, Ops};
-use crate::target::engine::{EngineOptions, EngineQueue, TargetEngine};
-use crate::target::shared::TargetShared;
-use crate::xfs::{FileMap, FileOps};
+use crate::target::engine::{EngineQueue, TargetEngine};
+use crate::xfs::FileOps;
 
 pub(super) use background::Background;
+pub(super) use buffered::BufferedIo;
+use buffered::Reader;
 pub use file::{Advice, RwFlags};
 
-/// Chains in flight: read-ahead and writeback are few and large.
-const DEPTH: usize = 64;
-/// Pieces of memory in a chain: pages of the cache seldom lie side by side where they were read one
-/// by one.
-const MAX_SEGMENTS: usize = 128;
 /// Handles of files whose way of reading a thread remembers.
 const READERS: usize = 32;
 /// How long a writer looks in vain for something to write back, where too much is dirty.
@@ -38,61 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a writer sleeps while enough is written back in the background for it to go on.
 const MOMENT: Duration = Duration::from_micros(50);
 
-/// One thread's way through the cache, on a queue of its own.
-#[derive(Debug)]
-pub(super) struct BufferedIo {
-    inner: Buffered<EngineQueue>,
-    /// The one that read last: it needs no search and no index.
-    last: Reader,
-    others: Vec<Reader>,
-    /// Which of the others was replaced last.
-    replace: usize,
-}
-
-/// How a thread goes through a file by one handle.
-#[derive(Debug, Default)]
-struct Reader {
-    handle: u64,
-    advice: u8,
-    ahead: ReadAhead,
-}
-
 impl BufferedIo {
     pub(super) fn new(volume: &VolumeShared) -> Result<Self> {
         let cache = volume.inodes.cache().ok_or_else(not_buffered)?;
         volume
             .background
             .yield_to(|| Self::on(&volume.target, &cache, TargetEngine::queue_or_share))
-    }
-
-    /// On a target, with the page cache of its volume, and a queue that is made so.
-    fn on(
-        target: &TargetShared,
-        cache: &Cache,
-        make: impl FnOnce(&TargetEngine, EngineOptions) -> Result<EngineQueue>,
-    ) -> Result<Self> {
-        let options = EngineOptions {
-            depth: DEPTH,
-            max_segments: MAX_SEGMENTS,
-            timeout: target.command_timeout,
-            read_only: target.info.read_only,
-            wait: target.wait,
-            range: target.range,
-        };
-        let queue = make(&target.engine, options)
-            .map_err(|error| error.during("open a queue").on_device(&*target.name))?;
-        Ok(Self {
-            inner: Buffered::new(queue, cache),
-            last: Reader::default(),
-            others: Vec::new(),
-            replace: 0,
-        })
-    }
-
-    /// Adds what this thread counted to what all have.
-    pub(super) fn flush_tally(&mut self) {
-        let cache = self.inner.cache().clone();
-        self.inner.tally().flush(&cache);
     }
 
     /// For reads of a file by one of its handles.
@@ -137,13 +84,6 @@ impl BufferedIo {
             }
         };
         std::mem::swap(&mut self.last, &mut self.others[at]);
-    }
-}
-
-impl Drop for BufferedIo {
-    /// Waits for read-ahead: the device writes to the cache's memory.
-    fn drop(&mut self) {
-        self.inner.settle(&FileOps::new(&FileMap::empty()));
     }
 }
 
