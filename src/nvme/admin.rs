@@ -8,7 +8,7 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::bell::{Bell, ShadowDoorbells};
-use super::controller::ControllerCounters;
+use super::counters::ControllerCounters;
 use super::events::{MOST_REQUESTS, REQUEST_CID, Requests};
 use super::port::{ALL_ONES, Deadline, Port, gone};
 use super::queue::{CompletionRing, SubmissionRing, leak};
@@ -19,6 +19,7 @@ use super::spec::{
     IDENTIFY_BYTES, QUEUE_CONTIGUOUS, QUEUE_INTERRUPTS, QUEUE_VECTOR_SHIFT, REG_CSTS, SQE_BYTES,
     StatusField, cq_doorbell_offset, sq_doorbell_offset, status_name,
 };
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, SharedWords};
 use crate::units::Iova;
@@ -443,6 +444,17 @@ impl Admin {
         });
         self.sq.leak() + self.cq.leak() + leak(&mut self.data) + shadows
     }
+}
+
+/// The vectors for I/O queues, the next one last. Vector 0 is the admin queue's: it comes when all
+/// others are in use, and its queue is woken by admin commands for nothing.
+pub(super) fn free_vectors(device: &dyn Device) -> Vec<u16> {
+    let all = device.interrupt_vectors();
+    let mut free: Vec<_> = (1..all).rev().collect();
+    if all > 0 {
+        free.insert(0, 0);
+    }
+    free
 }
 
 impl fmt::Debug for Admin {

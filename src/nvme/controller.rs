@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use super::admin::Admin;
+use super::admin::{Admin, free_vectors};
 use super::bell::ShadowDoorbells;
+use super::counters::{ControllerCounters, ControllerStats};
 use super::events::EventBacklog;
 use super::info::ControllerInfo;
-use super::pair::QueuePair;
 use super::port::Port;
 use super::spec::OACS_DOORBELL_BUFFER_CONFIG;
-use super::wait;
 use crate::block::{BlockRange, Wait};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -80,57 +79,6 @@ impl Default for QueueOptions {
             range: BlockRange::WHOLE,
         }
     }
-}
-
-/// What went wrong so far, all queues together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ControllerStats {
-    /// Controller resets.
-    pub resets: u64,
-    /// Abort commands sent.
-    pub aborts: u64,
-    /// Commands sent again.
-    pub retries: u64,
-    /// Completions that belonged to no outstanding command, or named a wrong queue.
-    pub stale_completions: u64,
-    /// Commands that missed their deadline, admin commands included.
-    pub timeouts: u64,
-    /// Sleeps that ended by the clock although a completion was there: its interrupt was lost, or
-    /// very late.
-    pub lost_interrupts: u64,
-    /// Asynchronous events that the controller reported.
-    pub events: u64,
-    /// Events that the program did not ask for in time.
-    pub lost_events: u64,
-    /// Bytes of rings never given back, because the device could not be kept from using them.
-    pub leaked_bytes: u64,
-}
-
-/// One statistic. Counted on slow paths only.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(super) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// [`ControllerStats`] as they are counted.
-#[derive(Debug, Default)]
-pub(super) struct ControllerCounters {
-    pub(super) resets: Counter,
-    pub(super) aborts: Counter,
-    pub(super) retries: Counter,
-    pub(super) stale: Counter,
-    pub(super) timeouts: Counter,
-    pub(super) lost_interrupts: Counter,
-    pub(super) events: Counter,
-    pub(super) leaked_bytes: Counter,
 }
 
 /// The generation of a controller that is gone for good.
@@ -235,7 +183,7 @@ impl Controller {
         }
         info.queues = self.negotiate(&mut admin)?;
         admin.free_ids = (1..=info.queues).rev().collect();
-        admin.free_vectors = wait::free_vectors(&*self.port.device);
+        admin.free_vectors = free_vectors(&*self.port.device);
         self.start_events(&mut admin, &info)?;
         self.set_info(info);
         Ok(())
@@ -297,17 +245,6 @@ impl Controller {
             lost_events: self.kept().lost(),
             leaked_bytes: self.counters.leaked_bytes.get(),
         }
-    }
-
-    /// A queue pair on a namespace, for one thread.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] for a namespace that is not there, [`ErrorKind::Unsupported`] for
-    /// one that cannot be used, [`ErrorKind::InvalidInput`] for options, [`ErrorKind::OutOfMemory`]
-    /// when the controller has no queue left or the heap no memory.
-    pub fn queue(self: &Arc<Self>, nsid: u32, options: QueueOptions) -> Result<QueuePair> {
-        QueuePair::open(self, nsid, &options)
-            .map_err(|error| error.during("open queue").on_device(self.name()))
     }
 
     #[inline]

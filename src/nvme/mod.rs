@@ -12,6 +12,8 @@ mod abilities;
 mod admin;
 mod bell;
 mod controller;
+mod counters;
+mod event_handling;
 mod events;
 #[cfg(test)]
 mod fake;
@@ -19,6 +21,7 @@ mod identify;
 mod info;
 mod logs;
 mod pair;
+mod pair_state;
 mod port;
 mod prp;
 mod queue;
@@ -26,20 +29,23 @@ mod recovery;
 mod setup;
 mod sgl;
 mod share;
+mod sleeper;
 mod slots;
 pub mod spec;
 mod split;
 #[cfg(test)]
 mod tests;
 mod wait;
+mod watch;
 
 pub use crate::block::Wait;
 pub use abilities::{
     AtomicLimits, admin_command_names, critical_warning_names, nvm_command_names, sgl_names,
 };
-pub use controller::{Controller, ControllerOptions, ControllerStats, QueueOptions};
+pub use controller::{Controller, ControllerOptions, QueueOptions};
+pub use counters::ControllerStats;
 pub use events::Event;
 pub use info::{ControllerInfo, FormatInfo, NamespaceInfo, NvmeVersion};
 pub use logs::{DATA_UNIT_BYTES, ErrorEntry, FirmwareSlots, SmartInfo};
-pub use pair::QueuePair;
+pub use pair_state::QueuePair;
 pub(crate) use share::{OwnOrShared, PairShare, SharedQueue};

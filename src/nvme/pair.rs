@@ -5,81 +5,25 @@
 //! tracker's uses, so that a stale completion of an earlier use is detected. A chain (the caller's
 //! request) that is one read or write, as most are, needs only a tracker; others have a slot, too.
 
-use std::sync::Arc;
-
-use super::controller::Controller;
+use super::pair_state::{AttendAgain, GiveBack, QueuePair, Unwinding, next_cid};
 use super::prp;
-use super::queue::{CompletionRing, CqEntry, SubmissionRing};
-use super::recovery::PairWatch;
-use super::setup::{AttendAgain, GiveBack, Unwinding};
+use super::queue::CqEntry;
 use super::sgl;
-use super::slots::{NONE, PairSlot, SINGLE, SlotList, Tracker};
+use super::slots::{NONE, PairSlot, SINGLE};
 use super::spec::{
     CDW12_FUA, DSM_DEALLOCATE, FLAGS_SGL, OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE,
     OPC_WRITE_ZEROES, PAGE_BYTES,
 };
 use super::split::{
-    DWORD_BYTES, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, SplitLimits, check_memory, clamp_blocks,
-    piece_bytes, take_segments,
+    DWORD_BYTES, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks, piece_bytes,
+    take_segments,
 };
-use super::wait::Sleeper;
-use crate::block::{
-    BlockRange, Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token,
-};
-use crate::mem::{Segment, SharedWords};
+use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token};
+use crate::mem::Segment;
 use crate::units::Iova;
-
-/// Polls between two looks at the clock, where the caller never relaxes.
-pub(super) const POLLS_PER_LOOK: u32 = 4096;
 
 /// One [`Queue::relax`] counts as this many polls.
 const RELAX_WEIGHT: u32 = 64;
-
-/// A submission and a completion queue on one namespace. Belongs to one thread at a time.
-///
-/// Dropping it waits for in-flight commands, bounded by the deadline of a command, and deletes the
-/// queues.
-pub struct QueuePair {
-    pub(super) sq: SubmissionRing,
-    pub(super) cq: CompletionRing,
-    /// The controller's generation that these rings belong to.
-    pub(super) generation: u64,
-    pub(super) controller: Arc<Controller>,
-    /// Polls until the next look at the clock; 0 asks for attention at once. It is 0 whenever a
-    /// chain waits or has ended elsewhere than in `reap`, and when the controller is gone.
-    pub(super) countdown: u32,
-    pub(super) free_tracker: u16,
-    pub(super) free_slot: u16,
-    /// The bits of a command id that name its tracker: the entries of the rings less one.
-    pub(super) cid_mask: u16,
-    /// What dword 2 of every completion starts with.
-    pub(super) sq_id_word: u32,
-    pub(super) outstanding: u32,
-    pub(super) waiting: SlotList,
-    /// Chains that ended elsewhere than in `reap`.
-    pub(super) ended: SlotList,
-    pub(super) trackers: Box<[Tracker]>,
-    pub(super) slots: Box<[PairSlot]>,
-    pub(super) geometry: SplitLimits,
-    /// The controller takes scatter-gather lists.
-    pub(super) sgl: bool,
-    /// The namespace id, in its place in word 0.
-    pub(super) nsid_word: u64,
-    pub(super) limits: Limits,
-    /// The blocks of the namespace that chains count in.
-    pub(super) range: BlockRange,
-    /// The most blocks of a chain that [`Queue::submit`] sends as it is: not more than a command
-    /// may have, nor than the range has.
-    pub(super) most_plain_blocks: u32,
-    /// A page for each tracker: its PRP list, or its dataset management range.
-    pub(super) lists: SharedWords,
-    /// `limits.max_segments` for each slot.
-    pub(super) segments: Box<[Segment]>,
-    pub(super) id: u16,
-    pub(super) watch: PairWatch,
-    /// Of a queue that waits by interrupts.
-    pub(super) sleeper: Option<Sleeper>,
-}
 
 impl Queue for QueuePair {
     #[inline]
@@ -575,12 +519,6 @@ impl QueuePair {
 
 /// The device broke the protocol: nothing more of it is believed before a reset.
 struct Confused;
-
-/// The id of a tracker's next use: one more in the bits above those that name it.
-#[inline]
-pub(super) fn next_cid(cid: u16, mask: u16) -> u16 {
-    cid.wrapping_add(mask).wrapping_add(1)
-}
 
 /// FUA, in its place in CDW12.
 #[inline]

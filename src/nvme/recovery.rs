@@ -10,15 +10,14 @@
 //! commands again.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::admin::Admin;
-use super::controller::{GONE, QueueOptions, same_rings};
-use super::info::NamespaceInfo;
-use super::pair::{POLLS_PER_LOOK, QueuePair, next_cid};
-use super::port::{ALL_ONES, nanoseconds};
+use super::controller::{GONE, same_rings};
+use super::pair_state::{POLLS_PER_LOOK, QueuePair, next_cid};
+use super::port::ALL_ONES;
 use super::slots::{CommandStage, NONE};
 use super::spec::{CSTS_CFS, CSTS_RDY, REG_CSTS, SC_ABORT_REQUESTED, StatusField};
+use super::watch::FIRST_PATIENCE_NS;
 use crate::block::{Completion, Status};
 
 /// Resets in a row before a queue that the controller does not create again is given up.
@@ -30,117 +29,6 @@ const STALE_ALLOWED: u32 = 16;
 
 /// Polls between two looks at the clock while chains wait for trackers.
 const CALLS_PER_LOOK: u32 = 64;
-
-/// The watch looks at least this often, and at a sixteenth of the deadline where that is more
-/// often.
-const LONGEST_LOOK: Duration = Duration::from_millis(250);
-
-/// Nothing coming for this long, a controller with shadow doorbells is called again; then for twice
-/// as long, and so on.
-const FIRST_PATIENCE_NS: u64 = 2_000_000;
-
-/// What the slow side of a queue pair keeps.
-#[derive(Debug)]
-pub(super) struct PairWatch {
-    timeout_ns: u64,
-    /// Between two looks.
-    look_ns: u64,
-    next_look_ns: u64,
-    /// When shadow doorbells are rung again by their registers, unless the completion queue has
-    /// gone on from where it was; and the patience in between.
-    call_again_ns: u64,
-    called_at: u32,
-    patience_ns: u64,
-    /// Where the completion queue was when commands were looked through last; and whether one was
-    /// found late that may have ended since, so that this is looked into once more.
-    looked_at: u32,
-    reap_first: bool,
-    /// Where it was when there was nothing to do last, and how many times in a row.
-    relaxed_at: u32,
-    silent: u32,
-    /// How often one command is sent again.
-    pub(super) retries: u8,
-    /// Polls that needed attention.
-    calls: u32,
-    /// Stale completions in this generation.
-    stale: u32,
-    /// The device broke the protocol, or does not answer: the controller must be reset before
-    /// anything of it is believed.
-    must_reset: bool,
-    /// The controller is gone, and all that was outstanding has been ended.
-    pub(super) gone: bool,
-    /// The namespace, as it was when the queue was opened.
-    namespace: NamespaceInfo,
-    /// It is not that any more: the queue has ended as if the controller were gone.
-    pub(super) replaced: bool,
-    /// The queue was opened for reading only.
-    read_only: bool,
-}
-
-impl PairWatch {
-    pub(super) fn new(options: &QueueOptions, namespace: &NamespaceInfo) -> Self {
-        let timeout_ns = nanoseconds(options.timeout);
-        Self {
-            timeout_ns,
-            look_ns: (timeout_ns / 16).min(nanoseconds(LONGEST_LOOK)),
-            next_look_ns: 0,
-            call_again_ns: 0,
-            called_at: u32::MAX,
-            patience_ns: FIRST_PATIENCE_NS,
-            looked_at: u32::MAX,
-            reap_first: false,
-            relaxed_at: u32::MAX,
-            silent: 0,
-            retries: options.retries,
-            calls: 0,
-            stale: 0,
-            must_reset: false,
-            gone: false,
-            namespace: namespace.clone(),
-            replaced: false,
-            read_only: options.read_only,
-        }
-    }
-
-    /// One more round without anything to do, the completion queue being at `head`; how many it
-    /// were before, since something came.
-    pub(super) fn silent_rounds(&mut self, head: u32) -> u32 {
-        let before = if head == self.relaxed_at {
-            self.silent.saturating_add(1)
-        } else {
-            self.relaxed_at = head;
-            0
-        };
-        self.silent = before;
-        before
-    }
-
-    /// Looks at the next occasion.
-    pub(super) fn look_soon(&mut self) {
-        self.next_look_ns = 0;
-    }
-
-    /// Whether a reset is due, or the controller is gone: no caller should wait for the device
-    /// then.
-    pub(super) fn is_busy(&self) -> bool {
-        self.must_reset || self.gone
-    }
-
-    /// How long a sleep may be: until the next look, or until shadow doorbells are rung again.
-    pub(super) fn longest_sleep(&self, shadowed: bool) -> Duration {
-        let patience_ns = if shadowed { self.patience_ns } else { u64::MAX };
-        Duration::from_nanos(self.look_ns.min(patience_ns))
-    }
-
-    /// Of the namespace.
-    pub(super) fn nsid(&self) -> u32 {
-        self.namespace.nsid
-    }
-
-    pub(super) fn timeout(&self) -> Duration {
-        Duration::from_nanos(self.timeout_ns)
-    }
-}
 
 impl QueuePair {
     /// Looks after what the hot path does not. False when the queue cannot be used just now:

@@ -1,20 +1,19 @@
 //! Making a queue pair, and taking it down.
 
-use std::fmt;
 use std::sync::Arc;
 
 use super::admin::{Admin, AdminFailure};
 use super::bell::Bell;
 use super::controller::{Controller, GONE, QueueOptions, same_rings};
 use super::info::{ControllerInfo, NamespaceInfo};
-use super::pair::{POLLS_PER_LOOK, QueuePair};
+use super::pair_state::{POLLS_PER_LOOK, QueuePair};
 use super::port::Deadline;
 use super::queue::{CompletionRing, SubmissionRing, leak};
-use super::recovery::PairWatch;
+use super::sleeper::Sleeper;
 use super::slots::{NONE, PairSlot, SlotList, Tracker};
 use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
 use super::split::{DWORD_BYTES, SplitLimits, clamp_blocks};
-use super::wait::Sleeper;
+use super::watch::PairWatch;
 use crate::block::{Limits, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Segment, SharedWords};
@@ -27,6 +26,19 @@ const IDS_SHOWN: usize = 32;
 
 /// Most segments of a chain.
 const MAX_SEGMENTS: usize = 4096;
+
+impl Controller {
+    /// A queue pair on a namespace, for one thread.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a namespace that is not there, [`ErrorKind::Unsupported`] for
+    /// one that cannot be used, [`ErrorKind::InvalidInput`] for options, [`ErrorKind::OutOfMemory`]
+    /// when the controller has no queue left or the heap no memory.
+    pub fn queue(self: &Arc<Self>, nsid: u32, options: QueueOptions) -> Result<QueuePair> {
+        QueuePair::open(self, nsid, &options)
+            .map_err(|error| error.during("open queue").on_device(self.name()))
+    }
+}
 
 impl QueuePair {
     pub(super) fn open(
@@ -279,49 +291,5 @@ impl Drop for QueuePair {
             let lost = self.sq.leak() + self.cq.leak() + leak(&mut self.lists);
             controller.counters.leaked_bytes.add(lost as u64);
         }
-    }
-}
-
-/// Dropped only when the callback of a poll panics: the next poll continues this one.
-pub(super) struct Unwinding<'a>(pub(super) &'a mut QueuePair);
-
-impl Drop for Unwinding<'_> {
-    #[cold]
-    fn drop(&mut self) {
-        self.0.countdown = 0;
-    }
-}
-
-/// Gives consumed completion entries back to the device at the end of a poll, also when its
-/// callback panics: a device whose completion queue is full would never complete another command.
-pub(super) struct GiveBack<'a>(pub(super) &'a mut QueuePair);
-
-impl Drop for GiveBack<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        self.0.cq.give_back();
-    }
-}
-
-/// Makes the next poll handle the waiting chains, also when the callback panics.
-pub(super) struct AttendAgain<'a>(pub(super) &'a mut QueuePair);
-
-impl Drop for AttendAgain<'_> {
-    fn drop(&mut self) {
-        let pair = &mut *self.0;
-        if pair.waiting.head != NONE || pair.ended.head != NONE {
-            pair.countdown = 0;
-        }
-    }
-}
-
-impl fmt::Debug for QueuePair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueuePair")
-            .field("id", &self.id)
-            .field("limits", &self.limits)
-            .field("outstanding", &self.outstanding)
-            .field("generation", &self.generation)
-            .finish_non_exhaustive()
     }
 }

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::controller::{Controller, QueueOptions};
-use super::pair::QueuePair;
+use super::pair_state::QueuePair;
 use super::port::Deadline;
 use crate::block::{Chain, Completion, Limits, Queue, Refused, Token, Wait};
 use crate::error::{Error, ErrorKind, Result};
