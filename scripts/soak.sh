@@ -55,7 +55,10 @@ faults) campaign faults 10000 ;;
 lifecycle) campaign lifecycle 10000 campaign:: ;;
 hostile-image) campaign hostile_image 20000 ;;
 fields) campaign xfs_fields 100000 ;;
-replay) campaign xfs_replay 100 ;;
+replay)
+    campaign xfs_replay 100
+    campaign hostile_log 20000
+    ;;
 log-lives) campaign xfs_log 100 random_lives ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
 cache-model)

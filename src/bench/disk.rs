@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use xtent::internals::device::vfio::PciAddress;
 use xtent::internals::sys::XfsMount;
-use xtent::target::TargetOptions;
+use xtent::target::{Target, TargetOptions};
 use xtent::volume::Volume;
 use xtent::{Error, ErrorKind, Result};
 
@@ -173,10 +173,11 @@ impl BenchDisk {
             self.check_free()?;
             self.handover.give_to_vfio()?;
         }
-        let volume = Volume::open_with(&self.target, &TargetOptions::new(), &mount_options(cache))?;
-        let serial = volume.info().target.serial;
+        let target = Target::open(&self.target, &TargetOptions::new())?;
+        let serial = target.info().serial.clone();
         if serial.trim() == self.serial {
-            return Ok(volume);
+            // Only now: a mount writes where the log holds changes.
+            return Volume::on(target, &mount_options(cache));
         }
         let text = format!("another disk is at its address now: serial `{serial}`");
         Err(self.handover.controller.error(ErrorKind::DeviceGone, text))

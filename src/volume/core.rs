@@ -1,5 +1,5 @@
 //! The part of an [`super::Io`] that needs no filesystem: queue, operations, bounce memory,
-//! metadata reads.
+//! metadata reads and writes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -57,6 +57,30 @@ fn read_only_reason(target: &TargetShared, options: &MountOptions) -> Option<&'s
     }
 }
 
+/// Tells what was done with a log that held changes.
+fn log_replay(fs: &Fs, target_name: &str, is_read_only: bool) {
+    let checkpoints = fs.replayed_checkpoints();
+    if fs.is_unrecovered() || checkpoints == 0 {
+        return;
+    }
+    if !fs.info().log_dirty {
+        tracing::info!(
+            target_name,
+            checkpoints,
+            "the log was replayed on the device"
+        );
+    } else if is_read_only {
+        tracing::info!(target_name, checkpoints, "the log was replayed into memory");
+    } else {
+        tracing::warn!(
+            target_name,
+            checkpoints,
+            "the log was replayed into memory, and stays as it is on the device: something is left to \
+             free, which the kernel does when it mounts the filesystem"
+        );
+    }
+}
+
 /// What happens to a log that holds changes. A device that may be in use elsewhere is not written.
 fn recovery(
     target: &TargetShared,
@@ -114,10 +138,10 @@ impl Volume {
     /// Mounts the filesystem on a target that is open already.
     ///
     /// # Errors
-    /// A target without XFS, with a dirty log, with features that are not supported, or with
-    /// corrupt metadata. [`ErrorKind::Busy`] while this process has another filesystem on the same
-    /// device open, through this target or another one, or a `RawIo` that writes. Several
-    /// that are read-only may be open at once.
+    /// A target without XFS, with features that are not supported, with a log that cannot be
+    /// replayed (see [`MountOptions::no_replay`]), or with corrupt metadata. [`ErrorKind::Busy`]
+    /// while this process has another filesystem on the same device open, through this target or
+    /// another one, or a `RawIo` that writes. Several that are read-only may be open at once.
     ///
     /// ```
     /// use xtent::target::{Target, TargetOptions};
@@ -149,14 +173,7 @@ impl Volume {
                  changed last is missing, and files and directories may be inconsistent"
             );
         }
-        if fs.replayed_checkpoints() > 0 {
-            tracing::info!(
-                target_name = &*target.name,
-                checkpoints = fs.replayed_checkpoints(),
-                on_device = read_only.is_none(),
-                "the log was replayed"
-            );
-        }
+        log_replay(&fs, &target.name, read_only.is_some());
         Ok(Self {
             shared: Arc::new(VolumeShared {
                 fs,

@@ -1,4 +1,4 @@
-//! The log, as far as reading needs it: is it clean, and how far has it come?
+//! The log: is it clean, how far has it come, and what does it change ([`mod@replay`])?
 //!
 //! "Journaling Log". The log is a ring of basic blocks. Each has the number of the pass (cycle)
 //! that wrote it in its first word, or in its second where a record begins. The head, where the
@@ -16,7 +16,7 @@ use super::format::{self};
 use super::superblock::Superblock;
 use super::{MetaIo, corrupt};
 use crate::error::{Error, Result};
-pub(super) use finish::mark_clean;
+pub(super) use finish::{has_room, mark_clean};
 pub(super) use replay::Replayed;
 
 mod finish;
@@ -100,7 +100,7 @@ pub(super) fn end(io: &mut impl MetaIo, superblock: &Superblock) -> Result<LogEn
 }
 
 /// Replays a dirty log into memory, at most `limit_bytes` of it; nothing is written. Waits for the
-/// device, which is asked for the log twice, and for the metadata that it changes.
+/// device, which is asked for the log three times, and for the metadata that it changes.
 pub(super) fn replay(
     io: &mut impl MetaIo,
     superblock: &Superblock,

@@ -70,14 +70,7 @@ impl Overlay {
         }
         let used = (self.blocks.len() as u64).saturating_mul(ENTRY_BYTES);
         if used > self.limit_bytes {
-            return Err(Error::new(
-                ErrorKind::OutOfMemory,
-                format!(
-                    "replaying the log needs more than {} MiB of memory: mount the filesystem once \
-                     with the kernel and unmount it",
-                    self.limit_bytes >> 20
-                ),
-            ));
+            return Err(too_large(self.limit_bytes));
         }
         Ok(())
     }
@@ -131,6 +124,18 @@ impl Overlay {
         }
         io.write_at(start.saturating_mul(BASIC_BLOCK_BYTES), &run)
     }
+}
+
+#[cold]
+pub(crate) fn too_large(limit_bytes: u64) -> Error {
+    Error::new(
+        ErrorKind::OutOfMemory,
+        format!(
+            "replaying the log needs more than {} MiB of memory: mount the filesystem once with the \
+             kernel and unmount it",
+            limit_bytes >> 20
+        ),
+    )
 }
 
 /// A device seen through an overlay, for reading.

@@ -217,6 +217,11 @@ fn be32(buf: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*buf.get(at..)?.first_chunk()?))
 }
 
+/// The little-endian 32-bit number at an offset.
+pub fn le32(buf: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*buf.get(at..)?.first_chunk()?))
+}
+
 /// The 64-bit number at an offset.
 pub fn be64(buf: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*buf.get(at..)?.first_chunk()?))

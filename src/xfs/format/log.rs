@@ -20,6 +20,8 @@ pub const MAX_RECORD_BYTES: u32 = 256 * 1024;
 pub const MIN_BUFFER_BYTES: u32 = 32 * 1024;
 /// Records of the largest size that can be in flight at once.
 pub const MAX_IN_FLIGHT: u32 = 8;
+/// `RecordHeader::fmt`: items are little-endian.
+pub const FORMAT_LITTLE_ENDIAN: u32 = 1;
 /// The log sequence number of metadata that was never logged.
 pub const NULL_LSN: u64 = u64::MAX;
 

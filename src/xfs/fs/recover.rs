@@ -33,6 +33,7 @@ impl Fs {
         end: &LogEnd,
         options: &FsOptions,
     ) -> Result<()> {
+        check_log_features(&self.superblock)?;
         let replayed = log::replay(io, &self.superblock, end, options.replay_bytes)?;
         if replayed.unfinished.show_in_files() {
             return Err(Error::new(
@@ -46,6 +47,7 @@ impl Fs {
         self.log_end = Some(*end);
         // It may have grown, or have new features.
         self.read_superblock(io)?;
+        check_log_features(&self.superblock)?;
         self.read_only.clone_from(&self.superblock.read_only);
         self.put_superblock(io)?;
         self.read_superblock(io)?;
@@ -53,14 +55,30 @@ impl Fs {
             self.read_only = Some("its log was replayed into memory only".to_owned());
             return Ok(());
         }
-        let is_finished = replayed.unfinished.is_empty() && !replayed.quotas;
+        let is_finished = replayed.unfinished.is_empty()
+            && !replayed.quotas
+            && log::has_room(io, &self.superblock, end)?;
         if self.read_only.is_none() && is_finished && self.is_nothing_left_over(io)? {
+            self.check_stands_still(io, end)?;
             self.overlay.write_in_place(io)?;
             io.flush()?;
+            self.check_stands_still(io, end)?;
             self.log_end = Some(log::mark_clean(io, &self.superblock, end)?);
             self.overlay = Overlay::default();
         }
         Ok(())
+    }
+
+    /// Whether the log is as it was found. One that goes on is of a filesystem that is mounted
+    /// elsewhere, where no lock or lease tells.
+    fn check_stands_still(&self, io: &mut impl MetaIo, end: &LogEnd) -> Result<()> {
+        if log::end(io, &self.superblock)? == *end {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Busy,
+            "the log changed while it was replayed: the filesystem is mounted elsewhere",
+        ))
     }
 
     /// Reads the superblock once more, as the log made it.
@@ -126,4 +144,19 @@ impl Fs {
         }
         self.overlay.put(0, &sector)
     }
+}
+
+/// As xlog_recover(): a log that an unknown feature changed cannot be replayed.
+fn check_log_features(superblock: &Superblock) -> Result<()> {
+    let unknown = superblock.features.unknown_log_features();
+    if unknown == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "the log holds changes of an unknown feature (log_incompat {unknown:#x}): mount the \
+             filesystem with a kernel that knows it, and unmount it"
+        ),
+    ))
 }

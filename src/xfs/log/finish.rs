@@ -8,13 +8,11 @@ use super::super::format::log::{self as layout, OpHeader, RecordHeader};
 use super::super::format::log_items::CLIENT_LOG;
 use super::super::superblock::Superblock;
 use super::records::record_checksum;
-use super::{BB, IN_FLIGHT_BLOCKS, LogEnd, LogState, XfsLog, log_of, word_offset};
+use super::{BB, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, log_of, word_offset};
 use crate::error::Result;
 
 /// The unmount record's data: its magic number, `Un` in the order of the machine, and padding.
 const UNMOUNT: [u8; 8] = [0x6e, 0x55, 0, 0, 0, 0, 0, 0];
-/// `RecordHeader::fmt`: little-endian items.
-const FORMAT_LITTLE_ENDIAN: u32 = 1;
 /// Basic blocks that are cleared at once.
 const CLEAR_BLOCKS: u64 = 512;
 
@@ -41,6 +39,18 @@ pub(in super::super) fn mark_clean(
         end.block(),
         "the record of unmounting was not found after it was written",
     ))
+}
+
+/// Whether the record of unmounting fits between the head and the tail.
+pub(in super::super) fn has_room(
+    io: &mut impl MetaIo,
+    superblock: &Superblock,
+    end: &LogEnd,
+) -> Result<bool> {
+    let log = log_of(io, superblock)?;
+    let tail = end.tail_lsn & u64::from(u32::MAX);
+    let free = log.blocks.saturating_sub(log.distance(tail, end.block()));
+    Ok(free > RECORD_BLOCKS)
 }
 
 impl LogEnd {
@@ -101,7 +111,7 @@ impl XfsLog {
         header.cycle = cycle.into();
         header.version = layout::RECORD_VERSION_2.into();
         header.lsn = (u64::from(cycle).wrapping_shl(32) | block).into();
-        header.fmt = FORMAT_LITTLE_ENDIAN.into();
+        header.fmt = layout::FORMAT_LITTLE_ENDIAN.into();
         header.fs_uuid = self.uuid;
         header
     }

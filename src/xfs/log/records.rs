@@ -14,6 +14,9 @@ use crate::error::Result;
 /// flight, and the whole one before them.
 const WINDOW_BLOCKS: u64 = IN_FLIGHT_BLOCKS + 2 * RECORD_BLOCKS;
 
+/// Torn records that are stepped over at the tail: more than can have been in flight.
+const MOST_TORN: u32 = 64;
+
 /// The start of a record.
 #[derive(Debug, Clone, Copy)]
 struct Record {
@@ -102,9 +105,20 @@ impl XfsLog {
     pub(super) fn first_to_replay(&self, io: &mut impl MetaIo, end: &LogEnd) -> Result<u64> {
         let head = end.lsn & u64::from(u32::MAX);
         let in_flight = u64::from(layout::MAX_IN_FLIGHT)
-            .saturating_mul(u64::from(end.record_bytes).div_ceil(format::BASIC_BLOCK_BYTES));
+            .saturating_mul(u64::from(end.record_bytes).div_ceil(format::BASIC_BLOCK_BYTES))
+            .min(IN_FLIGHT_BLOCKS);
         let mut from = end.tail_lsn & u64::from(u32::MAX);
-        loop {
+        // As xlog_clear_stale_blocks(): in this cycle, or in the one before behind the head.
+        let cycles = (end.lsn.wrapping_shr(32)).wrapping_sub(end.tail_lsn.wrapping_shr(32));
+        let fits = match cycles {
+            0 => from < head,
+            1 => from >= head,
+            _ => false,
+        };
+        if !fits || from >= self.blocks {
+            return Err(self.bad(head, "the tail of the last record is impossible"));
+        }
+        for _ in 0..MOST_TORN {
             let record = self
                 .record_after(io, from, head)?
                 .ok_or_else(|| self.bad(from, "no record between tail and head"))?;
@@ -121,6 +135,7 @@ impl XfsLog {
                 return Err(self.bad(torn, "no whole record between tail and head"));
             }
         }
+        Err(self.bad(head, "too many damaged records between tail and head"))
     }
 
     /// The first record that begins from block `from` on, before the head.

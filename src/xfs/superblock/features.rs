@@ -52,6 +52,11 @@ impl Features {
         self.incompat & layout::IN_NREXT64 != 0
     }
 
+    /// Bits of features that changed the log in an unknown way.
+    pub fn unknown_log_features(&self) -> u32 {
+        self.log_incompat & !known_mask(layout::LOG_INCOMPAT.len())
+    }
+
     /// The names of all features that are on, as mkfs.xfs calls them; unknown ones as
     /// `ro_compat bit 9`.
     pub fn names(&self) -> Vec<String> {

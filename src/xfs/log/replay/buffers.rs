@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bits of a word of the dirty map.
 const WORD_BITS: usize = u32::BITS as usize;
+/// Words of the dirty map of the largest buffer, of 64 KiB, and one more.
+const MOST_WORDS: u32 = 17;
 
 impl Replay<'_> {
     pub(super) fn buffer(&mut self, io: &mut impl MetaIo, item: &Item) -> Result<()> {
@@ -44,12 +46,15 @@ impl Replay<'_> {
                 ));
             }
         };
-        self.check_whole(number, header)?;
+        if header.map_words.get() > MOST_WORDS {
+            return Err(bad_item("the dirty map of a buffer is too long"));
+        }
         let (addr, len) = self.check_place(place)?;
         let mut content = self.result.overlay.read(io, addr, len)?;
-        if self.is_newer(&content) {
+        if self.is_newer(addr, &content)? {
             return Ok(());
         }
+        self.check_whole(number, header)?;
         if flags & layout::BUF_INODES != 0 {
             self.links(item, header, &mut content)?;
             return self.put(addr, &content, None);
@@ -64,6 +69,10 @@ impl Replay<'_> {
         // A block of a fork's btree and one of a group may both be of type btree: the magic number
         // says which.
         let found = layouts.iter().find(|layout| layout.fits(&content));
+        if found.is_none() && self.torn.contains_key(&addr) {
+            // Its first sector is of a later kind already: that follows in the log.
+            return self.put(addr, &content, None);
+        }
         if found.is_none() && !layouts.is_empty() {
             return Err(bad_item(&format!(
                 "the buffer at {} has not the magic number of its type {number}",
@@ -76,7 +85,7 @@ impl Replay<'_> {
             return Err(bad_item("a superblock in another place than its own"));
         }
         if is_superblock {
-            self.grow(&content);
+            self.grow(io, &content)?;
         }
         self.put(addr, &content, found.copied())
     }
@@ -110,22 +119,40 @@ impl Replay<'_> {
         ))
     }
 
-    /// Whether what stands on the disk is as new as the checkpoint, or newer. Buffers of inodes,
+    /// Whether the disk has the buffer as new as the checkpoint, or newer. Buffers of inodes,
     /// remote values and unknown content do not say: they are replayed always.
     ///
-    /// One with a wrong checksum was being written in place when the power went, and is a mixture
-    /// of new and old sectors: all that changed it since the tail is in the log, so that replaying
-    /// all of it gives the newest state. The kernel refuses to mount there.
-    fn is_newer(&self, content: &[u8]) -> bool {
+    /// A newer one of several sectors with a wrong checksum was being written in place when the
+    /// power went, and is a mixture of new and old sectors. All that changed it since the tail is
+    /// in the log: replaying all of it must give the block that was being written, whose checksum
+    /// its first sector has. Kernels that verify what they skip refuse to mount there.
+    fn is_newer(&mut self, addr: u64, content: &[u8]) -> Result<bool> {
         let Some(layout) = buffer::recognise(content) else {
-            return false;
+            return Ok(false);
         };
+        // One that was changed by this checkpoint, or another of its number, gets its checksum
+        // later.
+        if !self.is_own(&layout, content) || self.changed.contains_key(&addr) {
+            return Ok(false);
+        }
         let lsn = buffer::be64(content, layout.lsn).unwrap_or(0);
-        lsn != 0
-            && lsn != NULL_LSN
-            && lsn >= self.lsn
-            && self.is_own(&layout, content)
-            && format::checksum_ok(content, layout.crc)
+        let is_newer = lsn != 0 && lsn != NULL_LSN && lsn >= self.lsn;
+        if format::checksum_ok(content, layout.crc) {
+            return Ok(is_newer);
+        }
+        let sector = usize::try_from(self.geometry.sector_bytes).unwrap_or(usize::MAX);
+        if !is_newer && content.len() > sector {
+            // Its first sector is an old one.
+            return Ok(false);
+        }
+        if content.len() <= sector {
+            return Err(bad_item(&format!(
+                "the checksum of the block at byte {addr} is wrong; run xfs_repair"
+            )));
+        }
+        let crc = buffer::le32(content, layout.crc).unwrap_or(0);
+        self.torn.entry(addr).or_insert((lsn, crc));
+        Ok(false)
     }
 
     /// Of a buffer of inodes only the links of the unlinked lists are replayed: the rest was logged

@@ -42,9 +42,29 @@ pub(super) struct Checkpoint {
     pub(super) items: Vec<Item>,
 }
 
+/// A fault of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RecordFault {
+    Corrupt(&'static str),
+    /// Its checkpoints need more memory than they may have.
+    TooLarge,
+}
+
+impl From<&'static str> for RecordFault {
+    fn from(what: &'static str) -> Self {
+        Self::Corrupt(what)
+    }
+}
+
+/// Memory that a region takes besides its bytes, and that an item of it or a checkpoint takes, at
+/// most.
+const OVERHEAD_BYTES: u64 = 256;
+
 #[derive(Debug)]
 struct OpenCheckpoint {
     checkpoint: Checkpoint,
+    /// Memory that it takes, about.
+    bytes: u64,
     /// The header as far as it is there; it may be split, too.
     header: Vec<u8>,
 }
@@ -76,26 +96,26 @@ impl Checkpoints {
         &mut self,
         record: &PayloadRecord,
         mut complete: impl FnMut(Checkpoint) -> Result<(), E>,
-    ) -> Result<Result<(), E>, &'static str> {
+    ) -> Result<Result<(), E>, RecordFault> {
         let mut rest = record.payload.as_slice();
         for _ in 0..record.operations {
             let Ok((header, after)) = OpHeader::ref_from_prefix(rest) else {
                 // As the kernel, whose loop ends with the data.
                 return match rest.is_empty() {
                     true => Ok(Ok(())),
-                    false => Err("an operation is cut off"),
+                    false => Err(RecordFault::Corrupt("an operation is cut off")),
                 };
             };
             if !matches!(
                 header.clientid,
                 layout::CLIENT_TRANSACTION | layout::CLIENT_LOG
             ) {
-                return Err("an operation of an unknown client");
+                return Err(RecordFault::Corrupt("an operation of an unknown client"));
             }
             let len = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
-            let Some((region, after)) = after.split_at_checked(len) else {
-                return Err("an operation is cut off");
-            };
+            let (region, after) = after
+                .split_at_checked(len)
+                .ok_or("an operation is cut off")?;
             rest = after;
             if let Some(checkpoint) = self.operation(header, region, record.lsn)?
                 && let Err(error) = complete(checkpoint)
@@ -111,7 +131,7 @@ impl Checkpoints {
         header: &OpHeader,
         region: &[u8],
         lsn: u64,
-    ) -> Result<Option<Checkpoint>, &'static str> {
+    ) -> Result<Option<Checkpoint>, RecordFault> {
         let tid = header.tid.get();
         let Some(open) = self.open.get_mut(&tid) else {
             // Others belong to a checkpoint that began before the tail, or fill a gap.
@@ -120,8 +140,13 @@ impl Checkpoints {
                     lsn,
                     items: Vec::new(),
                 };
-                let header = Vec::new();
-                self.open.insert(tid, OpenCheckpoint { checkpoint, header });
+                let open = OpenCheckpoint {
+                    checkpoint,
+                    bytes: OVERHEAD_BYTES,
+                    header: Vec::new(),
+                };
+                self.open.insert(tid, open);
+                self.charge(OVERHEAD_BYTES)?;
             }
             return Ok(None);
         };
@@ -130,27 +155,28 @@ impl Checkpoints {
             flags => flags,
         };
         match flags {
-            0 | layout::OP_CONTINUE => {
-                self.bytes = self.bytes.saturating_add(region.len() as u64);
-                open.add(region)?;
-            }
-            layout::OP_WAS_CONTINUED => {
-                self.bytes = self.bytes.saturating_add(region.len() as u64);
-                open.continue_region(region)?;
-            }
+            0 | layout::OP_CONTINUE => open.add(region)?,
+            layout::OP_WAS_CONTINUED => open.continue_region(region)?,
             layout::OP_COMMIT => {
-                let done = self.open.remove(&tid).map(|open| open.checkpoint);
-                if self.open.is_empty() {
-                    self.bytes = 0;
-                }
-                return Ok(done);
+                let done = self.open.remove(&tid);
+                let bytes = done.as_ref().map_or(0, |open| open.bytes);
+                self.bytes = self.bytes.saturating_sub(bytes);
+                return Ok(done.map(|open| open.checkpoint));
             }
-            _ => return Err("an operation with unexpected flags"),
+            _ => return Err(RecordFault::Corrupt("an operation with unexpected flags")),
         }
-        if self.bytes > self.limit_bytes {
-            return Err("checkpoints that were begun and not completed are too large");
-        }
+        let more = (region.len() as u64).saturating_add(OVERHEAD_BYTES);
+        open.bytes = open.bytes.saturating_add(more);
+        self.charge(more)?;
         Ok(None)
+    }
+
+    fn charge(&mut self, bytes: u64) -> Result<(), RecordFault> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        match self.bytes > self.limit_bytes {
+            true => Err(RecordFault::TooLarge),
+            false => Ok(()),
+        }
     }
 }
 

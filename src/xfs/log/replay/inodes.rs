@@ -73,8 +73,13 @@ impl Replay<'_> {
         }
         let lsn = disk.lsn.get();
         let is_newer = lsn != 0 && lsn != NULL_LSN && lsn > self.lsn;
-        // Unless it is a mixture of sectors: see `is_newer` of buffers.
-        if is_newer && format::checksum_ok(raw, layout::CRC_OFFSET) {
+        let is_whole = format::checksum_ok(raw, layout::CRC_OFFSET);
+        let sector = usize::try_from(self.geometry.sector_bytes).unwrap_or(usize::MAX);
+        if !is_whole && raw.len() <= sector {
+            return Err("the checksum is wrong; run xfs_repair");
+        }
+        // A mixture of sectors is replayed: see `is_newer` of buffers.
+        if is_newer && is_whole {
             return Ok(false);
         }
         let next_unlinked = disk.next_unlinked;

@@ -19,12 +19,12 @@ use super::super::format::log_items::{self as layout, BufItem};
 use super::super::format::superblock::SuperblockLayout;
 use super::super::format::{self, BASIC_BLOCK_BYTES};
 use super::super::geometry::Geometry;
-use super::super::overlay::Overlay;
+use super::super::overlay::{Overlay, too_large};
 use super::super::superblock::Superblock;
 use super::super::{MetaIo, corrupt};
 use super::{LogSpan, XfsLog};
 use crate::error::{Error, ErrorKind, Result};
-use checkpoints::{Checkpoint, Checkpoints, Item};
+use checkpoints::{Checkpoint, Checkpoints, Item, RecordFault};
 use records::Records;
 
 mod buffers;
@@ -83,7 +83,12 @@ struct Replay<'a> {
     /// get them when a checkpoint of another sequence number follows: until then they are older
     /// than all checkpoints of this one.
     changed: BTreeMap<u64, Changed>,
+    /// Buffers that were torn when the power went, by address: sequence number and checksum of the
+    /// whole new one, which stand in its first sector, and which the replay must come to.
+    torn: BTreeMap<u64, (u64, u32)>,
     lsn: u64,
+    capacity_bytes: u64,
+    limit_bytes: u64,
     result: Replayed,
 }
 
@@ -105,7 +110,10 @@ pub(super) fn replay(
         geometry: superblock.geometry.clone(),
         cancelled: HashMap::new(),
         changed: BTreeMap::new(),
+        torn: BTreeMap::new(),
         lsn: 0,
+        capacity_bytes: io.capacity_bytes(),
+        limit_bytes,
         result: Replayed {
             overlay: Overlay::new(limit_bytes),
             ..Replayed::default()
@@ -118,6 +126,13 @@ pub(super) fn replay(
         replay.apply(io, checkpoint)
     })?;
     replay.seal_changed(io)?;
+    if let Some((addr, _)) = replay.torn.first_key_value() {
+        return Err(corrupt(
+            *addr,
+            "a metadata block is damaged: its checksum is wrong, and the log does not hold all of it; \
+             run xfs_repair",
+        ));
+    }
     Ok(replay.result)
 }
 
@@ -137,7 +152,10 @@ fn each_checkpoint<I: MetaIo>(
         }
         checkpoints
             .add(&record, |checkpoint| visit(io, checkpoint))
-            .map_err(|what| log.bad(record.block, what))??;
+            .map_err(|fault| match fault {
+                RecordFault::Corrupt(what) => log.bad(record.block, what),
+                RecordFault::TooLarge => too_large(limit_bytes),
+            })??;
     }
     Ok(())
 }
@@ -155,7 +173,16 @@ impl Replay<'_> {
                 *count = count.saturating_add(1);
             }
         }
-        Ok(())
+        self.check_memory(self.cancelled.len())
+    }
+
+    /// Whether tables of `entries` fit in memory.
+    fn check_memory(&self, entries: usize) -> Result<()> {
+        const ENTRY_BYTES: u64 = 64;
+        match (entries as u64).saturating_mul(ENTRY_BYTES) > self.limit_bytes {
+            true => Err(too_large(self.limit_bytes)),
+            false => Ok(()),
+        }
     }
 
     fn is_cancelled(&self, place: BufferPlace) -> bool {
@@ -214,7 +241,7 @@ impl Replay<'_> {
                 ));
             }
         }
-        Ok(())
+        self.check_memory(self.result.unfinished.0.len())
     }
 
     /// Notes that a buffer was changed.
@@ -251,22 +278,67 @@ impl Replay<'_> {
             if !format::set_checksum(&mut content, layout.crc) {
                 return Err(bad("a buffer is too short"));
             }
+            if let Some(&(lsn, crc)) = self.torn.get(&addr)
+                && lsn == self.lsn
+            {
+                if buffer::le32(&content, layout.crc) != Some(crc) {
+                    return Err(bad("a torn block has not the checksum of the whole one"));
+                }
+                self.torn.remove(&addr);
+            }
             self.result.overlay.put(addr, &content)?;
         }
         Ok(())
     }
 
-    /// Takes over the size from the superblock in the log: later items may be in new groups. As
-    /// xlog_recover_update_agcount().
-    fn grow(&mut self, content: &[u8]) {
-        if let Ok((raw, _)) = SuperblockLayout::ref_from_prefix(content) {
-            let (blocks, groups) = (raw.dblocks.get(), raw.agcount.get());
-            let fits = u64::from(groups).saturating_mul(self.geometry.ag_blocks.into()) >= blocks;
-            if fits && blocks > self.geometry.data_blocks && groups >= self.geometry.ag_count {
-                self.geometry.data_blocks = blocks;
-                self.geometry.ag_count = groups;
-            }
+    /// Takes over the size from a superblock in the log: later items may be in new groups, as in
+    /// xlog_recover_update_agcount(). Nothing else of the geometry may change.
+    fn grow(&mut self, io: &mut impl MetaIo, content: &[u8]) -> Result<()> {
+        let now = self.result.overlay.read(io, 0, content.len())?;
+        let old = SuperblockLayout::ref_from_prefix(&now)
+            .map_err(|_| bad_item("too short"))?
+            .0;
+        let new = SuperblockLayout::ref_from_prefix(content)
+            .map_err(|_| bad_item("too short"))?
+            .0;
+        let sizes = |sb: &SuperblockLayout| {
+            (
+                (
+                    sb.blocksize,
+                    sb.logstart,
+                    sb.rootino,
+                    sb.agblocks,
+                    sb.logblocks,
+                ),
+                (
+                    sb.sectsize,
+                    sb.inodesize,
+                    sb.inopblock,
+                    sb.blocklog,
+                    sb.sectlog,
+                ),
+                (
+                    sb.inodelog,
+                    sb.inopblog,
+                    sb.agblklog,
+                    sb.inoalignmt,
+                    sb.dirblklog,
+                ),
+                (sb.logsectlog, sb.logsectsize, sb.logsunit),
+            )
+        };
+        let (blocks, groups) = (new.dblocks.get(), new.agcount.get());
+        let most = u64::from(groups).saturating_mul(self.geometry.ag_blocks.into());
+        let fits = blocks >= self.geometry.data_blocks
+            && groups >= self.geometry.ag_count
+            && blocks <= most
+            && self.geometry.bytes(blocks) <= self.capacity_bytes;
+        if sizes(old) != sizes(new) || !fits {
+            return Err(bad_item("a superblock with another geometry"));
         }
+        self.geometry.data_blocks = blocks;
+        self.geometry.ag_count = groups;
+        Ok(())
     }
 
     /// Whether a buffer carries the filesystem's uuid.
@@ -306,7 +378,11 @@ impl Replay<'_> {
         if odd(addr) || odd(bytes) {
             return Err(bad("not of whole sectors"));
         }
-        if end > geometry.bytes(geometry.data_blocks) {
+        if end
+            > geometry
+                .bytes(geometry.data_blocks)
+                .min(self.capacity_bytes)
+        {
             return Err(bad("beyond the end of the filesystem"));
         }
         let log = geometry.block_addr(geometry.log_start);

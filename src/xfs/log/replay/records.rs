@@ -8,7 +8,7 @@ use super::super::super::format::BASIC_BLOCK_BYTES;
 use super::super::super::format::log::{self as layout, RecordHeader};
 use super::super::records::checksum_fits;
 use super::super::{BB, LogSpan, XfsLog, word_offset};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A record of the log.
 #[derive(Debug)]
@@ -65,6 +65,16 @@ impl Records {
             .map_err(|_| log.bad(block, "a record is cut off"))?;
         if !header.is_valid(self.size) {
             return Err(log.bad(block, "a record without a valid header"));
+        }
+        if header.fs_uuid != log.uuid {
+            return Err(log.bad(block, "a record of another filesystem (uuid)"));
+        }
+        if header.fmt.get() != layout::FORMAT_LITTLE_ENDIAN {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the log was written by a machine of another byte order: mount the filesystem once on \
+                 such a machine and unmount it",
+            ));
         }
         let len = header.len.get();
         let blocks = u64::from(len).div_ceil(BASIC_BLOCK_BYTES);
