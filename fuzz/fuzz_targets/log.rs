@@ -11,7 +11,7 @@ use image::IMAGE;
 use libfuzzer_sys::fuzz_target;
 use xtent::Result;
 use xtent::internals::xfs::format::log as layout;
-use xtent::internals::xfs::{Fs, FsOptions, MetaIo};
+use xtent::internals::xfs::{Fs, FsOptions, MetaIo, Recovery};
 
 const BB: usize = 512;
 
@@ -213,6 +213,14 @@ fuzz_target!(|data: &[u8]| {
     lay(&mut device, &mut Input(data));
     if let Ok(fs) = Fs::open(&mut device) {
         std::hint::black_box(fs.info());
+    }
+    let options = FsOptions {
+        recovery: Recovery::InMemory,
+        replay_bytes: 64 << 20,
+        ..FsOptions::default()
+    };
+    if let Ok(fs) = Fs::open_with(&mut device, &options) {
+        let _ = std::hint::black_box(fs.read_root(&mut device));
     }
     let options = FsOptions {
         norecovery: true,
