@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use super::group::Group;
 #[cfg(not(loom))]
 use super::racy;
-use super::table::PageTable;
+use super::slots::PageTable;
 use super::word::Word;
 
 /// A page that is held on to: its bytes do not change while this lives.

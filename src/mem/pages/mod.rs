@@ -43,6 +43,7 @@ mod place;
 #[cfg(not(loom))]
 mod racy;
 mod run;
+mod slots;
 pub(crate) mod sync;
 mod table;
 #[cfg(not(loom))]
@@ -55,6 +56,7 @@ pub(crate) use group::{Groups, Tag};
 pub use guards::{Pin, WriteLock, WritebackPage};
 pub(crate) use place::Place;
 pub use run::{FrameRun, LentRun};
-pub use table::{Blocked, Look, PageTable, Removed, Which};
+pub use slots::{Blocked, PageTable};
+pub use table::{Look, Removed, Which};
 pub use word::{ALL_GRANULES, GRANULE_BYTES, MAX_FRAMES, PAGE_BYTES};
 pub(crate) use word::{granules_covered, granules_touched};

@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::group::{GROUP_SLOTS, Group, Tag};
 use super::guards::{Pin, WriteLock};
+use super::slots::{Blocked, PageTable, why};
 use super::sync::atomic::{AtomicU64, fence};
-use super::table::{Blocked, PageTable};
-use super::word::{AHEAD, FILLING, LOCKED, PIN, PINS_FULL, PRESENT, Word};
+use super::word::{LOCKED, PIN, Word};
 #[cfg(not(loom))]
 use super::{ALL_GRANULES, PAGE_BYTES, racy};
 
@@ -401,24 +401,5 @@ fn why_locked(word: Word, granules: u8, claim: u8) -> Blocked {
     match why(word, granules) {
         Blocked::Shared | Blocked::PinsFull if !word.claims(claim) => Blocked::Unbacked,
         why => why,
-    }
-}
-
-#[cold]
-pub(super) fn why(word: Word, granules: u8) -> Blocked {
-    if word.has(FILLING) {
-        Blocked::Filling
-    } else if !word.has(PRESENT) {
-        Blocked::Absent
-    } else if word.has(LOCKED) {
-        Blocked::Locked
-    } else if word.uptodate() & granules != granules {
-        Blocked::Partial
-    } else if word.has(AHEAD) {
-        Blocked::Ahead
-    } else if word.has(PINS_FULL) {
-        Blocked::PinsFull
-    } else {
-        Blocked::Shared
     }
 }

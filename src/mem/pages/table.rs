@@ -1,4 +1,4 @@
-//! The slots, and every change of their words.
+//! Every change of the words of slots.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -7,50 +7,14 @@ use crossbeam_queue::ArrayQueue;
 use super::group::{GROUP_SLOTS, Group, Groups};
 use super::guards::{Pin, WritebackPage};
 use super::memory::Memory;
-use super::place::why;
 use super::run::{FrameRun, LentRun};
+use super::slots::{Blocked, PageTable, why};
 use super::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, fence};
 use super::word::{
     AHEAD, FILLING, LENT, LOCKED, MAX_FRAMES, PIN, PINS_FULL, PRESENT, WRITEBACK, Word,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Heap, Segment};
-
-/// Frames and slots. Slots are numbered from 0; a number out of range panics, as an index does.
-#[derive(Debug)]
-pub struct PageTable {
-    pub(super) groups: Groups,
-    /// For each frame: pins that are left from the time when it was in a slot, less those that went
-    /// before they were counted. The thread that brings it to 0 gives the frame back.
-    pub(super) detached: Box<[AtomicI32]>,
-    /// Detached frames given back by the thread that released the last pin.
-    pub(super) orphans: ArrayQueue<u32>,
-    /// Runs and pages that devices have.
-    lent: AtomicUsize,
-    pub(super) memory: Memory,
-    pub(super) id: u32,
-}
-
-/// Why a page cannot be read, locked or pinned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blocked {
-    /// The slot is empty.
-    Absent,
-    /// Another thread reads it from the device.
-    Filling,
-    /// A required granule is not up to date.
-    Partial,
-    /// It was read ahead and not used yet: [`PageTable::arrive`] first.
-    Ahead,
-    /// Another thread writes to it, for a short time.
-    Locked,
-    /// It is pinned or in writeback: [`PageTable::replace`] it.
-    Shared,
-    /// The maximum number of views pin it: [`PageTable::replace`] it.
-    PinsFull,
-    /// The filesystem must be asked before it may become dirty.
-    Unbacked,
-}
 
 /// Snapshot of a slot, which may have changed already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
