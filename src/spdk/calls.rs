@@ -6,8 +6,8 @@ use std::ptr;
 
 use spdk_sys as ffi;
 
-use super::core::Core;
-use super::slots::{SpdkCommand, SpdkSlot};
+use super::core::{Core, SpdkCommand};
+use super::slots::SpdkSlot;
 use crate::block::Op;
 
 /// Deallocate, in dword 11 of dataset management.

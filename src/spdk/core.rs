@@ -14,9 +14,7 @@ use std::sync::atomic::AtomicBool;
 use spdk_sys as ffi;
 
 use super::gate::Gate;
-use super::slots::{
-    NONE, SpdkCommand, SpdkPiece, SpdkSlot, SpdkSlotList, SpdkSlotState, SpdkStage,
-};
+use super::slots::{NONE, SpdkPiece, SpdkSlot, SpdkSlotList, SpdkSlotState, SpdkStage};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Status};
 
 /// Most blocks of one command (NLB has 16 bits, NVM command set 1.0c, 3.2.4).
@@ -39,6 +37,20 @@ pub(super) struct CoreShape {
     pub(super) commands: usize,
     /// How often a chain is sent again.
     pub(super) retries: u32,
+}
+
+/// A command that SPDK has: its address is the callback's argument.
+pub(super) struct SpdkCommand {
+    pub(super) core: Cell<*const Core>,
+    pub(super) slot: Cell<u32>,
+    pub(super) busy: Cell<bool>,
+    pub(super) next: Cell<u32>,
+    /// When the watch first saw it, in nanoseconds; 0 before.
+    pub(super) seen_ns: Cell<u64>,
+    pub(super) stage: Cell<SpdkStage>,
+    /// Its first piece of memory and the offset in it, and where SPDK is reading the list.
+    pub(super) first: Cell<(u32, u32)>,
+    pub(super) at: Cell<(u32, u32)>,
 }
 
 pub(super) struct Core {
@@ -64,6 +76,21 @@ pub(super) struct Core {
     pub(super) outstanding: Cell<u32>,
     /// Commands that SPDK has.
     pub(super) in_flight: Cell<u32>,
+}
+
+impl SpdkCommand {
+    pub(super) fn free(next: u32) -> Self {
+        Self {
+            core: Cell::new(ptr::null()),
+            slot: Cell::new(NONE),
+            busy: Cell::new(false),
+            next: Cell::new(next),
+            seen_ns: Cell::new(0),
+            stage: Cell::new(SpdkStage::Sent),
+            first: Cell::new((0, 0)),
+            at: Cell::new((0, 0)),
+        }
+    }
 }
 
 // SAFETY: the cells and pointers are used by one thread at a time: the owner inside of its gate

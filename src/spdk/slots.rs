@@ -1,12 +1,10 @@
-//! The tables of a [`Core`]: a slot for each chain, a command for each that SPDK can have, and
-//! lists of slots.
+//! The slots of a queue's core, one for each chain, and lists of slots.
 //!
 //! Everything is in cells: callbacks of SPDK come back to it while the caller is at work on it.
 
 use std::cell::Cell;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use super::core::Core;
 use crate::block::{Op, Status, Token};
 
 /// No slot, no command; the end of a list.
@@ -59,20 +57,6 @@ pub(super) struct SpdkSlot {
 pub(super) enum SpdkStage {
     Sent,
     Aborted,
-}
-
-/// What SPDK has: its address is the callback's argument.
-pub(super) struct SpdkCommand {
-    pub(super) core: Cell<*const Core>,
-    pub(super) slot: Cell<u32>,
-    pub(super) busy: Cell<bool>,
-    pub(super) next: Cell<u32>,
-    /// When the watch first saw it, in nanoseconds; 0 before.
-    pub(super) seen_ns: Cell<u64>,
-    pub(super) stage: Cell<SpdkStage>,
-    /// Its first piece of memory and the offset in it, and where SPDK is reading the list.
-    pub(super) first: Cell<(u32, u32)>,
-    pub(super) at: Cell<(u32, u32)>,
 }
 
 #[derive(Debug)]
@@ -138,20 +122,5 @@ impl SpdkSlot {
         self.pending.set(0);
         self.again.set(false);
         self.status.set(Status::Success);
-    }
-}
-
-impl SpdkCommand {
-    pub(super) fn free(next: u32) -> Self {
-        Self {
-            core: Cell::new(ptr::null()),
-            slot: Cell::new(NONE),
-            busy: Cell::new(false),
-            next: Cell::new(next),
-            seen_ns: Cell::new(0),
-            stage: Cell::new(SpdkStage::Sent),
-            first: Cell::new((0, 0)),
-            at: Cell::new((0, 0)),
-        }
     }
 }
