@@ -1,5 +1,5 @@
 //! Partition tables: a GPT or an MBR from the input, modified, with the checksums recomputed, on a
-//! device of any block size. What is accepted has numbers in order, and can be listed, looked up
+//! device of any block size. An accepted table has numbers in order, and can be listed, looked up
 //! and probed; the number of reads is bounded.
 #![no_main]
 

@@ -181,9 +181,12 @@ pub(crate) enum EngineQueue {
 
 /// A queue whose system calls, library calls or lock outweigh a pointer.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are few of them, each in a box"
+#[cfg_attr(
+    not(feature = "spdk"),
+    expect(
+        clippy::large_enum_variant,
+        reason = "there are few of them, each in a box"
+    )
 )]
 pub(crate) enum OtherQueue {
     /// A queue pair that other threads use, too.
