@@ -109,7 +109,7 @@ fn results_are_the_kernels() {
 }
 
 #[test]
-fn images_in_use_or_with_a_dirty_log_are_refused_by_name() {
+fn images_in_use_are_refused_and_dirty_logs_are_replayed() {
     let Some(image) = kernel_image() else { return };
     let target = path_of(&image);
     let mount = image.mount("");
@@ -122,7 +122,9 @@ fn images_in_use_or_with_a_dirty_log_are_refused_by_name() {
     fs::copy(image.path(), &copy).unwrap();
     mount.unmount();
     let copy = copy.to_str().unwrap();
-    let (_, stderr) = run(3, &["ls", copy]);
+    assert!(text(&["ls", copy]).contains("fresh"));
+    assert!(text(&["info", copy]).contains("holds changes"));
+    let (_, stderr) = run(3, &["ls", &format!("image:{copy},noreplay")]);
     assert!(stderr.contains("log"), "{stderr}");
     let unrecovered = format!("image:{copy},norecovery");
     assert!(text(&["ls", &unrecovered]).contains("sparse"));
