@@ -91,7 +91,12 @@ impl LogEnd {
 
 /// A log sequence number as the kernel's messages show it.
 pub(super) fn show_lsn(lsn: u64) -> String {
-    format!("{}:{}", lsn.wrapping_shr(32), lsn & u64::from(u32::MAX))
+    format!("{}:{}", lsn.wrapping_shr(32), block_of(lsn))
+}
+
+/// The block of a log sequence number.
+fn block_of(lsn: u64) -> u64 {
+    lsn & u64::from(u32::MAX)
 }
 
 /// Finds the head of the log and looks at the record before it.
@@ -110,7 +115,7 @@ pub(super) fn replay(
     let log = log_of(io, superblock)?;
     let span = LogSpan {
         tail: log.first_to_replay(io, end)?,
-        head: end.lsn & u64::from(u32::MAX),
+        head: block_of(end.lsn),
         lsn: end.lsn,
     };
     replay::replay(io, &log, &span, superblock, limit_bytes)

@@ -8,7 +8,9 @@ use super::super::format::log::{self as layout, OpHeader, RecordHeader};
 use super::super::format::log_items::CLIENT_LOG;
 use super::super::superblock::Superblock;
 use super::records::record_checksum;
-use super::{BB, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, log_of, word_offset};
+use super::{
+    BB, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, block_of, log_of, word_offset,
+};
 use crate::error::Result;
 
 /// The unmount record's data: its magic number, `Un` in the order of the machine, and padding.
@@ -48,7 +50,7 @@ pub(in super::super) fn has_room(
     end: &LogEnd,
 ) -> Result<bool> {
     let log = log_of(io, superblock)?;
-    let tail = end.tail_lsn & u64::from(u32::MAX);
+    let tail = block_of(end.tail_lsn);
     let free = log.blocks.saturating_sub(log.distance(tail, end.block()));
     Ok(free > RECORD_BLOCKS)
 }
@@ -56,7 +58,7 @@ pub(in super::super) fn has_room(
 impl LogEnd {
     /// The block of the head.
     fn block(&self) -> u64 {
-        self.lsn & u64::from(u32::MAX)
+        block_of(self.lsn)
     }
 
     fn cycle(&self) -> u32 {
@@ -69,7 +71,7 @@ impl XfsLog {
     /// for a part of the log as soon as the head comes near. As xlog_clear_stale_blocks().
     fn clear_stale(&self, io: &mut impl MetaIo, end: &LogEnd) -> Result<()> {
         let head = end.block();
-        let tail = end.tail_lsn & u64::from(u32::MAX);
+        let tail = block_of(end.tail_lsn);
         let free = self.blocks.saturating_sub(self.distance(tail, head));
         let count = free.min(IN_FLIGHT_BLOCKS);
         let before_end = count.min(self.blocks.saturating_sub(head));

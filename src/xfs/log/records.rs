@@ -6,7 +6,7 @@ use super::super::MetaIo;
 use super::super::format;
 use super::super::format::log::{self as layout, OpHeader, RecordHeader};
 use super::{
-    BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, block_in,
+    BB, CHUNK_BLOCKS, IN_FLIGHT_BLOCKS, LogEnd, LogState, RECORD_BLOCKS, XfsLog, block_in, block_of,
 };
 use crate::error::Result;
 
@@ -29,7 +29,7 @@ struct Record {
 impl Record {
     /// The block of the oldest record that has to be replayed after this one was written.
     fn tail(&self) -> u64 {
-        self.header.tail_lsn.get() & u64::from(u32::MAX)
+        block_of(self.header.tail_lsn.get())
     }
 }
 
@@ -103,11 +103,11 @@ impl XfsLog {
     /// The block of the first record to be replayed: the tail, or behind it when that was
     /// overwritten while the last records were being written. As xlog_verify_tail().
     pub(super) fn first_to_replay(&self, io: &mut impl MetaIo, end: &LogEnd) -> Result<u64> {
-        let head = end.lsn & u64::from(u32::MAX);
+        let head = block_of(end.lsn);
         let in_flight = u64::from(layout::MAX_IN_FLIGHT)
             .saturating_mul(u64::from(end.record_bytes).div_ceil(format::BASIC_BLOCK_BYTES))
             .min(IN_FLIGHT_BLOCKS);
-        let mut from = end.tail_lsn & u64::from(u32::MAX);
+        let mut from = block_of(end.tail_lsn);
         // As xlog_clear_stale_blocks(): in this cycle, or in the one before behind the head.
         let cycles = (end.lsn.wrapping_shr(32)).wrapping_sub(end.tail_lsn.wrapping_shr(32));
         let fits = match cycles {

@@ -22,20 +22,17 @@ impl Replay<'_> {
         let cluster = self.cluster_blocks();
         let basic = |bytes: u64| bytes / BASIC_BLOCK_BYTES;
         let addr = |block: u32| basic(geometry.ag_block_addr(ag, block));
-        let clusters: Vec<u32> = (first..first.saturating_add(chunk.length.get()))
-            .step_by(usize::try_from(cluster).unwrap_or(1).max(1))
-            .collect();
         let len = basic(geometry.bytes(cluster.into()));
+        let clusters: Vec<_> = (first..first.saturating_add(chunk.length.get()))
+            .step_by(usize::try_from(cluster).unwrap_or(1).max(1))
+            .map(|block| (block, (addr(block), len)))
+            .collect();
         // The kernel allocates a chunk at a time: all of its buffers were freed, or none.
-        if clusters
-            .iter()
-            .any(|block| self.is_cancelled((addr(*block), len)))
-        {
+        if clusters.iter().any(|(_, place)| self.is_cancelled(*place)) {
             return Ok(());
         }
         let inodes_of_block = 1_u32.checked_shl(geometry.inopb_log).unwrap_or(1);
-        let places: Vec<_> = clusters.iter().map(|block| (addr(*block), len)).collect();
-        for (block, place) in clusters.into_iter().zip(places) {
+        for (block, place) in clusters {
             let (at, bytes) = self.check_place(place)?;
             let number = u64::from(block).saturating_mul(inodes_of_block.into());
             let content = self.new_inodes(ag, number, bytes, chunk.generation.get())?;
