@@ -51,7 +51,9 @@ make_image() {
     while [ "$have" -lt "$files" ]; do
         rest=$((files - have))
         mkdir "$mnt/$copy"
-        (cd /usr/share && find . -type f -print0 | head -z -n "$rest" | cpio -0pdm --quiet "$mnt/$copy")
+        # By a list: a find whose output is cut off ends with an error, and with it this script.
+        (cd /usr/share && find . -type f -print0 >"$work/list" &&
+            head -z -n "$rest" "$work/list" | cpio -0pdm --quiet "$mnt/$copy")
         copy=$((copy + 1))
         have=$(find "$mnt" -type f | wc -l)
     done
