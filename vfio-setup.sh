@@ -191,8 +191,12 @@ disks_of() {
     done
 }
 
+# has_disk BDF: it has a namespace, and each has its node: sysfs shows a disk before devtmpfs does.
 has_disk() {
     disks_of "$1"
+    for disk in $disks; do
+        [ -e "$dev/$disk" ] || return 1
+    done
     [ -n "$disks" ]
 }
 

@@ -1,8 +1,9 @@
 //! What an operation costs the host, in instructions: `cargo bench --bench cost` prints a line for
 //! each case, `NAME INSTRUCTIONS_PER_OPERATION`. `cargo bench --bench cost -- NAME..` runs the
-//! named cases only. A case that costs more than its bound is told, and one that costs a tenth more
-//! fails the run, after all have been counted: instructions do not depend on how busy the machine
-//! is.
+//! named cases only; those that take minutes (`file_append_4k_few_extents` and `_many_extents`,
+//! which are compared) run only when they are named. A case that costs more than its bound is told,
+//! and one that costs a tenth more fails the run, after all have been counted: instructions do not
+//! depend on how busy the machine is.
 //!
 //! The program runs itself under callgrind, which counts inside of the functions called
 //! `host_side_*` and nowhere else: the embedded controller is stepped outside of them, and is not
@@ -13,6 +14,8 @@
 //! its bound. Callbacks that are passed into `host_side_*` come from a function of another name
 //! ([`count_ends`]): callgrind would take a closure's name for its function's, and stop counting
 //! there.
+#[path = "cost/append.rs"]
+mod append;
 #[path = "cost/cache.rs"]
 mod cache;
 #[path = "cost/file.rs"]
@@ -51,6 +54,19 @@ const CASES: &[(&str, f64, Case)] = &[
     ("file_write_4k_qd32", FILE_WRITE_32, |n| {
         file::file(file::Way::Write, 32, n)
     }),
+    ("file_append_4k", FILE_APPEND, |n| {
+        file::file(file::Way::Append, 1, n)
+    }),
+    (
+        "file_append_4k_few_extents",
+        2.0 * FILE_APPEND,
+        append::append,
+    ),
+    (
+        "file_append_4k_many_extents",
+        2.0 * FILE_APPEND,
+        append::append,
+    ),
     ("file_buffered_read_64", FILE_BUFFERED, file::buffered),
     ("cache_read_64", CACHE_READ, cache::read),
     ("cache_write_64", CACHE_WRITE, cache::write),
@@ -77,14 +93,19 @@ const FILE_READ_1: f64 = 450.0;
 /// As [`FILE_READ_1`], at a depth of 32.
 const FILE_READ_32: f64 = 380.0;
 
-/// As [`FILE_READ_32`], with another file each time.
-const FILE_READ_MANY: f64 = 408.0;
+/// As [`FILE_READ_32`], with another file each time: a search for it, and for the version of its
+/// mappings.
+const FILE_READ_MANY: f64 = 410.0;
 
 /// As [`FILE_READ_1`], for an overwrite, which looks for cached pages when it has ended, too.
 const FILE_WRITE_1: f64 = 490.0;
 
 /// As [`FILE_WRITE_1`], at a depth of 32.
 const FILE_WRITE_32: f64 = 416.0;
+
+/// As [`FILE_WRITE_1`], past the end of the file into blocks that are allocated there: a
+/// transaction in memory, without a write of the log.
+const FILE_APPEND: f64 = 3000.0;
 
 /// As [`CACHE_READ`], by a file of a volume.
 const FILE_BUFFERED: f64 = 190.0;
@@ -131,8 +152,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut too_many = false;
+    let mut appends = Vec::new();
     for (name, bound, _) in CASES {
-        if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+        let is_named = names.iter().any(|wanted| wanted == name);
+        if !is_named && (!names.is_empty() || name.ends_with("_extents")) {
             continue;
         }
         if name.starts_with("file_") && !image::is_possible() {
@@ -146,12 +169,22 @@ fn main() -> ExitCode {
                     eprintln!("{name}: more than {bound}");
                 }
                 too_many |= instructions > bound * SLACK;
+                if name.ends_with("_extents") {
+                    appends.push(instructions);
+                }
             }
             Err(why) => {
                 eprintln!("{name}: {why}");
                 return ExitCode::FAILURE;
             }
         }
+    }
+    if let [few, many] = appends[..] {
+        println!(
+            "file_append_4k_many_extents / file_append_4k {:.2}",
+            many / few
+        );
+        too_many |= many > 2.0 * few;
     }
     if too_many {
         return ExitCode::FAILURE;
@@ -160,8 +193,13 @@ fn main() -> ExitCode {
 }
 
 fn measure(name: &str) -> Result<f64, String> {
-    let once = count(name, OPERATIONS)?;
-    let twice = count(name, 2 * OPERATIONS)?;
+    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let image = match name.ends_with("_extents") {
+        true => Some(append::prepare(name, dir.path()).map_err(|e| e.to_string())?),
+        false => None,
+    };
+    let once = count(name, OPERATIONS, image.as_ref())?;
+    let twice = count(name, 2 * OPERATIONS, image.as_ref())?;
     let more = twice
         .checked_sub(once)
         .filter(|&more| more > 0)
@@ -170,7 +208,11 @@ fn measure(name: &str) -> Result<f64, String> {
 }
 
 /// Instructions inside of `host_side_*` while a case does `operations`.
-fn count(name: &str, operations: usize) -> Result<u64, String> {
+fn count(
+    name: &str,
+    operations: usize,
+    image: Option<&(&'static str, String)>,
+) -> Result<u64, String> {
     let this = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--toggle-collect=*host_side_*"]);
@@ -187,6 +229,7 @@ fn count(name: &str, operations: usize) -> Result<u64, String> {
         .arg("--callgrind-out-file=/dev/null")
         .arg(this)
         .env(CHILD, format!("{name} {operations}"))
+        .envs(image.map(|(name, image)| (name, image)))
         .output()
         .map_err(|e| format!("valgrind: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr);

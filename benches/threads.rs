@@ -22,6 +22,7 @@ use std::time::Instant;
 use xtent::Error;
 use xtent::internals::block::Queue;
 use xtent::internals::device::emu::{EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::iomap::Versions;
 use xtent::internals::iomap::direct::{Direct, DirectRequest, Ended, Hear, Of, Source, What};
 use xtent::internals::mem::{DmaBuf, Heap, HeapConfig, HugePages};
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions, QueuePair};
@@ -40,28 +41,34 @@ const WANTED: f64 = 1.95;
 
 /// What all threads have of a file.
 struct Shared {
-    map: FileMap,
+    maps: Versions<FileMap>,
 }
 
 #[derive(Clone)]
 struct Handle(Arc<Shared>);
 
 impl Source for Handle {
+    type Version = FileMap;
     type Ops<'a> = FileOps<'a>;
 
     #[inline]
-    fn ops(&self) -> FileOps<'_> {
-        FileOps::new(&self.0.map)
+    fn versions(&self) -> &Versions<FileMap> {
+        &self.0.maps
     }
 
     #[inline]
-    fn size_bytes(&self) -> u64 {
-        self.0.map.size_bytes()
+    fn ops(map: &FileMap) -> FileOps<'_> {
+        FileOps::new(map)
     }
 
     #[inline]
-    fn key(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
+    fn size_bytes(map: &FileMap) -> u64 {
+        map.size_bytes()
+    }
+
+    #[inline]
+    fn key(&self) -> u64 {
+        Arc::as_ptr(&self.0).addr() as u64
     }
 }
 
@@ -86,8 +93,8 @@ fn open(image: &str) -> xtent::Result<(Handle, u64)> {
     let found = dir::lookup(&fs, &mut io, &root, b"file")?;
     let (ino, _) = found.expect("the file that was put there");
     let inode = fs.read_inode(&mut io, ino)?;
-    let map = fs.file_map(&mut io, &inode)?;
-    Ok((Handle(Arc::new(Shared { map })), io.capacity_bytes()))
+    let maps = Versions::new(fs.file_map(&mut io, &inode)?);
+    Ok((Handle(Arc::new(Shared { maps })), io.capacity_bytes()))
 }
 
 /// A thread's queue and memory.
@@ -151,12 +158,12 @@ impl Lane {
                     buf,
                     user_data: 0,
                 };
-                let taken = self.direct.submit(&mut self.pair, request);
+                let taken = self.direct.submit_simple(&mut self.pair, request);
                 assert!(taken.is_ok());
             }
             while self.bufs.len() < DEPTH {
                 let mut hear = TakeBack(&mut self.bufs);
-                self.direct.poll(&mut self.pair, DEPTH, &mut hear);
+                self.direct.poll_queue(&mut self.pair, DEPTH, &mut hear);
                 self.pair.relax();
             }
         }

@@ -77,6 +77,7 @@ fill_by_kernel() {
     mkdir "$mnt/bench" "$mnt/docs" "$mnt/many"
     random_file "$mnt/bench/read.dat" 256
     random_file "$mnt/bench/write.dat" 256
+    touch "$mnt/bench/grow.dat"
     cp README.md ARCHITECTURE.md LICENSE-MIT LICENSE-APACHE "$mnt/docs/"
     ln -s docs/README.md "$mnt/README.md"
     (cd "$mnt/many" && seq -f 'file-%05g' 2000 | xargs touch)
@@ -99,6 +100,7 @@ d--755 0 0
 bench d--755 0 0
 read.dat ---644 0 0 $data
 write.dat ---644 0 0 $data
+grow.dat ---644 0 0 /dev/null
 $
 docs d--755 0 0
 README.md ---644 0 0 $PWD/README.md

@@ -121,3 +121,32 @@ return_hugepages() {
     [ -z "$hugepages_before" ] || echo "$hugepages_before" >/proc/sys/vm/nr_hugepages
     hugepages_before=''
 }
+
+# beside DIR FUNCTION...: runs these in a process group of their own ($lane), up to the first in which a command fails.
+# What each says goes to DIR/NUMBER-FUNCTION.passed or .failed.
+beside() {
+    local work=$1 name start status number=0
+    shift
+    set -m
+    for name in "$@"; do
+        start=$SECONDS number=$((number + 1))
+        # Not as a condition: there the shell would go on after a command that fails.
+        set +e
+        (
+            set -e
+            "$name"
+        ) >"$work/log" 2>&1
+        status=$?
+        set -e
+        if [ $status = 0 ]; then
+            echo "($((SECONDS - start)) s, beside other steps)" >>"$work/log"
+            mv "$work/log" "$work/$number-$name.passed"
+        else
+            mv "$work/log" "$work/$number-$name.failed"
+            exit 1
+        fi
+    done </dev/null &
+    # shellcheck disable=SC2034 # for the caller
+    lane=$!
+    set +m
+}

@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_cargo
-step "loom: pages and pins, the index of the page cache"
+step "loom: pages and pins, the index of the page cache, versions of mappings"
 RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3} CARGO_TARGET_DIR=target/loom \
     cargo test --locked --lib loom_tests

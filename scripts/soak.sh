@@ -15,9 +15,16 @@
 #   fsx            fsx's operations on the page cache, one file, against what it must hold (1,000,000 operations)
 #   log-lives      disks that live through mounts, power cuts and xfsprogs' tools; what the kernel, xfs_logprint and
 #                  xtent call a clean log, also with broken blocks in it (100 disks, 7,200 broken logs; root)
-#   replay         logs that the kernel left dirty on disks of many forms, replayed beside the kernel, sector by sector; and
-#                  replays that are cut off (100 disks, 5 logs each; root)
+#   replay         logs that the kernel left dirty on disks of many forms, replayed beside the kernel, sector by sector, and
+#                  what they leave open, finished beside the kernel; replays that are cut off (100 disks, 5 logs each; root)
+#   change         changes of inodes on disks of many forms, replayed and mounted by the kernel (50 disks; root)
+#   grow           random writes, direct and through the page cache, and changes of length and space, against a model, after
+#                  the kernel's replay and in place (60 disks for each way; root)
+#   crash          losses of power at every command of workloads, replayed by xtent and the kernel (100 disks; root)
+#   enospc         operations that find no space, at any point where they ask for it, and threads on full disks
+#                  (10,000 runs of each; root)
 #   fields         superblocks and inodes with one field changed, judged by the kernel (all of them; root)
+#   check          disks with one field changed, judged by xfs_repair and the checker (10,000 on each of 4 disks; root)
 #   vfio-cycles    opening, using and closing PCI controllers, in the virtual machine (1,000 cycles)
 #   fuzz           every fuzz target for --runs seconds each (900; needs nightly Rust and cargo-fuzz)
 #
@@ -27,7 +34,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,30s/^# \{0,1\}//p' "$0"; }
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 name=$1
 shift
@@ -55,11 +62,30 @@ faults) campaign faults 10000 ;;
 lifecycle) campaign lifecycle 10000 campaign:: ;;
 hostile-image) campaign hostile_image 20000 ;;
 fields) campaign xfs_fields 100000 ;;
+check) campaign xfs_check 10000 ;;
+change) campaign xfs_change 50 ;;
+grow)
+    export XTENT_OPERATIONS=${XTENT_OPERATIONS:-400}
+    campaign grow 60
+    ;;
+crash)
+    export XTENT_OPS=${XTENT_OPS:-60} XTENT_IMAGES=${XTENT_IMAGES:-4} XTENT_KERNEL=${XTENT_KERNEL:-8}
+    campaign xfs_crash 100
+    ;;
+enospc)
+    # Space is denied where the allocator has debug assertions.
+    export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
+    campaign xfs_enospc 10000
+    ;;
 replay)
     campaign xfs_replay 100
+    campaign xfs_intents 100
     campaign hostile_log 20000
     ;;
-log-lives) campaign xfs_log 100 random_lives ;;
+log-lives)
+    campaign xfs_log 100 random_lives
+    campaign xfs_log_write 100
+    ;;
 overwrite) campaign conformance 100000 overwrite:: ;;
 cache-model)
     campaign cache_model 1000000 one_thread --exact

@@ -23,7 +23,7 @@ done
 
 need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gcc \
     shellcheck:shellcheck:ShellCheck chromium:chromium fio:fio script:bsdutils:util-linux \
-    rsync:rsync
+    rsync:rsync setfattr:attr setfacl:acl setcap:libcap2-bin:libcap chattr:e2fsprogs
 need_cargo
 
 work=$(mktemp -d)
@@ -40,8 +40,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# What keeps one processor busy at most runs beside the rest, one after the other, and is shown when it has ended. Each
-# of these functions ends with the command whose status is its own.
+# What keeps one processor busy at most runs beside the rest, one after the other, and is shown when it has ended.
 sanitizer() {
     step "AddressSanitizer on the unsafe islands"
     scripts/asan.sh
@@ -59,24 +58,6 @@ small_machines() {
     scripts/vm/test --smp 1
 }
 
-# beside FUNCTION...: runs these in a process group of their own, up to the first that fails.
-beside() {
-    local name start number=0
-    set -m
-    for name in "$@"; do
-        start=$SECONDS number=$((number + 1))
-        if "$name" >"$work/log" 2>&1; then
-            echo "($((SECONDS - start)) s, beside other steps)" >>"$work/log"
-            mv "$work/log" "$work/$number-$name.passed"
-        else
-            mv "$work/log" "$work/$number-$name.failed"
-            exit 1
-        fi
-    done </dev/null &
-    lane=$!
-    set +m
-}
-
 # show_beside: what has ended beside, in whole; ends the run when it failed.
 show_beside() {
     local log
@@ -88,7 +69,7 @@ show_beside() {
     done
 }
 
-$quick || beside loom sanitizer cost small_machines
+$quick || beside "$work" loom sanitizer cost small_machines
 
 # The whole run is one with the oldest supported toolchain where that is the default, as on the project's CI.
 oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

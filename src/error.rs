@@ -63,6 +63,8 @@ pub enum ErrorKind {
     DeviceGone,
     /// Memory (hugepages, arenas) or what a controller has of something (queue pairs) is exhausted.
     OutOfMemory,
+    /// No space is left on the filesystem.
+    NoSpace,
     /// As many operations are in flight as there is room for: poll, then try again.
     WouldBlock,
     /// A system call failed; the source says how.
@@ -308,6 +310,7 @@ impl From<Error> for std::io::Error {
             ErrorKind::Corrupt | ErrorKind::NotXfs => Io::InvalidData,
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::OutOfMemory => Io::OutOfMemory,
+            ErrorKind::NoSpace => Io::StorageFull,
             ErrorKind::WouldBlock => Io::WouldBlock,
             _ => Io::Other,
         };

@@ -80,6 +80,8 @@ pub mod internals {
     export!(block device iomap mem nvme probe spdk sys units uring xfs);
     #[cfg(not(loom))]
     pub use crate::target::open::target_on_device;
+    #[cfg(not(loom))]
+    pub use crate::volume::check::check_target;
 }
 
 /// Compiles the README's example.

@@ -156,8 +156,8 @@ fn errors_come_with_the_buffer() {
     let runtime = Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let buf = io.alloc(BLOCK).unwrap();
-        let done = io.write_at(&file, buf, LEN as u64).await;
-        assert_eq!(done.result.unwrap_err().kind(), ErrorKind::NotOverwrite);
+        let done = io.write_at(&file, buf, 1 << 63).await;
+        assert_eq!(done.result.unwrap_err().kind(), ErrorKind::InvalidInput);
         assert_eq!(done.buf.len(), BLOCK);
         let done = io.read_at(&file, done.buf, 1).await;
         assert_eq!(done.result.unwrap_err().kind(), ErrorKind::Misaligned);

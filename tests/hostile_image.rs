@@ -28,7 +28,9 @@ use rand::{Rng, SeedableRng};
 use xtent::internals::iomap::{IterFlags, MappingKind, Ops as _};
 use xtent::internals::xfs::dir::{DirCursor, lookup};
 use xtent::internals::xfs::format::set_checksum;
-use xtent::internals::xfs::{FileOps, Fs, FsOptions, Ino, Inode, InodeType, MetaIo, symlink};
+use xtent::internals::xfs::{
+    FileMap, FileOps, Fork, Fs, FsOptions, Ino, Inode, InodeId, InodeType, MetaIo, symlink,
+};
 use xtent::{Error, ErrorKind};
 
 /// Counts this thread's memory.
@@ -228,6 +230,33 @@ fn directory(
     }
 }
 
+/// Loads the extents as operations do that need a few of them.
+fn piece_by_piece(
+    fs: &Fs,
+    disk: &mut Disk<'_>,
+    inode: &Inode,
+    whole: &FileMap,
+) -> xtent::Result<()> {
+    let (ino, generation) = (inode.ino, inode.generation);
+    let id = InodeId { ino, generation };
+    if matches!(inode.data, Fork::Local(_)) {
+        return Ok(());
+    }
+    let mut map = FileMap::unloaded(inode);
+    let mut at = 0;
+    for _ in 0..=whole.len() + 2 {
+        let Some(rest) = map.unloaded_in(&(at..u64::MAX)) else {
+            break;
+        };
+        at = rest.start + 1;
+        let part = fs.read_map_part(disk, id, &(rest.start..at))?;
+        map = map.loaded(part);
+    }
+    assert!(map.check_loaded(&(0..1 << 63)).is_ok(), "no end");
+    assert_eq!(map.len(), whole.len());
+    Ok(())
+}
+
 fn file(
     fs: &Fs,
     disk: &mut Disk<'_>,
@@ -236,6 +265,7 @@ fn file(
 ) -> xtent::Result<()> {
     let map = fs.file_map(disk, inode)?;
     fs.learn_sharing(disk, &map)?;
+    piece_by_piece(fs, disk, inode, &map)?;
     let mut ops = FileOps::new(&map);
     let mut pos = 0;
     for _ in 0..=2 * map.len() + 2 {

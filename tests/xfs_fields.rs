@@ -171,6 +171,7 @@ fn changes(raw: &[u8], fields: &[Field], rng: &mut SmallRng) -> Vec<(Field, u64)
 
 const OPTIONS: FsOptions = FsOptions {
     norecovery: true,
+    writable: false,
     cache_bytes: 1 << 20,
     recovery: Recovery::Refuse,
     replay_bytes: 0,

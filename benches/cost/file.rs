@@ -13,9 +13,11 @@ const FILE_BLOCKS: u64 = 2048;
 pub(crate) enum Way {
     Read,
     Write,
+    /// Past the end of the file, into blocks that are allocated there.
+    Append,
 }
 
-/// Reads or overwrites of 4 KiB through `Io`, in batches of `depth`.
+/// Reads or writes of 4 KiB through `Io`, in batches of `depth`.
 pub(crate) fn file(way: Way, depth: usize, operations: usize) -> xtent::Result<()> {
     by_handles(way, depth, 1, operations)
 }
@@ -45,7 +47,10 @@ pub(crate) fn by_handles(
     for batch in 0..operations / depth {
         let first = (batch * depth) as u64;
         for n in 0..depth as u64 {
-            let block = (first + n) * 7 % FILE_BLOCKS;
+            let block = match way {
+                Way::Read | Way::Write => (first + n) * 7 % FILE_BLOCKS,
+                Way::Append => FILE_BLOCKS + first + n,
+            };
             let buf = bufs.pop().unwrap_or_default();
             let offset = block * BLOCK_BYTES as u64;
             let taken = files
@@ -106,7 +111,7 @@ fn host_side_file(
 ) -> bool {
     match way {
         Way::Read => io.submit_read(file, offset, buf, offset).is_ok(),
-        Way::Write => io.submit_write(file, offset, buf, offset).is_ok(),
+        Way::Write | Way::Append => io.submit_write(file, offset, buf, offset).is_ok(),
     }
 }
 

@@ -10,6 +10,11 @@ pub(crate) fn is_possible() -> bool {
 
 /// An XFS with one file in it (`/file`), made without mounting: mkfs.xfs copies it in.
 pub(crate) fn make(dir: &Path, file_bytes: u64) -> xtent::Result<String> {
+    make_of(dir, file_bytes, 320 << 20)
+}
+
+/// As [`make`], in an image of this size.
+pub(crate) fn make_of(dir: &Path, file_bytes: u64, image_bytes: u64) -> xtent::Result<String> {
     let io_error = |e| xtent::Error::system("cannot make the image", e);
     let content = dir.join("content");
     let image = dir.join("disk.img");
@@ -22,7 +27,7 @@ pub(crate) fn make(dir: &Path, file_bytes: u64) -> xtent::Result<String> {
     );
     std::fs::write(&proto, text).map_err(io_error)?;
     let file = std::fs::File::create(&image).map_err(io_error)?;
-    file.set_len(320 << 20).map_err(io_error)?;
+    file.set_len(image_bytes).map_err(io_error)?;
     let output = Command::new("mkfs.xfs")
         .args(["-q", "-f", "-p"])
         .args([&proto, &image])

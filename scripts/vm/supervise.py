@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Runs the virtual machine: shows its console, does what the guest asks of the host, ends it in time.
 
-    supervise.py --timeout SECONDS --qmp SOCKET --console FILE [--quiet] -- QEMU COMMAND...
+    supervise.py --timeout SECONDS [--boot-timeout SECONDS] --qmp SOCKET --console FILE [--quiet] -- QEMU COMMAND...
 
 The guest speaks in console lines (see init): "@@JOB ..." tells how a job went, "@@HOST {json}" asks for
 a QMP command: unplugging a disk, say. {"pause": SECONDS} stops the whole machine for a while.
 
 Exit status: that of the guest's jobs (0..31), 97 when the machine failed (panic, QEMU error, IOMMU faults
-outside of a job), 98 when QEMU itself crashed, 124 when it did not end in time.
+outside of a job), 98 when QEMU itself crashed or the guest's first process never spoke, 124 when it did not
+end in time.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import threading
 import time
 
 MACHINE_FAILED = 97
-EMULATOR_CRASHED = 98
+EMULATOR_FAILED = 98
 TIMED_OUT = 124
 TAIL_LINES = 40
 # Lines to print together with those behind them, wherever they occur.
@@ -76,8 +77,9 @@ def do_for_guest(request, qmp_path):
         return f"failed: {error}"
 
 
-def watch(machine, options):
-    """Follows the console to its end; returns the lines and the IOMMU's faults outside of jobs."""
+def watch(machine, options, booted):
+    """Follows the console to its end; returns the lines and the IOMMU's faults outside of jobs. Calls `booted` when
+    the guest's first process runs."""
     lines, faults, in_job = [], [], False
     start = time.monotonic()
     with open(options.console, "w", encoding="utf-8") as console:
@@ -91,7 +93,9 @@ def watch(machine, options):
             console.flush()
             if not options.quiet or line.startswith("@@JOB"):
                 print(stamped, flush=True)
-            if line.startswith("@@JOB"):
+            if line.startswith("@@BOOTED"):
+                booted()
+            elif line.startswith("@@JOB"):
                 in_job = line.endswith(" START")
             elif line.startswith("@@HOST "):
                 said = do_for_guest(line[len("@@HOST "):], options.qmp)
@@ -103,9 +107,11 @@ def watch(machine, options):
     return lines, faults
 
 
-def verdict(status, timed_out, faults, lines):
-    """The exit status for QEMU's own, and what to say about it."""
-    if timed_out:
+def verdict(status, expired, boot_timeout, faults, lines):
+    """The exit status for QEMU's own, and what to say about it. `expired` is what the machine did not do in time."""
+    if expired == "boot":
+        return EMULATOR_FAILED, f"the guest did not come up in {boot_timeout:g} s"
+    if expired:
         return TIMED_OUT, "the virtual machine did not end in time"
     if status >= 33 and status % 2 == 1 and status < 33 + 64:
         result = (status - 33) // 2
@@ -115,7 +121,7 @@ def verdict(status, timed_out, faults, lines):
     if any("Kernel panic" in line for line in lines):
         return MACHINE_FAILED, "the guest's kernel panicked"
     if status in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE):
-        return EMULATOR_CRASHED, f"QEMU itself crashed: {signal.Signals(-status).name}"
+        return EMULATOR_FAILED, f"QEMU itself crashed: {signal.Signals(-status).name}"
     return MACHINE_FAILED, f"QEMU ended with status {status}"
 
 
@@ -130,6 +136,8 @@ def excerpt(lines):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--timeout", type=float, required=True)
+    # The guest's kernel comes up in a few seconds; emulated on a busy host it hung at boot once, before its first line.
+    parser.add_argument("--boot-timeout", type=float, default=180)
     parser.add_argument("--qmp", required=True)
     parser.add_argument("--console", required=True)
     parser.add_argument("--quiet", action="store_true")
@@ -139,21 +147,24 @@ def main():
     machine = subprocess.Popen(
         options.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    expired = threading.Event()
+    expired = []
 
-    def expire():
-        expired.set()
+    def expire(what):
+        expired.append(what)
         machine.kill()
 
-    timer = threading.Timer(options.timeout, expire)
+    timer = threading.Timer(options.timeout, expire, ["end"])
+    boot_timer = threading.Timer(options.boot_timeout, expire, ["boot"])
     timer.start()
+    boot_timer.start()
     try:
-        lines, faults = watch(machine, options)
+        lines, faults = watch(machine, options, boot_timer.cancel)
         status = machine.wait()
     finally:
         timer.cancel()
+        boot_timer.cancel()
         machine.kill()
-    result, reason = verdict(status, expired.is_set(), faults, lines)
+    result, reason = verdict(status, expired[0] if expired else None, options.boot_timeout, faults, lines)
     if result != 0 and options.quiet:
         print("\n".join(excerpt(lines)))
     if reason:

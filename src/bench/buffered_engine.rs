@@ -1,12 +1,12 @@
 //! xtent's page cache under load: calls that return when they are done, into and out of ordinary
 //! memory.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use xtent::volume::{File, Io, OpenOptions, Volume};
+use xtent::volume::{File, Io, SetTime, Volume};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, LoadOp};
+use super::workload::Workload;
+use super::xtent_engine::{open, sync};
+use super::{Engine, LoadOp, SyncKind};
 
 /// A file of a volume, through its page cache. Every byte is copied once, as by `pread` and
 /// `pwrite`.
@@ -19,19 +19,13 @@ pub(crate) struct BufferedEngine {
 }
 
 impl BufferedEngine {
-    pub(crate) fn new(
-        volume: &Volume,
-        path: &[u8],
-        write: bool,
-        block_bytes: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(volume: &Volume, path: &[u8], workload: &Workload) -> Result<Self> {
         let mut io = volume.io()?;
-        let options = OpenOptions::new().read(true).write(write).buffered(true);
-        let file = options.open(volume, &mut io, OsStr::from_bytes(path))?;
+        let file = open(volume, &mut io, path, workload)?;
         Ok(Self {
             io,
             file,
-            buffer: super::zeroed(block_bytes)?,
+            buffer: super::zeroed(workload.block_bytes)?,
             ended: None,
         })
     }
@@ -66,7 +60,11 @@ impl Engine for BufferedEngine {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<()> {
-        self.file.sync_data(&mut self.io)
+    fn sync(&mut self, kind: SyncKind) -> Result<()> {
+        sync(&self.file, &mut self.io, kind)
+    }
+
+    fn touch(&mut self) -> Result<()> {
+        self.file.set_times(&mut self.io, None, Some(SetTime::Now))
     }
 }

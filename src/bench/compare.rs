@@ -1,8 +1,6 @@
 //! The kernel's xfs and xtent on the same image or disk: same files, same operations, in
 //! alternating rounds.
 
-use std::time::Duration;
-
 use xtent::internals::sys::interrupted;
 use xtent::volume::{Volume, VolumeInfo};
 use xtent::{Error, ErrorKind, Result};
@@ -11,13 +9,17 @@ use super::cache_spec::CacheSpec;
 use super::cgroup::MemoryLimit;
 use super::check_interrupted;
 use super::compare_checks::{Check, cross_check, final_checks, kernel_checksum, xtent_checksum};
-use super::compare_run::{Plan, kernel_run, xtent_run};
+use super::compare_plan::Plan;
+use super::compare_plan::WorkloadSet;
+use super::compare_run::{kernel_run, xtent_run};
+use super::compare_workloads::{FileSizes, workloads};
 use super::environment::Environment;
 use super::medium::{BenchMedium, MediumInfo};
+use super::mix::mix;
 use super::progress::{Progress, RunProgress};
 use super::rounds::{Rounds, RoundsRow};
 use super::usage::CpusInUse;
-use super::workload::{Measure, Rw, Workload, mix};
+use super::workload::{Rw, Workload};
 
 /// One of the two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,55 +67,6 @@ impl Comparison {
     }
 }
 
-/// The workloads: the usual figures of storage, or of a page cache.
-fn workloads(plan: &Plan, read_bytes: u64, write_bytes: u64) -> Vec<Workload> {
-    const K: usize = 1024;
-    let list = [
-        ("4k random read, depth 1", Rw::Randread, 4 * K, 1),
-        ("4k random read, depth 32", Rw::Randread, 4 * K, 32),
-        ("4k random write, depth 1", Rw::Randwrite, 4 * K, 1),
-        ("4k random write, depth 32", Rw::Randwrite, 4 * K, 32),
-        ("4k random 70/30 mix, depth 32", Rw::Randrw, 4 * K, 32),
-        ("128k sequential read, depth 8", Rw::Read, 128 * K, 8),
-        ("128k sequential write, depth 8", Rw::Write, 128 * K, 8),
-    ];
-    let buffered = [
-        ("64 bytes random read", Rw::Randread, 64, 1),
-        ("4k random read", Rw::Randread, 4 * K, 1),
-        ("4k random write", Rw::Randwrite, 4 * K, 1),
-        ("777 bytes random write", Rw::Randwrite, 777, 1),
-        ("4k random 70/30 mix", Rw::Randrw, 4 * K, 1),
-        ("1m sequential read", Rw::Read, 1024 * K, 1),
-        ("1m sequential write", Rw::Write, 1024 * K, 1),
-    ];
-    let list = if plan.buffered { buffered } else { list };
-    list.into_iter()
-        .enumerate()
-        .map(|(index, (name, rw, block_bytes, iodepth))| Workload {
-            name: name.into(),
-            rw,
-            rwmixread: 70,
-            block_bytes,
-            iodepth,
-            numjobs: 1,
-            size_bytes: if rw.writes() { write_bytes } else { read_bytes },
-            runtime: Some(plan.runtime),
-            time_based: true,
-            ramp_time: Some(plan.ramp_time),
-            number_ios: None,
-            verify: false,
-            seed: mix(plan.seed ^ mix(index as u64)),
-            buffered: plan.buffered,
-            fsync: plan.fsync,
-            offset_bytes: 0,
-            measure: Measure {
-                interval: (plan.runtime / 40).max(Duration::from_millis(10)),
-                ..Measure::default()
-            },
-        })
-        .collect()
-}
-
 /// Runs the comparison. Afterwards an image is as it was, but for the content of the file to
 /// overwrite; a disk is with the kernel's driver, as it was, and has a new filesystem.
 pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
@@ -125,19 +78,17 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
     let info = volume.info();
     let read_file_bytes = file_bytes(&volume, &plan.read_file)?;
     let write_file_bytes = file_bytes(&volume, &plan.write_file)?;
+    check_grow_file(&plan, &volume)?;
     let before = xtent_checksum(&volume, &plan.read_file)?;
     drop(volume);
     let cache = plan
         .buffered
         .then(|| cache_of(&plan, read_file_bytes, write_file_bytes));
-    let mut checks = Vec::new();
-    if let Some(filled) = found.filled_crc {
-        checks.push(Check {
-            what: format!("xtent reads {} as it was filled", plan.read_file),
-            good: filled == before,
-            result: format!("CRC32C {filled:08x} as filled, {before:08x} by xtent"),
-        });
-    }
+    let mut checks: Vec<Check> = found
+        .filled_crc
+        .map(|crc| filled_check(&plan, crc, before))
+        .into_iter()
+        .collect();
     if plan.leave_kernel_out.is_none() {
         match kernel_checksum(&plan, &mut medium) {
             Ok(by_kernel) => checks.push(Check {
@@ -149,12 +100,17 @@ pub(crate) fn run(mut plan: Plan, progress: &Progress) -> Result<Comparison> {
             Err(error) => plan.leave_kernel_out = Some(error.to_string()),
         }
     }
-    let mut rows: Vec<RoundsRow> = workloads(&plan, read_file_bytes, write_file_bytes)
+    let sizes = FileSizes {
+        read_bytes: read_file_bytes,
+        write_bytes: write_file_bytes,
+    };
+    let mut rows: Vec<RoundsRow> = workloads(&plan, sizes, &info)
         .into_iter()
         .map(|workload| RoundsRow {
             workload,
             kernel: Rounds::default(),
             xtent: Rounds::default(),
+            unsupported: None,
         })
         .collect();
     let kernel_unlimited = all_rounds(&plan, &mut medium, cache, &mut rows, progress)?;
@@ -209,9 +165,37 @@ fn all_rounds(
         if interrupted().is_none() {
             let volume = medium.open(cache)?;
             xtent_round(plan, &volume, round, rows, progress)?;
+            // The kernel finds a log that is clean.
+            volume.close()?;
         }
     }
     Ok(kernel_unlimited)
+}
+
+/// Whether a file that was filled for the comparison is read as it was filled.
+fn filled_check(plan: &Plan, filled: u32, read: u32) -> Check {
+    Check {
+        what: format!("xtent reads {} as it was filled", plan.read_file),
+        good: filled == read,
+        result: format!("CRC32C {filled:08x} as filled, {read:08x} by xtent"),
+    }
+}
+
+/// Whether the file is there that workloads make longer.
+fn check_grow_file(plan: &Plan, volume: &Volume) -> Result<()> {
+    if !plan.has(WorkloadSet::Grow) {
+        return Ok(());
+    }
+    let found = volume.metadata(&mut volume.io()?, &plan.grow_file);
+    found.map(|_| ()).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            "--workloads grow empties this file and writes it again and again: make an empty one, or \
+             name another with --grow-file",
+        )
+        .at_path(&*plan.grow_file),
+        _ => error,
+    })
 }
 
 fn file_bytes(volume: &Volume, path: &str) -> Result<u64> {
@@ -275,9 +259,15 @@ fn xtent_round(
         let what = format!("round {}, xtent: {}", round + 1, row.workload.name);
         let run = RunProgress::new(progress, what, row.workload.block_bytes, plan.each());
         let workload = seeded(&row.workload, round);
-        let outcome = xtent_run(plan, volume, &workload, &|ios| run.tick(ios))?;
-        row.xtent.outcomes.push(outcome);
-        row.xtent.engine = if plan.buffered {
+        match xtent_run(plan, volume, &workload, &|ios| run.tick(ios)) {
+            Ok(outcome) => row.xtent.outcomes.push(outcome),
+            // Writes that allocate, where xtent cannot do them.
+            Err(error) if error.kind() == ErrorKind::NotOverwrite => {
+                row.unsupported = Some(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        row.xtent.engine = if row.workload.buffered {
             "calls through the page cache in DMA memory".into()
         } else {
             "polled NVMe queue pair, direct I/O from DMA memory".into()

@@ -7,10 +7,12 @@ use xtent::volume::Volume;
 use xtent::{Error, Result};
 
 use super::check_interrupted;
-use super::compare_run::{Plan, inside, kernel_run, xtent_run};
+use super::compare_plan::Plan;
+use super::compare_run::{inside, kernel_run, xtent_run};
 use super::medium::BenchMedium;
+use super::mix::mix;
 use super::outcome::Outcome;
-use super::workload::{Measure, Rw, Workload, mix};
+use super::workload::{Rw, Workload};
 
 /// Something that was checked, and what came of it.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -100,18 +102,11 @@ pub(super) fn cross_check(
         rwmixread: 0,
         block_bytes: 128 << 10,
         iodepth: if plan.buffered { 1 } else { 8 },
-        numjobs: 1,
         size_bytes: write_bytes,
-        runtime: None,
-        time_based: false,
-        ramp_time: None,
-        number_ios: None,
         verify: true,
         seed,
         buffered: plan.buffered,
-        fsync: 0,
-        offset_bytes: 0,
-        measure: Measure::default(),
+        ..Workload::default()
     };
     let (first, second) = (mix(plan.seed), mix(!plan.seed));
     xtent_run(plan, &medium.open(None)?, &whole(Rw::Write, first), &|_| {})?;

@@ -17,10 +17,10 @@ use xtent::{Error, ErrorKind, Result};
 use super::cache_spec::{CacheSpec, mount_options};
 use super::check_interrupted;
 use super::handover::{self, Handover};
-use super::image::{self, READ_FILE, WRITE_FILE};
+use super::image::{self, GROW_FILE, READ_FILE, WRITE_FILE};
+use super::mix::mix;
 use super::nvme_sysfs::{Places, SysfsController, SysfsNamespace};
 use super::pattern;
-use super::workload::mix;
 
 /// mkfs.xfs makes nothing smaller.
 const LEAST_DISK_BYTES: u64 = 320 << 20;
@@ -156,6 +156,7 @@ impl BenchDisk {
             .map_err(|e| Error::system("cannot make a directory", e).at_path(bytes(dir)))?;
         let crc = fill(&read_file, self.file_bytes, mix(seed))?;
         fill(&inside(WRITE_FILE), self.file_bytes, mix(!seed))?;
+        fill(&inside(GROW_FILE), 0, 0)?;
         mount.unmount()?;
         Ok(crc)
     }

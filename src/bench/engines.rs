@@ -14,11 +14,12 @@ use super::check_interrupted;
 use super::engine_name::EngineName;
 use super::environment::Environment;
 use super::hist::{count_text, time_text};
+use super::mix::mix;
 use super::progress::{Progress, RunProgress};
 use super::raw_engine::RawEngine;
 use super::rounds::{Ratio, Rounds};
 use super::runner;
-use super::workload::{Measure, Rw, Workload, mix};
+use super::workload::{Rw, Workload};
 
 /// Parameters of a comparison.
 #[derive(Debug, Clone)]
@@ -150,18 +151,12 @@ fn workloads(plan: &EnginesPlan, info: &TargetInfo) -> Vec<Workload> {
             rwmixread: 0,
             block_bytes,
             iodepth,
-            numjobs: 1,
             size_bytes: info.capacity_bytes,
             runtime: Some(plan.runtime),
             time_based: true,
             ramp_time: Some(plan.ramp_time),
-            number_ios: None,
-            verify: false,
             seed: mix(plan.seed ^ mix(index as u64)),
-            buffered: false,
-            fsync: 0,
-            offset_bytes: 0,
-            measure: Measure::default(),
+            ..Workload::default()
         })
         .collect()
 }

@@ -12,6 +12,8 @@ use super::pattern;
 
 /// Paths of the file to read and the file to overwrite in an image that xtent makes.
 pub(crate) const READ_FILE: &str = "/bench/read.dat";
+/// The empty file that workloads make longer.
+pub(crate) const GROW_FILE: &str = "/bench/grow.dat";
 /// See [`READ_FILE`].
 pub(crate) const WRITE_FILE: &str = "/bench/write.dat";
 
@@ -40,11 +42,12 @@ pub(crate) fn make() -> Result<(Scratch, PathBuf)> {
     let data = at.join("data");
     fill(&data).map_err(|e| Error::system("cannot fill a file", e).at_path(bytes(&data)))?;
     let proto = at.join("proto");
-    let line = |name: &str| format!("{name} ---644 0 0 {}\n", data.display());
+    let line = |name: &str, from: &Path| format!("{name} ---644 0 0 {}\n", from.display());
     let text = format!(
-        "/dev/null\n0 0\nd--755 0 0\nbench d--755 0 0\n{}{}$\n$\n",
-        line("read.dat"),
-        line("write.dat")
+        "/dev/null\n0 0\nd--755 0 0\nbench d--755 0 0\n{}{}{}$\n$\n",
+        line("read.dat", &data),
+        line("write.dat", &data),
+        line("grow.dat", Path::new("/dev/null"))
     );
     std::fs::write(&proto, text)
         .map_err(|e| Error::system("cannot write a file", e).at_path(bytes(&proto)))?;

@@ -12,12 +12,13 @@ use xtent::internals::sys::Ticks;
 use xtent::{Error, ErrorKind, Result};
 
 use super::hist_log::{HistogramLog, LogWindow};
+use super::mix::mix;
 use super::outcome::Outcome;
 use super::pattern;
 use super::timeline::Interval;
 use super::usage::{Meter, Usage};
-use super::workload::{Rw, Steps, Workload, mix};
-use super::{Engine, LoadOp};
+use super::workload::{Rw, Steps, Workload};
+use super::{Engine, LoadOp, SyncKind};
 
 #[derive(Debug, Clone, Copy)]
 struct JobSlot {
@@ -41,6 +42,8 @@ pub(super) struct BenchJob<'a, E> {
     ios: &'a AtomicU64,
     /// Writes that ended since the last sync.
     unsynced: u64,
+    /// As [`Workload::sync_every`].
+    sync_every: u64,
     outcome: Outcome,
     log: Option<HistogramLog>,
     /// When the next interval of the timeline or of the log ends.
@@ -105,6 +108,7 @@ impl<'a, E: Engine> BenchJob<'a, E> {
             written: super::zeroed(words)?,
             ios,
             unsynced: 0,
+            sync_every: workload.sync_every(),
             outcome: Outcome::new(&workload.measure),
             log: log.map(|(interval, windows)| HistogramLog::new(number, interval, windows)),
             next_mark: now,
@@ -119,7 +123,7 @@ impl<'a, E: Engine> BenchJob<'a, E> {
             return Err(error);
         }
         if self.workload.rw.writes() {
-            self.engine.sync()?;
+            self.engine.sync(SyncKind::All)?;
         }
         if !self.written.is_empty() && !self.outcome.interrupted {
             self.read_back();
@@ -247,14 +251,19 @@ impl<'a, E: Engine> BenchJob<'a, E> {
     /// durable.
     #[inline]
     fn sync_is_due(&self) -> bool {
-        self.workload.fsync > 0 && self.unsynced >= self.workload.fsync
+        self.sync_every > 0 && self.unsynced >= self.sync_every
     }
 
     #[cold]
     fn sync_now(&mut self, begun: Ticks) {
         self.unsynced = 0;
         let started = Ticks::now();
-        if let Err(error) = self.engine.sync() {
+        let touched = match self.workload.touch {
+            true => self.engine.touch(),
+            false => Ok(()),
+        };
+        let kind = self.workload.sync_kind();
+        if let Err(error) = touched.and_then(|()| self.engine.sync(kind)) {
             self.fail(error);
         }
         let now = Ticks::now();

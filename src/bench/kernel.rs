@@ -1,15 +1,17 @@
 //! The kernel under the same load: `O_DIRECT` by `pread`/`pwrite` at depth 1 and by io_uring above;
 //! or `pread`/`pwrite` through its page cache.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileTimes, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use xtent::internals::sys::{ProcessLimit, Slots, Uring, UringOp, limit_error};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, LoadOp};
+use super::workload::Workload;
+use super::{Engine, LoadOp, SyncKind};
 
 /// A file of a mounted filesystem.
 #[derive(Debug)]
@@ -34,12 +36,13 @@ fn failed(what: &'static str) -> impl Fn(std::io::Error) -> Error {
     }
 }
 
-/// Opens for direct I/O.
-pub(crate) fn open_direct(path: &Path, write: bool) -> Result<File> {
+/// Opens the file of a workload.
+fn open(path: &Path, workload: &Workload) -> Result<File> {
+    let direct = if workload.buffered { 0 } else { libc::O_DIRECT };
     OpenOptions::new()
         .read(true)
-        .write(write)
-        .custom_flags(libc::O_DIRECT)
+        .write(workload.rw.writes())
+        .custom_flags(direct | workload.sync.open_flag())
         .open(path)
         .map_err(|e| {
             failed("the kernel cannot open the file")(e).at_path(path.as_os_str().as_bytes())
@@ -47,14 +50,15 @@ pub(crate) fn open_direct(path: &Path, write: bool) -> Result<File> {
 }
 
 impl KernelEngine {
-    pub(crate) fn new(path: &Path, write: bool, depth: usize, block_bytes: usize) -> Result<Self> {
-        let file = open_direct(path, write)?;
+    pub(crate) fn new(path: &Path, workload: &Workload) -> Result<Self> {
+        let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
+        let file = open(path, workload)?;
         if depth == 1 {
             let slots = Slots::new(1, block_bytes).map_err(failed("cannot reserve memory"))?;
             return Ok(Self::Psync {
                 file,
                 slots,
-                buffered: false,
+                buffered: workload.buffered,
                 ended: None,
             });
         }
@@ -65,18 +69,11 @@ impl KernelEngine {
         Ok(Self::Uring(Box::new(ring)))
     }
 
-    /// Through the page cache.
-    pub(crate) fn buffered(path: &Path, write: bool, block_bytes: usize) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(write).open(path);
-        let file = file.map_err(|e| {
-            failed("the kernel cannot open the file")(e).at_path(path.as_os_str().as_bytes())
-        })?;
-        Ok(Self::Psync {
-            file,
-            slots: Slots::new(1, block_bytes).map_err(failed("cannot reserve memory"))?,
-            buffered: true,
-            ended: None,
-        })
+    fn file(&self) -> &File {
+        match self {
+            Self::Psync { file, .. } => file,
+            Self::Uring(ring) => ring.file(),
+        }
     }
 
     /// The interface in use, for reports.
@@ -145,11 +142,17 @@ impl Engine for KernelEngine {
         }
     }
 
-    fn sync(&mut self) -> Result<()> {
-        let file = match self {
-            Self::Psync { file, .. } => file,
-            Self::Uring(ring) => ring.file(),
-        };
-        file.sync_data().map_err(failed("fdatasync failed"))
+    fn sync(&mut self, kind: SyncKind) -> Result<()> {
+        match kind {
+            SyncKind::Data => self.file().sync_data().map_err(failed("fdatasync failed")),
+            SyncKind::All => self.file().sync_all().map_err(failed("fsync failed")),
+        }
+    }
+
+    fn touch(&mut self) -> Result<()> {
+        let times = FileTimes::new().set_modified(SystemTime::now());
+        self.file()
+            .set_times(times)
+            .map_err(failed("futimens failed"))
     }
 }

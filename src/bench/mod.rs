@@ -13,7 +13,9 @@ pub(crate) mod cgroup;
 pub(crate) mod chart;
 pub(crate) mod compare;
 mod compare_checks;
+pub(crate) mod compare_plan;
 pub(crate) mod compare_run;
+pub(crate) mod compare_workloads;
 pub(crate) mod disk;
 pub(crate) mod engine_name;
 pub(crate) mod engines;
@@ -27,7 +29,9 @@ pub(crate) mod image;
 mod job;
 pub(crate) mod kernel;
 pub(crate) mod latency;
+pub(crate) mod layout;
 pub(crate) mod medium;
+mod mix;
 pub(crate) mod nvme_sysfs;
 pub(crate) mod outcome;
 pub(crate) mod page;
@@ -53,6 +57,15 @@ use xtent::{Error, ErrorKind, Result};
 pub(crate) enum LoadOp {
     Read,
     Write,
+}
+
+/// What a sync makes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SyncKind {
+    /// As fdatasync(2).
+    Data,
+    /// As fsync(2).
+    All,
 }
 
 /// Zeroes of ordinary memory; an error that names the limit where it cannot be had.
@@ -89,5 +102,8 @@ pub(crate) trait Engine {
     fn poll(&mut self, done: &mut impl FnMut(usize, Result<usize>)) -> Result<()>;
 
     /// Makes all that was written durable. Nothing is in flight.
-    fn sync(&mut self) -> Result<()>;
+    fn sync(&mut self, kind: SyncKind) -> Result<()>;
+
+    /// Sets the time of modification of the file. Nothing is in flight.
+    fn touch(&mut self) -> Result<()>;
 }

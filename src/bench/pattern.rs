@@ -4,7 +4,7 @@
 //! bytes (4), CRC32C of the block without this field (4); then bytes that follow from offset and
 //! seed.
 
-use super::workload::mix;
+use super::mix::mix;
 
 const MAGIC: &[u8; 8] = b"xtentpat";
 const CRC_AT: usize = 28;

@@ -6,7 +6,7 @@ use xtent::internals::units::Lba;
 use xtent::target::Target;
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, LoadOp};
+use super::{Engine, LoadOp, SyncKind};
 
 /// This thread's queue on a target.
 #[derive(Debug)]
@@ -63,8 +63,15 @@ impl Engine for RawEngine {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<()> {
+    fn sync(&mut self, _: SyncKind) -> Result<()> {
         self.raw.flush()
+    }
+
+    fn touch(&mut self) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            "blocks without a filesystem have no times",
+        ))
     }
 }
 

@@ -296,6 +296,7 @@ fn medium_json(comparison: &Comparison) -> (&'static str, Value) {
     value["read_file_bytes"] = json!(comparison.read_file_bytes);
     value["write_file"] = json!(plan.write_file);
     value["write_file_bytes"] = json!(comparison.write_file_bytes);
+    value["grow_file"] = json!(plan.grow_file);
     (key, value)
 }
 
@@ -334,6 +335,7 @@ fn row_json(row: &RoundsRow) -> Value {
         "job options": row.workload,
         "kernel": side(&row.kernel),
         "xtent": side(&row.xtent),
+        "xtent skipped": row.unsupported,
         "times better": better,
         "ratios": ratios,
     })

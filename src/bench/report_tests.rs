@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::bench::compare_checks::Check;
-use crate::bench::compare_run::Plan;
+use crate::bench::compare_plan::Plan;
+use crate::bench::compare_plan::WorkloadSet;
 use crate::bench::disk::DiskSpec;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumInfo};
 use crate::bench::outcome::Outcome;
 use crate::bench::page::html;
-use crate::bench::workload::{Measure, Rw, Workload};
+use crate::bench::workload::{Rw, Workload};
 use std::time::Duration;
 use xtent::internals::sys::LoopOptions;
 use xtent::target::TargetInfo;
@@ -37,24 +38,16 @@ fn row(name: &str, iodepth: usize, kernel_ns: u64, xtent_ns: u64) -> RoundsRow {
         workload: Workload {
             name: name.into(),
             rw: Rw::Randread,
-            rwmixread: 70,
-            block_bytes: 4096,
             iodepth,
-            numjobs: 1,
             size_bytes: 1 << 20,
             runtime: Some(Duration::from_secs(2)),
             time_based: true,
-            ramp_time: None,
-            number_ios: None,
-            verify: false,
             seed: 1,
-            buffered: false,
-            fsync: 0,
-            offset_bytes: 0,
-            measure: Measure::default(),
+            ..Workload::default()
         },
         kernel: rounds(kernel_ns),
         xtent: rounds(xtent_ns),
+        unsupported: None,
     }
 }
 
@@ -119,6 +112,8 @@ fn comparison() -> Comparison {
             }),
             read_file: "/bench/read.dat".into(),
             write_file: "/bench/write.dat".into(),
+            grow_file: "/bench/grow.dat".into(),
+            sets: vec![WorkloadSet::Overwrite],
             rounds: 3,
             runtime: Duration::from_secs(2),
             ramp_time: Duration::from_millis(200),

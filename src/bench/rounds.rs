@@ -84,7 +84,9 @@ impl Rounds {
     pub(crate) fn json(&self) -> Vec<Value> {
         let round = |outcome: &Outcome| {
             let mut round = fio_json::job(outcome, LatencyForm::PLAIN);
-            round.retain(|key, _| ["read", "write", "usr_cpu", "sys_cpu"].contains(&key.as_str()));
+            round.retain(|key, _| {
+                ["read", "write", "sync", "usr_cpu", "sys_cpu"].contains(&key.as_str())
+            });
             round.insert("interrupted".into(), outcome.interrupted.into());
             round.insert("cpus_used".into(), json!(outcome.cpus));
             Value::Object(round)
@@ -149,6 +151,8 @@ pub(crate) struct RoundsRow {
     pub(crate) workload: Workload,
     pub(crate) kernel: Rounds,
     pub(crate) xtent: Rounds,
+    /// Why xtent did not run it.
+    pub(crate) unsupported: Option<String>,
 }
 
 impl RoundsRow {

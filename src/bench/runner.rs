@@ -162,42 +162,26 @@ impl Drop for StartPlace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::LoadOp;
     use crate::bench::kernel::KernelEngine;
-    use crate::bench::workload::{Measure, Rw};
+    use crate::bench::workload::Rw;
+    use crate::bench::{LoadOp, SyncKind};
     use std::os::unix::fs::FileExt;
 
     fn workload(rw: Rw, iodepth: usize) -> Workload {
         Workload {
             name: "test".into(),
             rw,
-            rwmixread: 50,
-            block_bytes: 4096,
             iodepth,
             numjobs: 2,
             size_bytes: 1 << 20,
-            runtime: None,
-            time_based: false,
-            ramp_time: None,
-            number_ios: None,
             verify: true,
             seed: 9,
-            buffered: false,
-            fsync: 0,
-            offset_bytes: 0,
-            measure: Measure::default(),
+            ..Workload::default()
         }
     }
 
     fn kernel_run(path: &std::path::Path, workload: &Workload) -> Result<Outcome> {
-        run(workload, &|_| {}, |_| {
-            KernelEngine::new(
-                path,
-                workload.rw.writes(),
-                workload.iodepth,
-                workload.block_bytes,
-            )
-        })
+        run(workload, &|_| {}, |_| KernelEngine::new(path, workload))
     }
 
     #[test]
@@ -246,7 +230,11 @@ mod tests {
             Ok(())
         }
 
-        fn sync(&mut self) -> Result<()> {
+        fn sync(&mut self, _: SyncKind) -> Result<()> {
+            Ok(())
+        }
+
+        fn touch(&mut self) -> Result<()> {
             Ok(())
         }
     }

@@ -11,8 +11,10 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use xtent::{Error, ErrorKind, Result};
 
-use super::LoadOp;
 use super::hist::Percentiles;
+use super::layout::{Fallocate, Layout};
+use super::mix::mix;
+use super::{LoadOp, SyncKind};
 
 /// fio's `rw`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -59,6 +61,32 @@ impl Rw {
     }
 }
 
+/// fio's `sync`: whether a write is durable when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WriteSync {
+    /// Not before a sync
+    #[default]
+    #[value(alias = "0")]
+    None,
+    /// Data and metadata: the file is opened with O_SYNC
+    #[value(alias = "1")]
+    Sync,
+    /// Data, and the metadata that is needed to read it: the file is opened with O_DSYNC
+    Dsync,
+}
+
+impl WriteSync {
+    /// The flag of open(2).
+    pub(crate) fn open_flag(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Sync => libc::O_SYNC,
+            Self::Dsync => libc::O_DSYNC,
+        }
+    }
+}
+
 /// A load on one file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Workload {
@@ -87,13 +115,56 @@ pub(crate) struct Workload {
     pub(crate) seed: u64,
     /// Through the page cache, by calls that return when they are done.
     pub(crate) buffered: bool,
-    /// Makes durable what was written, after so many writes of a job; 0 for never before the end.
+    /// Syncs data and metadata after so many writes of a job; 0 for never before the end.
     pub(crate) fsync: u64,
+    /// The same for data, with the metadata that is needed to read it. Only one of both is not 0.
+    pub(crate) fdatasync: u64,
+    /// Sets the time of modification before each of these syncs.
+    pub(crate) touch: bool,
+    pub(crate) sync: WriteSync,
+    /// Space for writes past the end of the file, and whether there may be any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fallocate: Option<Fallocate>,
+    /// The offset is the end of the file.
+    pub(crate) file_append: bool,
+    #[serde(skip)]
+    pub(crate) layout: Layout,
     /// The offset of the first block in the file.
     #[serde(rename = "offset")]
     pub(crate) offset_bytes: u64,
     #[serde(skip)]
     pub(crate) measure: Measure,
+}
+
+impl Default for Workload {
+    /// fio's defaults, but without a size; direct.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            rw: Rw::Read,
+            rwmixread: 50,
+            block_bytes: 4096,
+            iodepth: 1,
+            numjobs: 1,
+            size_bytes: 0,
+            runtime: None,
+            time_based: false,
+            ramp_time: None,
+            number_ios: None,
+            verify: false,
+            seed: 0,
+            buffered: false,
+            fsync: 0,
+            fdatasync: 0,
+            touch: false,
+            sync: WriteSync::None,
+            fallocate: None,
+            file_append: false,
+            layout: Layout::Found,
+            offset_bytes: 0,
+            measure: Measure::default(),
+        }
+    }
 }
 
 /// Parameters of the measurement. None of them changes the operations.
@@ -162,11 +233,17 @@ impl Workload {
             return wrong("--rwmixread is a percentage".into());
         }
         if !self.buffered && !self.offset_bytes.is_multiple_of(512) {
+            let option = if self.file_append {
+                "--file-append: the file ends at byte"
+            } else {
+                "--offset"
+            };
             return wrong(format!(
-                "--offset {}: direct I/O needs a multiple of 512 bytes (of 4096 on some devices)",
+                "{option} {}: direct I/O needs a multiple of 512 bytes (of 4096 on some devices)",
                 self.offset_bytes
             ));
         }
+        self.check_writes()?;
         if self.time_based && self.runtime.is_none() {
             return wrong("--time-based needs --runtime".into());
         }
@@ -177,6 +254,40 @@ impl Workload {
             ));
         }
         Ok(())
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        let wrong = |text: &str| Err(Error::new(ErrorKind::InvalidInput, text));
+        if !self.rw.writes() && self.sync != WriteSync::None {
+            return wrong("--sync is for workloads that write");
+        }
+        if self.rw.reads() && (self.file_append || self.fallocate.is_some()) {
+            return wrong("--file-append and --fallocate are for workloads that only write");
+        }
+        if self.rw.is_random() && self.file_append {
+            return wrong("--file-append is for sequential writes: --rw=write");
+        }
+        if self.touch && self.sync_every() == 0 {
+            return wrong("--touch goes with --fsync or --fdatasync");
+        }
+        if self.fsync > 0 && self.fdatasync > 0 {
+            return wrong("--fsync and --fdatasync exclude each other");
+        }
+        Ok(())
+    }
+
+    /// Writes between two syncs of a job; 0 for no sync before the end.
+    pub(crate) fn sync_every(&self) -> u64 {
+        self.fsync.max(self.fdatasync)
+    }
+
+    /// What these syncs make durable.
+    pub(crate) fn sync_kind(&self) -> SyncKind {
+        if self.fdatasync > 0 {
+            SyncKind::Data
+        } else {
+            SyncKind::All
+        }
     }
 
     /// Whole blocks that one job does in a pass.
@@ -311,15 +422,6 @@ impl Shuffle {
     }
 }
 
-/// The finaliser of SplitMix64: every input bit changes every output bit.
-#[inline]
-pub(crate) fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -329,20 +431,11 @@ pub(crate) mod tests {
             name: "test".into(),
             rw,
             rwmixread: 70,
-            block_bytes: 4096,
             iodepth: 4,
             numjobs: 3,
             size_bytes: 1000 * 4096,
-            runtime: None,
-            time_based: false,
-            ramp_time: None,
-            number_ios: None,
-            verify: false,
             seed: 42,
-            buffered: false,
-            fsync: 0,
-            offset_bytes: 0,
-            measure: Measure::default(),
+            ..Workload::default()
         }
     }
 
@@ -417,7 +510,7 @@ pub(crate) mod tests {
 
     #[test]
     fn impossible_workloads_are_refused() {
-        let wrong: [fn(&mut Workload); 8] = [
+        let wrong: [fn(&mut Workload); 13] = [
             |w| w.offset_bytes = 100,
             |w| w.block_bytes = 100,
             |w| w.block_bytes = 0,
@@ -426,6 +519,11 @@ pub(crate) mod tests {
             |w| w.rwmixread = 101,
             |w| w.size_bytes = 4095,
             |w| w.buffered = true,
+            |w| w.sync = WriteSync::Dsync,
+            |w| w.fallocate = Some(Fallocate::None),
+            |w| (w.rw, w.file_append) = (Rw::Randwrite, true),
+            |w| (w.rw, w.touch) = (Rw::Write, true),
+            |w| (w.rw, w.fsync, w.fdatasync) = (Rw::Write, 1, 1),
         ];
         for spoil in wrong {
             let mut workload = workload(Rw::Read);
@@ -435,5 +533,9 @@ pub(crate) mod tests {
         let mut odd = workload(Rw::Read);
         (odd.block_bytes, odd.iodepth, odd.buffered) = (77, 1, true);
         odd.check().unwrap();
+        let mut append = workload(Rw::Write);
+        (append.file_append, append.fallocate) = (true, Some(Fallocate::Keep));
+        (append.fsync, append.touch, append.sync) = (1, true, WriteSync::Sync);
+        append.check().unwrap();
     }
 }

@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use xtent::volume::{DmaBuf, File, Io, OpenOptions, SubmitReason, Volume};
+use xtent::volume::{DmaBuf, File, Io, OpenOptions, SetTime, SubmitReason, Volume};
 use xtent::{Error, ErrorKind, Result};
 
-use super::{Engine, LoadOp};
+use super::workload::{Workload, WriteSync};
+use super::{Engine, LoadOp, SyncKind};
 
 /// A file of a volume, through this thread's [`Io`]. Buffers are DMA memory: nothing is copied.
 #[derive(Debug)]
@@ -17,13 +18,8 @@ pub(crate) struct XtentEngine {
 }
 
 impl XtentEngine {
-    pub(crate) fn new(
-        volume: &Volume,
-        path: &[u8],
-        write: bool,
-        depth: usize,
-        block_bytes: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(volume: &Volume, path: &[u8], workload: &Workload) -> Result<Self> {
+        let depth = workload.iodepth;
         let mut io = volume.io()?;
         if io.depth() < depth {
             return Err(Error::new(
@@ -34,12 +30,29 @@ impl XtentEngine {
                 ),
             ));
         }
-        let options = OpenOptions::new().read(true).write(write);
-        let file = options.open(volume, &mut io, OsStr::from_bytes(path))?;
+        let file = open(volume, &mut io, path, workload)?;
         let buffers = (0..depth)
-            .map(|_| io.alloc(block_bytes).map(Some))
+            .map(|_| io.alloc(workload.block_bytes).map(Some))
             .collect::<Result<_>>()?;
         Ok(Self { io, file, buffers })
+    }
+}
+
+/// Opens the file of a workload.
+pub(super) fn open(volume: &Volume, io: &mut Io, path: &[u8], workload: &Workload) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(workload.rw.writes())
+        .buffered(workload.buffered)
+        .dsync(workload.sync != WriteSync::None)
+        .open(volume, io, OsStr::from_bytes(path))
+}
+
+/// A sync of a file of a volume.
+pub(super) fn sync(file: &File, io: &mut Io, kind: SyncKind) -> Result<()> {
+    match kind {
+        SyncKind::Data => file.sync_data(io),
+        SyncKind::All => file.sync_all(io),
     }
 }
 
@@ -94,7 +107,11 @@ impl Engine for XtentEngine {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<()> {
-        self.file.sync_data(&mut self.io)
+    fn sync(&mut self, kind: SyncKind) -> Result<()> {
+        sync(&self.file, &mut self.io, kind)
+    }
+
+    fn touch(&mut self) -> Result<()> {
+        self.file.set_times(&mut self.io, None, Some(SetTime::Now))
     }
 }

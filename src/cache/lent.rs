@@ -63,6 +63,9 @@ impl LentViews {
     }
 
     pub(super) fn first_in(&self, pages: Range<u64>) -> Option<u64> {
+        if pages.is_empty() {
+            return None;
+        }
         let lent = self.pages();
         lent.held.range(pages).next().map(|(&page, _)| page)
     }

@@ -24,6 +24,7 @@ use crate::bench::environment::Environment;
 use crate::bench::fio_json::{self, LatencyForm};
 use crate::bench::hist::PERCENTILES;
 use crate::bench::hist_log::LogFiles;
+use crate::bench::layout::VolumeFile;
 use crate::bench::outcome::Outcome;
 use crate::bench::progress::{Progress, Speed, load_text};
 use crate::bench::raw_engine::RawEngine;
@@ -55,6 +56,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         complain(&format!("note: --rw {} overwrites {place}", args.rw.name()));
     }
     check_interrupted()?;
+    place.lay_out(&workload)?;
     let outcome = measure(args, &place, &workload)?;
     if outcome.only_ramp && !outcome.interrupted {
         complain(
@@ -206,27 +208,35 @@ impl<'a> LoadObject<'a> {
         }
     }
 
+    /// Gives the file the space that `--fallocate` asks for.
+    fn lay_out(&self, workload: &Workload) -> Result<(), Failure> {
+        if let (Self::File { volume, path }, Some(fallocate)) = (self, workload.fallocate) {
+            let end = workload.offset_bytes.saturating_add(workload.size_bytes);
+            let file = &mut VolumeFile::open(volume, path)?;
+            fallocate.apply(file, workload.offset_bytes..end)?;
+        }
+        Ok(())
+    }
+
     fn run(
         &self,
         workload: &Workload,
         tick: runner::Tick<'_>,
         log: runner::LogCallback<'_>,
     ) -> xtent::Result<Outcome> {
-        let (depth, block_bytes) = (workload.iodepth, workload.block_bytes);
-        let writes = workload.rw.writes();
         match self {
             Self::File { volume, path } if workload.buffered => {
                 runner::run_logged(workload, tick, log, |_| {
-                    BufferedEngine::new(volume, path, writes, block_bytes)
+                    BufferedEngine::new(volume, path, workload)
                 })
                 .map_err(|error| error.at_path(path))
             }
             Self::File { volume, path } => runner::run_logged(workload, tick, log, |_| {
-                XtentEngine::new(volume, path, writes, depth, block_bytes)
+                XtentEngine::new(volume, path, workload)
             })
             .map_err(|error| error.at_path(path)),
             Self::Raw(target) => runner::run_logged(workload, tick, log, |_| {
-                RawEngine::new(target, depth, block_bytes)
+                RawEngine::new(target, workload.iodepth, workload.block_bytes)
             }),
         }
         .map_err(|error| error.on_device(self.info().target))

@@ -12,7 +12,8 @@ use super::values::{
 };
 use super::{LocalPath, TargetArg, VolumePath};
 use crate::bench::hist::Percentiles;
-use crate::bench::workload::{Measure, Rw, Workload};
+use crate::bench::layout::{Fallocate, Layout};
+use crate::bench::workload::{Measure, Rw, Workload, WriteSync};
 
 /// Differences from fio. Everything else that has fio's name means what it means to
 /// fio.
@@ -24,8 +25,10 @@ Options have fio's names and meanings, with - or _ between words, and flags as -
   - The defaults are --direct=1, --group-reporting=1 and --clat-percentiles=1; --name is `bench`.
   - --iodepth is the number of operations in flight, also where fio's psync engine ignores it;
     with --buffered it is 1.
-  - --fsync and --fdatasync are the same: they wait for the operations in flight and make the
-    data durable. A workload that writes also does so at its end, which is not measured.
+  - --fsync and --fdatasync wait for the operations in flight, and exclude each other. A
+    workload that writes also syncs at its end, which is not measured.
+  - Without --fallocate or --file-append a --size past the end of the file is an error: a file
+    is not made longer by mistake. --touch is xtent's own.
   - --verify is a flag: xtent's own pattern, with the offset and --seed in it. After a workload
     that writes, all blocks that it wrote are read back, which is not measured. With --verify,
     --runtime implies --time-based.
@@ -143,16 +146,27 @@ pub(super) struct BenchArgs {
     /// Show the counters of the page cache: hits, misses, read-ahead, reclaim
     #[arg(long, requires = "buffered")]
     pub(super) cache_stats: bool,
-    /// Make written data durable after every N writes of a job; waits for the operations in flight
-    /// first
-    #[arg(
-        long,
-        alias = "fdatasync",
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
+    /// Sync data and metadata after every N writes of a job
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     fsync: u64,
+    /// Sync data, and the metadata that is needed to read it, after every N writes of a job
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(conflicts_with = "fsync")]
+    fdatasync: u64,
+    /// Set the file's time of modification before each of these syncs, so that they write the log
+    #[arg(long)]
+    touch: bool,
+    /// Whether writes are durable when they end
+    #[arg(long, value_enum, default_value = "none", hide_default_value = true)]
+    sync: WriteSync,
+    /// Allow writes past the end of the file, and lay it out like this first
+    #[arg(long, value_enum, conflicts_with = "raw")]
+    fallocate: Option<Fallocate>,
+    /// Write behind the end of the file: --offset is its length
+    #[arg(long, alias = "file_append", value_name = "BOOL", value_parser = flag)]
+    #[arg(num_args = 0..=1, require_equals = true, default_value = "0", default_missing_value = "1")]
+    #[arg(hide_default_value = true, conflicts_with_all = ["raw", "offset"], requires = "size")]
+    file_append: bool,
     /// How threads wait: poll, sleep until the device interrupts, or poll for a while and then
     /// sleep; the target's own option `wait=` goes before this one
     #[arg(long, value_parser = wait, value_name = "poll|interrupt|adaptive", default_value = "poll")]
@@ -224,15 +238,24 @@ impl BenchArgs {
         }
     }
 
-    /// The load on a file of this length.
-    pub(super) fn workload(&self, len_bytes: u64) -> Result<Workload, Failure> {
+    /// Offset and size of the load on a file of this length.
+    fn range(&self, len_bytes: u64) -> Result<(u64, u64), Failure> {
         let usage = |text: String| Failure::new(USAGE, text);
         if self.raw && self.is_buffered() {
             return Err(usage(
                 "--raw is always direct: leave out --buffered and --direct=0".into(),
             ));
         }
-        let offset_bytes = self.offset.map_or(0, |offset| offset.start(len_bytes));
+        if self.raw && (self.touch || self.sync != WriteSync::None) {
+            return Err(usage(
+                "--touch and --sync are for files, not for --raw".into(),
+            ));
+        }
+        let offset_bytes = match self.file_append {
+            true => len_bytes,
+            false => self.offset.map_or(0, |offset| offset.start(len_bytes)),
+        };
+        let may_grow = self.file_append || self.fallocate.is_some();
         let rest = len_bytes.checked_sub(offset_bytes).ok_or_else(|| {
             let len = size_text(len_bytes);
             usage(format!(
@@ -243,7 +266,7 @@ impl BenchArgs {
             None | Some(Share::Bytes(0)) => rest,
             Some(size) => size.of(len_bytes),
         };
-        if size_bytes > rest {
+        if size_bytes > rest && !may_grow {
             return Err(usage(format!(
                 "{}--size {size_bytes} exceeds the file size ({len_bytes} bytes)",
                 if offset_bytes > 0 {
@@ -253,6 +276,12 @@ impl BenchArgs {
                 },
             )));
         }
+        Ok((offset_bytes, size_bytes))
+    }
+
+    /// The load on a file of this length.
+    pub(super) fn workload(&self, len_bytes: u64) -> Result<Workload, Failure> {
+        let (offset_bytes, size_bytes) = self.range(len_bytes)?;
         // Zero is no limit, as for fio.
         let runtime = self.runtime.filter(|runtime| !runtime.is_zero());
         let log = self.write_hist_log.is_some() || self.write_hlog.is_some();
@@ -272,6 +301,12 @@ impl BenchArgs {
             seed: self.seed,
             buffered: self.is_buffered(),
             fsync: self.fsync,
+            fdatasync: self.fdatasync,
+            touch: self.touch,
+            sync: self.sync,
+            fallocate: self.fallocate,
+            file_append: self.file_append,
+            layout: Layout::Found,
             offset_bytes,
             measure: Measure {
                 split: !self.is_buffered(),

@@ -11,13 +11,13 @@ use xtent::target::{ControllerMode, TargetInfo};
 use super::compare_args::{CompareArgs, Controlled};
 use super::failure::{CORRUPT, Failure, TARGET, USAGE, check_interrupted, complain};
 use crate::bench::compare::{Comparison, Side, run as compare};
-use crate::bench::compare_run::Plan;
+use crate::bench::compare_plan::Plan;
 use crate::bench::disk::DiskSpec;
 use crate::bench::environment::Environment;
 use crate::bench::medium::{ImageSpec, MediumSpec};
 use crate::bench::nvme_sysfs::{Places, SysfsController};
 use crate::bench::progress::Progress;
-use crate::bench::{image, page, report};
+use crate::bench::{compare_workloads, image, page, report};
 
 pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     if let Some(warning) = Environment::gather().warning() {
@@ -43,6 +43,11 @@ pub(super) fn run(args: &CompareArgs) -> Result<(), Failure> {
     }
     if let Some(reason) = &comparison.plan.leave_kernel_out {
         complain(&format!("note: the kernel's side is skipped: {reason}"));
+    }
+    for row in &comparison.rows {
+        if let Some(why) = &row.unsupported {
+            complain(&format!("note: {}: {why}", row.workload.name));
+        }
     }
     if let Some(warning) = comparison.load().warning(comparison.environment.cpus) {
         complain(&format!("warning: {warning}"));
@@ -160,7 +165,8 @@ fn measure(plan: Plan) -> xtent::Result<Comparison> {
     } else {
         1
     };
-    let progress = Progress::steps(plan.rounds as u64 * 7 * sides);
+    let workloads = compare_workloads::count(&plan) as u64;
+    let progress = Progress::steps(plan.rounds as u64 * workloads * sides);
     compare(plan, &progress)
 }
 
@@ -177,6 +183,8 @@ fn plan(args: &CompareArgs, on: MediumSpec, leave_kernel_out: Option<String>) ->
         on,
         read_file: args.read_file.clone(),
         write_file: args.write_file.clone(),
+        grow_file: args.grow_file.clone(),
+        sets: args.workloads.clone(),
         rounds: usize::from(args.rounds),
         runtime: args.runtime,
         ramp_time: args.ramp_time,

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::LocalPath;
 use super::values::{size, time};
+use crate::bench::compare_plan::WorkloadSet;
 use crate::bench::engine_name::EngineName;
 use crate::bench::image;
 
@@ -23,6 +24,10 @@ With --device: an NVMe disk, which is ERASED. It must be bound to the kernel's d
 behind an IOMMU; needs root. The kernel's rounds use its own driver, xtent's use VFIO on the same
 controller. At the end, after an error and when interrupted the disk goes back to the kernel's
 driver; after a SIGKILL the next comparison gives it back, or: vfio-setup.sh reset ADDRESS.
+
+--workloads sync has overwrites that are durable at once: O_DSYNC, and fsync after each write, where
+a new time of modification makes both sides write their logs. --workloads grow has writes that
+allocate, to a file that each run lays out anew.
 
 Figures and ratios are of all rounds together. Where the rounds differ widely their range is shown:
 no stable difference. Ctrl-C ends the comparison and shows the results so far, marked as
@@ -43,7 +48,7 @@ pub(super) struct CompareArgs {
     pub(super) image: Option<LocalPath>,
     /// The PCI address of an NVMe disk, with a namespace where there are several; it is ERASED
     #[arg(long, value_name = "ADDRESS[/NSID]", requires = "i_may_erase")]
-    #[arg(conflicts_with_all = ["image", "read_file", "write_file", "no_kernel"])]
+    #[arg(conflicts_with_all = ["image", "read_file", "write_file", "grow_file", "no_kernel"])]
     #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller"])]
     pub(super) device: Option<String>,
     /// The serial number of that disk, or of the target of --engines, which confirms that it may
@@ -62,7 +67,8 @@ pub(super) struct CompareArgs {
     pub(super) engines: Vec<EngineName>,
     /// The target of --engines (see `xtent --help`)
     #[arg(long, value_name = "TARGET", requires = "engines")]
-    #[arg(conflicts_with_all = ["image", "device", "read_file", "write_file", "no_kernel", "report"])]
+    #[arg(conflicts_with_all = ["image", "device", "read_file", "write_file", "grow_file", "report"])]
+    #[arg(conflicts_with = "no_kernel")]
     #[arg(conflicts_with_all = ["loop_direct_io", "loop_sector_size", "controller", "target_options"])]
     pub(super) target: Option<String>,
     /// Bytes of each of the two files made on that disk [default: 1g, less on a small disk]
@@ -74,6 +80,20 @@ pub(super) struct CompareArgs {
     /// The file of the image that is OVERWRITTEN
     #[arg(long, value_name = "PATH", default_value = image::WRITE_FILE)]
     pub(super) write_file: String,
+    /// The file of the image that --workloads grow EMPTIES and writes again and again
+    #[arg(long, value_name = "PATH", default_value = image::GROW_FILE)]
+    pub(super) grow_file: String,
+    /// The workloads: reads and overwrites, overwrites that are durable at once, writes that
+    /// allocate
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "overwrite"
+    )]
+    #[arg(conflicts_with_all = ["engines", "buffered"])]
+    pub(super) workloads: Vec<WorkloadSet>,
     /// Write a report as one HTML page
     #[arg(long, value_name = "FILE.html")]
     pub(super) report: Option<LocalPath>,

@@ -63,8 +63,7 @@ impl DfUsage {
 /// Blocks, and inodes: those that exist, and those that the free blocks have room for
 /// (`xfs_fs_statfs`).
 fn usage(info: &FilesystemInfo) -> (DfUsage, DfUsage) {
-    let set_aside = SET_ASIDE_BLOCKS * u64::from(info.ag_count);
-    let free = info.free_blocks.saturating_sub(set_aside);
+    let free = free_blocks(info);
     let blocks = info.blocks.saturating_sub(info.log_blocks.into());
     let per_block = u64::from(info.block_bytes / info.inode_bytes.max(1));
     let more = free.saturating_mul(per_block);
@@ -78,6 +77,12 @@ fn usage(info: &FilesystemInfo) -> (DfUsage, DfUsage) {
     let used = info.inodes.saturating_sub(info.free_inodes);
     let inodes = DfUsage::of(total, total.saturating_sub(used));
     (DfUsage::of(blocks, free), inodes)
+}
+
+/// Blocks that files can have.
+pub(super) fn free_blocks(info: &FilesystemInfo) -> u64 {
+    let set_aside = SET_ASIDE_BLOCKS * u64::from(info.ag_count);
+    info.free_blocks.saturating_sub(set_aside)
 }
 
 pub(super) fn run(args: &DfArgs) -> Result<(), Failure> {

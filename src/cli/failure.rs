@@ -32,6 +32,11 @@ impl Failure {
         }
     }
 
+    /// Words of the command line that are wrong.
+    pub(super) fn usage(text: impl Into<String>) -> Self {
+        Self::new(USAGE, text)
+    }
+
     /// What was said already.
     pub(super) fn silent(status: u8) -> Self {
         Self { status, text: None }
@@ -68,6 +73,14 @@ impl Failure {
             complain(text);
         }
         ExitCode::from(self.status)
+    }
+
+    /// Says it now, also after an interruption, and not again.
+    pub(super) fn told(self) -> Self {
+        if let Some(text) = &self.text {
+            complain(text);
+        }
+        Self::silent(self.status)
     }
 
     #[cfg(test)]
@@ -134,19 +147,33 @@ impl From<io::Error> for Failure {
 /// Failures of a command that goes on with the next file: each is said at once, the first one's
 /// status stays.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Option<u8>);
+pub(super) struct Failures {
+    /// Of the first one.
+    status: Option<u8>,
+    is_silent: bool,
+}
 
 impl Failures {
+    /// Says nothing about files that an operation fails on. Errors of the device and a corrupt
+    /// filesystem are reported all the same.
+    pub(super) fn silent() -> Self {
+        Self {
+            is_silent: true,
+            ..Self::default()
+        }
+    }
+
     /// Prints it and continues, unless that is pointless (no reader, or interrupted by the user).
     pub(super) fn note(&mut self, failure: impl Into<Failure>) -> Result<(), Failure> {
         let failure = failure.into();
         if failure.status == BROKEN_PIPE || xtent::internals::sys::interrupted().is_some() {
             return Err(failure);
         }
-        if let Some(text) = &failure.text {
-            complain(text);
+        let is_said = !self.is_silent || failure.status != OPERATION;
+        if let Some(text) = failure.text.filter(|_| is_said) {
+            complain(&text);
         }
-        self.0.get_or_insert(failure.status);
+        self.status.get_or_insert(failure.status);
         Ok(())
     }
 
@@ -163,7 +190,7 @@ impl Failures {
 
     /// What the command comes to.
     pub(super) fn result(self) -> Result<(), Failure> {
-        match self.0 {
+        match self.status {
             None => Ok(()),
             Some(status) => Err(Failure::silent(status)),
         }

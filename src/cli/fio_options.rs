@@ -13,9 +13,9 @@ const OPTIONS: &str = "\
     description wait-for filename lockfile directory filename-format unique-filename opendir bsrange ba blockalign \
     bssplit bs-unaligned blocksize-range blocksize-unaligned randrepeat norandommap ignore-error rw-sequencer ioengine \
     iodepth-batch iodepth-batch-submit iodepth-batch-complete iodepth-batch-complete-min iodepth-batch-complete-max \
-    iodepth-low serialize-overlap io-submit-mode io-size io-limit fill-device fill-fs filesize file-append \
+    iodepth-low serialize-overlap io-submit-mode io-size io-limit fill-device fill-fs filesize \
     offset-increment offset-align random-generator random-distribution percentage-random allrandrepeat nrfiles \
-    file-service-type openfiles fallocate fadvise-hint fadvise write-barrier sync-file-range atomic overwrite loops \
+    file-service-type openfiles fadvise-hint fadvise write-barrier sync-file-range atomic overwrite loops \
     startdelay verify-only clocksource mem iomem do-verify verify-interval verify-offset verify-pattern verify-fatal \
     verify-dump verify-async verify-async-cpus verify-backlog verify-backlog-batch experimental-verify verify-state-load \
     verify-state-save trim-percentage trim-verify-zero trim-backlog trim-backlog-batch write-iolog read-iolog \
@@ -24,7 +24,7 @@ const OPTIONS: &str = "\
     zonesize zonecapacity zonerange zoneskip read-beyond-wp max-open-zones job-max-open-zones ignore-zone-limits \
     zone-reset-threshold zone-reset-frequency lockmem nice prio prioclass thinktime thinktime-spin thinktime-blocks \
     thinktime-blocks-type thinktime-iotime rate rate-min rate-process rate-cycle rate-ignore-thinktime rate-iops \
-    rate-iops-min max-latency latency-target latency-window latency-percentile latency-run invalidate sync write-hint \
+    rate-iops-min max-latency latency-target latency-window latency-percentile latency-run invalidate write-hint \
     create-serialize create-fsync create-on-open create-only allow-file-create allow-mounted-write pre-read cpumask \
     cpus-allowed-policy numa-cpu-nodes numa-mem-policy end-fsync fsync-on-close unlink unlink-each-loop exitall exit-what \
     exitall-on-error stonewall wait-for-previous new-group thread per-job-logs write-bw-log bwavgtime write-lat-log \

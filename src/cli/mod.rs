@@ -11,6 +11,10 @@ mod bench_holes;
 mod bench_text;
 mod cache_table;
 mod cat;
+mod changing;
+mod check;
+mod chmod;
+mod chown;
 mod compare;
 mod compare_args;
 mod compare_engines;
@@ -19,7 +23,9 @@ mod docs;
 mod du;
 mod events;
 mod failure;
+mod fallocate;
 mod fiemap;
+mod file_mode;
 mod find;
 mod find_expr;
 mod fio_options;
@@ -29,13 +35,19 @@ mod list;
 mod log;
 mod ls;
 mod output;
+mod owner;
 mod put;
 mod put_raw;
+mod quoting;
 mod serve;
+mod sizes;
 mod smart;
 mod stat;
+mod touch;
+mod touch_time;
 mod tree;
 mod tree_print;
+mod truncate;
 mod values;
 mod walk;
 mod xattr;
@@ -131,18 +143,30 @@ enum CliCommand {
     Du(du::DuArgs),
     /// Show the free space and inodes of the filesystem
     Df(df::DfArgs),
+    /// Check the consistency of the filesystem
+    Check(check::CheckArgs),
     /// Show extended attributes and access control lists
     Xattr(xattr::XattrArgs),
     /// Copies a file or a tree out of a volume
     Get(get::GetArgs),
     /// Overwrites a file of a volume with a local one
     Put(put::PutArgs),
+    /// Change the permissions of files
+    Chmod(chmod::ChmodArgs),
+    /// Change owner and group of files
+    Chown(chown::ChownArgs),
+    /// Change the times of files
+    Touch(touch::TouchArgs),
+    /// Change the length of files
+    Truncate(truncate::TruncateArgs),
+    /// Allocate or free space of a file, or move its data
+    Fallocate(fallocate::FallocateArgs),
     /// Shows where a file's data lies on the device
     Fiemap(fiemap::FiemapArgs),
     /// Measure a load on one file, with fio's options
     Bench(Box<bench_args::BenchArgs>),
     /// Measure the kernel's XFS and xtent on the same image or disk
-    Compare(compare_args::CompareArgs),
+    Compare(Box<compare_args::CompareArgs>),
     /// Serves a disk image or memory as an NVMe controller to other processes
     Serve(serve::ServeArgs),
     /// Writes the man pages into a directory
@@ -227,9 +251,15 @@ pub(crate) fn main() -> ExitCode {
         CliCommand::Tree(args) => tree_print::run(&args),
         CliCommand::Du(args) => du::run(&args),
         CliCommand::Df(args) => df::run(&args),
+        CliCommand::Check(args) => check::run(&args),
         CliCommand::Xattr(args) => xattr::run(&args),
         CliCommand::Get(args) => get::run(&args),
         CliCommand::Put(args) => put::run(&args),
+        CliCommand::Chmod(args) => chmod::run(&args),
+        CliCommand::Chown(args) => chown::run(&args),
+        CliCommand::Touch(args) => touch::run(&args),
+        CliCommand::Truncate(args) => truncate::run(&args),
+        CliCommand::Fallocate(args) => fallocate::run(&args),
         CliCommand::Fiemap(args) => fiemap::run(&args),
         CliCommand::Bench(args) => bench::run(&args),
         CliCommand::Compare(args) => compare::run(&args),

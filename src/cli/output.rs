@@ -155,8 +155,13 @@ pub(super) fn type_word(file_type: FileType) -> &'static str {
 
 /// `drwxr-xr-x`, with `s`, `S`, `t` and `T` where they belong.
 pub(super) fn mode_text(metadata: &Metadata) -> String {
-    let mode = metadata.mode;
-    let mut text = String::from(metadata.file_type().letter());
+    let letter = metadata.file_type().letter();
+    format!("{letter}{}", permissions_text(metadata.mode))
+}
+
+/// `rwxr-xr-x`, with `s`, `S`, `t` and `T` where they belong.
+pub(super) fn permissions_text(mode: u32) -> String {
+    let mut text = String::new();
     let special = [(0o4000, 's', 'S'), (0o2000, 's', 'S'), (0o1000, 't', 'T')];
     for (index, (bit, with_x, without_x)) in special.into_iter().enumerate() {
         let rwx = mode >> (6 - 3 * index) & 0o7;

@@ -1,4 +1,4 @@
-//! `xtent put`: overwriting a file with a local one.
+//! `xtent put`: the content of a local file into one of a volume.
 
 use std::fs::File as HostFile;
 use std::io::{Read, Seek, Write};
@@ -8,7 +8,9 @@ use std::path::Path;
 
 use clap::Args;
 use xtent::target::Target;
-use xtent::volume::{Done, FiemapFlags, File, Io, MountOptions, OpenOptions, SubmitReason, Volume};
+use xtent::volume::{
+    Done, FiemapFlags, File, Io, MountOptions, OpenOptions, SetTime, SubmitReason, Volume,
+};
 use xtent::{Error, ErrorKind};
 
 use super::bench::check_serial;
@@ -21,10 +23,11 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file must exist, have its blocks and be as long as the local one: xtent overwrites in \
-    place and does not extend, fill holes or write to shared blocks yet; what it cannot do it refuses before \
-    it writes. With --offset or --partial it may be longer: the rest of it stays. The data is flushed to the \
-    device before xtent ends. Times of the file stay as they are.\n\n\
+    after_help = "The file must exist. Its content becomes that of the local one, in place: it gets the blocks that \
+    it needs, and is as long afterwards. With --offset or --partial the rest of a longer file stays. Blocks shared \
+    with another file are not overwritten yet; what cannot be done, for want of space say, is refused before \
+    anything is written. A run that is interrupted may leave a part of the content. All is durable when xtent ends. \
+    An overwrite alone changes no times.\n\n\
     With --raw the local file, an image say, is written to the blocks of the target from the first one on; \
     what was there is LOST."
 )]
@@ -34,7 +37,7 @@ pub(super) struct PutArgs {
     local: LocalPath,
     #[command(flatten)]
     target: TargetArg,
-    /// The file in the volume that is overwritten
+    /// The file in the volume whose content is replaced
     #[arg(
         value_name = "PATH",
         required_unless_present = "raw",
@@ -51,7 +54,7 @@ pub(super) struct PutArgs {
     /// The byte in the volume's file to begin at; what the local file does not cover stays
     #[arg(long, value_parser = super::values::size)]
     offset: Option<u64>,
-    /// Overwrite only the first part of a file that is longer than the local one
+    /// Write only the first part of a file that is longer than the local one
     #[arg(long, conflicts_with = "raw")]
     partial: bool,
     /// Reads everything back afterwards and compares
@@ -83,22 +86,16 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     let options = OpenOptions::new().read(true).write(true);
     let file = options.open(&volume, &mut io, path)?;
     let offset = args.offset.unwrap_or(0);
-    check_room(&file, &mut io, &volume, offset, len_bytes)?;
-    let rest = file.len() - offset - len_bytes;
-    if rest > 0 && args.offset.is_none() && !args.partial {
-        return Err(refused(
-            &file,
-            format!(
-                "the local file has {len_bytes} bytes and this one {}: the rest would stay and the two be \
-                 mixed; give --partial (or --offset) if that is meant",
-                file.len()
-            ),
-        ));
-    }
-    if rest > 0 {
+    let end = check_room(&file, &mut io, &volume, offset, len_bytes)?;
+    let keeps_rest = args.offset.is_some() || args.partial;
+    if file.len() > end && keeps_rest {
+        let rest = file.len() - end;
         complain(&format!(
             "note: the file's last {rest} bytes are not covered and stay as they are"
         ));
+    } else if file.len() != end {
+        // Where its length cannot be changed, nothing of it is overwritten either.
+        file.set_len(&mut io, end)?;
     }
     let progress = Progress::bytes(if args.verify {
         len_bytes * 2
@@ -159,50 +156,51 @@ fn refused(file: &File, text: String) -> Failure {
         .into()
 }
 
-/// Refuses, before anything is written, what an overwrite in place cannot do.
+/// Refuses, before anything is written, what a write would not be able to do. Returns the end of
+/// the range.
 fn check_room(
     file: &File,
     io: &mut Io,
     volume: &Volume,
     offset: u64,
     len_bytes: u64,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let refuse = |text: String| Err(refused(file, text));
-    let end = offset.checked_add(len_bytes);
-    let Some(end) = end.filter(|&end| end <= file.len()) else {
+    let Some(end) = offset.checked_add(len_bytes) else {
         return refuse(format!(
-            "{len_bytes} bytes at {offset} do not fit into the file's {} bytes, and xtent cannot extend \
-             files yet",
-            file.len()
+            "{len_bytes} bytes at {offset} end behind the largest possible file"
         ));
     };
-    let block = u64::from(volume.info().filesystem.block_bytes.max(1));
-    let mut covered = offset / block * block;
+    let filesystem = &volume.info().filesystem;
+    let block = u64::from(filesystem.block_bytes.max(1));
+    let (mut covered, mut missing, mut unwritten) = (offset / block * block, 0, false);
     for extent in file.fiemap(io, offset, len_bytes)? {
-        let special = FiemapFlags::UNWRITTEN | FiemapFlags::SHARED;
-        if extent.logical_bytes > covered {
-            break;
-        }
-        if extent.flags.intersects(special) {
-            let kind = if extent.flags.contains(FiemapFlags::SHARED) {
-                "are shared with another file"
-            } else {
-                "are preallocated and were never written"
-            };
+        if extent.flags.contains(FiemapFlags::SHARED) {
             return refuse(format!(
-                "the blocks at byte {} {kind}: xtent cannot overwrite those yet",
+                "the blocks at byte {} are shared with another file: xtent cannot overwrite those yet",
                 extent.logical_bytes.max(offset)
             ));
         }
+        unwritten |= extent.flags.contains(FiemapFlags::UNWRITTEN);
+        missing += extent.logical_bytes.saturating_sub(covered);
         covered = covered.max(extent.logical_bytes.saturating_add(extent.length_bytes));
     }
-    if covered < end {
-        return refuse(format!(
-            "there is a hole at byte {}: xtent cannot allocate yet",
-            covered.max(offset)
-        ));
+    missing += end.saturating_sub(covered);
+    let free = super::df::free_blocks(filesystem).saturating_mul(block);
+    if missing > free {
+        return Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("{missing} bytes of it have no blocks yet, and {free} bytes are free"),
+        )
+        .during("put")
+        .at_path(file.path().as_os_str().as_bytes())
+        .into());
     }
-    Ok(())
+    if missing > 0 || unwritten {
+        // The file has to be changed, and where that is impossible nothing is to be overwritten.
+        file.set_times(io, None, Some(SetTime::Now))?;
+    }
+    Ok(end)
 }
 
 /// Overwrites; the checksum of what was written.

@@ -1,8 +1,10 @@
-//! A walk down the trees of a volume, for `du`, `find` and `tree`: any depth needs the same stack
-//! and few open blocks.
+//! A walk down the trees of a volume, for `du`, `find`, `tree`, `chmod` and others: any depth needs
+//! the same stack and few open blocks.
 
-use std::os::unix::ffi::OsStrExt;
+use std::collections::HashSet;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use xtent::ErrorKind;
 use xtent::volume::{DirEntry, Io, Metadata, ReadDir, Volume};
 
 use super::failure::{Failure, Failures, check_interrupted};
@@ -32,6 +34,16 @@ pub(super) enum Go {
     On,
 }
 
+/// Symbolic links that a walk follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    Never,
+    /// One where the walk starts.
+    Start,
+    /// All. A directory is then entered once, however many links lead to it.
+    All,
+}
+
 enum Entries {
     Unsorted(Box<ReadDir>),
     Sorted(std::vec::IntoIter<DirEntry>),
@@ -40,6 +52,8 @@ enum Entries {
 struct WalkLevel {
     /// `None` for the start of the walk.
     entry: Option<DirEntry>,
+    /// The path, where the entry is a symbolic link that was followed.
+    followed: Option<Vec<u8>>,
     metadata: Metadata,
     last: bool,
     entries: Entries,
@@ -56,6 +70,29 @@ pub(super) struct TreeWalk<'a> {
     pub(super) hidden: bool,
     /// Without all that are no directories. For sorted walks.
     pub(super) directories: bool,
+    pub(super) follow: Follow,
+    /// Directories that were entered; kept only where all links are followed.
+    pub(super) entered: HashSet<u64>,
+}
+
+/// Whether the target of a symbolic link is missing. The link itself is then visited, as by fts(3).
+fn leads_nowhere(error: &xtent::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::TooManyLinks
+    )
+}
+
+fn node<'a>(
+    start: &'a [u8],
+    entry: Option<&'a DirEntry>,
+    followed: Option<&'a [u8]>,
+) -> TreeNode<'a> {
+    match (entry, followed) {
+        (None, _) => TreeNode::Path(start),
+        (Some(_), Some(path)) => TreeNode::Path(path),
+        (Some(entry), None) => TreeNode::Entry(entry),
+    }
 }
 
 impl<'a> TreeWalk<'a> {
@@ -68,6 +105,8 @@ impl<'a> TreeWalk<'a> {
             sorted: false,
             hidden: true,
             directories: false,
+            follow: Follow::Never,
+            entered: HashSet::new(),
         })
     }
 }
@@ -82,12 +121,19 @@ impl TreeWalk<'_> {
         visit: &mut impl FnMut(&mut Io, &mut Failures, &WalkEntry<'_>) -> Result<Go, Failure>,
     ) -> Result<(), Failure> {
         let path = std::ffi::OsStr::from_bytes(start);
-        let metadata = match self.volume.symlink_metadata(&mut self.io, path) {
+        let mut metadata = self.volume.symlink_metadata(&mut self.io, path);
+        if self.follow != Follow::Never && metadata.as_ref().is_ok_and(Metadata::is_symlink) {
+            metadata = match self.volume.metadata(&mut self.io, path) {
+                Err(error) if leads_nowhere(&error) => metadata,
+                followed => followed,
+            };
+        }
+        let metadata = match metadata {
             Ok(metadata) => metadata,
             Err(error) => return self.failures.note(error),
         };
         let mut stack = Vec::new();
-        stack.extend(self.visit(start, None, metadata, (0, true), visit)?);
+        stack.extend(self.visit(start, (None, None), metadata, (0, true), visit)?);
         while let Some(mut level) = stack.pop() {
             check_interrupted()?;
             let (next, last) = self.next(&mut level)?;
@@ -97,10 +143,7 @@ impl TreeWalk<'_> {
                     .as_ref()
                     .map_or(start, |e| e.file_name().as_bytes());
                 let done = WalkEntry {
-                    node: level
-                        .entry
-                        .as_ref()
-                        .map_or(TreeNode::Path(start), TreeNode::Entry),
+                    node: node(start, level.entry.as_ref(), level.followed.as_deref()),
                     name,
                     metadata: &level.metadata,
                     depth: stack.len(),
@@ -110,8 +153,8 @@ impl TreeWalk<'_> {
                 visit(&mut self.io, &mut self.failures, &done)?;
                 continue;
             };
-            let metadata = match entry.metadata(&mut self.io) {
-                Ok(metadata) => metadata,
+            let (metadata, followed) = match self.metadata(&entry) {
+                Ok(found) => found,
                 Err(error) => {
                     self.failures.note(error)?;
                     stack.push(level);
@@ -119,6 +162,7 @@ impl TreeWalk<'_> {
                 }
             };
             if metadata.is_dir()
+                && followed.is_none()
                 && let Err(failure) = level.children.add(&entry)
             {
                 self.failures.note(failure)?;
@@ -132,23 +176,47 @@ impl TreeWalk<'_> {
             }
             stack.push(level);
             let depth = stack.len();
-            let below = self.visit(start, Some(entry), metadata, (depth, last), visit)?;
+            let below = self.visit(
+                start,
+                (Some(entry), followed),
+                metadata,
+                (depth, last),
+                visit,
+            )?;
             stack.extend(below);
         }
         Ok(())
     }
 
+    /// Metadata of an entry; of what a symbolic link leads to, with its path, where links are
+    /// followed and it leads somewhere.
+    fn metadata(&mut self, entry: &DirEntry) -> xtent::Result<(Metadata, Option<Vec<u8>>)> {
+        let metadata = entry.metadata(&mut self.io)?;
+        if self.follow == Follow::All && metadata.is_symlink() {
+            let path = entry.path();
+            match self.volume.metadata(&mut self.io, &path) {
+                Ok(metadata) => return Ok((metadata, Some(path.into_os_string().into_vec()))),
+                Err(error) if leads_nowhere(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((metadata, None))
+    }
+
+    /// Whether a directory is entered for the first time, where that is kept.
+    fn enters(&mut self, metadata: &Metadata) -> bool {
+        self.follow != Follow::All || self.entered.insert(metadata.ino)
+    }
+
     fn visit(
         &mut self,
         start: &[u8],
-        entry: Option<DirEntry>,
+        (entry, followed): (Option<DirEntry>, Option<Vec<u8>>),
         metadata: Metadata,
         (depth, last): (usize, bool),
         visit: &mut impl FnMut(&mut Io, &mut Failures, &WalkEntry<'_>) -> Result<Go, Failure>,
     ) -> Result<Option<WalkLevel>, Failure> {
-        let node = entry
-            .as_ref()
-            .map_or(TreeNode::Path(start), TreeNode::Entry);
+        let node = node(start, entry.as_ref(), followed.as_deref());
         let file = WalkEntry {
             node,
             name: entry.as_ref().map_or(start, |e| e.file_name().as_bytes()),
@@ -160,10 +228,13 @@ impl TreeWalk<'_> {
         if visit(&mut self.io, &mut self.failures, &file)? == Go::On || !metadata.is_dir() {
             return Ok(None);
         }
-        let mut dir = match node.read_dir(self.volume, &mut self.io) {
-            Ok(dir) => dir,
-            Err(error) => {
-                self.failures.note(error)?;
+        let dir = match self.enters(&metadata) {
+            true => node.read_dir(self.volume, &mut self.io).map(Some),
+            false => Ok(None),
+        };
+        let mut dir = match self.failures.value_of(dir)?.flatten() {
+            Some(dir) => dir,
+            None => {
                 let left = WalkEntry {
                     after: true,
                     ..file
@@ -186,6 +257,7 @@ impl TreeWalk<'_> {
         };
         Ok(Some(WalkLevel {
             entry,
+            followed,
             metadata,
             last,
             entries,

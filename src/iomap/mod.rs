@@ -10,9 +10,13 @@ pub mod buffered;
 pub mod direct;
 mod fiemap;
 mod iter;
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;
 mod seek;
 #[cfg(test)]
 mod testing;
+mod versions;
 
 use bitflags::bitflags;
 
@@ -21,6 +25,7 @@ use crate::error::Result;
 pub use fiemap::{FiemapExtent, FiemapFlags, fiemap};
 pub use iter::{Iter, Span};
 pub use seek::{seek_data, seek_hole};
+pub use versions::{VersionUser, Versions};
 
 /// What stands behind a file range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +56,10 @@ bitflags! {
         const MERGED = 8;
         /// Of the attribute fork.
         const XATTR = 16;
+        /// The filesystem is changing it: it can be read, and writes have to wait.
+        const FROZEN = 32;
+        /// What the file has there is not loaded: no mapping that is handed out has this.
+        const UNLOADED = 64;
     }
 }
 
@@ -107,6 +116,9 @@ bitflags! {
         const OVERWRITE_ONLY = 64;
         /// Report the attribute fork.
         const XATTR = 128;
+        /// The write is to blocks that were allocated for it before: unwritten ones, and those past
+        /// the end of the file, count as well.
+        const ALLOCATED = 256;
     }
 }
 

@@ -1,7 +1,8 @@
-//! Ranges of files made to read as zeroes without writing them.
+//! Ranges of files that are allocated, freed, zeroed or removed without writing them.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 /// Frees a range of a file (or discards one of a block device): it reads as zeroes, the length
@@ -21,6 +22,39 @@ pub fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<
 pub fn zero_range(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
     fallocate(file, mode, offset_bytes, len_bytes)
+}
+
+/// Allocates blocks for the holes of a range, which read as zeroes. A range behind the end makes
+/// the file longer, unless `keep_size` says that it stays as it is.
+///
+/// # Errors
+/// The errno of `fallocate`; `EOPNOTSUPP` where the filesystem cannot.
+pub fn preallocate(file: &File, range: Range<u64>, keep_size: bool) -> io::Result<()> {
+    let mode = if keep_size {
+        libc::FALLOC_FL_KEEP_SIZE
+    } else {
+        0
+    };
+    fallocate(
+        file,
+        mode,
+        range.start,
+        range.end.saturating_sub(range.start),
+    )
+}
+
+/// Removes a range of whole filesystem blocks: the data behind it moves to its place.
+///
+/// # Errors
+/// The errno of `fallocate`; `EOPNOTSUPP` where the filesystem cannot.
+pub fn collapse_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_COLLAPSE_RANGE;
+    fallocate(
+        file,
+        mode,
+        range.start,
+        range.end.saturating_sub(range.start),
+    )
 }
 
 fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {

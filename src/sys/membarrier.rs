@@ -30,6 +30,17 @@ pub fn light_barrier() {
     }
 }
 
+/// Whether [`kernel_light_barrier`] may take the place of [`light_barrier`].
+pub fn is_fenced_by_kernel() -> bool {
+    by_kernel()
+}
+
+/// As [`light_barrier`] where the kernel does the rest, for a hot path that knows that it does.
+#[inline(always)]
+pub fn kernel_light_barrier() {
+    compiler_fence(Ordering::SeqCst);
+}
+
 /// The heavy side: a full fence on every running thread of this process.
 pub fn heavy_barrier() {
     fence(Ordering::SeqCst);

@@ -41,7 +41,7 @@ pub use direct_file::{DirectAlign, set_blocking, set_direct};
 pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
 pub use epoll::EpollSet;
 pub use eventfd::EventFd;
-pub use fallocate::{file_size_limit, punch_hole, zero_range};
+pub use fallocate::{collapse_range, file_size_limit, preallocate, punch_hole, zero_range};
 pub use gate::{GateState, GateWriter, WriteGate};
 pub use held::HeldFile;
 pub use hostdir::{HostDir, HostTime};
@@ -52,7 +52,7 @@ pub use lease::{LeaseKind, give_lease_back, take_lease};
 pub use limits::{available_bytes, charge_room_bytes, memory_limit_bytes};
 pub use loopmount::{LoopDevice, LoopOptions, XfsMount, is_root, private_mounts};
 pub use loopstat::{FileId, file_serial, loop_device_of};
-pub use membarrier::{heavy_barrier, light_barrier};
+pub use membarrier::{heavy_barrier, is_fenced_by_kernel, kernel_light_barrier, light_barrier};
 pub use memfd::{
     HUGE_PAGE_BYTES, is_eventfd, is_local_file, is_memory, memory_file, memory_page_bytes,
 };

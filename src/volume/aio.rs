@@ -127,8 +127,8 @@ impl AsyncIo {
         self.operation(Kind::Read, file, buf, offset)
     }
 
-    /// Overwrites `buf.len()` bytes at `offset`, as [`Io::submit_write`]. The output has the
-    /// buffer, also after an error.
+    /// Writes `buf.len()` bytes at `offset`, as [`Io::submit_write`]. The output has the buffer,
+    /// also after an error.
     pub fn write_at(&self, file: &File, buf: DmaBuf, offset: u64) -> Operation {
         self.operation(Kind::Write, file, buf, offset)
     }

@@ -1,9 +1,13 @@
 //! Ordinary memory: reads and overwrites through bounce buffers, several in flight.
 
+use std::ops::Range;
+
+use super::allocating::Handing;
 use super::core::{BOUNCE_BYTES, BOUNCE_COUNT, no_slot};
 use super::{DmaBuf, File, Io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{OperationToken, What, check_overwrite};
+use crate::iomap::direct::{OperationToken, What};
+use crate::xfs::needs_extents;
 
 /// What a write does where it covers a block in part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +106,7 @@ fn start(
         io.core.rest(buf);
         return Err(error);
     }
-    let request = io.request(file, what, offset, buf, 0);
-    match io.core.submit_kept(request) {
+    match io.submit_kept(file, what, offset, buf) {
         Ok(kept) => Ok(kept),
         Err(rejected) => {
             io.core.rest(rejected.buf);
@@ -126,7 +129,6 @@ pub(super) fn write(
     edges: Edges,
 ) -> Result<()> {
     let block = u64::from(io.block_bytes());
-    let size = file.len();
     let len = from.len() as u64;
     if edges == Edges::Aligned && (offset | len) & (block - 1) != 0 {
         return Err(Error::new(
@@ -137,30 +139,110 @@ pub(super) fn write(
             ),
         ));
     }
-    if offset.checked_add(len).is_none_or(|end| end > size) {
-        return Err(Error::new(
-            ErrorKind::NotOverwrite,
-            format!(
-                "{len} bytes go past the end of the file at byte {size}: growing is not supported yet"
-            ),
-        ));
-    }
-    check_overwrite(&file.shared, offset, len)?;
+    let target = WriteTarget::of(file, io, offset, len)?;
     io.reclaim_kept();
     let mut done = 0;
     while done < from.len() {
-        done += write_round(file, io, &from[done..], offset + done as u64)
+        done += write_round(file, io, &from[done..], offset + done as u64, target)
             .map_err(|error| error.after_bytes(done))?;
     }
     Ok(())
 }
 
-/// One round of writes. Returns the bytes written; a failure counts those before it.
-fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usize> {
+/// Where a write goes, as a whole.
+#[derive(Debug, Clone, Copy)]
+struct WriteTarget {
+    /// Written blocks of the file. Otherwise blocks that are allocated for it.
+    is_overwrite: bool,
+    /// The end of the data.
+    end: u64,
+}
+
+impl WriteTarget {
+    /// Checks the whole range, and has blocks allocated for it where they are missing.
+    fn of(file: &File, io: &mut Io, offset: u64, len: u64) -> Result<Self> {
+        let end = offset.checked_add(len).ok_or_else(|| {
+            let detail = "the range ends beyond the largest possible file";
+            Error::new(ErrorKind::InvalidInput, detail)
+        })?;
+        if len == 0 {
+            let is_overwrite = true;
+            return Ok(Self { is_overwrite, end });
+        }
+        let overwrite = match end <= file.len() {
+            true => check_overwrite(file, io, offset..end),
+            false => Err(Error::new(ErrorKind::NotOverwrite, "")),
+        };
+        let is_overwrite = match overwrite {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::NotOverwrite => {
+                drop(file.make_room(io, &(offset..end))?);
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { is_overwrite, end })
+    }
+}
+
+fn check_overwrite(file: &File, io: &mut Io, range: Range<u64>) -> Result<()> {
+    let check = |io: &mut Io| {
+        let len = range.end - range.start;
+        let direct = &mut io.core.direct;
+        direct.check_overwrite(&file.shared, range.start, len)
+    };
+    match check(io) {
+        Err(error) if needs_extents(&error) => io.run_loaded(&file.shared, &range, check),
+        other => other,
+    }
+}
+
+/// Starts the write of one piece.
+fn start_write(
+    file: &File,
+    io: &mut Io,
+    (buf, first): (DmaBuf, u64),
+    target: WriteTarget,
+) -> Result<OperationToken> {
     let what = What::Write {
         dsync: file.shared.options.dsync,
         through_last_block: true,
     };
+    if let Err(error) = io.before_direct(file, what, first, buf.len()) {
+        io.core.rest(buf);
+        return Err(error);
+    }
+    let allocating =
+        |io: &mut Io, buf| io.start_allocating(file, buf, (first, target.end), Handing::Kept);
+    let started = if target.is_overwrite {
+        match io.submit_kept(file, what, first, buf) {
+            // The file is being changed there.
+            Err(rejected) if rejected.needs_blocks(what) => allocating(io, rejected.buf),
+            started => {
+                if started.is_ok() && file.shared.options.dsync {
+                    // A failure shuts the filesystem down, and the next sync tells it.
+                    let _ = io.log_file(&file.shared);
+                }
+                started
+            }
+        }
+    } else {
+        allocating(io, buf)
+    };
+    started.map_err(|rejected| {
+        io.core.rest(rejected.buf);
+        rejected.error.unwrap_or_else(no_slot)
+    })
+}
+
+/// One round of writes. Returns the bytes written; a failure counts those before it.
+fn write_round(
+    file: &File,
+    io: &mut Io,
+    from: &[u8],
+    offset: u64,
+    target: WriteTarget,
+) -> Result<usize> {
     let mut round = Round::default();
     let mut started = Ok(());
     let mut taken = 0;
@@ -169,7 +251,7 @@ fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usi
             break;
         }
         let begun = fill_piece(file, io, &from[taken..], offset + taken as u64)
-            .and_then(|(buf, first, n)| Ok((start(file, io, what, first, Some(buf))?, n)));
+            .and_then(|(buf, first, n)| Ok((start_write(file, io, (buf, first), target)?, n)));
         match begun {
             Ok((kept, n)) => {
                 *slot = Some((kept, n));
@@ -184,7 +266,7 @@ fn write_round(file: &File, io: &mut Io, from: &[u8], offset: u64) -> Result<usi
     let mut failure = None;
     let mut done = 0;
     for (kept, n) in round.into_iter().flatten() {
-        let ended = io.core.wait(kept)?;
+        let ended = io.wait(kept)?;
         if failure.is_none() {
             // A piece may begin before the bytes that it has of `from`.
             let skip = usize::try_from((offset + done as u64).saturating_sub(ended.offset));

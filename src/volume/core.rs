@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::shared::FileShared;
+use super::file_shared::FileShared;
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::drop_stale;
@@ -95,11 +95,9 @@ impl IoCore {
         request: DirectRequest<'_, Arc<FileShared>>,
     ) -> Result<Ended, Rejected> {
         let kept = self.submit_kept(request)?;
-        self.wait(kept).map_err(|error| Rejected {
-            // The device may still have it: it is not given back.
-            buf: DmaBuf::default(),
-            error: Some(error),
-        })
+        // The device may still have the memory: it is not given back.
+        self.wait(kept)
+            .map_err(|error| Rejected::error(error, DmaBuf::default()))
     }
 
     /// Starts an operation that is waited for. Blocking calls have slots of their own, so there is
@@ -117,26 +115,37 @@ impl IoCore {
             })
     }
 
-    /// Waits for a kept operation. The engine's deadlines see to it that it ends.
+    /// Waits for a kept operation that is no write to allocated blocks. The engine's deadlines see
+    /// to it that it ends.
     #[inline]
     pub(super) fn wait(&mut self, kept: OperationToken) -> Result<Ended> {
-        let mut idle = 0_u32;
+        let mut idle = 0;
         loop {
-            let progress = self.direct.progress(&mut self.queue);
-            let ended = self.direct.take(kept, after_any);
-            if let Some(ended) = ended {
+            if let Some(ended) = self.look_after(kept, &mut idle)? {
                 return Ok(ended);
             }
-            if progress == 0 {
-                self.queue.relax();
-                if self.queue.outstanding() == 0 {
-                    idle += 1;
-                    if idle > 10_000 {
-                        return Err(lost());
-                    }
+        }
+    }
+
+    /// One turn of a wait for a kept operation; `idle` counts those in which nothing was in flight.
+    #[inline]
+    pub(super) fn look_after(
+        &mut self,
+        kept: OperationToken,
+        idle: &mut u32,
+    ) -> Result<Option<Ended>> {
+        let progress = self.direct.progress(&mut self.queue);
+        let ended = self.direct.take(kept, after_any);
+        if ended.is_none() && progress == 0 {
+            self.queue.relax();
+            if self.queue.outstanding() == 0 {
+                *idle += 1;
+                if *idle > 10_000 {
+                    return Err(lost());
                 }
             }
         }
+        Ok(ended)
     }
 
     /// Reads device bytes into ordinary memory, in pieces of a bounce buffer.
@@ -152,13 +161,14 @@ impl IoCore {
         Ok(())
     }
 
-    /// Writes ordinary memory to the device, in pieces of a bounce buffer.
-    fn write_device(&mut self, addr_bytes: u64, from: &[u8]) -> Result<()> {
+    /// Writes ordinary memory to the device, in pieces of a bounce buffer. With `dsync` it is
+    /// durable when this returns.
+    fn write_device(&mut self, addr_bytes: u64, from: &[u8], dsync: bool) -> Result<()> {
         let mut at = addr_bytes;
         for piece in from.chunks(BOUNCE_BYTES) {
             let mut buf = self.piece(piece.len())?;
             buf[..piece.len()].copy_from_slice(piece);
-            let buf = self.run_on_device(What::DeviceWrite, at, buf)?;
+            let buf = self.run_on_device(What::DeviceWrite { dsync }, at, buf)?;
             at = at.saturating_add(piece.len() as u64);
             self.rest(buf);
         }
@@ -234,6 +244,15 @@ pub(super) fn operation_name(kind: OperationKind) -> &'static str {
     }
 }
 
+/// The operation's name in messages, of one that was not started.
+pub(super) fn request_name(what: What) -> &'static str {
+    match what {
+        What::Read | What::DeviceRead => "read",
+        What::Write { .. } | What::DeviceWrite { .. } => "write",
+        What::Flush => "sync",
+    }
+}
+
 #[cold]
 pub(super) fn no_slot() -> Error {
     Error::new(
@@ -257,7 +276,14 @@ impl MetaIo for IoCore {
     }
 
     fn write_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
-        self.write_device(addr_bytes, buf)
+        self.write_device(addr_bytes, buf, false)
+            .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
+    }
+
+    fn write_durable_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        // Both commands only where there is a write cache.
+        self.flush()?;
+        self.write_device(addr_bytes, buf, true)
             .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
     }
 
@@ -283,6 +309,11 @@ impl MetaIo for IoCore {
 }
 
 impl IoCore {
+    /// How long an operation takes at most.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Polls while `unfinished` says so, at most until every deadline of the device has passed.
     fn poll_while(&mut self, unfinished: impl Fn(&Self) -> bool) {
         let start = Instant::now();
@@ -294,6 +325,11 @@ impl IoCore {
                 }
             }
         }
+    }
+
+    /// As [`IoCore::poll_while`], while anything is in flight.
+    pub(super) fn poll_to_end(&mut self) {
+        self.poll_while(|core| core.queue.outstanding() > 0 || core.direct.is_waiting());
     }
 
     /// Ends the operations of a reader that was leaked (`mem::forget`): nothing else takes them,
@@ -321,7 +357,7 @@ impl Drop for IoCore {
         if self.direct.outstanding() == 0 {
             return;
         }
-        self.poll_while(|core| core.queue.outstanding() > 0 || core.direct.is_waiting());
+        self.poll_to_end();
         self.direct.take_all(|ended, of| after_any(&ended, &of));
     }
 }

@@ -262,13 +262,17 @@ impl DirEntry {
         self.file_type
     }
 
-    fn inode(&self, io: &mut Io) -> Result<Inode> {
+    pub(super) fn volume(&self) -> &VolumeShared {
+        &self.place.volume
+    }
+
+    pub(super) fn inode(&self, io: &mut Io) -> Result<Inode> {
         io.check_volume(&self.place.volume)?;
         self.place.volume.fs.read_inode(&mut io.core, self.ino)
     }
 
     #[cold]
-    fn explain(&self, error: Error, operation: &'static str) -> Error {
+    pub(super) fn explain(&self, error: Error, operation: &'static str) -> Error {
         self.place
             .volume
             .explain(error, operation, &self.path_bytes())
@@ -280,7 +284,7 @@ impl DirEntry {
     /// When the inode cannot be read or is corrupt; for an `io` of another volume.
     pub fn metadata(&self, io: &mut Io) -> Result<Metadata> {
         self.inode(io)
-            .map(|inode| Metadata::of(&inode, self.place.volume.block_bytes()))
+            .map(|inode| self.place.volume.metadata_of(&inode))
             .map_err(|error| self.explain(error, "stat"))
     }
 

@@ -1,4 +1,4 @@
-//! Files: blocking reads and overwrites, durability, and where their data lies.
+//! Files: blocking reads and writes, durability, and where their data lies.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -6,10 +6,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use super::core::{no_slot, operation_name};
-use super::inodes::CoreInode;
+use super::allocating::Handing;
+use super::core::{IoCore, no_slot, operation_name, request_name};
+use super::extents::is_for_extents;
+use super::file_shared::FileShared;
+use super::inodes::{CoreInode, OpenInode, UserHandle};
 use super::path::bytes_of;
-use super::shared::{FileShared, VolumeShared};
+use super::shared::VolumeShared;
+use super::space_wait::lock_space;
 use super::{
     DmaBuf, FiemapExtent, File, FileReader, Io, Metadata, OpenOptions, Volume, bounce, cached, walk,
 };
@@ -70,29 +74,27 @@ impl OpenOptions {
             dsync: self.dsync || inode.is_sync(),
             ..self
         };
-        let metadata = Metadata::of(inode, volume.block_bytes());
-        let inode = match volume.inodes.find(&metadata) {
-            Some(found) => found,
-            None => {
-                let map = volume.fs.file_map(&mut io.core, inode)?;
-                volume.inodes.add(CoreInode::new(metadata, map))
-            }
-        };
+        let inode = volume.core_inode(io, inode)?;
         if self.write {
             volume.is_written.store(true, Relaxed);
             // Once here, so that no write has to look for it.
-            volume.fs.learn_sharing(&mut io.core, &inode.map)?;
+            if inode.maps().now().0.needs_sharing() {
+                volume.whole_map(io, &inode)?;
+            }
         }
         if self.buffered {
             volume
                 .inodes
                 .begin_caching(&inode, &volume.target, volume.block_bytes())?;
             if self.write {
-                volume.background.start(&volume.inodes, &volume.target);
+                volume
+                    .background
+                    .start(&volume.inodes, &volume.fs, &volume.target);
             }
         }
         let heard = inode.pages().map(crate::cache::FileCache::error_cursor);
         Ok(File {
+            _user: Arc::new(UserHandle::new(&inode)),
             shared: Arc::new(FileShared {
                 heard: Mutex::new(heard.unwrap_or_default()),
                 inode,
@@ -106,6 +108,28 @@ impl OpenOptions {
     }
 }
 
+impl VolumeShared {
+    /// A handle of the file in core of an inode that was just read.
+    pub(super) fn core_inode(self: &Arc<Self>, io: &mut Io, inode: &Inode) -> Result<OpenInode> {
+        let metadata = Metadata::of(inode, self.block_bytes());
+        if let Some(found) = self.inodes.find(&metadata) {
+            return Ok(found);
+        }
+        let map = self.fs.file_map_at_open(&mut io.core, inode)?;
+        let added = self.inodes.add(CoreInode::new(metadata, map));
+        if let Some(ticket) = self.fs.newest_unlogged() {
+            // It may be a change of this file, by a handle that is gone.
+            added.note_change(ticket);
+        }
+        if self.fs.is_changed() {
+            // Perhaps since it was read, by a handle that is closed by now.
+            let _unchanged = lock_space(io, &added);
+            self.reread(io, &added)?;
+        }
+        Ok(added)
+    }
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl File {
@@ -116,15 +140,16 @@ impl File {
             .explain(error.at_offset(offset), operation, &self.shared.path)
     }
 
-    /// What was known of the file when it was opened.
+    /// Metadata as known now: as on disk when the file was opened first, with what was changed
+    /// through this volume since.
     pub fn metadata(&self) -> Metadata {
-        self.shared.inode.metadata
+        self.shared.inode.metadata()
     }
 
-    /// Length in bytes.
+    /// Length in bytes, as known now.
     #[expect(clippy::len_without_is_empty, reason = "as std::fs::Metadata")]
     pub fn len(&self) -> u64 {
-        self.shared.inode.map.size_bytes()
+        self.shared.inode.size_bytes()
     }
 
     /// The path it was opened by.
@@ -164,13 +189,15 @@ impl File {
         self.run(io, What::Read, buf, offset)
     }
 
-    /// Overwrites from a byte offset with all of `buf`; returns its length.
+    /// Writes all of `buf` from a byte offset on; returns its length. Waits for metadata where the
+    /// file has no written blocks there, and for the log where that is to be durable.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NotOverwrite`],
-    /// [`crate::ErrorKind::ReadOnly`] before anything is written; the device's errors, after which
-    /// at least [`Error::bytes_done`] and at most all of it has been written. `buf` is given back
-    /// as by [`File::read_dma_at`].
+    /// [`crate::ErrorKind::Misaligned`], [`crate::ErrorKind::NoSpace`],
+    /// [`crate::ErrorKind::NotOverwrite`] for blocks shared with another file, or where blocks are
+    /// needed and metadata may not be changed, [`crate::ErrorKind::ReadOnly`], before anything is
+    /// written; the device's errors, after which at least [`Error::bytes_done`] and at most all of
+    /// it has been written. `buf` is given back as by [`File::read_dma_at`].
     #[inline]
     pub fn write_dma_at(&self, io: &mut Io, buf: &mut DmaBuf, offset: u64) -> Result<usize> {
         if self.shared.options.buffered {
@@ -201,8 +228,70 @@ impl File {
         }
         let request = io.request(self, what, offset, std::mem::take(buf), 0);
         match io.core.run(request) {
-            Ok(ended) => self.finish(ended, buf),
+            Ok(ended) => self.after_run(io, what, ended, buf, offset),
+            Err(rejected) => self.run_again(io, what, rejected, buf, offset),
+        }
+    }
+
+    #[inline]
+    fn after_run(
+        &self,
+        io: &mut Io,
+        what: What,
+        ended: Ended,
+        buf: &mut DmaBuf,
+        offset: u64,
+    ) -> Result<usize> {
+        let done = self.finish(ended, buf)?;
+        if matches!(what, What::Write { dsync: true, .. }) {
+            io.log_file(&self.shared)
+                .map_err(|error| self.explain(error, "write", offset))?;
+        }
+        Ok(done)
+    }
+
+    /// After an operation was rejected: where extents have to be loaded, or blocks allocated, it is
+    /// run again.
+    #[cold]
+    fn run_again(
+        &self,
+        io: &mut Io,
+        what: What,
+        rejected: Rejected,
+        buf: &mut DmaBuf,
+        offset: u64,
+    ) -> Result<usize> {
+        let again = match is_for_extents(&rejected) {
+            true => io.start_loaded(self, rejected, (what, offset, 0), IoCore::run),
+            false => Err(rejected),
+        };
+        match again {
+            Ok(ended) => self.after_run(io, what, ended, buf, offset),
+            Err(rejected) if rejected.needs_blocks(what) => {
+                self.run_allocating(io, rejected.buf, offset, buf)
+            }
             Err(rejected) => self.refuse(rejected, what, buf, offset),
+        }
+    }
+
+    /// A write to where the file has no written blocks of its own.
+    #[cold]
+    fn run_allocating(
+        &self,
+        io: &mut Io,
+        memory: DmaBuf,
+        offset: u64,
+        buf: &mut DmaBuf,
+    ) -> Result<usize> {
+        let end = offset.saturating_add(memory.len() as u64);
+        match io.start_allocating(self, memory, (offset, end), Handing::Kept) {
+            Ok(kept) => {
+                let ended = io
+                    .wait(kept)
+                    .map_err(|error| self.explain(error, "write", offset))?;
+                self.finish(ended, buf)
+            }
+            Err(rejected) => self.refuse(rejected, self.plain_write(), buf, offset),
         }
     }
 
@@ -224,13 +313,8 @@ impl File {
         offset: u64,
     ) -> Result<usize> {
         *buf = rejected.buf;
-        let operation = match what {
-            What::Read | What::DeviceRead => "read",
-            What::Write { .. } | What::DeviceWrite => "write",
-            What::Flush => "sync",
-        };
         let error = rejected.error.unwrap_or_else(no_slot);
-        Err(self.explain(error, operation, offset))
+        Err(self.explain(error, request_name(what), offset))
     }
 
     /// Reads into ordinary memory, at any offset and length, through the page cache or this
@@ -253,10 +337,10 @@ impl File {
             .map_err(|error| self.explain(error, "read", offset))
     }
 
-    /// Overwrites with ordinary memory: through the page cache, with any offset and length, or
-    /// through this thread's bounce buffers, under the rules of [`File::write_dma_at`]. Returns the
-    /// bytes written: all of them, but where a buffered write came to what it cannot overwrite
-    /// later than at its first byte.
+    /// Writes ordinary memory: through the page cache, with any offset and length, or through this
+    /// thread's bounce buffers, under the rules of [`File::write_dma_at`]. Returns the bytes
+    /// written: all of them, but where a buffered write came to what it cannot overwrite later than
+    /// at its first byte.
     ///
     /// # Errors
     /// As [`File::write_dma_at`].
@@ -273,9 +357,9 @@ impl File {
             .map_err(|error| self.explain(error, "write", offset))
     }
 
-    /// Overwrites all of `buf` at any offset within the file. Without the page cache, blocks that
-    /// are covered in part are read first and written back whole: no other writer may touch those
-    /// blocks meanwhile, through any handle.
+    /// Writes all of `buf` at any offset. Without the page cache, blocks that are covered in part
+    /// are read first and written back whole: no other writer may touch those blocks meanwhile,
+    /// through any handle.
     ///
     /// # Errors
     /// As [`File::write_dma_at`], but for alignment.
@@ -303,9 +387,11 @@ impl File {
             .map_err(|error| self.explain(error, "sync", 0))?;
         if self.shared.inode.pages().is_some() {
             cached::sync(&self.shared, io).map_err(|error| self.explain(error, "sync", 0))?;
-        } else {
-            let mut none = DmaBuf::default();
-            self.run(io, What::Flush, &mut none, 0)?;
+        }
+        let fs = &self.volume.fs;
+        if self.shared.inode.pages().is_none() || fs.has_unlogged() {
+            fs.sync(&mut io.core)
+                .map_err(|error| self.explain(error, "sync", 0))?;
         }
         let target = &self.volume.target;
         target
@@ -313,11 +399,10 @@ impl File {
             .map_err(|error| self.explain(error, "sync", 0))
     }
 
-    /// As [`File::sync_data`], and the file's metadata with it (which an overwrite does not change
-    /// today).
+    /// As [`File::sync_data`], which makes metadata durable too.
     ///
     /// # Errors
-    /// The device's.
+    /// As [`File::sync_data`].
     pub fn sync_all(&self, io: &mut Io) -> Result<()> {
         self.sync_data(io)
     }
@@ -377,14 +462,15 @@ impl File {
         io: &mut Io,
         ask: impl FnOnce(&mut FileOps<'_>, u64, u32) -> Result<T>,
     ) -> Result<T> {
-        let shared = &self.shared;
         io.check_volume(&self.volume)?;
-        self.volume
-            .fs
-            .learn_sharing(&mut io.core, &shared.inode.map)?;
+        if self.shared.inode.may_be_dirty() {
+            // Blocks without data on disk may have some in the page cache.
+            cached::write_file_back(&self.shared, io)?;
+        }
+        let map = self.volume.whole_map(io, &self.shared.inode)?;
         ask(
-            &mut FileOps::new(&shared.inode.map),
-            shared.inode.map.size_bytes(),
+            &mut FileOps::new(&map),
+            map.size_bytes(),
             self.volume.block_bytes(),
         )
     }

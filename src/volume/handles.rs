@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::cached::BufferedIo;
 use super::core::IoCore;
-use super::shared::{FileShared, VolumeShared};
+use super::file_shared::FileShared;
+use super::inodes::UserHandle;
+use super::shared::VolumeShared;
 
 /// A filesystem on a target. Cheap to clone; shared by all threads.
 ///
@@ -29,6 +31,7 @@ use super::shared::{FileShared, VolumeShared};
 /// cache.
 ///
 /// [`OpenOptions::dsync`]: super::OpenOptions::dsync
+///
 /// [`MountOptions::dirty_expire`]: super::MountOptions::dirty_expire
 ///
 /// ```no_run
@@ -48,16 +51,20 @@ pub struct Volume {
 /// An open file. Cheap to clone; any thread may use it with its own [`Io`] of the same volume.
 ///
 /// Direct I/O: offsets and lengths are multiples of [`Io::block_bytes`], memory comes from
-/// [`Io::alloc`]. Reads into ordinary memory may have any alignment. Writes overwrite existing
-/// data: a hole, preallocated space, shared blocks or the end of the file refuse them
-/// ([`crate::ErrorKind::NotOverwrite`]) before anything is written.
+/// [`Io::alloc`]. Reads into ordinary memory may have any alignment. A write to a hole or past the
+/// end has blocks allocated first ([`crate::ErrorKind::NoSpace`] where there are none); when it
+/// ends the file has its data, and is as long as that at least. Blocks shared with another file
+/// refuse a write ([`crate::ErrorKind::NotOverwrite`]) before any of it is done. A file that grows
+/// gets more blocks than it needs; they are freed when it is closed.
 ///
 /// Opened [buffered](super::OpenOptions::buffered), the blocking calls go through the page cache,
-/// with any offset, length and memory. Writes overwrite existing data, too; a write that reaches a
-/// hole, preallocated space, shared blocks or the end of the file stops there and returns the bytes
-/// written, or fails if there are none. The calls of [`Io`] that submit, and [`File::reader`], are
-/// direct I/O for every file. Both kinds may be used on the same file: direct I/O finds
-/// what was written to the cache before, and drops from it what it overwrites.
+/// with any offset, length and memory. A write that needs blocks has them allocated when it is
+/// called; the file on disk grows when its pages are written back. A write that reaches shared
+/// blocks, or for which there is no space, stops there and returns the bytes written, or fails if
+/// there are none. Filesystems with blocks of more than 4096 bytes are overwritten only. The calls
+/// of [`Io`] that submit, and [`File::reader`], are direct I/O for every file. Both kinds may be
+/// used on the same file: direct I/O finds what was written to the cache before, and drops from it
+/// what it overwrites.
 ///
 /// Dropping a `File` writes nothing back: dirty pages stay in the page cache of the volume. See
 /// [`Volume`] for the data lost when a process ends without closing or syncing.
@@ -78,10 +85,12 @@ pub struct Volume {
 pub struct File {
     pub(super) shared: Arc<FileShared>,
     pub(super) volume: Arc<VolumeShared>,
+    /// Held while the program has the file open.
+    pub(super) _user: Arc<UserHandle>,
 }
 
-/// One thread's handle to a volume. Not shared: every thread takes its own from
-/// [`Volume::io`]. It may move to another thread.
+/// One thread's handle to a volume. Not shared: every thread takes its own from [`Volume::io`]. It
+/// may move to another thread.
 ///
 /// Blocking calls are on [`File`]; here are the calls for many operations in flight:
 ///

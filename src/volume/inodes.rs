@@ -7,16 +7,18 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub(super) use super::inode::{CoreInode, locked};
 use super::{CacheStats, Metadata, MountOptions};
-use crate::cache::{Cache, CacheConfig, ErrorCursor, FileCache};
+use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::HUGE_PAGE_BYTES;
 use crate::target::drive::HugePageCount;
 use crate::target::shared::TargetShared;
-use crate::xfs::FileMap;
+use crate::xfs::InodeId;
 
 /// Files without handles that are kept for their pages.
 const MOST_UNUSED: usize = 4096;
@@ -24,48 +26,6 @@ const MOST_UNUSED: usize = 4096;
 const LOOKS_PER_CLOSE: usize = 4;
 /// The cache's size where nothing was said and hugepages are scarce.
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
-
-/// A file in core.
-#[derive(Debug)]
-pub(super) struct CoreInode {
-    pub(super) metadata: Metadata,
-    pub(super) map: FileMap,
-    cached: OnceLock<CachedInode>,
-}
-
-#[derive(Debug)]
-struct CachedInode {
-    pages: FileCache,
-    /// The failures that a sync of the volume has told.
-    heard: Mutex<ErrorCursor>,
-}
-
-impl CoreInode {
-    pub(super) fn new(metadata: Metadata, map: FileMap) -> Self {
-        Self {
-            metadata,
-            map,
-            cached: OnceLock::new(),
-        }
-    }
-
-    /// Its pages, once it was opened buffered.
-    #[inline]
-    pub(super) fn pages(&self) -> Option<&FileCache> {
-        self.cached.get().map(|cached| &cached.pages)
-    }
-
-    pub(super) fn may_be_dirty(&self) -> bool {
-        self.pages().is_some_and(FileCache::may_be_dirty)
-    }
-
-    /// For a sync of the volume: a failure that none before has told.
-    pub(super) fn check_errors(&self) -> Result<()> {
-        self.cached.get().map_or(Ok(()), |cached| {
-            cached.pages.check_errors(&mut locked(&cached.heard))
-        })
-    }
-}
 
 /// The files of a volume that are in core.
 #[derive(Debug)]
@@ -75,6 +35,8 @@ pub(super) struct Inodes {
     cache_bytes: Option<usize>,
     dirty_percent: u8,
     memory_limit_bytes: usize,
+    /// Only this volume changes files: those in core are newer than the disk.
+    is_truth: bool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +47,8 @@ struct Table {
     unused: BTreeMap<u64, u64>,
     /// Counts closings: the lower its number, the longer a file is unused.
     turn: u64,
+    /// Closed files with blocks past their end that they do not need any more.
+    spare: Vec<InodeId>,
     #[cfg(test)]
     looks: usize,
 }
@@ -106,6 +70,38 @@ pub(super) struct OpenInode {
     inodes: Arc<Inodes>,
 }
 
+impl OpenInode {
+    #[inline]
+    pub(super) fn core(&self) -> &Arc<CoreInode> {
+        &self.inode
+    }
+}
+
+/// A handle that a program has. The file in core lives longer: operations and queues name it.
+#[derive(Debug)]
+pub(super) struct UserHandle {
+    inode: Arc<CoreInode>,
+    inodes: Arc<Inodes>,
+}
+
+impl UserHandle {
+    pub(super) fn new(open: &OpenInode) -> Self {
+        open.inode.users().fetch_add(1, Relaxed);
+        Self {
+            inode: Arc::clone(&open.inode),
+            inodes: Arc::clone(&open.inodes),
+        }
+    }
+}
+
+impl Drop for UserHandle {
+    fn drop(&mut self) {
+        if self.inode.users().fetch_sub(1, Relaxed) == 1 && self.inode.take_spare() {
+            locked(&self.inodes.table).spare.push(self.inode.id());
+        }
+    }
+}
+
 impl Deref for OpenInode {
     type Target = CoreInode;
 
@@ -124,20 +120,23 @@ impl Drop for OpenInode {
 }
 
 impl Inodes {
-    pub(super) fn new(options: &MountOptions, memory_limit_bytes: usize) -> Self {
+    /// `is_truth`: only this volume changes its files.
+    pub(super) fn new(options: &MountOptions, memory_limit_bytes: usize, is_truth: bool) -> Self {
         Self {
             table: Mutex::default(),
             cache: Mutex::new(None),
             cache_bytes: options.cache_bytes,
             dirty_percent: options.cache_dirty_percent,
             memory_limit_bytes,
+            is_truth,
         }
     }
 
-    /// The file with this metadata, if it is in core. One that was changed from outside meanwhile
-    /// (the volume was opened although it is in use) is not it.
+    /// The file with this number and generation, if it is in core. Where others may change files
+    /// (the volume is read-only, or was opened although it is in use), one with other metadata is
+    /// not it.
     pub(super) fn find(self: &Arc<Self>, metadata: &Metadata) -> Option<OpenInode> {
-        let inode = locked(&self.table).find(metadata)?;
+        let inode = locked(&self.table).find(metadata, self.is_truth)?;
         Some(self.opened(inode))
     }
 
@@ -145,7 +144,7 @@ impl Inodes {
     /// under one lock, for two files in core would not know of each other's pages.
     pub(super) fn add(self: &Arc<Self>, inode: CoreInode) -> OpenInode {
         let mut table = locked(&self.table);
-        if let Some(found) = table.find(&inode.metadata) {
+        if let Some(found) = table.find(&inode.metadata(), self.is_truth) {
             return self.opened(found);
         }
         let inode = Arc::new(inode);
@@ -154,6 +153,18 @@ impl Inodes {
         // Its pages may go with it, which takes a while.
         drop(old);
         self.opened(inode)
+    }
+
+    /// The file with this number, if it is in core.
+    pub(super) fn in_core(&self, ino: u64) -> Option<Arc<CoreInode>> {
+        let table = locked(&self.table);
+        Some(Arc::clone(&table.entries.get(&ino)?.inode))
+    }
+
+    /// Closed files with blocks past their end that were allocated for them to grow: they are the
+    /// caller's to free.
+    pub(super) fn take_spare(&self) -> Vec<InodeId> {
+        std::mem::take(&mut locked(&self.table).spare)
     }
 
     /// A handle that the table has counted.
@@ -183,9 +194,7 @@ impl Inodes {
                 Some(cache) => cache,
                 none => none.insert(self.make_cache(target)?),
             };
-            let pages = FileCache::new(cache, inode.map.size_bytes(), block_bytes)?;
-            let heard = Mutex::new(pages.error_cursor());
-            let _ = inode.cached.set(CachedInode { pages, heard });
+            inode.begin_caching(cache, block_bytes)?;
         }
         locked(&self.table).keep(&inode.inode);
         Ok(())
@@ -241,9 +250,14 @@ impl Inodes {
 
 impl Table {
     /// A file with one more handle.
-    fn find(&mut self, metadata: &Metadata) -> Option<Arc<CoreInode>> {
+    fn find(&mut self, metadata: &Metadata, is_truth: bool) -> Option<Arc<CoreInode>> {
         let entry = self.entries.get_mut(&metadata.ino)?;
-        if entry.inode.metadata != *metadata && !entry.inode.may_be_dirty() {
+        let inode = &entry.inode;
+        let is_it = match is_truth {
+            true => inode.generation == metadata.generation,
+            false => inode.metadata() == *metadata || inode.may_be_dirty(),
+        };
+        if !is_it {
             return None;
         }
         if entry.handles == 0 {
@@ -261,7 +275,7 @@ impl Table {
             handles: 1,
             closed: 0,
         };
-        let old = self.entries.insert(inode.metadata.ino, entry)?;
+        let old = self.entries.insert(inode.ino, entry)?;
         if old.handles == 0 {
             self.unused.remove(&old.closed);
         }
@@ -270,7 +284,7 @@ impl Table {
 
     /// The entry of a file, unless another one has taken its place.
     fn entry_of(&mut self, inode: &Arc<CoreInode>) -> Option<&mut InodeEntry> {
-        let entry = self.entries.get_mut(&inode.metadata.ino)?;
+        let entry = self.entries.get_mut(&inode.ino)?;
         Arc::ptr_eq(&entry.inode, inode).then_some(entry)
     }
 
@@ -290,15 +304,12 @@ impl Table {
         if entry.handles > 0 {
             return Vec::new();
         }
-        if !entry.is_kept {
-            return self
-                .entries
-                .remove(&inode.metadata.ino)
-                .into_iter()
-                .collect();
-        }
+        let is_kept = entry.is_kept;
         entry.closed = turn;
-        self.unused.insert(turn, inode.metadata.ino);
+        if !is_kept {
+            return self.entries.remove(&inode.ino).into_iter().collect();
+        }
+        self.unused.insert(turn, inode.ino);
         self.turn += 1;
         self.give_up_unused()
     }
@@ -347,10 +358,6 @@ fn default_bytes(free_huge_pages: u64) -> usize {
     }
 }
 
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// For a buffered call on a file that was opened for direct I/O.
 #[cold]
 pub(super) fn not_buffered() -> Error {
@@ -364,6 +371,7 @@ pub(super) fn not_buffered() -> Error {
 mod tests {
     use super::super::Timestamp;
     use super::*;
+    use crate::xfs::FileMap;
 
     fn inode(generation: u32) -> CoreInode {
         numbered(131, generation)
@@ -396,13 +404,13 @@ mod tests {
 
     #[test]
     fn two_who_found_a_file_missing_and_add_it_have_one() {
-        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX, false));
         let (first, second) = (inode(1), inode(1));
-        assert!(inodes.find(&first.metadata).is_none());
-        assert!(inodes.find(&second.metadata).is_none());
+        assert!(inodes.find(&first.metadata()).is_none());
+        assert!(inodes.find(&second.metadata()).is_none());
         let first = inodes.add(first);
         assert!(Arc::ptr_eq(&first.inode, &inodes.add(second).inode));
-        let found = inodes.find(&first.metadata);
+        let found = inodes.find(&first.metadata());
         assert!(found.is_some_and(|found| Arc::ptr_eq(&first.inode, &found.inode)));
         let next = inodes.add(inode(2));
         assert!(
@@ -410,12 +418,33 @@ mod tests {
             "another file of that number"
         );
         drop((first, next));
-        assert!(inodes.find(&inode(2).metadata).is_none(), "it is closed");
+        assert!(inodes.find(&inode(2).metadata()).is_none(), "it is closed");
+    }
+
+    #[test]
+    fn a_file_is_found_by_number_and_generation_where_no_one_else_changes_it() {
+        for is_truth in [false, true] {
+            let options = MountOptions::default();
+            let inodes = Arc::new(Inodes::new(&options, usize::MAX, is_truth));
+            let first = inodes.add(inode(1));
+            let on_disk = first.metadata();
+            let now = Metadata {
+                len_bytes: 5,
+                ..on_disk
+            };
+            first.replace(now, FileMap::empty());
+            assert_eq!(first.metadata(), now);
+            assert_eq!(inodes.find(&on_disk).is_some(), is_truth);
+            assert!(inodes.find(&now).is_some());
+            let added = inodes.add(inode(1));
+            assert_eq!(Arc::ptr_eq(&first.inode, &added.inode), is_truth);
+            assert!(inodes.find(&inode(2).metadata()).is_none());
+        }
     }
 
     #[test]
     fn opens_and_closes_look_at_few_files_however_many_are_open() {
-        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX, false));
         let count = 100_000;
         let open = |ino| {
             let file = inodes.add(numbered(ino, 1));
@@ -437,10 +466,10 @@ mod tests {
                 "one for each that was too much"
             );
         }
-        let last = inodes.find(&numbered(count - 1, 1).metadata);
+        let last = inodes.find(&numbered(count - 1, 1).metadata());
         assert!(last.is_some(), "the last one that was closed is kept");
         assert_eq!(locked(&inodes.table).unused.len(), MOST_UNUSED - 1);
-        assert!(inodes.find(&numbered(1, 1).metadata).is_none());
+        assert!(inodes.find(&numbered(1, 1).metadata()).is_none());
         drop((files, last));
         let table = locked(&inodes.table);
         assert_eq!(table.entries.len(), MOST_UNUSED);
@@ -449,7 +478,7 @@ mod tests {
 
     #[test]
     fn files_that_are_in_use_or_closed_without_pages_are_not_kept_for_long() {
-        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX));
+        let inodes = Arc::new(Inodes::new(&MountOptions::default(), usize::MAX, false));
         drop(inodes.add(numbered(1, 1)));
         assert!(locked(&inodes.table).entries.is_empty(), "it has no pages");
         let first = inodes.add(numbered(1, 1));
@@ -460,7 +489,7 @@ mod tests {
             let file = inodes.add(numbered(ino, 1));
             locked(&inodes.table).keep(&file.inode);
         }
-        let found = inodes.find(&written_back.metadata);
+        let found = inodes.find(&written_back.metadata());
         assert!(found.is_some_and(|found| Arc::ptr_eq(&found.inode, &written_back)));
         assert_eq!(locked(&inodes.table).unused.len(), MOST_UNUSED);
     }

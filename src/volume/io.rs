@@ -3,9 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::cached::BufferedIo;
-use super::core::{IoCore, after_direct, operation_name};
-use super::shared::{FileShared, VolumeShared};
+use super::allocating::Handing;
+use super::cached::{BufferedIo, InodeOps, MetaCore};
+use super::core::{IoCore, after_direct, operation_name, request_name};
+use super::extents::is_for_extents;
+use super::file_shared::FileShared;
+use super::inodes::CoreInode;
+use super::shared::VolumeShared;
 use super::{CacheStats, DmaBuf, File, Io, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
@@ -175,9 +179,27 @@ impl Io {
         if self.buffered.is_none() {
             self.buffered = Some(Box::new(BufferedIo::new(&self.volume)?));
         }
-        self.buffered
+        self.buffered.as_deref_mut().ok_or_else(no_queue)
+    }
+
+    /// This thread's way through the page cache, and a file's mappings for it.
+    #[inline]
+    pub(super) fn cached<'a>(
+        &'a mut self,
+        inode: &'a Arc<CoreInode>,
+    ) -> Result<(&'a mut BufferedIo, InodeOps<'a>)> {
+        self.buffered()?;
+        let Self {
+            volume,
+            core,
+            buffered,
+            ..
+        } = self;
+        let ops = InodeOps::new(inode, &volume.fs, MetaCore::Here(core));
+        buffered
             .as_deref_mut()
-            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "no queue for buffered I/O"))
+            .map(|buffered| (buffered, ops))
+            .ok_or_else(no_queue)
     }
 
     /// To be called before direct I/O on a file that may be cached: writes its dirty pages to the
@@ -279,11 +301,12 @@ impl Io {
         self.submit(file, What::Read, offset, buf, user_data)
     }
 
-    /// Starts an overwrite of `buf.len()` bytes at `offset`. It ends at a later [`Io::poll`].
+    /// Starts a write of `buf.len()` bytes at `offset`. It ends at a later [`Io::poll`]. Where the
+    /// file has no blocks there, they are allocated now, which may wait for metadata.
     ///
     /// # Errors
-    /// [`SubmitError`] with the buffer; nothing was started then. [`ErrorKind::Busy`] at once while
-    /// a mutable view of a page of the range is lent.
+    /// As [`File::write_dma_at`], in a [`SubmitError`] with the buffer; nothing was started then.
+    /// [`ErrorKind::Busy`] at once while a mutable view of a page of the range is lent.
     #[inline]
     pub fn submit_write(
         &mut self,
@@ -298,7 +321,8 @@ impl Io {
         self.submit(file, file.plain_write(), offset, buf, user_data)
     }
 
-    /// Starts making durable what was completed before. It ends at a later [`Io::poll`].
+    /// Starts making durable what was completed before. It ends at a later [`Io::poll`]. Where
+    /// metadata was changed it waits for the log to be written.
     ///
     /// # Errors
     /// [`SubmitError`]; nothing was started then.
@@ -306,11 +330,20 @@ impl Io {
         let none = DmaBuf::default();
         let checked = self
             .check_volume(&file.volume)
-            .and_then(|()| self.before_direct(file, What::Flush, 0, 0));
+            .and_then(|()| self.before_direct(file, What::Flush, 0, 0))
+            .and_then(|()| self.log_changes());
         if let Err(error) = checked {
             return Err(refused(file, none, error, "sync", 0));
         }
         self.submit(file, What::Flush, 0, none, user_data)
+    }
+
+    /// Before a sync that is only submitted: writes the log, which is waited for.
+    fn log_changes(&mut self) -> Result<()> {
+        if !self.volume.fs.has_unlogged() {
+            return Ok(());
+        }
+        self.volume.fs.sync(&mut self.core)
     }
 
     #[inline(always)]
@@ -334,20 +367,105 @@ impl Io {
             return Err(refused(file, buf, error, "write cached pages back", offset));
         }
         let request = self.request(file, what, offset, buf, user_data);
-        match self.core.direct.submit(&mut self.core.queue, request) {
-            Ok(()) => Ok(()),
+        match self
+            .core
+            .direct
+            .submit_simple(&mut self.core.queue, request)
+        {
+            Ok(()) => {
+                if matches!(what, What::Write { dsync: true, .. }) {
+                    self.log_overwritten(file);
+                }
+                Ok(())
+            }
+            Err(request) => self.submit_in_full(file, request),
+        }
+    }
+
+    #[cold]
+    fn log_overwritten(&mut self, file: &File) {
+        // A failure shuts the filesystem down, and the next sync tells it.
+        let _ = self.log_file(&file.shared);
+    }
+
+    /// As [`Io::submit`], of operations other than those of one chain. Where a write needs blocks
+    /// it has them allocated.
+    #[cold]
+    #[inline(never)]
+    fn submit_in_full(
+        &mut self,
+        file: &File,
+        request: DirectRequest<'_, Arc<FileShared>>,
+    ) -> Result<(), SubmitError> {
+        let (what, offset, user_data) = (request.what, request.offset, request.user_data);
+        let IoCore { direct, queue, .. } = &mut self.core;
+        let mut started = direct.submit_in_full(queue, request);
+        if let Err(rejected) = started {
+            started = match is_for_extents(&rejected) {
+                true => {
+                    self.start_loaded(file, rejected, (what, offset, user_data), |core, again| {
+                        core.direct.submit_in_full(&mut core.queue, again)
+                    })
+                }
+                false => Err(rejected),
+            };
+        }
+        let rejected = match started {
+            Ok(()) => {
+                if matches!(what, What::Write { dsync: true, .. }) {
+                    self.log_overwritten(file);
+                }
+                return Ok(());
+            }
+            Err(rejected) if rejected.needs_blocks(what) => rejected,
+            Err(rejected) => return Err(rejected_as(file, rejected, what, offset)),
+        };
+        let buf = rejected.buf;
+        let end = offset.saturating_add(buf.len() as u64);
+        match self.start_allocating(file, buf, (offset, end), Handing::Polled(user_data)) {
+            Ok(_) => Ok(()),
             Err(rejected) => Err(rejected_as(file, rejected, what, offset)),
         }
     }
 
     /// Tells the device of what was submitted, and hands every operation that has ended to `done`,
-    /// at most `budget` of them; returns how many. Never waits. If `done` panics, the operation
+    /// at most `budget` of them; returns how many. Never waits, but for the metadata of writes that
+    /// needed blocks, and the log where these are to be durable. If `done` panics, the operation
     /// that it was called with counts as handed over, and the handle stays usable.
     #[inline]
     pub fn poll(&mut self, budget: usize, done: impl FnMut(Done)) -> usize {
         let volume = &*self.volume;
         let IoCore { direct, queue, .. } = &mut self.core;
-        direct.poll(queue, budget, &mut Callback { done, volume })
+        let mut callback = Callback { done, volume };
+        let count = direct.poll_queue(queue, budget, &mut callback);
+        if !direct.is_due() {
+            return count;
+        }
+        let Callback { done, .. } = callback;
+        self.poll_rest(budget, count, done)
+    }
+
+    /// The rest of a poll: operations that wait for room go on, and of writes that needed blocks
+    /// the file is changed, which may wait for the log.
+    #[cold]
+    #[inline(never)]
+    fn poll_rest(&mut self, budget: usize, mut count: usize, mut done: impl FnMut(Done)) -> usize {
+        let volume = &*self.volume;
+        let IoCore { direct, queue, .. } = &mut self.core;
+        let mut callback = Callback {
+            done: &mut done,
+            volume,
+        };
+        count += direct.go_on(queue, budget - count, &mut callback);
+        if self.end_writes() > 0 {
+            let volume = &*self.volume;
+            let mut callback = Callback {
+                done: &mut done,
+                volume,
+            };
+            count += self.core.direct.drain(budget - count, &mut callback);
+        }
+        count
     }
 
     /// Operations submitted and not yet handed over.
@@ -415,15 +533,15 @@ fn refused(
 
 #[cold]
 fn rejected_as(file: &File, rejected: Rejected, what: What, offset: u64) -> SubmitError {
-    let operation = match what {
-        What::Read | What::DeviceRead => "read",
-        What::Write { .. } | What::DeviceWrite => "write",
-        What::Flush => "sync",
-    };
     match rejected.error {
-        Some(error) => refused(file, rejected.buf, error, operation, offset),
+        Some(error) => refused(file, rejected.buf, error, request_name(what), offset),
         None => full(rejected.buf),
     }
+}
+
+#[cold]
+fn no_queue() -> Error {
+    Error::new(ErrorKind::OutOfMemory, "no queue for buffered I/O")
 }
 
 #[cold]

@@ -23,28 +23,42 @@
 //! through a page cache that all handles of the volume share. Writes to the cache are on the device
 //! after [`File::sync_data`], [`Volume::sync`], or when the last handle of the volume is gone.
 //!
-//! Paths are bytes, as XFS has them: not all of them are UTF-8.
-//! Every error names the operation, the path, the offset and the target.
+//! Paths are bytes, as XFS has them: not all of them are UTF-8. Every error names the operation,
+//! the path, the offset and the target.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "futures")]
 pub mod aio;
+mod allocating;
 mod bounce;
 mod cached;
+mod change;
+pub(crate) mod check;
+mod clock;
 mod core;
 mod dir;
 mod event;
+mod extents;
 mod file;
+mod file_shared;
 mod handles;
 mod info;
+mod inode;
 mod inodes;
 mod io;
 mod metadata;
 mod mounted;
+mod noting;
 mod options;
 mod path;
+mod ranges;
 mod reader;
+#[cfg(test)]
+mod replace_tests;
 mod shared;
+mod space;
+mod space_lock;
+mod space_wait;
 mod walk;
 mod whole;
 mod xattr;
@@ -53,6 +67,7 @@ pub use crate::cache::{CacheStats, View, ViewMut};
 pub use crate::iomap::{FiemapExtent, FiemapFlags};
 pub use crate::mem::DmaBuf;
 pub use cached::{Advice, RwFlags};
+pub use change::SetTime;
 pub use dir::{DirEntries, DirEntry, ReadDir};
 pub use handles::{File, Io, Volume};
 pub use info::{FilesystemInfo, VolumeInfo};

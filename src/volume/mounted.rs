@@ -159,8 +159,10 @@ impl Volume {
         let claim = claim(&target, read_only.is_some())
             .map_err(|error| error.during("open").on_device(&*target.name))?;
         let mut io = IoCore::new(&target)?;
+        let writable = read_only.is_none() && !target.in_use;
         let fs_options = FsOptions {
             norecovery: options.no_recovery || target.no_recovery,
+            writable,
             recovery: recovery(&target, options, read_only),
             ..FsOptions::default()
         };
@@ -176,8 +178,8 @@ impl Volume {
         log_replay(&fs, &target.name, read_only.is_some());
         Ok(Self {
             shared: Arc::new(VolumeShared {
-                fs,
-                inodes: Arc::new(Inodes::new(options, target.memory_limit_bytes)),
+                fs: Arc::new(fs),
+                inodes: Arc::new(Inodes::new(options, target.memory_limit_bytes, writable)),
                 background: Background::new(options),
                 target,
                 is_written: AtomicBool::new(false),
@@ -217,7 +219,7 @@ impl Volume {
         let handles = Arc::strong_count(&self.shared) - 1;
         let written = match handles {
             0 => Ok(()),
-            _ => cached::write_all_back(&self.shared),
+            _ => cached::write_all_back(&self.shared, false),
         };
         // Of several that are closed at once, one is the last.
         let Some(mut shared) = Arc::into_inner(self.shared) else {
@@ -230,7 +232,7 @@ impl Volume {
                 .map_err(explain);
         };
         shared.background.end();
-        let last = cached::write_all_back(&shared);
+        let last = cached::write_all_back(&shared, true);
         shared.is_closed = true;
         written.and(last).map_err(explain)
     }
@@ -302,7 +304,7 @@ impl Volume {
     /// ```
     pub fn metadata(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<Metadata> {
         let inode = walk::resolve(self, io, bytes_of(path.as_ref()), true, "stat")?;
-        Ok(Metadata::of(&inode, self.shared.block_bytes()))
+        Ok(self.shared.metadata_of(&inode))
     }
 
     /// Metadata of the file at `path`; a symbolic link in the last place is not followed.
@@ -311,7 +313,7 @@ impl Volume {
     /// When the path leads nowhere or the disk cannot be read.
     pub fn symlink_metadata(&self, io: &mut Io, path: impl AsRef<Path>) -> Result<Metadata> {
         let inode = walk::resolve(self, io, bytes_of(path.as_ref()), false, "stat")?;
-        Ok(Metadata::of(&inode, self.shared.block_bytes()))
+        Ok(self.shared.metadata_of(&inode))
     }
 
     /// Calls `visit` with the name and the value of each extended attribute of a file, as

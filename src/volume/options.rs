@@ -76,8 +76,8 @@ impl MountOptions {
     }
 
     /// The most of the page cache that may be dirty, in percent, 1 to 90: a writer that would
-    /// exceed it waits for writeback. Writeback in the background starts at half of it.
-    /// Default: 20.
+    /// exceed it waits for writeback. Writeback in the background starts at half of it. Default:
+    /// 20.
     #[must_use]
     pub fn cache_dirty_percent(mut self, percent: u8) -> Self {
         self.cache_dirty_percent = percent;
@@ -149,8 +149,8 @@ impl OpenOptions {
     }
 
     /// Through the page cache of the volume: reads and writes of any length, at any offset, from
-    /// any memory. Writes reach the device later (see
-    /// [`File::sync_data`](super::File::sync_data)), unless every write is to be durable.
+    /// any memory. Writes reach the device later (see [`File::sync_data`](super::File::sync_data)),
+    /// unless every write is to be durable.
     #[must_use]
     pub fn buffered(mut self, yes: bool) -> Self {
         self.buffered = yes;

@@ -138,8 +138,7 @@ impl<'io> FileReader<'io> {
                 self.io.core.rest(buf);
                 return Err(error);
             }
-            let request = self.io.request(&self.file, What::Read, self.next, buf, 0);
-            match self.io.core.submit_kept(request) {
+            match self.io.submit_kept(&self.file, What::Read, self.next, buf) {
                 Ok(kept) => self.ahead.push_back((self.next, kept)),
                 Err(rejected) => {
                     self.io.core.rest(rejected.buf);

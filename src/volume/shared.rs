@@ -1,22 +1,19 @@
-//! What the handles of a volume share, and those of a file.
+//! What the handles of a volume share.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use super::OpenOptions;
+use super::Metadata;
 use super::cached::Background;
-use super::inodes::{Inodes, OpenInode};
-use crate::cache::ErrorCursor;
+use super::inodes::Inodes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::Source;
 use crate::target::claims::Claim;
 use crate::target::shared::TargetShared;
-use crate::xfs::{FileOps, Fs};
+use crate::xfs::{Fs, Inode};
 
 #[derive(Debug)]
 pub(super) struct VolumeShared {
-    pub(super) fs: Fs,
+    pub(super) fs: Arc<Fs>,
     pub(super) inodes: Arc<Inodes>,
     pub(super) background: Background,
     pub(super) target: Arc<TargetShared>,
@@ -34,6 +31,15 @@ impl VolumeShared {
     /// Bytes in a block of the filesystem.
     pub(super) fn block_bytes(&self) -> u32 {
         self.fs.geometry().block_bytes
+    }
+
+    /// Metadata of an inode that was just read; the length as the page cache has it.
+    pub(super) fn metadata_of(&self, inode: &Inode) -> Metadata {
+        let metadata = Metadata::of(inode, self.block_bytes());
+        match self.inodes.in_core(metadata.ino) {
+            Some(found) if found.generation == metadata.generation => found.with_len(metadata),
+            _ => metadata,
+        }
     }
 
     /// Whether files may be opened for writing.
@@ -61,49 +67,5 @@ impl VolumeShared {
             .during(operation)
             .at_path(path)
             .on_device(&*self.target.name)
-    }
-}
-
-/// What all clones of an open file share. An [`Io`](super::Io) keeps that of the files that it was
-/// last used with, also when those are closed; so it has no reference to the volume.
-pub(super) struct FileShared {
-    /// What all handles of the file share.
-    pub(super) inode: OpenInode,
-    pub(super) options: OpenOptions,
-    pub(super) path: Box<[u8]>,
-    /// Which handle it is, of all that there ever were.
-    pub(super) id: u64,
-    /// What was said of the reads to come, for the whole file.
-    pub(super) advice: AtomicU8,
-    /// The failures of writing back that were told.
-    pub(super) heard: Mutex<ErrorCursor>,
-}
-
-impl fmt::Debug for FileShared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileShared")
-            .field("path", &format_args!("{}", self.path.escape_ascii()))
-            .field("ino", &self.inode.metadata.ino)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Source for Arc<FileShared> {
-    type Ops<'a> = FileOps<'a>;
-
-    #[inline]
-    fn ops(&self) -> FileOps<'_> {
-        FileOps::new(&self.inode.map)
-    }
-
-    #[inline]
-    fn size_bytes(&self) -> u64 {
-        self.inode.map.size_bytes()
-    }
-
-    #[inline]
-    fn key(&self) -> usize {
-        Arc::as_ptr(self).addr()
     }
 }

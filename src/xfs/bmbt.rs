@@ -233,6 +233,51 @@ impl Fs {
         }
     }
 
+    /// Reads all extents of a part of a fork in btree form, and those that are in the same leaves.
+    /// Returns the whole part that these are all extents of.
+    pub(super) fn load_bmbt_part(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        root: &[u8],
+        blocks: Range<u64>,
+    ) -> Result<(Range<u64>, ExtentMap)> {
+        let mut map = ExtentMap::default();
+        let mut start = blocks.start;
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let (addr, data, offsets) = match self.leaf_at(io, inode, root, at)? {
+                Ok(leaf) => leaf,
+                Err(first) => {
+                    // The hole in front of all extents.
+                    start = 0;
+                    at = first;
+                    continue;
+                }
+            };
+            let bad =
+                |what: &str| corrupt(addr, format!("{}: extent btree block: {what}", inode.ino));
+            for record in leaf_records(&data).map_err(bad)? {
+                map.push(self.geometry(), record, addr)?;
+            }
+            let end = map.as_slice().last().map_or(0, Extent::end_blocks);
+            if end > offsets.end {
+                return Err(bad("an extent that the parent's keys exclude"));
+            }
+            if map.len() as u64 > inode.nextents {
+                return Err(bad("more extents than the inode says"));
+            }
+            start = start.min(offsets.start);
+            // It is behind `at`: each leaf has blocks of its own.
+            at = offsets.end;
+        }
+        if start == 0 && at == u64::MAX && map.len() as u64 != inode.nextents {
+            let what = "the number of extents is not the one the inode says";
+            return Err(bad_root(inode, what));
+        }
+        Ok((start..at, map))
+    }
+
     /// Reads all extents of a fork in btree form.
     pub(super) fn load_bmbt(
         &self,

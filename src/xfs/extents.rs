@@ -44,11 +44,7 @@ impl Extent {
                 ),
             ));
         }
-        let most = Geometry::MAX_FILE_BYTES
-            .checked_shr(geometry.block_log)
-            .unwrap_or(0)
-            .saturating_add(1);
-        if extent.end_blocks() > most {
+        if extent.end_blocks() > geometry.limit_blocks() {
             return Err(corrupt(
                 addr,
                 "an extent lies beyond the largest file offset",

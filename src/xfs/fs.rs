@@ -8,12 +8,14 @@ use super::extents::{Extent, ExtentMap, FoundExtent};
 use super::format::btree::InobtRecord;
 use super::geometry::{FsBlock, Geometry, Ino};
 use super::inode::{Fork, Inode, InodeType};
+use super::journal::Journal;
 use super::log::{LogEnd, LogState, Recovery};
 use super::overlay::Overlay;
 use super::superblock::{Features, Superblock};
 use super::{MetaIo, corrupt, log};
 use crate::error::{Error, ErrorKind, Result};
 
+mod change;
 mod recover;
 
 /// How to open a filesystem.
@@ -22,6 +24,8 @@ pub struct FsOptions {
     /// Open a filesystem whose log holds changes, for reading what stands on disk without them, as
     /// the mount option of that name does. Such a filesystem may look torn.
     pub norecovery: bool,
+    /// Metadata may be changed, where nothing forbids it: see [`Fs::write_refusal`].
+    pub writable: bool,
     /// What to do with a log that holds changes, without `norecovery`.
     pub recovery: Recovery,
     /// Most memory for what a replay of the log changes.
@@ -34,6 +38,7 @@ impl Default for FsOptions {
     fn default() -> Self {
         Self {
             norecovery: false,
+            writable: false,
             recovery: Recovery::default(),
             replay_bytes: 1 << 30,
             cache_bytes: 16 << 20,
@@ -52,6 +57,12 @@ pub struct Fs {
     overlay: Overlay,
     /// Checkpoints that were replayed when it was opened.
     replayed: u64,
+    /// Intents of the log that were finished then.
+    finished: u64,
+    /// Where metadata may be changed.
+    journal: Option<Journal>,
+    /// Why there is no journal, where its log cannot be written.
+    journal_refusal: Option<String>,
     cache: MetaCache,
     /// The inode chunk that was looked up last: allocation group, record and where it was found.
     pub(super) last_chunk: Mutex<Option<(u32, InobtRecord, u64)>>,
@@ -115,6 +126,16 @@ impl Fs {
     /// [`ErrorKind::Unsupported`] with the name of the feature, [`ErrorKind::NeedsRecovery`] when
     /// the log holds changes, and what the device reports.
     pub fn open_with(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
+        let mut fs = Self::open_unchecked(io, options)?;
+        fs.check_first_group(io)?;
+        if options.writable && fs.journal.is_none() {
+            fs.open_journal();
+        }
+        Ok(fs)
+    }
+
+    /// As [`Fs::open_with`], but looks at no allocation group.
+    pub(super) fn open_unchecked(io: &mut impl MetaIo, options: &FsOptions) -> Result<Self> {
         let superblock = Superblock::read(io, options.norecovery)?;
         let mut fs = Self {
             read_only: superblock.read_only.clone(),
@@ -122,6 +143,9 @@ impl Fs {
             log_end: None,
             overlay: Overlay::default(),
             replayed: 0,
+            finished: 0,
+            journal: None,
+            journal_refusal: None,
             cache: MetaCache::new(options.cache_bytes),
             last_chunk: Mutex::new(None),
         };
@@ -141,8 +165,20 @@ impl Fs {
             Ok(end) => fs.recover(io, &end, options)?,
             Err(error) => return Err(error),
         }
-        fs.check_first_group(io)?;
         Ok(fs)
+    }
+
+    /// Reads metadata past the cache, for a look at the structures themselves. What was replayed
+    /// into memory takes the place of the device's content.
+    pub(super) fn read_fresh(
+        &self,
+        io: &mut impl MetaIo,
+        addr_bytes: u64,
+        len_bytes: usize,
+    ) -> Result<Vec<u8>> {
+        let pieces = [(addr_bytes, len_bytes)];
+        let data = self.read_pieces(io, len_bytes, &pieces)?;
+        Ok(data.to_vec())
     }
 
     /// Whether an inode is one of the filesystem itself, which no directory names.
@@ -153,7 +189,10 @@ impl Fs {
     /// Whether metadata with this log sequence number was changed after all that the log holds: the
     /// log is not the one that the change went through, as xfs_log_check_lsn().
     pub(super) fn is_ahead_of_log(&self, lsn: u64) -> bool {
-        self.log_end.is_some_and(|end| end.is_behind(lsn))
+        match &self.journal {
+            Some(journal) => journal.is_ahead(lsn),
+            None => self.log_end.is_some_and(|end| end.is_behind(lsn)),
+        }
     }
 
     /// Sizes and places.
@@ -165,6 +204,11 @@ impl Fs {
     /// Checkpoints of the log that were replayed when it was opened.
     pub fn replayed_checkpoints(&self) -> u64 {
         self.replayed
+    }
+
+    /// Intents of the log that were finished then: operations that the log held in parts.
+    pub fn finished_intents(&self) -> u64 {
+        self.finished
     }
 
     /// Features.
@@ -241,9 +285,10 @@ impl Fs {
         if let Some(data) = self.cache.get(&key) {
             return Ok(data);
         }
+        let changes = self.cache.changes();
         let data = self.read_pieces(io, len_bytes, &[(addr_bytes, len_bytes)])?;
         check(&data)?;
-        self.cache.put(key, Arc::clone(&data));
+        self.cache.put(key, Arc::clone(&data), changes);
         Ok(data)
     }
 
@@ -311,6 +356,7 @@ impl Fs {
             kind,
             owner: inode.ino.0,
         };
+        let changes = self.cache.changes();
         let cached = self.cache.get(&key);
         let fresh = cached.is_none();
         let data = match cached {
@@ -324,7 +370,7 @@ impl Fs {
         };
         if fresh {
             check(&block)?;
-            self.cache.put(key, Arc::clone(&block.data));
+            self.cache.put(key, Arc::clone(&block.data), changes);
         }
         Ok(Some(block))
     }
@@ -387,11 +433,28 @@ impl Fs {
             let Some((piece, after)) = rest.split_at_mut_checked(*len) else {
                 return Err(corrupt(*addr, "metadata of a wrong length"));
             };
-            io.read_at(*addr, piece)?;
-            self.overlay.patch(*addr, piece);
+            self.read_piece(io, *addr, piece)?;
             rest = after;
         }
         Ok(data)
+    }
+
+    /// Reads from the device, and replaces blocks that are newer in memory.
+    fn read_piece(&self, io: &mut impl MetaIo, addr: u64, piece: &mut [u8]) -> Result<()> {
+        let Some(journal) = &self.journal else {
+            io.read_at(addr, piece)?;
+            self.overlay.patch(addr, piece);
+            return Ok(());
+        };
+        loop {
+            let before = journal.changes();
+            io.read_at(addr, piece)?;
+            journal.patch(addr, piece);
+            // What was written in place and evicted since the read began would be missed.
+            if journal.changes() == before {
+                return Ok(());
+            }
+        }
     }
 
     /// All extents of an inode's data fork, read on first use and kept in the inode.

@@ -218,13 +218,25 @@ impl Geometry {
         self.locate_inode(ino).map(|place| (place.ag, place.ag_ino))
     }
 
-    /// Blocks that are read together for the sake of an inode: 16 inodes at least, as the kernel's
-    /// inode clusters.
+    /// Blocks of a buffer of inodes, as xfs_ialloc_setup_geometry().
     pub(crate) fn cluster_blocks(&self) -> u32 {
-        let bytes = self.inode_bytes.saturating_mul(32);
-        bytes.checked_shr(self.block_log).unwrap_or(1).max(1)
+        const SMALL_BYTES: u32 = 8192;
+        let blocks = |bytes: u32| bytes.checked_shr(self.block_log).unwrap_or(0);
+        let large = self.inode_bytes.saturating_mul(32);
+        let bytes = if self.inode_align_blocks >= blocks(large) {
+            large
+        } else {
+            SMALL_BYTES
+        };
+        blocks(bytes).max(1)
     }
 
     /// Largest size of a file in bytes: what a signed 64-bit offset can say.
     pub const MAX_FILE_BYTES: u64 = i64::MAX.unsigned_abs();
+
+    /// The first block behind every file.
+    pub fn limit_blocks(&self) -> u64 {
+        let most = Self::MAX_FILE_BYTES.checked_shr(self.block_log);
+        most.unwrap_or(0).saturating_add(1)
+    }
 }

@@ -4,14 +4,27 @@
 //! in bytes, so that a lookup is a comparison or two. Where blocks are shared, the map for writing
 //! and reporting is cut at the borders of shared extents, as the kernel's answers are.
 
+use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::MetaIo;
+use super::extents::Extent;
 use super::fs::Fs;
 use super::geometry::Geometry;
 use super::inode::{Fork, Inode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
+
+mod load;
+mod patch;
+mod runs;
+
+pub use load::{MapPart, needs_extents};
+pub use patch::{FileState, MapChange};
+pub(super) use runs::Runs;
+
+use load::not_loaded;
 
 /// A run of a file's bytes that lie side by side on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +42,13 @@ pub(super) struct Run {
 /// Where the bytes of a file lie.
 #[derive(Debug)]
 pub struct FileMap {
-    size_bytes: u64,
-    pub(super) runs: Box<[Run]>,
+    /// It grows while the map is in use; a shorter file has another map.
+    size_bytes: AtomicU64,
+    pub(super) runs: Runs,
     /// Whether blocks may be shared: then `cut` must be there before a write or a report.
     pub(super) may_share: bool,
     /// `runs`, cut where shared and unshared blocks meet.
-    pub(super) cut: OnceLock<Box<[Run]>>,
+    pub(super) cut: OnceLock<Runs>,
 }
 
 /// Where the last lookup ended; the next one looks there first.
@@ -56,28 +70,18 @@ impl Fs {
                 kind: MappingKind::Inline,
                 flags: MapFlags::empty(),
             };
-            Box::from([run])
+            vec![run]
         } else {
             let geometry = self.geometry();
             self.extents(io, inode)?
                 .as_slice()
                 .iter()
-                .map(|extent| Run {
-                    offset: geometry.bytes(extent.offset_blocks),
-                    end: geometry.bytes(extent.end_blocks()),
-                    addr: geometry.block_addr(extent.start_block),
-                    kind: if extent.unwritten {
-                        MappingKind::Unwritten
-                    } else {
-                        MappingKind::Mapped
-                    },
-                    flags: MapFlags::empty(),
-                })
+                .map(|extent| Run::of(geometry, extent))
                 .collect()
         };
         Ok(FileMap {
-            size_bytes: inode.size,
-            runs,
+            size_bytes: inode.size.into(),
+            runs: runs.into(),
             may_share: self.features().reflink() && inode.may_share(),
             cut: OnceLock::new(),
         })
@@ -85,6 +89,36 @@ impl Fs {
 }
 
 impl Run {
+    /// A part of a file whose extents are not loaded.
+    fn unloaded(range: Range<u64>) -> Self {
+        Self {
+            offset: range.start,
+            end: range.end,
+            addr: 0,
+            kind: MappingKind::Hole,
+            flags: MapFlags::UNLOADED,
+        }
+    }
+
+    #[inline]
+    fn is_unloaded(&self) -> bool {
+        self.flags.contains(MapFlags::UNLOADED)
+    }
+
+    fn of(geometry: &Geometry, extent: &Extent) -> Self {
+        Self {
+            offset: geometry.bytes(extent.offset_blocks),
+            end: geometry.bytes(extent.end_blocks()),
+            addr: geometry.block_addr(extent.start_block),
+            kind: if extent.unwritten {
+                MappingKind::Unwritten
+            } else {
+                MappingKind::Mapped
+            },
+            flags: MapFlags::empty(),
+        }
+    }
+
     /// The parts before and from a file position.
     pub(super) fn split(self, at: u64) -> (Self, Self) {
         let at = at.clamp(self.offset, self.end);
@@ -95,6 +129,20 @@ impl Run {
             ..self
         };
         (before, after)
+    }
+
+    /// The address of a position before its end, where it has written blocks of the file's own for
+    /// the whole length.
+    #[inline(always)]
+    fn plain_addr(&self, pos: u64, len: u64) -> Option<u64> {
+        if self.kind != MappingKind::Mapped || !self.flags.is_empty() {
+            return None;
+        }
+        let from = pos.checked_sub(self.offset)?;
+        if self.end.saturating_sub(pos) < len {
+            return None;
+        }
+        Some(self.addr + from)
     }
 
     #[inline]
@@ -114,8 +162,8 @@ impl FileMap {
     /// The map of an empty file.
     pub fn empty() -> Self {
         Self {
-            size_bytes: 0,
-            runs: Box::default(),
+            size_bytes: AtomicU64::new(0),
+            runs: Runs::default(),
             may_share: false,
             cut: OnceLock::new(),
         }
@@ -124,7 +172,12 @@ impl FileMap {
     /// Bytes of the file.
     #[inline]
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// The file has become longer; its blocks are in the map already.
+    pub fn grow(&self, size_bytes: u64) {
+        self.size_bytes.fetch_max(size_bytes, Ordering::Release);
     }
 
     /// Number of pieces.
@@ -134,12 +187,12 @@ impl FileMap {
 
     /// Whether the file is nothing but a hole.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.runs.len() == 0
     }
 
     /// The runs for writing and reporting.
     #[inline]
-    fn cut_runs(&self) -> Result<&[Run]> {
+    fn cut_runs(&self) -> Result<&Runs> {
         if !self.may_share {
             return Ok(&self.runs);
         }
@@ -156,48 +209,6 @@ fn sharing_unknown() -> Error {
         ErrorKind::InvalidInput,
         "the file may share blocks with others, and its sharing is not loaded: open it for writing",
     )
-}
-
-/// The run at or before which `pos` is found, looking at the hint and the one after it first.
-#[inline]
-fn find(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
-    if let Some(run) = runs.get(hint.0)
-        && run.offset <= pos
-        && pos < run.end
-    {
-        return run.mapping();
-    }
-    search(runs, pos, hint)
-}
-
-#[inline(never)]
-fn search(runs: &[Run], pos: u64, hint: &mut Hint) -> Mapping {
-    let next = hint.0 + 1;
-    let index = match (runs.get(hint.0), runs.get(next)) {
-        (Some(run), Some(after)) if run.end <= pos && pos < after.end => next,
-        _ => runs.partition_point(|run| run.end <= pos),
-    };
-    let end = match runs.get(index) {
-        Some(run) if run.offset <= pos => {
-            hint.0 = index;
-            return run.mapping();
-        }
-        Some(run) => run.offset,
-        // To the end of the last block, a byte past the largest size: direct reads are of whole
-        // blocks.
-        None => Geometry::MAX_FILE_BYTES + 1,
-    };
-    let before = index.checked_sub(1).and_then(|before| runs.get(before));
-    let offset = before.map_or(0, |run| run.end);
-    hint.0 = index.saturating_sub(1);
-    Mapping {
-        addr: 0,
-        offset,
-        length: end.saturating_sub(offset),
-        kind: MappingKind::Hole,
-        flags: MapFlags::empty(),
-        cookie: 0,
-    }
 }
 
 /// [`Ops`] of a file whose map is loaded. Made for one operation; costs nothing to make.
@@ -228,20 +239,22 @@ impl<'a> FileOps<'a> {
 }
 
 impl Ops for FileOps<'_> {
-    #[inline]
+    #[inline(always)]
     fn whole(&self, pos: u64, len: u64, flags: IterFlags) -> Option<u64> {
         let runs = if flags.contains(IterFlags::WRITE) {
             self.map.cut_runs().ok()?
         } else {
             &self.map.runs
         };
-        let run = match runs.first()? {
-            first if pos < first.end => first,
-            _ => runs.get(runs.partition_point(|run| run.end <= pos))?,
+        let few = runs.few();
+        let Some(first) = few.first() else {
+            return runs.plain_addr(pos, len);
         };
-        let plain = run.kind == MappingKind::Mapped && run.flags.is_empty();
-        let covered = run.offset <= pos && run.end.checked_sub(pos)? >= len;
-        (plain && covered).then(|| run.addr + (pos - run.offset))
+        if pos < first.end {
+            return first.plain_addr(pos, len);
+        }
+        let run = few.get(few.partition_point(|run| run.end <= pos))?;
+        run.plain_addr(pos, len)
     }
 
     #[inline]
@@ -256,16 +269,26 @@ impl Ops for FileOps<'_> {
             .union(IterFlags::REPORT)
             .union(IterFlags::XATTR);
         if !flags.intersects(special) {
-            return Ok((find(&self.map.runs, pos, &mut self.hint), None));
+            let found = self.map.runs.find(pos, &mut self.hint);
+            return match found.flags.contains(MapFlags::UNLOADED) {
+                true => Err(not_loaded(pos)),
+                false => Ok((found, None)),
+            };
         }
         if flags.intersects(IterFlags::REPORT.union(IterFlags::XATTR)) {
             return self.report(pos, len, flags);
         }
-        let mapping = find(self.map.cut_runs()?, pos, &mut self.hint);
+        let mapping = self.map.cut_runs()?.find(pos, &mut self.hint);
+        if flags.contains(IterFlags::ALLOCATED)
+            && matches!(mapping.kind, MappingKind::Mapped | MappingKind::Unwritten)
+            && mapping.flags.is_empty()
+        {
+            return Ok((mapping, None));
+        }
         let plain = mapping.kind == MappingKind::Mapped && mapping.flags.is_empty();
         let inside = pos
             .checked_add(len)
-            .is_some_and(|end| end <= self.map.size_bytes);
+            .is_some_and(|end| end <= self.map.size_bytes());
         if plain && inside {
             Ok((mapping, None))
         } else {
@@ -289,7 +312,10 @@ impl FileOps<'_> {
                 "mappings of extended attributes",
             ));
         }
-        let found = find(self.map.cut_runs()?, pos, &mut self.hint);
+        let found = self.map.cut_runs()?.find(pos, &mut self.hint);
+        if found.flags.contains(MapFlags::UNLOADED) {
+            return Err(not_loaded(pos));
+        }
         Ok((found, None)).map(|(mut mapping, source)| {
             let into = pos.saturating_sub(mapping.offset).min(mapping.length);
             if mapping.kind != MappingKind::Hole && mapping.kind != MappingKind::Inline {
@@ -304,8 +330,11 @@ impl FileOps<'_> {
     /// Why a write is no overwrite.
     #[cold]
     fn no_overwrite(&self, pos: u64, len: u64, mapping: &Mapping) -> Error {
+        if mapping.flags.contains(MapFlags::UNLOADED) {
+            return not_loaded(pos);
+        }
         let end = pos.saturating_add(len);
-        let size = self.map.size_bytes;
+        let size = self.map.size_bytes();
         let (at, why) = if end > size && pos >= size {
             (
                 pos,
@@ -375,10 +404,10 @@ mod tests {
             run(9, 2, 301, MappingKind::Mapped, MapFlags::SHARED),
         ];
         FileMap {
-            size_bytes: 10 * BLOCK + BLOCK / 2,
-            runs: Box::new(whole),
+            size_bytes: (10 * BLOCK + BLOCK / 2).into(),
+            runs: whole.to_vec().into(),
             may_share: true,
-            cut: OnceLock::from(Box::from(cut)),
+            cut: OnceLock::from(Runs::from(cut.to_vec())),
         }
     }
 

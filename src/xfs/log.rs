@@ -1,4 +1,5 @@
-//! The log: is it clean, how far has it come, and what does it change ([`mod@replay`])?
+//! The log: is it clean, how far has it come, what does it change ([`mod@replay`]), and how is it
+//! written ([`mod@write`])?
 //!
 //! "Journaling Log". The log is a ring of basic blocks. Each has the number of the pass (cycle)
 //! that wrote it in its first word, or in its second where a record begins. The head, where the
@@ -17,7 +18,10 @@ use super::superblock::Superblock;
 use super::{MetaIo, corrupt};
 use crate::error::{Error, Result};
 pub(super) use finish::{has_room, mark_clean};
-pub(super) use replay::Replayed;
+pub(super) use replay::{PendingIntent, ReplayStart, Replayed, Unfinished};
+pub use write::{
+    BuiltCheckpoint, BuiltRecord, InodeChange, LogItem, LogWrite, LogWriter, NewInodes,
+};
 
 mod finish;
 mod head;
@@ -25,6 +29,7 @@ mod records;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod write;
 
 /// Bytes of a basic block.
 const BB: usize = 512;
@@ -122,28 +127,23 @@ pub(super) fn replay(
 }
 
 fn log_of(io: &mut impl MetaIo, superblock: &Superblock) -> Result<XfsLog> {
-    let geometry = &superblock.geometry;
-    let addr_bytes = geometry.block_addr(geometry.log_start);
-    let bytes = geometry.bytes(geometry.log_blocks.into());
-    if addr_bytes.saturating_add(bytes) > io.capacity_bytes() {
+    let log = XfsLog::of(superblock);
+    let bytes = log.blocks.saturating_mul(format::BASIC_BLOCK_BYTES);
+    if log.addr_bytes.saturating_add(bytes) > io.capacity_bytes() {
         return Err(corrupt(0, "the log lies beyond the end of the device"));
     }
-    Ok(XfsLog {
-        addr_bytes,
-        blocks: bytes / format::BASIC_BLOCK_BYTES,
-        sector_bytes: geometry.sector_bytes.max(geometry.log_sector_bytes).into(),
-        buffer_bytes: layout::MIN_BUFFER_BYTES.max(geometry.log_stripe_bytes),
-        uuid: superblock.uuid,
-    })
+    Ok(log)
 }
 
 /// Where the log lies, and what its records must say.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct XfsLog {
     addr_bytes: u64,
     /// Basic blocks.
     blocks: u64,
     sector_bytes: u64,
+    /// Bytes that the length of every record is a multiple of.
+    unit_bytes: u64,
     /// Bytes of the kernel's log buffers, unless a mount option says otherwise.
     buffer_bytes: u32,
     uuid: [u8; 16],
@@ -189,6 +189,20 @@ fn word_offset(index: usize) -> usize {
 }
 
 impl XfsLog {
+    fn of(superblock: &Superblock) -> Self {
+        let geometry = &superblock.geometry;
+        let bytes = geometry.bytes(geometry.log_blocks.into());
+        let unit = geometry.log_stripe_bytes.max(geometry.log_sector_bytes);
+        Self {
+            addr_bytes: geometry.block_addr(geometry.log_start),
+            blocks: bytes / format::BASIC_BLOCK_BYTES,
+            sector_bytes: geometry.sector_bytes.max(geometry.log_sector_bytes).into(),
+            unit_bytes: u64::from(unit).max(format::BASIC_BLOCK_BYTES),
+            buffer_bytes: layout::MIN_BUFFER_BYTES.max(geometry.log_stripe_bytes),
+            uuid: superblock.uuid,
+        }
+    }
+
     fn bad(&self, block: u64, what: &str) -> Error {
         let into = block.saturating_mul(format::BASIC_BLOCK_BYTES);
         corrupt(

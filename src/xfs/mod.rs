@@ -8,20 +8,32 @@
 //! [`FileMap`] what I/O on an open file needs, precomputed.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod dir;
 pub mod format;
 pub mod symlink;
 
 mod ag;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the parts of the write path are put together step by step"
+)]
+mod alloc;
 mod attr;
 mod attr_fork;
+mod bmap;
 mod bmbt;
 mod btree;
+#[allow(
+    dead_code,
+    reason = "the parts of the write path are put together step by step"
+)]
+mod buf;
 mod cache;
-#[cfg(not(loom))]
-mod cached;
 mod circle;
 mod extents;
+mod finish;
 mod freespace;
 mod fs;
 mod geometry;
@@ -29,14 +41,30 @@ mod inobt;
 mod inode;
 mod inode_read;
 mod iomap;
+mod journal;
 mod log;
+mod ops;
 mod other;
 mod overlay;
 mod overwrite;
 mod refcount;
 mod sharing;
 mod superblock;
+#[allow(
+    dead_code,
+    reason = "the parts of the write path are put together step by step"
+)]
+mod trans;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "the parts of the write path are put together step by step"
+    )
+)]
+mod tree;
 
+pub use alloc::SpaceDenial;
 pub use attr::AttrVisit;
 pub use cache::BlockKind;
 pub use extents::{Extent, ExtentMap, FoundExtent};
@@ -44,9 +72,14 @@ pub use freespace::{FreeExtent, FreeSpace};
 pub use fs::{DirBlock, Fs, FsInfo, FsOptions};
 pub use geometry::{FsBlock, Geometry, Ino};
 pub use inode::{Fork, Inode, InodeType};
-pub use iomap::{FileMap, FileOps, Hint};
-pub use log::{LogState, Recovery};
+pub use iomap::{FileMap, FileOps, FileState, Hint, MapChange, MapPart, needs_extents};
+pub use log::{
+    BuiltCheckpoint, BuiltRecord, InodeChange, LogItem, LogState, LogWrite, LogWriter, NewInodes,
+    Recovery,
+};
+pub use ops::{InodeId, InodeUpdate, NewTime};
 pub use superblock::Features;
+pub use trans::CommitTicket;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -76,6 +109,17 @@ pub trait MetaIo {
         Err(not_writable().at_offset(addr_bytes))
     }
 
+    /// Makes all writes that returned before durable, and then writes `buf` durably, as a write
+    /// with a flush before it and Force Unit Access.
+    ///
+    /// # Errors
+    /// As [`MetaIo::write_at`].
+    fn write_durable_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        self.flush()?;
+        self.write_at(addr_bytes, buf)?;
+        self.flush()
+    }
+
     /// Makes durable all writes that returned before.
     ///
     /// # Errors
@@ -95,6 +139,36 @@ pub trait MetaIo {
     /// See [`crate::probe::ProbeSource::mbr_sector_bytes`].
     fn mbr_sector_bytes(&self) -> Option<u32> {
         Some(self.block_bytes().max(512))
+    }
+}
+
+impl<I: MetaIo + ?Sized> MetaIo for &mut I {
+    fn read_at(&mut self, addr_bytes: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_at(addr_bytes, buf)
+    }
+
+    fn write_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        (**self).write_at(addr_bytes, buf)
+    }
+
+    fn write_durable_at(&mut self, addr_bytes: u64, buf: &[u8]) -> Result<()> {
+        (**self).write_durable_at(addr_bytes, buf)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        (**self).flush()
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        (**self).capacity_bytes()
+    }
+
+    fn block_bytes(&self) -> u32 {
+        (**self).block_bytes()
+    }
+
+    fn mbr_sector_bytes(&self) -> Option<u32> {
+        (**self).mbr_sector_bytes()
     }
 }
 

@@ -19,16 +19,17 @@ type Bytes = Range<u64>;
 
 impl Fs {
     /// Finds out which blocks of a file are shared, once. Needed before a write or a report; costs
-    /// nothing for a file that shares no blocks.
+    /// nothing for a file that shares no blocks. All extents of the map must be loaded.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the refcount btree is broken, or
     /// extents of the file overlap that are not shared.
     pub fn learn_sharing(&self, io: &mut impl MetaIo, map: &FileMap) -> Result<()> {
-        if !map.may_share || map.cut.get().is_some() {
+        if !map.needs_sharing() {
             return Ok(());
         }
-        let (owned, overlaps) = on_device(&map.runs);
+        map.check_loaded(&(0..u64::MAX))?;
+        let (owned, overlaps) = on_device(map.runs.iter());
         let shared = self.shared_bytes(io, &owned)?;
         if let Some(both) = overlaps.iter().find(|overlap| !covers(&shared, overlap)) {
             return Err(corrupt(
@@ -38,10 +39,10 @@ impl Fs {
             ));
         }
         let mut cut = Vec::with_capacity(map.runs.len());
-        for run in &map.runs {
+        for run in map.runs.iter() {
             cut_run(*run, &shared, &mut cut);
         }
-        let _ = map.cut.set(cut.into_boxed_slice());
+        let _ = map.cut.set(cut.into());
         Ok(())
     }
 
@@ -64,9 +65,8 @@ impl Fs {
 
 /// The device ranges of a file's blocks, in order and without overlap; and those that several runs
 /// have.
-fn on_device(runs: &[Run]) -> (Vec<Bytes>, Vec<Bytes>) {
+fn on_device<'r>(runs: impl Iterator<Item = &'r Run>) -> (Vec<Bytes>, Vec<Bytes>) {
     let mut all: Vec<Bytes> = runs
-        .iter()
         .filter(|run| matches!(run.kind, MappingKind::Mapped | MappingKind::Unwritten))
         .map(|run| run.addr..run.addr + (run.end - run.offset))
         .collect();
@@ -162,7 +162,7 @@ mod tests {
             run(40, 5, 110),
             run(50, 1, 302),
         ];
-        let (owned, overlaps) = on_device(&runs);
+        let (owned, overlaps) = on_device(runs.iter());
         assert_eq!(blocks(&owned), [98..110, 110..115, 300..304]);
         assert_eq!(blocks(&overlaps), [100..104, 104..106, 302..303]);
         let bytes = |start: u64, end: u64| start * 4096..end * 4096;
@@ -181,7 +181,7 @@ mod tests {
             run(40, 10, 100),
             run(60, 10, 110),
         ];
-        let (owned, overlaps) = on_device(&runs);
+        let (owned, overlaps) = on_device(runs.iter());
         assert_eq!(blocks(&owned), [100..110, 110..120]);
         // All of both ranges is shared: asked one by one, that is what the refcount btree answers.
         assert!(overlaps.iter().all(|overlap| covers(&owned, overlap)));

@@ -40,6 +40,8 @@ pub(crate) struct Superblock {
     pub(crate) lsn: u64,
     /// Inodes of the filesystem itself, which no directory may name.
     pub(crate) internal_inodes: [u64; 5],
+    /// Quotas are kept for users, groups or projects.
+    pub(crate) has_quotas: bool,
     /// Why nothing may be written, when unknown features or a RAID forbid it.
     pub(crate) read_only: Option<String>,
 }
@@ -137,6 +139,7 @@ impl Superblock {
             lsn: raw.lsn.get(),
             read_only: read_only_reason(raw, &features).or(raid),
             internal_inodes: internal_inodes(raw),
+            has_quotas: raw.qflags.get() != 0,
         })
     }
 }

@@ -67,7 +67,7 @@ fn write_all(
     buffered
         .sync(file, &mut ops, 0..u64::MAX, &mut cursor)
         .unwrap();
-    buffered.settle(&ops);
+    buffered.settle();
 }
 
 #[test]

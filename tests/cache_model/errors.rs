@@ -87,5 +87,5 @@ fn a_failed_write_is_told_once_to_each_and_its_data_is_kept() {
             .unwrap(),
         10_000
     );
-    buffered.settle(&ops);
+    buffered.settle();
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use xtent::internals::iomap::buffered::CachedOps;
+use xtent::internals::iomap::buffered::{CachedOps, Validity};
 use xtent::internals::iomap::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
 use xtent::{Error, ErrorKind, Result};
 
@@ -387,6 +387,11 @@ impl Ops for FileOps {
 impl CachedOps for FileOps {
     fn is_current(&self, mapping: &Mapping) -> bool {
         self.fs.lock().now.inodes[self.ino].cookie == mapping.cookie
+    }
+
+    fn validity(&self) -> Validity {
+        let (fs, ino) = (Arc::clone(&self.fs), self.ino);
+        Validity::new(move |mapping| fs.lock().now.inodes[ino].cookie == mapping.cookie)
     }
 
     fn map_writeback(&mut self, pos: u64, len: u64) -> Result<Mapping> {

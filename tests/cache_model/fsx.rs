@@ -185,7 +185,7 @@ impl Fsx<'_> {
 
     fn close_and_open(&mut self) {
         self.sync();
-        self.buffered.settle(&self.ops);
+        self.buffered.settle();
         self.file = FileCache::new(self.cache, self.good.len() as u64, 1024).unwrap();
         self.cursor = self.file.error_cursor();
         self.ops = self.fs.ops(0);
@@ -248,6 +248,6 @@ fn fsx_finds_nothing() {
         fsx.operation();
     }
     fsx.close_and_open();
-    fsx.buffered.settle(&fsx.ops);
+    fsx.buffered.settle();
     println!("{runs} operations of fsx, seed {seed}: {:?}", cache.stats());
 }

@@ -126,7 +126,7 @@ impl<'a> Worker<'a> {
     }
 
     pub(crate) fn end(&mut self) {
-        self.buffered.settle(&self.ops[0]);
+        self.buffered.settle();
     }
 
     pub(crate) fn step(&mut self) {

@@ -85,7 +85,7 @@ fn a_slash_at_the_end_demands_a_directory() {
 }
 
 #[test]
-fn put_does_not_mix_two_files_unless_told() {
+fn put_replaces_the_content_at_any_length() {
     let Some((image, data)) = prototype_image() else {
         return;
     };
@@ -93,9 +93,6 @@ fn put_does_not_mix_two_files_unless_told() {
     let local = image.path().with_file_name("short");
     fs::write(&local, b"short").unwrap();
     let local = local.to_str().unwrap();
-    let (_, stderr) = run(1, &["put", local, &target, "/data"]);
-    assert!(stderr.contains("--partial"), "{stderr}");
-    assert!(run(0, &["cat", &target, "/data"]).0 == data);
     run(
         0,
         &["put", "--partial", "--verify", local, &target, "/data"],
@@ -103,13 +100,30 @@ fn put_does_not_mix_two_files_unless_told() {
     let now = run(0, &["cat", &target, "/data"]).0;
     assert!(now.starts_with(b"short") && now[5..] == data[5..]);
     run(0, &["put", "--offset", "0", local, &target, "/data"]);
-    let long = image.path().with_file_name("long");
-    fs::File::create(&long).unwrap().set_len(3_000_001).unwrap();
-    run(
-        1,
-        &["put", "--partial", long.to_str().unwrap(), &target, "/data"],
-    );
     assert!(run(0, &["cat", &target, "/data"]).0 == now);
+    run(0, &["put", "--verify", local, &target, "/data"]);
+    assert_eq!(run(0, &["cat", &target, "/data"]).0, b"short");
+    run(0, &["put", "--offset", "10000", local, &target, "/data"]);
+    let mut model = b"short".to_vec();
+    model.resize(10_000, 0);
+    model.extend(b"short");
+    assert!(run(0, &["cat", &target, "/data"]).0 == model);
+    let long = image.path().with_file_name("long");
+    let content = common::random_bytes(9, 5_000_001);
+    fs::write(&long, &content).unwrap();
+    let long = long.to_str().unwrap();
+    run(0, &["put", "--partial", "--verify", long, &target, "/data"]);
+    assert!(run(0, &["cat", &target, "/data"]).0 == content);
+    // More than there is room for: nothing is touched.
+    let huge = image.path().with_file_name("huge");
+    let most = fs::metadata(image.path()).unwrap().len();
+    fs::File::create(&huge).unwrap().set_len(most).unwrap();
+    let (_, stderr) = run(1, &["put", huge.to_str().unwrap(), &target, "/data"]);
+    assert!(stderr.contains("are free"), "{stderr}");
+    assert!(run(0, &["cat", &target, "/data"]).0 == content);
+    if common::has_tool("xfs_repair") {
+        image.assert_clean();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::common;
-use super::{json, path_of, prototype_image, run, text};
+use super::{compare_of, json, path_of, prototype_image, run, text};
 
 fn bench<'a>(target: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["bench", target, "/data"], more].concat()
@@ -349,4 +349,91 @@ fn progress_has_units() {
     for word in ["randread: ", " IOPS, ", "B/s, ETA "] {
         assert!(line.contains(word), "{line}");
     }
+}
+
+#[test]
+fn durable_writes_and_syncs_are_those_of_fio() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    for (words, options, syncs) in [
+        ("--sync=dsync", [("sync", "dsync"), ("touch", "false")], 0),
+        ("--sync=1 --fsync=1", [("sync", "sync"), ("fsync", "1")], 40),
+        (
+            "--fdatasync=8 --touch --numjobs=2",
+            [("fdatasync", "8"), ("touch", "true")],
+            10,
+        ),
+    ] {
+        let all = format!("--rw=randwrite --number_ios=40 --json {words}");
+        let value = json(&bench(&target, &all.split(' ').collect::<Vec<_>>()));
+        let job = &value["jobs"][0];
+        for (name, expected) in options {
+            let value = job["job options"][name].to_string();
+            assert_eq!(value.trim_matches('"'), expected, "{words}: {name}");
+        }
+        assert_eq!(job["sync"]["total_ios"], syncs, "{words}");
+    }
+    for wrong in [
+        "--sync=dsync",
+        "--rw=write --touch",
+        "--rw=write --fsync=1 --fdatasync=1",
+        "--rw=write --file-append",
+        "--rw=randwrite --file-append --size=4k",
+        "--rw=randrw --fallocate=none",
+        "--rw=write --fallocate=posix --raw",
+    ] {
+        run(2, &bench(&target, &wrong.split(' ').collect::<Vec<_>>()));
+    }
+    image.assert_clean();
+}
+
+#[test]
+fn compare_has_workloads_that_wait_for_the_log() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let short = "--no-kernel --rounds=1 --runtime=50ms --ramp-time=0 --json=- --workloads";
+    let short: Vec<_> = short.split(' ').collect();
+    let value = json(&[&compare_of(&target)[..], &short, &["sync"]].concat());
+    let rows = value["workloads"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0]["job options"]["sync"], "dsync");
+    assert_eq!(rows[2]["job options"]["numjobs"], 4);
+    let syncs = |row: &Value| row["xtent"]["rounds"][0]["sync"]["total_ios"].as_u64();
+    assert!(syncs(&rows[2]) > syncs(&rows[0]), "{rows:?}");
+    let mut checks = value["checks"].as_array().unwrap().iter();
+    assert!(checks.all(|check| check["good"] == true), "{value}");
+    let (_, stderr) = run(1, &[&compare_of(&target)[..], &short, &["grow"]].concat());
+    assert!(stderr.contains("--grow-file"), "{stderr}");
+}
+
+#[test]
+fn compare_has_workloads_that_allocate() {
+    let Some((image, _)) = prototype_image() else {
+        return;
+    };
+    if !common::kernel_is_here() {
+        return;
+    }
+    let mount = image.mount("");
+    fs::write(mount.path().join("grow"), "text").unwrap();
+    mount.unmount();
+    let target = path_of(&image);
+    let words =
+        "--rounds=1 --runtime=50ms --ramp-time=0 --json=- --workloads=grow --grow-file=/grow";
+    let words: Vec<_> = words.split(' ').collect();
+    let value = json(&[&compare_of(&target)[..], &words].concat());
+    let rows = value["workloads"].as_array().unwrap();
+    assert_eq!(rows.len(), 5);
+    for row in rows {
+        let operations = |side: &str| row[side]["rounds"][0]["write"]["total_ios"].as_u64();
+        assert!(operations("kernel") > Some(0), "{row}");
+        let is_skipped = !row["xtent skipped"].is_null();
+        assert!(is_skipped || operations("xtent") > Some(0), "{row}");
+    }
+    let mut checks = value["checks"].as_array().unwrap().iter();
+    assert!(checks.all(|check| check["good"] == true), "{value}");
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::image::Mount;
 use super::{run, sys};
@@ -223,8 +224,23 @@ fn setup(args: &[&str]) {
     );
 }
 
-/// The block device that the kernel has of a controller's first namespace.
+/// The block device that the kernel has of a controller's first namespace. Waits for it: a driver
+/// that was just bound looks for namespaces in the background.
 fn namespace_of(address: &str) -> PathBuf {
+    let start = Instant::now();
+    loop {
+        if let Some(path) = namespace_now(address) {
+            return path;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "the kernel has no disk of {address}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn namespace_now(address: &str) -> Option<PathBuf> {
     let dir = format!("/sys/bus/pci/devices/{address}/nvme");
     let entries = |dir: &Path| {
         let entries = std::fs::read_dir(dir).into_iter().flatten();
@@ -235,9 +251,9 @@ fn namespace_of(address: &str) -> PathBuf {
             let path = Path::new("/dev").join(&name);
             let namespace = |name: &str| name.starts_with("nvme") && name.ends_with("n1");
             if name.to_str().is_some_and(namespace) && path.exists() {
-                return path;
+                return Some(path);
             }
         }
     }
-    panic!("the kernel has no disk of {address}")
+    None
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{run, tool};
+use super::{run, tool, try_run};
 
 /// A sparse file in a directory of its own, with an XFS made by mkfs.xfs.
 #[derive(Debug)]
@@ -25,13 +25,19 @@ impl Image {
     /// As [`Image::make`], in a directory of its own in `parent`.
     pub fn make_in(parent: &Path, size_bytes: u64, sector_bytes: u32, mkfs_args: &[&str]) -> Self {
         let image = Self::empty_in(parent, size_bytes, sector_bytes);
-        let sector = format!("size={sector_bytes}");
-        let path = image.path();
+        let made = image.format(mkfs_args);
+        made.unwrap_or_else(|failure| panic!("{failure}"));
+        image
+    }
+
+    /// Makes a filesystem with these mkfs.xfs arguments; the error is what mkfs.xfs says.
+    pub fn format(&self, mkfs_args: &[&str]) -> Result<(), String> {
+        let sector = format!("size={}", self.sector_bytes);
+        let path = self.path();
         let mut args = vec!["-q", "-f", "-s", &sector];
         args.extend_from_slice(mkfs_args);
         args.push(path.to_str().expect("a temporary path in UTF-8"));
-        run("mkfs.xfs", &args);
-        image
+        try_run("mkfs.xfs", &args).map(|_| ())
     }
 
     /// An image without a filesystem.
@@ -64,6 +70,19 @@ impl Image {
     pub fn mount(&self, options: &str) -> Mount {
         let dir = self.dir.path().join("mnt");
         Mount::new(&self.path(), self.sector_bytes, options, &dir)
+    }
+
+    /// Makes these bytes its content; blank stretches take no space.
+    pub fn put_content(&self, content: &[u8]) {
+        const PIECE_BYTES: usize = 64 << 10;
+        let file = File::create(self.path()).expect("the image");
+        file.set_len(content.len() as u64).expect("its size");
+        for (index, piece) in content.chunks(PIECE_BYTES).enumerate() {
+            if piece.iter().any(|byte| *byte != 0) {
+                let at = (index * PIECE_BYTES) as u64;
+                std::os::unix::fs::FileExt::write_all_at(&file, piece, at).expect("the image");
+            }
+        }
     }
 
     /// Panics unless `xfs_repair -n` finds nothing. The image must not be mounted.

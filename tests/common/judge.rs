@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use xtent::internals::xfs::MetaIo;
+use xtent::internals::xfs::{Fs, FsOptions, MetaIo, Recovery};
 
 use super::{run, tool};
 
@@ -114,6 +114,19 @@ pub fn quiet(name: &str, args: &[&str]) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// Opens the filesystem on a disk so that its metadata can be changed; a log that holds changes is
+/// replayed.
+pub fn open_to_change(disk: &mut impl MetaIo) -> Fs {
+    let options = FsOptions {
+        writable: true,
+        recovery: Recovery::OnDevice,
+        ..FsOptions::default()
+    };
+    let fs = Fs::open_with(disk, &options).expect("a filesystem");
+    assert_eq!(fs.write_refusal(), None);
+    fs
 }
 
 /// An image file as a disk.

@@ -17,6 +17,8 @@
     reason = "test code: a failure panics, sizes are its own"
 )]
 
+pub mod changed;
+pub mod crash;
 pub mod disk;
 pub mod fill;
 pub mod forms;
@@ -26,6 +28,8 @@ pub mod nvmf;
 pub mod oracle;
 pub mod reader;
 pub mod served;
+pub mod space;
+pub mod space_disk;
 pub mod sys;
 
 use std::process::Command;
@@ -120,6 +124,11 @@ pub fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
 
 /// Runs a tool and returns what it printed; panics with all of its output when it fails.
 pub fn run(name: &str, args: &[&str]) -> String {
+    try_run(name, args).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+/// The same; the error has all that it printed.
+pub fn try_run(name: &str, args: &[&str]) -> Result<String, String> {
     let program = tool(name).unwrap_or_else(|| panic!("{name} is not installed"));
     let output = Command::new(program)
         .args(args)
@@ -129,11 +138,12 @@ pub fn run(name: &str, args: &[&str]) -> String {
         .output()
         .unwrap_or_else(|error| panic!("{name}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{name} {args:?}: {}\n{text}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
+    if output.status.success() {
+        return Ok(text);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "{name} {args:?}: {}\n{text}{errors}",
+        output.status
+    ))
 }

@@ -19,7 +19,7 @@ use super::{Outcome, list};
 
 list! { "buffered", For::Files,
     reads_are_the_kernels_bytes,
-    what_is_no_overwrite_stops_a_write,
+    blocks_that_are_missing_are_allocated_and_shared_ones_stop_a_write,
     views_lend_what_is_cached,
     what_was_written_stays_when_handles_go,
     overwrites_beside_direct_ones_are_what_the_kernel_reads,
@@ -124,46 +124,66 @@ fn reads_are_the_kernels_bytes(stand: &Stand) -> Outcome {
     Ok(())
 }
 
-fn what_is_no_overwrite_stops_a_write(stand: &Stand) -> Outcome {
+fn blocks_that_are_missing_are_allocated_and_shared_ones_stop_a_write(stand: &Stand) -> Outcome {
     const MIB: u64 = 1 << 20;
     let mut disk = filled(stand)?;
-    let before = disk.checksum();
     let (volume, mut io) = open(&mut disk, "");
     let (sparse, _) = both(&volume, &mut io, "sparse");
     let (shared, _) = both(&volume, &mut io, "shared");
     let (odd, _) = both(&volume, &mut io, "odd");
     let data = vec![7; 10_000];
-    for (file, offset, why) in [
-        (&sparse, 0, "hole"),
-        (&sparse, MIB + 8192, "hole"),
-        (&sparse, 2 * MIB + 1, "never written"),
-        (&sparse, 3 * MIB, "beyond the end"),
-        (&sparse, u64::MAX - 5, "beyond the end"),
-        (&shared, 100, "shared"),
-    ] {
-        let error = file.write_at(&mut io, &data, offset).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
-        assert!(error.to_string().contains(why), "{error}");
-        let error = file.view_mut(&mut io, offset..offset.saturating_add(10));
-        match error {
-            Ok(view) => assert!(view.is_none() && why == "beyond the end"),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}"),
-        }
-    }
-    // The part before is written, with what was there: in the file it is sevens.
-    let n = sparse.write_at(&mut io, &data, MIB + 8000).unwrap();
-    assert_eq!(n, 192);
-    let end = odd.len();
-    let last = all(&odd, &mut io)[usize::try_from(end).unwrap() - 50..].to_vec();
-    let more = [&last[..], &data].concat();
-    assert_eq!(odd.write_at(&mut io, &more, end - 50).unwrap(), 50);
-    let error = odd.write_all_at(&mut io, &more, end - 50).unwrap_err();
+    let error = shared.write_at(&mut io, &data, 100).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    assert!(error.to_string().contains("shared"), "{error}");
+    let error = shared.view_mut(&mut io, 100..110).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    let error = sparse.write_at(&mut io, &data, u64::MAX - 5).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+
+    let mut expected = all(&sparse, &mut io);
+    let mut put = |at: u64, data: &[u8]| {
+        let at = usize::try_from(at).unwrap();
+        if expected.len() < at + data.len() {
+            expected.resize(at + data.len(), 0);
+        }
+        expected[at..at + data.len()].copy_from_slice(data);
+    };
+    // In a hole, from data into one, in preallocated blocks, far past the end.
+    for at in [0, MIB + 8000, 2 * MIB + 1, 5 * MIB - 3] {
+        assert_eq!(sparse.write_at(&mut io, &data, at).unwrap(), data.len());
+        put(at, &data);
+    }
+    let hole = 40_000;
+    let mut view = sparse.view_mut(&mut io, hole..hole + 10).unwrap().unwrap();
+    view.copy_from_slice(b"in a hole!");
+    drop(view);
+    put(hole, b"in a hole!");
+    assert_eq!(
+        sparse
+            .view_mut(&mut io, 6 * MIB..7 * MIB)
+            .unwrap()
+            .map(drop),
+        None
+    );
+    assert_eq!(sparse.len(), expected.len() as u64);
+    assert!(
+        all(&sparse, &mut io) == expected,
+        "before it is written back"
+    );
+
+    let end = odd.len();
+    assert_eq!(odd.write_at(&mut io, &data, end - 50).unwrap(), data.len());
     assert_eq!(odd.write_at(&mut io, &[], 1 << 40).unwrap(), 0);
+    assert_eq!(odd.len(), end - 50 + data.len() as u64);
+    let odd_bytes = all(&odd, &mut io);
     volume.sync(&mut io).unwrap();
-    assert_eq!(all(&odd, &mut io).len() as u64, end);
-    drop((sparse, shared, odd, io, volume));
-    assert_eq!(disk.checksum(), before, "only what was there was written");
+    assert!(all(&sparse, &mut io) == expected, "after that");
+    drop((sparse, shared, odd, io));
+    volume.close().unwrap();
+
+    let mount = disk.mount("ro");
+    assert!(fs::read(mount.path().join("sparse")).unwrap() == expected);
+    assert!(fs::read(mount.path().join("odd")).unwrap() == odd_bytes);
     Ok(())
 }
 

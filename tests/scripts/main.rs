@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "test code: a failure panics")]
 
 mod apt;
+mod beside;
+mod supervise;
 mod toolchain;
 mod vfio_setup;
 

@@ -2,6 +2,7 @@
 //! that the kernel's own rules for exclusive openers hold. `scripts/vm/jobs/setup*.sh` run it with
 //! real disks.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -81,6 +82,7 @@ fn machine() -> Option<Machine> {
     let player = Player {
         root: root.to_owned(),
         number: numbers(&device.0),
+        until_node: Cell::default(),
     };
     player.bind("nvme");
     let stopped = Arc::clone(&stop);
@@ -150,6 +152,8 @@ fn node(path: &Path, of: &Path) {
 struct Player {
     root: PathBuf,
     number: (u32, u32),
+    /// Looks until the node of the disk appears: after its entries in sysfs.
+    until_node: Cell<u32>,
 }
 
 impl Player {
@@ -169,6 +173,12 @@ impl Player {
     }
 
     fn look(&self) {
+        if let Some(left) = self.until_node.get().checked_sub(1) {
+            self.until_node.set(left);
+            if left == 0 {
+                fs::rename(self.root.join("dev/later"), self.root.join("dev/nvme0n1")).unwrap();
+            }
+        }
         for driver in ["nvme", "vfio-pci"] {
             if self.take(&format!("drivers/{driver}/unbind")) {
                 self.unbind(driver);
@@ -195,6 +205,9 @@ impl Player {
             fs::write(block.join("size"), "2048\n").unwrap();
             let (major, minor) = self.number;
             fs::write(block.join("dev"), format!("{major}:{minor}\n")).unwrap();
+            if self.root.join("dev/later").exists() {
+                self.until_node.set(40);
+            }
         }
         symlink(self.device(), drivers.join(driver).join(BDF)).unwrap();
         symlink(drivers.join(driver), self.device().join("driver")).unwrap();
@@ -206,6 +219,9 @@ impl Player {
         if driver == "nvme" {
             fs::remove_dir_all(self.device().join("nvme")).unwrap();
             fs::remove_dir_all(self.root.join("sys/class/block/nvme0n1")).unwrap();
+            if self.until_node.take() == 0 {
+                fs::rename(self.root.join("dev/nvme0n1"), self.root.join("dev/later")).unwrap();
+            }
         }
     }
 }
@@ -345,6 +361,8 @@ fn openers_are_found_by_number_whatever_the_node_is_called() {
     assert_eq!(machine.driver(), "vfio-pci");
     let (status, text) = machine.run(&["reset"]);
     assert_eq!(status, 0, "{text}");
+    // The disk is back when its node is.
+    assert!(machine.path("dev/nvme0n1").exists(), "{text}");
     machine.assert_untouched();
 }
 

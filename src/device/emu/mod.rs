@@ -64,7 +64,8 @@ use registers::EmuRegisters;
 
 /// Commands of one `relax()` of an inline controller.
 const INLINE_PASS: usize = 64;
-/// Waiting rounds of a thread between two offers of its processor to the controller's thread.
+/// Waiting rounds of a thread between two offers of its processor to the thread that runs the
+/// controller.
 const RELAX_YIELD_EVERY: u32 = 256;
 
 /// An embedded controller, running. Dropping it stops its thread; a file as medium keeps what was
@@ -116,14 +117,14 @@ impl EmuShared {
         self.work_and_raise(controller, |controller| controller.pass(budget))
     }
 
-    /// A pass, unless another thread is at it.
-    fn try_pass(&self, budget: usize) -> usize {
+    /// A pass; `None` while another thread is at it.
+    fn try_pass(&self, budget: usize) -> Option<usize> {
         let controller = match self.controller.try_lock() {
             Ok(controller) => controller,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return 0,
+            Err(TryLockError::WouldBlock) => return None,
         };
-        self.work_and_raise(controller, |controller| controller.pass(budget))
+        Some(self.work_and_raise(controller, |controller| controller.pass(budget)))
     }
 
     #[inline]
@@ -537,11 +538,14 @@ impl Device for EmuDevice {
                     std::hint::spin_loop();
                 }
             }
-            Mode::Inline => {
-                if self.shared.try_pass(INLINE_PASS) == 0 {
-                    std::hint::spin_loop();
+            Mode::Inline => match self.shared.try_pass(INLINE_PASS) {
+                // On a machine with fewer processors than pollers that thread may wait for one.
+                None if silent % RELAX_YIELD_EVERY == RELAX_YIELD_EVERY - 1 => {
+                    std::thread::yield_now();
                 }
-            }
+                None | Some(0) => std::hint::spin_loop(),
+                Some(_) => {}
+            },
             Mode::Stepped => {
                 if self.auto_relax {
                     self.shared.with(|controller| controller.pass(1));

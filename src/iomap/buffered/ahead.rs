@@ -1,5 +1,7 @@
 //! Read-ahead: its window, and the reads in flight.
 
+use std::fmt;
+
 use super::super::Mapping;
 use super::ring::TaskId;
 use crate::cache::Fill;
@@ -41,12 +43,35 @@ impl Default for ReadAhead {
     }
 }
 
+/// Tells whether a file's mappings still hold.
+pub struct Validity(Box<dyn Fn(&Mapping) -> bool + Send>);
+
+impl Validity {
+    /// From a function that compares the mapping's cookie.
+    pub fn new(is_current: impl Fn(&Mapping) -> bool + Send + 'static) -> Self {
+        Self(Box::new(is_current))
+    }
+
+    pub(super) fn holds(&self, mapping: &Mapping) -> bool {
+        (self.0)(mapping)
+    }
+}
+
+impl fmt::Debug for Validity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Validity")
+    }
+}
+
 /// Pages that are read before a thread waits for them.
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) task: TaskId,
     pub(super) fill: Fill,
     pub(super) used: Vec<Mapping>,
+    /// Whether those still hold; where the thread waits for the pages at once, it asks by other
+    /// means.
+    pub(super) validity: Option<Validity>,
     /// Why not all of it was submitted.
     pub(super) failed: bool,
 }

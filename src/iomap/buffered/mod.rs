@@ -30,14 +30,16 @@ use super::{Mapping, Ops};
 use ahead::InFlight;
 use ring::ChainRing;
 
-pub use ahead::{ReadAdvice, ReadAhead};
+pub use ahead::{ReadAdvice, ReadAhead, Validity};
 pub(crate) use direct::{drop_clean, drop_stale};
 
 /// What a filesystem adds to [`Ops`] for files that are cached.
 pub trait CachedOps: Ops {
-    /// Whether a mapping from before still holds. Cookies are not the same in two files of a
-    /// filesystem, unless no mapping ever changes.
+    /// Whether a mapping from before still holds.
     fn is_current(&self, mapping: &Mapping) -> bool;
+
+    /// The same for later, when this value is gone: for pages that are read ahead.
+    fn validity(&self) -> Validity;
 
     /// The destination of dirty bytes from `pos` on: a mapping that covers `pos`, of
     /// [`super::MappingKind::Mapped`] or [`super::MappingKind::Unwritten`]. Delayed allocations are
@@ -123,6 +125,15 @@ impl<Q: Queue> Buffered<Q> {
     #[inline]
     pub fn tally(&mut self) -> &mut Tally {
         &mut self.tally
+    }
+
+    /// Has the filesystem make durable what was written back.
+    ///
+    /// # Errors
+    /// The device's and the filesystem's.
+    pub fn commit<O: CachedOps>(&mut self, ops: &mut O) -> Result<()> {
+        let ring = &mut self.ring;
+        ops.commit(&mut || ring.flush())
     }
 
     /// Makes durable what was written before, on the device.

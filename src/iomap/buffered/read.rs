@@ -33,15 +33,32 @@ impl<Q: Queue> Buffered<Q> {
         pos: u64,
         buf: &mut [u8],
     ) -> Result<usize> {
-        let done = file.read_hit(&mut self.tally, pos, buf);
-        if done == buf.len() && !ahead.hit(pos, done) {
-            return Ok(done);
+        match self.read_hit(file, ahead, pos, buf) {
+            (done, true) => Ok(done),
+            (done, false) => self.read_on(file, ops, ahead, pos, buf, done),
         }
-        self.read_on(file, ops, ahead, pos, buf, done)
     }
 
+    /// What a read can do without the filesystem: the bytes that it read, and whether that is all
+    /// that there is to be done.
+    #[inline]
+    pub fn read_hit(
+        &mut self,
+        file: &FileCache,
+        ahead: &mut ReadAhead,
+        pos: u64,
+        buf: &mut [u8],
+    ) -> (usize, bool) {
+        let done = file.read_hit(&mut self.tally, pos, buf);
+        (done, done == buf.len() && !ahead.hit(pos, done))
+    }
+
+    /// Goes on with a read of which some bytes are done.
+    ///
+    /// # Errors
+    /// As [`Buffered::read`].
     #[inline(never)]
-    fn read_on<O: CachedOps>(
+    pub fn read_on<O: CachedOps>(
         &mut self,
         file: &FileCache,
         ops: &mut O,
@@ -50,7 +67,7 @@ impl<Q: Queue> Buffered<Q> {
         buf: &mut [u8],
         mut done: usize,
     ) -> Result<usize> {
-        self.collect_ahead(ops);
+        self.collect_ahead();
         let (mut tries, mut patience) = (PATIENCE, BoundedWait::new(LOCK_LIMIT));
         loop {
             let at = pos + done as u64;
@@ -100,7 +117,7 @@ impl<Q: Queue> Buffered<Q> {
             PageState::There if patience.wait() => Ok(0),
             PageState::There => Err(in_the_way(at)),
             PageState::Filling => {
-                self.await_page(file, ops, page);
+                self.await_page(file, page);
                 Ok(0)
             }
             PageState::Partial => {
@@ -189,6 +206,7 @@ impl<Q: Queue> Buffered<Q> {
                 task,
                 fill,
                 used,
+                validity: None,
                 failed: result.is_err(),
             },
             error: result.err(),
@@ -241,7 +259,10 @@ impl<Q: Queue> Buffered<Q> {
             let len = fill.len() as u64;
             let task = self.ring.task();
             let begun = self.fill_from_disk(ops, &fill_range(&fill, size), task, fill);
-            self.in_flight.push(begun.in_flight);
+            self.in_flight.push(InFlight {
+                validity: Some(ops.validity()),
+                ..begun.in_flight
+            });
             page += len;
             left -= len;
         }
@@ -252,7 +273,7 @@ impl<Q: Queue> Buffered<Q> {
     /// Starts to read the uncached part of a range, without waiting; at most an eighth of the
     /// cache, together with what this thread reads ahead already.
     pub fn read_ahead<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, range: Range<u64>) {
-        self.collect_ahead(ops);
+        self.collect_ahead();
         let size = file.size_bytes();
         let end = range.end.min(size).div_ceil(PAGE);
         let in_flight: u64 = self
@@ -281,7 +302,10 @@ impl<Q: Queue> Buffered<Q> {
             let len = fill.len() as u64;
             let task = self.ring.task();
             let begun = self.fill_from_disk(ops, &fill_range(&fill, size), task, fill);
-            self.in_flight.push(begun.in_flight);
+            self.in_flight.push(InFlight {
+                validity: Some(ops.validity()),
+                ..begun.in_flight
+            });
             page += len;
             left = left.saturating_sub(len);
         }
@@ -289,7 +313,7 @@ impl<Q: Queue> Buffered<Q> {
     }
 
     /// Gives the cache what has been read ahead by now.
-    pub(super) fn collect_ahead<O: CachedOps>(&mut self, ops: &O) {
+    pub(super) fn collect_ahead(&mut self) {
         if self.in_flight.is_empty() {
             return;
         }
@@ -298,19 +322,19 @@ impl<Q: Queue> Buffered<Q> {
         while at < self.in_flight.len() {
             if self.ring.is_over(self.in_flight[at].task) {
                 let ended = self.in_flight.swap_remove(at);
-                self.end_ahead(ops, ended);
+                self.end_ahead(ended);
             } else {
                 at += 1;
             }
         }
     }
 
-    fn end_ahead<O: CachedOps>(&mut self, ops: &O, in_flight: InFlight) {
+    fn end_ahead(&mut self, in_flight: InFlight) {
         let ended = self.ring.end(in_flight.task);
         let mut fill = in_flight.fill;
-        // The mappings are of the file that is read now; of another one's they prove nothing, and
-        // cookies differ.
-        let current = in_flight.used.iter().all(|mapping| ops.is_current(mapping));
+        let current = in_flight
+            .validity
+            .is_some_and(|validity| in_flight.used.iter().all(|used| validity.holds(used)));
         if in_flight.failed || ended.result.is_err() || !current {
             fill.abandon(ended.lost);
             return;
@@ -321,7 +345,7 @@ impl<Q: Queue> Buffered<Q> {
     }
 
     /// The page is being read: waits for the end if this thread reads it, else for a limited time.
-    pub(super) fn await_page<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O, page: u64) {
+    pub(super) fn await_page(&mut self, file: &FileCache, page: u64) {
         let mine = self.in_flight.iter().position(|in_flight| {
             let first = in_flight.fill.page();
             in_flight.fill.file().is(file)
@@ -331,7 +355,7 @@ impl<Q: Queue> Buffered<Q> {
             let task = self.in_flight[at].task;
             self.ring.finish(task);
             let ended = self.in_flight.swap_remove(at);
-            self.end_ahead(ops, ended);
+            self.end_ahead(ended);
             // Where it failed the mark may be another's by now, or gone.
             return;
         }
@@ -402,11 +426,11 @@ impl<Q: Queue> Buffered<Q> {
         Ok(())
     }
 
-    /// Waits for all that is read ahead: before the file's operations go away.
-    pub fn settle<O: CachedOps>(&mut self, ops: &O) {
+    /// Waits for all that is read ahead.
+    pub fn settle(&mut self) {
         while let Some(in_flight) = self.in_flight.pop() {
             self.ring.finish(in_flight.task);
-            self.end_ahead(ops, in_flight);
+            self.end_ahead(in_flight);
         }
     }
 }

@@ -37,14 +37,23 @@ impl<Q: Queue> Buffered<Q> {
         pos: u64,
         data: &[u8],
     ) -> Result<Written> {
-        let bytes = file.write_hit(&mut self.tally, pos, data);
-        if bytes == data.len() && self.cache.pressure() == Pressure::None {
+        let (bytes, is_enough) = self.write_hit(file, pos, data);
+        if is_enough {
             return Ok(Written {
                 bytes,
                 throttled: false,
             });
         }
         self.write_on(file, ops, pos, data, bytes)
+    }
+
+    /// What a write can do without the filesystem: the bytes that it wrote to pages that may be
+    /// written to, and whether that is all that there is to be done.
+    #[inline]
+    pub fn write_hit(&mut self, file: &FileCache, pos: u64, data: &[u8]) -> (usize, bool) {
+        let bytes = file.write_hit(&mut self.tally, pos, data);
+        let is_enough = bytes == data.len() && self.cache.pressure() == Pressure::None;
+        (bytes, is_enough)
     }
 
     #[inline(never)]
@@ -116,13 +125,17 @@ impl<Q: Queue> Buffered<Q> {
                 // Up to the end of the page.
                 let len = span.len.min(PAGE - span.pos % PAGE);
                 let cached = file.state_of(span.pos, offset_in(len, 0)) != PageState::Absent;
-                // What only the cache has, over blocks that read as zeroes, must be zeroed too.
-                if cached || matches!(span.mapping.kind, MappingKind::Mapped | MappingKind::Inline)
-                {
-                    plain = len;
-                    return Ok(0);
+                let is_zero = match span.mapping.kind {
+                    MappingKind::Mapped | MappingKind::Inline => false,
+                    MappingKind::Hole => true,
+                    // What only the cache has must be zeroed too.
+                    MappingKind::Unwritten | MappingKind::Delalloc => !cached,
+                };
+                if is_zero {
+                    return Ok(len);
                 }
-                Ok(len)
+                plain = len;
+                Ok(0)
             })?;
             if plain == 0 {
                 continue;
@@ -185,7 +198,7 @@ impl<Q: Queue> Buffered<Q> {
     /// # Errors
     /// A writeback error; or no free page within the time limit.
     pub fn make_clean<O: CachedOps>(&mut self, file: &FileCache, ops: &mut O) -> Result<()> {
-        self.settle(ops);
+        self.settle();
         if self.write_out(file, ops, 0..u64::MAX, usize::MAX)? > 0 {
             self.starved = None;
             return Ok(());
@@ -266,7 +279,7 @@ impl<Q: Queue> Buffered<Q> {
             let page = pos / PAGE;
             let needed = file.needed(pos, data.len());
             match file.state_of(pos, data.len()) {
-                PageState::Filling => self.await_page(file, ops, page),
+                PageState::Filling => self.await_page(file, page),
                 PageState::Absent if needed == 0 => match file.write_absent(pos, data, writing) {
                     Some(true) => return Ok(true),
                     Some(false) => {}

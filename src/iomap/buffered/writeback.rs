@@ -111,8 +111,7 @@ impl<Q: Queue> Buffered<Q> {
     ) -> Result<()> {
         // A failure is in the file's log, which is asked below.
         let _ = self.write_back(file, ops, range.clone());
-        let ring = &mut self.ring;
-        if let Err(error) = ops.commit(&mut || ring.flush()) {
+        if let Err(error) = self.commit(ops) {
             file.note_error(&error, range.start);
         }
         self.tally.flush(&self.cache);

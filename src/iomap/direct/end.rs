@@ -1,9 +1,10 @@
 //! The end of operations: chains that end, and who hears of the operations that end with them.
 
-use super::slot::{DirectSlot, DirectStage, Ended, Hear, Of, OperationKind};
+use super::slot::{DirectSlot, DirectStage, Ended, Hear, Of, OperationKind, WrittenData};
 use super::source::Source;
 use super::{Direct, OperationToken, SLOT_BITS};
 use crate::block::{Completion, Token};
+use crate::error::Error;
 
 impl<S: Source> Direct<S> {
     /// A chain has ended. The operation, when it has ended with it and is to be handed over, and
@@ -21,7 +22,7 @@ impl<S: Source> Direct<S> {
         slot.next_free = self.free;
         self.free = index;
         self.polled -= 1;
-        self.sources.remove_user(source);
+        self.sources.end(source);
         Some((ended, source))
     }
 
@@ -52,14 +53,64 @@ impl<S: Source> Direct<S> {
     fn settle(&mut self, index: u16) -> Option<u16> {
         let slot = &mut self.slots[usize::from(index)];
         if slot.without_fua && slot.needs_flush() {
-            self.waiting.push_back(index);
+            self.wait_for_room(index);
             return None;
         }
+        if slot.is_allocated && slot.failed_at == u64::MAX {
+            slot.stage = DirectStage::Written;
+            self.written.push_back(index);
+            self.is_due = true;
+            return None;
+        }
+        self.finish_slot(index)
+    }
+
+    fn finish_slot(&mut self, index: u16) -> Option<u16> {
+        let slot = &mut self.slots[usize::from(index)];
         slot.stage = DirectStage::Ended;
+        self.sources.ended(slot.source, slot.is_stuck);
         if slot.kind == OperationKind::Read && slot.end - slot.start > slot.report {
             slot.zero_tail();
         }
         (!slot.kept).then_some(index)
+    }
+
+    /// A write to allocated blocks whose data is on the device. It has not ended, and counts as in
+    /// flight, until [`Direct::end_written`].
+    pub fn next_written(&mut self) -> Option<WrittenData<S>> {
+        let index = self.written.pop_front()?;
+        self.is_due = self.is_waiting() || self.has_written();
+        let slot = &self.slots[usize::from(index)];
+        let source = self.sources.get(slot.source)?.clone();
+        Some(WrittenData {
+            operation: OperationToken(index),
+            source,
+            range: slot.start..slot.data_end,
+            dsync: slot.dsync,
+        })
+    }
+
+    /// Whether [`Direct::next_written`] has one.
+    #[inline]
+    pub fn has_written(&self) -> bool {
+        !self.written.is_empty()
+    }
+
+    /// The file of a write was changed, or could not be. The operation has ended.
+    pub fn end_written(&mut self, operation: OperationToken, result: Result<(), Error>) {
+        let index = operation.0;
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+            return;
+        };
+        if slot.stage != DirectStage::Written {
+            return;
+        }
+        if let Err(error) = result {
+            slot.fail(0, error);
+        }
+        if let Some(index) = self.finish_slot(index) {
+            self.ended.push_back(index);
+        }
     }
 
     /// As [`Direct::settle`], outside of a poll.
@@ -120,6 +171,8 @@ impl<S: Source> Direct<S> {
     pub fn take_all(&mut self, mut done: impl FnMut(Ended, Of<'_, S>)) {
         self.ended.clear();
         self.waiting.clear();
+        self.written.clear();
+        self.is_due = false;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             if slot.stage == DirectStage::Free {
@@ -127,16 +180,17 @@ impl<S: Source> Direct<S> {
             }
             if slot.is_unfinished() {
                 slot.give_up();
+                self.sources.ended(slot.source, slot.is_stuck);
             }
             let (ended, source) = self.hand_over(u16::try_from(index).unwrap_or(u16::MAX));
             done(ended, self.of(source));
         }
     }
 
-    /// Hands over what has ended without a poll.
+    /// Hands over what has ended without a poll, at most `budget` of it; returns how many.
     #[cold]
     #[inline(never)]
-    pub(super) fn drain(&mut self, budget: usize, hear: &mut impl Hear<S>) -> usize {
+    pub fn drain(&mut self, budget: usize, hear: &mut impl Hear<S>) -> usize {
         let mut count = 0;
         while count < budget
             && let Some(index) = self.ended.pop_front()
@@ -157,7 +211,7 @@ impl<S: Source> Direct<S> {
             self.polled -= 1;
         }
         let source = slot.source;
-        self.sources.remove_user(source);
+        self.sources.handed_over(source);
         slot.next_free = self.free;
         self.free = index;
         (slot.finish(), source)

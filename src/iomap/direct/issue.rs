@@ -15,18 +15,38 @@ use crate::units::Lba;
 /// # Errors
 /// [`ErrorKind::NotOverwrite`] with the first byte that cannot be overwritten; the filesystem's.
 #[inline]
-pub fn check_overwrite<S: Source>(source: &S, offset: u64, len: u64) -> Result<()> {
-    let mut ops = source.ops();
-    Iter::new(offset, len, WRITE_FLAGS).run(&mut ops, |_, span| {
-        overwritable(&span)?;
+pub(super) fn check_blocks<S: Source>(
+    version: &S::Version,
+    offset: u64,
+    len: u64,
+    flags: IterFlags,
+) -> Result<()> {
+    let mut ops = S::ops(version);
+    Iter::new(offset, len, flags).run(&mut ops, |_, span| {
+        writable(&span, flags)?;
         Ok(span.len)
     })?;
     Ok(())
 }
 
+/// As [`check_blocks`], of all that an operation has not submitted.
+pub(super) fn check_write<S: Source>(version: &S::Version, slot: &DirectSlot) -> Result<()> {
+    check_blocks::<S>(version, slot.pos, slot.end - slot.pos, write_flags(slot))
+}
+
+fn write_flags(slot: &DirectSlot) -> IterFlags {
+    match slot.is_allocated {
+        true => ALLOCATED_FLAGS,
+        false => WRITE_FLAGS,
+    }
+}
+
 pub(super) const WRITE_FLAGS: IterFlags = IterFlags::WRITE
     .union(IterFlags::DIRECT)
     .union(IterFlags::OVERWRITE_ONLY);
+pub(super) const ALLOCATED_FLAGS: IterFlags = IterFlags::WRITE
+    .union(IterFlags::DIRECT)
+    .union(IterFlags::ALLOCATED);
 
 /// Whether a durable write is sent with FUA, by what the device says now: a reset may change it.
 /// One that is sent without may have a flush after it.
@@ -46,7 +66,7 @@ pub(super) fn token(index: u16, block: u64) -> Token {
 #[inline(never)]
 pub(super) fn file<S: Source, Q: Queue>(
     slot: &mut DirectSlot,
-    source: Option<&S>,
+    version: Option<&S::Version>,
     queue: &mut Q,
     (index, shift): (u16, u32),
     first: bool,
@@ -55,36 +75,38 @@ pub(super) fn file<S: Source, Q: Queue>(
     if slot.failed_at != u64::MAX || slot.pos >= slot.end {
         return Ok(Issued::All);
     }
-    let Some(source) = source else {
+    let Some(version) = version else {
         return Err(internal("the operation has no file"));
     };
-    let lent = &mut slot.lent;
     let write = slot.kind == OperationKind::Write;
     let (op, iter_flags) = if write {
-        (Op::Write, WRITE_FLAGS)
+        (Op::Write, write_flags(slot))
     } else {
         (Op::Read, IterFlags::DIRECT)
     };
-    let flags = if write && slot.dsync && wants_fua(queue.limits()) {
+    let dsync = slot.dsync && !slot.is_allocated;
+    let flags = if write && dsync && wants_fua(queue.limits()) {
         ChainFlags::FUA
     } else {
-        slot.without_fua = slot.dsync;
+        slot.without_fua = dsync;
         ChainFlags::empty()
     };
+    let lent = &mut slot.lent;
     let start = slot.start;
     let in_flight = &mut slot.in_flight;
     let mut unchecked = write && first;
     let mut blocked = false;
-    let mut ops = source.ops();
+    let mut ops = S::ops(version);
     let mut iter = Iter::new(slot.pos, slot.end - slot.pos, iter_flags);
     loop {
         let left = iter.remaining;
         let step = iter.step(&mut ops, |ops, span| {
             let from = span.pos - start;
             if write {
-                overwritable(&span)?;
+                writable(&span, iter_flags)?;
                 if unchecked && span.len < left {
-                    check_overwrite(source, span.pos + span.len, left - span.len)?;
+                    let behind = span.pos + span.len;
+                    check_blocks::<S>(version, behind, left - span.len, iter_flags)?;
                 }
                 unchecked = false;
             } else if span.mapping.kind != MappingKind::Mapped {
@@ -178,10 +200,12 @@ fn fill<O: Ops>(ops: &mut O, lent: &mut Lent, from: u64, span: &Span<'_>) -> Res
 }
 
 #[inline]
-fn overwritable(span: &Span<'_>) -> Result<()> {
+fn writable(span: &Span<'_>, flags: IterFlags) -> Result<()> {
     let mapping = span.mapping;
     let special = MapFlags::SHARED.union(MapFlags::NEW);
-    if mapping.kind == MappingKind::Mapped
+    let is_allocated =
+        flags.contains(IterFlags::ALLOCATED) && mapping.kind == MappingKind::Unwritten;
+    if (mapping.kind == MappingKind::Mapped || is_allocated)
         && !mapping.flags.intersects(special)
         && span.source.is_none()
     {
@@ -248,14 +272,20 @@ pub(super) fn device<Q: Queue>(
         OperationKind::DeviceWrite => Op::Write,
         _ => Op::Read,
     };
+    let flags = match slot.dsync && wants_fua(queue.limits()) {
+        true => ChainFlags::FUA,
+        false => {
+            slot.without_fua = slot.dsync;
+            ChainFlags::empty()
+        }
+    };
     while slot.failed_at == u64::MAX && slot.pos < slot.end {
         let len = (slot.end - slot.pos).min(MAX_CHAIN_BYTES);
         let from = slot.pos - slot.start;
         let segment = segment_of(&slot.lent, from, len)?;
         let (lba, blocks) = (Lba(slot.pos >> shift), len >> shift);
         let token = token(index, from >> shift);
-        let none = ChainFlags::empty();
-        if !submit_one(queue, op, none, lba, blocks, &[segment], token)? {
+        if !submit_one(queue, op, flags, lba, blocks, &[segment], token)? {
             return Ok(Issued::Blocked);
         }
         slot.in_flight += 1;

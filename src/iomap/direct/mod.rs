@@ -3,23 +3,26 @@
 //!
 //! As `iomap_dio_rw` of Linux, turned inside out: an operation is a slot in [`Direct`], not a stack
 //! frame, so that it never waits. It goes through its range mapping by mapping; when the queue has
-//! no room it stays where it is and goes on at a later [`Direct::poll`]. It ends when the last of
-//! its chains has. Where the kernel polls single-request I/O only, all of this is polled.
+//! no room it stays where it is and goes on at a later [`Direct::poll_queue`]. It ends when the
+//! last of its chains has. Where the kernel polls single-request I/O only, all of this is polled.
 //!
 //! An operation owns its buffer while it runs, as [`crate::mem::Lent`]. Nothing here allocates but
 //! [`Direct::new`].
 
 use std::collections::VecDeque;
 
+use full::InFull;
 use simple::Grid;
 use slot::{DirectSlot, DirectStage};
-use sources::{NO_SOURCE, Sources};
+use sources::Sources;
 
 use crate::block::{Limits, One, Queue};
 use crate::error::{Error, ErrorKind};
-use crate::mem::{DmaBuf, Segment};
+use crate::mem::Segment;
 
+mod allocated;
 mod end;
+mod full;
 mod issue;
 mod simple;
 mod slot;
@@ -28,8 +31,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-pub use issue::check_overwrite;
-pub use slot::{DirectRequest, Ended, Hear, Of, OperationKind, Rejected, What};
+pub use slot::{DirectRequest, Ended, Hear, Of, OperationKind, Rejected, What, WrittenData};
 pub use source::Source;
 
 /// The longest piece of a mapping that goes into one chain: what a [`Segment`] can hold, in whole
@@ -48,20 +50,24 @@ const NO_SLOT: u16 = u16::MAX;
 ///
 /// `S` is what an operation needs of its file: cheap to clone, and able to answer for its mappings.
 #[derive(Debug)]
-pub struct Direct<S> {
+pub struct Direct<S: Source> {
     slots: Box<[DirectSlot]>,
     /// The first free slot.
     free: u16,
     grid: Grid,
     sources: Sources<S>,
-    /// Operations in flight that [`Direct::poll`] hands over.
+    /// Operations in flight that [`Direct::poll_queue`] hands over.
     polled: usize,
     /// Operations in flight that [`Direct::take`] hands over.
     kept: usize,
+    /// There are operations in `waiting` or `written`.
+    is_due: bool,
     /// Operations that have more to submit, in the order they came.
     waiting: VecDeque<u16>,
     /// Operations that have ended and were not handed over yet.
     ended: VecDeque<u16>,
+    /// Writes whose data is on the device, and whose file is to be changed.
+    written: VecDeque<u16>,
 }
 
 /// Names a kept operation until [`Direct::take`].
@@ -100,8 +106,10 @@ impl<S: Source> Direct<S> {
             sources: Sources::new(count.into()),
             polled: 0,
             kept: 0,
+            is_due: false,
             waiting: VecDeque::with_capacity(count.into()),
             ended: VecDeque::with_capacity(count.into()),
+            written: VecDeque::with_capacity(count.into()),
         }
     }
 
@@ -110,7 +118,7 @@ impl<S: Source> Direct<S> {
         self.polled + self.kept
     }
 
-    /// Of those, what [`Direct::poll`] is to hand over. An operation counts no more when its
+    /// Of those, what [`Direct::poll_queue`] is to hand over. An operation counts no more when its
     /// callback is called, also when that panics.
     #[inline]
     pub fn to_hand_over(&self) -> usize {
@@ -123,10 +131,10 @@ impl<S: Source> Direct<S> {
         self.kept
     }
 
-    /// Whether a poll has something to do without the queue: operations that have ended, or that
-    /// wait for room in the queue.
+    /// Whether a poll has something to do without the queue: operations that have ended, that wait
+    /// for room in the queue, or whose file is to be changed.
     pub fn has_more(&self) -> bool {
-        !self.ended.is_empty() || !self.waiting.is_empty()
+        self.is_due || !self.ended.is_empty()
     }
 
     /// Whether an operation waits for room in the queue.
@@ -134,28 +142,50 @@ impl<S: Source> Direct<S> {
         !self.waiting.is_empty()
     }
 
-    /// Starts an operation; it is handed over by a later [`Direct::poll`].
-    ///
-    /// # Errors
-    /// [`Rejected`] with the buffer; nothing was started then. In particular a write that is not
-    /// entirely an overwrite is refused here, before any of it is written.
-    #[inline(always)]
+    /// Starts an operation in either way.
+    #[cfg(test)]
     pub fn submit<Q: Queue>(
         &mut self,
         queue: &mut Q,
         request: DirectRequest<'_, S>,
     ) -> Result<(), Rejected> {
-        match self.start_simple(queue, request) {
-            Ok(_) => Ok(()),
-            Err(request) => self.start_in_full(queue, request, false).map(|_| ()),
+        match self.submit_simple(queue, request) {
+            Ok(()) => Ok(()),
+            Err(request) => self.submit_in_full(queue, request),
         }
+    }
+
+    /// Starts an operation that is one chain, as most are; it is handed over by a later
+    /// [`Direct::poll_queue`]. Otherwise nothing was started, and the request comes back, for
+    /// [`Direct::submit_in_full`].
+    #[inline(always)]
+    pub fn submit_simple<'a, Q: Queue>(
+        &mut self,
+        queue: &mut Q,
+        request: DirectRequest<'a, S>,
+    ) -> Result<(), DirectRequest<'a, S>> {
+        self.start_simple(queue, request).map(|_| ())
+    }
+
+    /// Starts any operation; it is handed over by a later [`Direct::poll_queue`].
+    ///
+    /// # Errors
+    /// [`Rejected`] with the buffer; nothing was started then. In particular a write that is not
+    /// entirely an overwrite is refused here, before any of it is written.
+    pub fn submit_in_full<Q: Queue>(
+        &mut self,
+        queue: &mut Q,
+        request: DirectRequest<'_, S>,
+    ) -> Result<(), Rejected> {
+        self.start_in_full(queue, request, InFull::default())?;
+        Ok(())
     }
 
     /// Starts an operation that stays after its end until [`Direct::take`]: what a blocking call
     /// waits for.
     ///
     /// # Errors
-    /// As [`Direct::submit`].
+    /// As [`Direct::submit_in_full`].
     pub fn submit_kept<Q: Queue>(
         &mut self,
         queue: &mut Q,
@@ -172,9 +202,41 @@ impl<S: Source> Direct<S> {
                 self.kept += 1;
                 index
             }
-            Err(request) => self.start_in_full(queue, request, true)?,
+            Err(request) => {
+                let how = InFull {
+                    kept: true,
+                    ..InFull::default()
+                };
+                self.start_in_full(queue, request, how)?
+            }
         };
         Ok(OperationToken(index))
+    }
+
+    /// As [`Direct::submit_in_full`] or [`Direct::submit_kept`], of a write to blocks of the file
+    /// that were allocated for it: unwritten ones, or past the end of the file. When the data is
+    /// there the file has to be changed: [`Direct::next_written`]. A change that is to be durable
+    /// is so when the operation ends. The last `filler_bytes` of the memory are no data: they fill
+    /// the last block.
+    ///
+    /// # Errors
+    /// As [`Direct::submit_in_full`].
+    pub fn submit_allocated<Q: Queue>(
+        &mut self,
+        queue: &mut Q,
+        request: DirectRequest<'_, S>,
+        filler_bytes: u16,
+        kept: bool,
+    ) -> Result<OperationToken, Rejected> {
+        let how = InFull {
+            kept,
+            filler_bytes: Some(filler_bytes),
+        };
+        let started = match self.start_allocated(queue, request, how) {
+            Ok(index) => Ok(index),
+            Err(request) => self.start_in_full(queue, request, how),
+        };
+        started.map(OperationToken)
     }
 
     /// Polls the queue and goes on with operations that wait for room, without handing anything
@@ -193,10 +255,11 @@ impl<S: Source> Direct<S> {
         count
     }
 
-    /// Polls the queue, goes on with operations that wait for room, and hands those that have ended
-    /// to `hear`, at most `budget` of them; returns how many.
+    /// Polls the queue, and hands operations that have ended to `hear`, at most `budget` of them;
+    /// returns how many. Where [`Direct::is_due`] says so afterwards, [`Direct::go_on`] is the
+    /// other half of it.
     #[inline]
-    pub fn poll<Q: Queue>(
+    pub fn poll_queue<Q: Queue>(
         &mut self,
         queue: &mut Q,
         budget: usize,
@@ -213,11 +276,37 @@ impl<S: Source> Direct<S> {
                 hear.hear(ended, self.of(source));
             }
         });
-        if !self.waiting.is_empty() {
-            self.resume(queue);
-            count += self.drain(budget - count, hear);
-        }
         count
+    }
+
+    /// Both halves of a poll.
+    #[cfg(test)]
+    fn poll<Q: Queue>(&mut self, queue: &mut Q, budget: usize, hear: &mut impl Hear<S>) -> usize {
+        let count = self.poll_queue(queue, budget, hear);
+        match self.is_due() {
+            true => count + self.go_on(queue, budget - count, hear),
+            false => count,
+        }
+    }
+
+    /// Whether operations wait for room in the queue, or [`Direct::next_written`] has one.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// Goes on with operations that wait for room, and hands those that have ended to `hear`, at
+    /// most `budget` of them; returns how many.
+    #[cold]
+    #[inline(never)]
+    pub fn go_on<Q: Queue>(
+        &mut self,
+        queue: &mut Q,
+        budget: usize,
+        hear: &mut impl Hear<S>,
+    ) -> usize {
+        self.resume(queue);
+        self.drain(budget, hear)
     }
 
     /// Starts an operation that is one chain, as most are. It is polled. Otherwise nothing was
@@ -236,9 +325,16 @@ impl<S: Source> Direct<S> {
         // Operations that wait go first.
         if self.waiting.is_empty()
             && let Some(source) = request.source
-            && let Some(memory) = request.buf.place()
-            && let Some(simple) = self.grid.simple(queue, source, what, offset, memory)
+            && let Some(version) = self.sources.begin(source)
         {
+            let grid = self.grid;
+            let Some((simple, memory)) = request.buf.place().and_then(|memory| {
+                let simple = grid.simple::<S, Q>(queue, version, what, offset, memory)?;
+                Some((simple, memory))
+            }) else {
+                self.sources.cancel(self.sources.last());
+                return Err(request);
+            };
             let lent = request.buf.lend();
             let one = One {
                 op: simple.op,
@@ -253,7 +349,7 @@ impl<S: Source> Direct<S> {
                 self.polled += 1;
                 slot.stage = DirectStage::Simple;
                 slot.kind = simple.kind;
-                slot.source = self.sources.add_user(source);
+                slot.source = self.sources.last();
                 slot.start = offset;
                 slot.report = simple.report;
                 slot.user_data = request.user_data;
@@ -265,6 +361,7 @@ impl<S: Source> Direct<S> {
                 }
                 return Ok(index);
             }
+            self.sources.cancel(self.sources.last());
             return Err(DirectRequest {
                 buf: lent.take_back(),
                 ..request
@@ -273,186 +370,19 @@ impl<S: Source> Direct<S> {
         Err(request)
     }
 
-    #[inline(never)]
-    fn start_in_full<Q: Queue>(
-        &mut self,
-        queue: &mut Q,
-        request: DirectRequest<'_, S>,
-        kept: bool,
-    ) -> Result<u16, Rejected> {
-        let index = self.free;
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
-            return Err(Rejected::full(request.buf));
+    /// Looks at every mapping of a write, for a caller that submits it in pieces.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotOverwrite`] with the first byte that cannot be overwritten; the
+    /// filesystem's.
+    pub fn check_overwrite(&mut self, source: &S, offset: u64, len: u64) -> Result<(), Error> {
+        let number = self.sources.begin_in_full(source);
+        let result = match self.sources.version(number) {
+            Some(version) => issue::check_blocks::<S>(version, offset, len, issue::WRITE_FLAGS),
+            None => Err(internal("the operation has no file")),
         };
-        let len = request.buf.len() as u64;
-        let offset = request.offset;
-        let block_mask = self.grid.block_mask;
-        if ((offset | len) & block_mask) | (request.buf.iova().0 & self.grid.dma_mask) != 0 {
-            let error = self.misaligned(offset, &request.buf);
-            return Err(Rejected::error(error, request.buf));
-        }
-        slot.begin(kept, offset, request.user_data);
-        if request.what == What::Read {
-            let size = request.source.map_or(0, Source::size_bytes);
-            slot.kind = OperationKind::Read;
-            // Whole blocks are read, what lies beyond the size is zeroed and not reported.
-            slot.report = len.min(size.saturating_sub(offset));
-            slot.end = offset + ((slot.report + block_mask) & !block_mask);
-        } else if let Err(error) = self.prepare(index, &request, queue.limits().read_only) {
-            let slot = &mut self.slots[usize::from(index)];
-            slot.stage = DirectStage::Free;
-            slot.kept = false;
-            return Err(Rejected::error(error, request.buf));
-        }
-        let source = request
-            .source
-            .map_or(NO_SOURCE, |source| self.sources.add_user(source));
-        let slot = &mut self.slots[usize::from(index)];
-        slot.lent = request.buf.lend();
-        slot.source = source;
-        // Operations that wait go first.
-        if !self.waiting.is_empty() {
-            return self.queue_up(index);
-        }
-        match self.issue(queue, index, true) {
-            Ok(Issued::All) => {
-                self.leave_free_list(index);
-                let slot = &mut self.slots[usize::from(index)];
-                slot.stage = DirectStage::Submitted;
-                if slot.in_flight == 0 {
-                    self.settle_early(index);
-                }
-            }
-            Ok(Issued::Blocked) => {
-                self.leave_free_list(index);
-                self.waiting.push_back(index);
-            }
-            Err(error) => self.fail_first(index, error)?,
-        }
-        Ok(index)
-    }
-
-    /// The first free slot has an operation now.
-    fn leave_free_list(&mut self, index: u16) {
-        let slot = &self.slots[usize::from(index)];
-        self.free = slot.next_free;
-        if slot.kept {
-            self.kept += 1;
-        } else {
-            self.polled += 1;
-        }
-    }
-
-    /// The first free slot stays free: nothing of its operation was started.
-    fn reject(&mut self, index: u16, error: Error) -> Rejected {
-        let slot = &mut self.slots[usize::from(index)];
-        self.sources.remove_user(slot.source);
-        slot.reject(error)
-    }
-
-    /// For operations other than reads: the rest of the slot, as far as it is known without
-    /// mappings.
-    #[inline(never)]
-    fn prepare(
-        &mut self,
-        index: u16,
-        request: &DirectRequest<'_, S>,
-        read_only: bool,
-    ) -> Result<(), Error> {
-        let block_mask = self.grid.block_mask;
-        let slot = &mut self.slots[usize::from(index)];
-        let len = request.buf.len() as u64;
-        let offset = request.offset;
-        match request.what {
-            What::Read => {}
-            What::Write {
-                dsync,
-                through_last_block,
-            } => {
-                let Some(source) = request.source else {
-                    return Err(internal("a write needs a file"));
-                };
-                if read_only {
-                    return Err(read_only_device());
-                }
-                let size = source.size_bytes();
-                let limit = if through_last_block {
-                    size.saturating_add(block_mask) & !block_mask
-                } else {
-                    size
-                };
-                let Some(end) = offset.checked_add(len).filter(|&end| end <= limit) else {
-                    return Err(past_end(size));
-                };
-                slot.kind = OperationKind::Write;
-                slot.dsync = dsync;
-                slot.report = len;
-                // What reaches beyond the size belongs to the last block, not to the file.
-                slot.end = end.min(size).max(offset);
-            }
-            What::Flush => slot.kind = OperationKind::Flush,
-            What::DeviceRead | What::DeviceWrite => {
-                if request.what == What::DeviceWrite {
-                    if read_only {
-                        return Err(read_only_device());
-                    }
-                    slot.kind = OperationKind::DeviceWrite;
-                } else {
-                    slot.kind = OperationKind::DeviceRead;
-                }
-                slot.report = len;
-                slot.end = offset.saturating_add(len);
-            }
-        }
-        Ok(())
-    }
-
-    /// Behind others that wait. A write is looked at now: it is refused here or not at all.
-    #[cold]
-    fn queue_up(&mut self, index: u16) -> Result<u16, Rejected> {
-        let slot = &self.slots[usize::from(index)];
-        if slot.kind == OperationKind::Write
-            && let Some(source) = self.sources.get(slot.source)
-            && let Err(error) = check_overwrite(source, slot.pos, slot.end - slot.pos)
-        {
-            return Err(self.reject(index, error));
-        }
-        self.leave_free_list(index);
-        self.waiting.push_back(index);
-        Ok(index)
-    }
-
-    /// The first attempt failed. A write of which nothing is on its way was not started; all else
-    /// ends with the error.
-    #[cold]
-    fn fail_first(&mut self, index: u16, error: Error) -> Result<(), Rejected> {
-        let slot = &mut self.slots[usize::from(index)];
-        if slot.kind == OperationKind::Write && slot.in_flight == 0 {
-            return Err(self.reject(index, error));
-        }
-        slot.fail(slot.pos - slot.start, error);
-        slot.stage = DirectStage::Submitted;
-        let idle = slot.in_flight == 0;
-        self.leave_free_list(index);
-        if idle {
-            self.settle_early(index);
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn misaligned(&self, offset: u64, buf: &DmaBuf) -> Error {
-        let block = self.grid.block_mask + 1;
-        let dma = self.grid.dma_mask + 1;
-        Error::new(
-            ErrorKind::Misaligned,
-            format!(
-                "direct I/O needs an offset and a length that are multiples of {block} bytes and memory at \
-                 a multiple of {dma}: this is {} bytes at offset {offset}, memory at {}",
-                buf.len(),
-                buf.iova()
-            ),
-        )
+        self.sources.end(number);
+        result
     }
 
     fn issue<Q: Queue>(&mut self, queue: &mut Q, index: u16, first: bool) -> Result<Issued, Error> {
@@ -460,8 +390,8 @@ impl<S: Source> Direct<S> {
         let slot = &mut self.slots[usize::from(index)];
         match slot.kind {
             OperationKind::Read | OperationKind::Write => {
-                let source = self.sources.get(slot.source);
-                issue::file(slot, source, queue, (index, shift), first)
+                let version = self.sources.version(slot.source);
+                issue::file::<S, Q>(slot, version, queue, (index, shift), first)
             }
             OperationKind::DeviceRead | OperationKind::DeviceWrite => {
                 issue::device(slot, queue, index, shift)
@@ -489,25 +419,17 @@ impl<S: Source> Direct<S> {
                 self.settle_early(index);
             }
         }
+        self.is_due = self.has_written();
+    }
+
+    /// The operation waits for room in the queue.
+    fn wait_for_room(&mut self, index: u16) {
+        self.waiting.push_back(index);
+        self.is_due = true;
     }
 }
 
 #[cold]
 fn internal(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidInput, what)
-}
-
-#[cold]
-fn read_only_device() -> Error {
-    Error::new(ErrorKind::ReadOnly, "the device may only be read")
-}
-
-#[cold]
-fn past_end(size: u64) -> Error {
-    Error::new(
-        ErrorKind::NotOverwrite,
-        format!(
-            "the write goes past the end of the file at byte {size}, and growing a file is not supported yet"
-        ),
-    )
 }

@@ -36,13 +36,13 @@ impl Grid {
     pub(super) fn simple<S: Source, Q: Queue>(
         self,
         queue: &Q,
-        source: &S,
+        version: &S::Version,
         what: What,
         offset: u64,
         (iova, len): (Iova, usize),
     ) -> Option<Simple> {
         let len = len as u64;
-        let size = source.size_bytes();
+        let size = S::size_bytes(version);
         let (kind, op, iter_flags, dsync, report) = match what {
             What::Read => {
                 // Also without a byte before the end of the file.
@@ -72,7 +72,7 @@ impl Grid {
         if misaligned || all.wrapping_sub(1) >= MAX_CHAIN_BYTES {
             return None;
         }
-        let addr = source.ops().whole(offset, all, iter_flags)?;
+        let addr = S::ops(version).whole(offset, all, iter_flags)?;
         if addr & self.block_mask != 0 {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use super::sources::{NO_SOURCE, Sources};
-use super::{FLUSH_BLOCK, SLOT_BITS, internal};
+use super::{FLUSH_BLOCK, OperationToken, SLOT_BITS, internal};
 use crate::block::{Completion, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{DmaBuf, Lent};
@@ -25,7 +25,10 @@ pub enum What {
     /// Device bytes into memory, from device byte [`DirectRequest::offset`]: for metadata.
     DeviceRead,
     /// Memory onto the device, to device byte [`DirectRequest::offset`]: for metadata.
-    DeviceWrite,
+    DeviceWrite {
+        /// Durable when it ends.
+        dsync: bool,
+    },
 }
 
 /// A direct I/O request.
@@ -48,21 +51,46 @@ pub struct DirectRequest<'a, S> {
 pub struct Rejected {
     /// Its memory.
     pub buf: DmaBuf,
-    /// Why; `None` when every slot is taken: poll, then try again.
+    /// Why; `None` when every slot is taken: poll, then try again. `None` also where
+    /// [`Rejected::is_no_overwrite`] says it.
     pub error: Option<Error>,
+    /// It is a write, and was seen at one look to be no overwrite.
+    pub is_no_overwrite: bool,
 }
 
 impl Rejected {
-    #[cold]
-    pub(super) fn full(buf: DmaBuf) -> Self {
-        Self { buf, error: None }
+    /// Whether it is a write to where the file has no written blocks of its own.
+    #[inline]
+    pub fn needs_blocks(&self, what: What) -> bool {
+        let error = self.error.as_ref();
+        self.is_no_overwrite
+            || matches!(what, What::Write { .. })
+                && error.is_some_and(|error| error.kind() == ErrorKind::NotOverwrite)
     }
 
+    /// With no reason but that every slot is taken.
     #[cold]
-    pub(super) fn error(error: Error, buf: DmaBuf) -> Self {
+    pub fn full(buf: DmaBuf) -> Self {
         Self {
             buf,
+            error: None,
+            is_no_overwrite: false,
+        }
+    }
+
+    pub(super) fn no_overwrite(buf: DmaBuf) -> Self {
+        Self {
+            is_no_overwrite: true,
+            ..Self::full(buf)
+        }
+    }
+
+    /// With a reason.
+    #[cold]
+    pub fn error(error: Error, buf: DmaBuf) -> Self {
+        Self {
             error: Some(error),
+            ..Self::full(buf)
         }
     }
 }
@@ -83,15 +111,29 @@ pub struct Ended {
     pub offset: u64,
 }
 
+/// A write of [`Direct::submit_allocated`](super::Direct::submit_allocated) whose data is on the
+/// device; its file is to be changed.
+#[derive(Debug)]
+pub struct WrittenData<S> {
+    /// To be given to [`Direct::end_written`](super::Direct::end_written).
+    pub operation: OperationToken,
+    /// The file.
+    pub source: S,
+    /// The bytes of the file that have data now.
+    pub range: std::ops::Range<u64>,
+    /// The change is to be durable.
+    pub dsync: bool,
+}
+
 /// Takes operations that have ended. A trait and not a closure, so that it can ask to be inlined.
-pub trait Hear<S> {
+pub trait Hear<S: Source> {
     /// An operation has ended.
     fn hear(&mut self, ended: Ended, of: Of<'_, S>);
 }
 
 /// The file of an operation that has ended; looked up where it is needed.
 #[derive(Debug)]
-pub struct Of<'a, S> {
+pub struct Of<'a, S: Source> {
     pub(super) sources: &'a Sources<S>,
     pub(super) number: u32,
 }
@@ -125,13 +167,15 @@ pub enum OperationKind {
 pub(super) enum DirectStage {
     #[default]
     Free,
-    /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll`] hands
-    /// over. Only the first part of the slot holds for it, until [`DirectSlot::unfold`].
+    /// One chain, which was submitted, is all of a read or write that [`super::Direct::poll_queue`]
+    /// hands over. Only the first part of the slot holds for it, until [`DirectSlot::unfold`].
     Simple,
     /// More is to be submitted.
     Running,
     /// Everything is submitted.
     Submitted,
+    /// Every chain of a write to allocated blocks has ended well; its file is to be changed.
+    Written,
     /// Every chain has ended.
     Ended,
 }
@@ -152,6 +196,8 @@ pub(super) struct DirectSlot {
     pub(super) without_fua: bool,
     /// A write that is in its flush.
     pub(super) flush_after: bool,
+    /// A write to blocks that were allocated for it, until the file was changed.
+    pub(super) is_allocated: bool,
     /// The next one in the list of free slots.
     pub(super) next_free: u16,
     /// Chains submitted and not ended; 0 for a free slot.
@@ -169,9 +215,13 @@ pub(super) struct DirectSlot {
     pub(super) pos: u64,
     /// First byte not to submit.
     pub(super) end: u64,
+    /// For [`DirectSlot::is_allocated`]: the end of the data.
+    pub(super) data_end: u64,
     /// Bytes before the first failure; `u64::MAX` without one.
     pub(super) failed_at: u64,
     pub(super) error: Option<Error>,
+    /// The device may still be at it after its end, and access memory and blocks.
+    pub(super) is_stuck: bool,
 }
 const _: () = assert!(std::mem::offset_of!(DirectSlot, pos) <= 64);
 
@@ -185,6 +235,7 @@ impl DirectSlot {
             dsync: false,
             without_fua: false,
             flush_after: false,
+            is_allocated: false,
             next_free,
             in_flight: 0,
             source: NO_SOURCE,
@@ -194,8 +245,10 @@ impl DirectSlot {
             lent: Lent::none(),
             pos: 0,
             end: 0,
+            data_end: 0,
             failed_at: u64::MAX,
             error: None,
+            is_stuck: false,
         }
     }
 
@@ -207,10 +260,12 @@ impl DirectSlot {
         self.dsync = false;
         self.without_fua = false;
         self.flush_after = false;
+        self.is_allocated = false;
         self.in_flight = 1;
         self.end = self.start.saturating_add(len);
         self.pos = self.end;
         self.failed_at = u64::MAX;
+        self.is_stuck = false;
     }
 
     /// Makes the slot ready for an operation. Its kind, end, memory and file are the caller's to
@@ -222,12 +277,14 @@ impl DirectSlot {
         self.dsync = false;
         self.without_fua = false;
         self.flush_after = false;
+        self.is_allocated = false;
         self.in_flight = 0;
         self.start = offset;
         self.pos = offset;
         self.end = offset;
         self.report = 0;
         self.failed_at = u64::MAX;
+        self.is_stuck = false;
         self.user_data = user_data;
     }
 
@@ -235,7 +292,8 @@ impl DirectSlot {
     /// flush, unless it is that already or wrote nothing that counts.
     #[cold]
     pub(super) fn needs_flush(&mut self) -> bool {
-        if self.kind != OperationKind::Write || self.failed_at == 0 || self.report == 0 {
+        let writes = matches!(self.kind, OperationKind::Write | OperationKind::DeviceWrite);
+        if !writes || self.failed_at == 0 || self.report == 0 {
             return false;
         }
         self.kind = OperationKind::Flush;
@@ -260,6 +318,7 @@ impl DirectSlot {
             // Leaked, on purpose: the device may still write to it. Of what it holds nothing can be
             // reported.
             self.lent = Lent::none();
+            self.is_stuck = true;
             return self.fail(0, error);
         }
         self.fail(at, error);
@@ -289,7 +348,10 @@ impl DirectSlot {
     pub(super) fn is_unfinished(&self) -> bool {
         matches!(
             self.stage,
-            DirectStage::Simple | DirectStage::Running | DirectStage::Submitted
+            DirectStage::Simple
+                | DirectStage::Running
+                | DirectStage::Submitted
+                | DirectStage::Written
         )
     }
 
@@ -301,6 +363,7 @@ impl DirectSlot {
         }
         if self.in_flight > 0 {
             self.lent = Lent::none();
+            self.is_stuck = true;
         }
         let why = "the operation had not ended when its queue was closed";
         self.fail(0, Error::new(ErrorKind::DeviceGone, why));
@@ -357,7 +420,11 @@ impl DirectSlot {
         if !matches!(self.kind, OperationKind::Read | OperationKind::Write) && !self.flush_after {
             return Err(error);
         }
-        let good = self.failed_at.min(self.report);
+        // The file has nothing of a write to allocated blocks before all of it is there.
+        let good = match self.is_allocated {
+            true => 0,
+            false => self.failed_at.min(self.report),
+        };
         Err(error.with_bytes_done(usize::try_from(good).unwrap_or(usize::MAX)))
     }
 }

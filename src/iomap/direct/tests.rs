@@ -4,6 +4,7 @@
 
 mod limits;
 mod references;
+mod versions;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::super::testing::TestLayout;
-use super::super::{MapFlags, MappingKind};
+use super::super::{MapFlags, MappingKind, Versions};
 use super::{Direct, DirectRequest, Ended, Hear, Of, Rejected, Source, What};
 use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
 use crate::error::ErrorKind;
@@ -23,23 +24,45 @@ const BLOCK: u64 = 512;
 
 #[derive(Debug)]
 struct TestFile {
+    /// As it is at first.
     layout: TestLayout,
-    size: u64,
+    versions: Versions<TestVersion>,
+}
+
+/// A layout and a size.
+type TestVersion = (TestLayout, u64);
+
+impl TestFile {
+    fn new(layout: TestLayout, size: u64) -> Arc<Self> {
+        Arc::new(Self {
+            versions: Versions::new((layout.clone(), size)),
+            layout,
+        })
+    }
+
+    fn size(&self) -> u64 {
+        self.versions.now().0.1
+    }
 }
 
 impl Source for Arc<TestFile> {
+    type Version = TestVersion;
     type Ops<'a> = TestLayout;
 
-    fn ops(&self) -> TestLayout {
-        self.layout.clone()
+    fn versions(&self) -> &Versions<TestVersion> {
+        &self.versions
     }
 
-    fn size_bytes(&self) -> u64 {
-        self.size
+    fn ops((layout, _): &TestVersion) -> TestLayout {
+        layout.clone()
     }
 
-    fn key(&self) -> usize {
-        Arc::as_ptr(self).addr()
+    fn size_bytes((_, size): &TestVersion) -> u64 {
+        *size
+    }
+
+    fn key(&self) -> u64 {
+        Arc::as_ptr(self).addr() as u64
     }
 }
 
@@ -213,10 +236,7 @@ impl<F: FnMut(Ended, Option<Arc<TestFile>>)> Hear<Arc<TestFile>> for Heard<F> {
 type Outcome = Result<Ended, Rejected>;
 
 fn file(extents: &[(MappingKind, u64)], size: u64) -> Arc<TestFile> {
-    Arc::new(TestFile {
-        layout: TestLayout::new(extents),
-        size,
-    })
+    TestFile::new(TestLayout::new(extents), size)
 }
 
 const PLAIN: What = What::Write {
@@ -274,7 +294,7 @@ fn reads_of_any_layout_equal_the_model_and_stop_at_the_first_failure() {
             let mut buf = bench.buf(len);
             buf.fill(0xee);
             let ended = bench.run(&file, What::Read, offset, buf).unwrap();
-            let want = file.size.saturating_sub(offset).min(len);
+            let want = file.size().saturating_sub(offset).min(len);
             let good = first_bad(&file, &bench.queue, offset, want);
             match &ended.result {
                 Ok(n) => assert_eq!((*n as u64, good), (want, want), "seed {seed}"),
@@ -285,7 +305,7 @@ fn reads_of_any_layout_equal_the_model_and_stop_at_the_first_failure() {
                     assert_eq!(error.offset(), Some(offset + good), "seed {seed}");
                 }
             }
-            let at = usize::try_from(offset.min(file.size)).unwrap();
+            let at = usize::try_from(offset.min(file.size())).unwrap();
             let good = usize::try_from(good).unwrap();
             assert_eq!(ended.buf[..good], model[at..at + good], "seed {seed}");
             let tail = usize::try_from(want.next_multiple_of(BLOCK)).unwrap();
@@ -360,7 +380,7 @@ fn a_write_that_is_not_all_overwrite_writes_nothing() {
     let mut bench = bench(1, true, true);
     let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096), (MappingKind::Mapped, 4096)]);
     layout.mappings[1].flags = MapFlags::SHARED;
-    let file = Arc::new(TestFile { layout, size: 8192 });
+    let file = TestFile::new(layout, 8192);
     let buf = bench.buf(8192);
     let error = bench.run(&file, PLAIN, 0, buf).unwrap_err().error.unwrap();
     assert_eq!(error.kind(), ErrorKind::NotOverwrite);
@@ -393,23 +413,12 @@ fn delalloc_fails_a_read_and_inline_is_copied() {
     assert_eq!(ended.result.unwrap_err().kind(), ErrorKind::Io);
     let mut layout = TestLayout::new(&[(MappingKind::Inline, 600)]);
     layout.inline = (0..600u16).map(|i| i.to_be_bytes()[1]).collect();
-    let file = Arc::new(TestFile {
-        layout: layout.clone(),
-        size: 600,
-    });
+    let file = TestFile::new(layout.clone(), 600);
     let buf = bench.buf(1024);
     let mut layout_1024 = layout;
     layout_1024.mappings[0].length = 1024;
     let ended = bench
-        .run(
-            &Arc::new(TestFile {
-                layout: layout_1024.clone(),
-                size: 600,
-            }),
-            What::Read,
-            0,
-            buf,
-        )
+        .run(&TestFile::new(layout_1024.clone(), 600), What::Read, 0, buf)
         .unwrap();
     assert_eq!(ended.result.unwrap(), 600);
     assert_eq!(ended.buf[..600], layout_1024.inline[..]);
@@ -496,10 +505,7 @@ fn a_mapping_outside_the_device_or_inside_a_block_is_an_error() {
     let mut layout = TestLayout::new(&[(MappingKind::Mapped, 4096)]);
     for addr in [1 << 40, 100, !0xfff] {
         layout.mappings[0].addr = addr;
-        let file = Arc::new(TestFile {
-            layout: layout.clone(),
-            size: 4096,
-        });
+        let file = TestFile::new(layout.clone(), 4096);
         let buf = bench.buf(4096);
         let ended = bench.run(&file, What::Read, 0, buf).unwrap();
         assert_eq!(

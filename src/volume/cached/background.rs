@@ -22,13 +22,15 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::sync::{Parker, Unparker};
 
 use super::super::MountOptions;
+use super::super::core::IoCore;
 use super::super::inodes::{CoreInode, Inodes, locked};
 use super::buffered::BufferedIo;
+use super::{InodeOps, MetaCore};
 use crate::cache::{Cache, Pressure};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::target::engine::TargetEngine;
 use crate::target::shared::TargetShared;
-use crate::xfs::FileOps;
+use crate::xfs::Fs;
 
 /// The thread's name.
 const NAME: &str = "xtent-writeback";
@@ -82,7 +84,12 @@ impl Background {
     }
 
     /// Starts it, unless it runs: a file was opened to be written to through the cache.
-    pub(in super::super) fn start(&self, inodes: &Arc<Inodes>, target: &Arc<TargetShared>) {
+    pub(in super::super) fn start(
+        &self,
+        inodes: &Arc<Inodes>,
+        fs: &Arc<Fs>,
+        target: &Arc<TargetShared>,
+    ) {
         if self.times.interval.is_zero() {
             return;
         }
@@ -96,11 +103,13 @@ impl Background {
         let flusher = Flusher {
             times: self.times,
             inodes: Arc::clone(inodes),
+            fs: Arc::clone(fs),
             target: Arc::clone(target),
             cache: cache.clone(),
             shared: Arc::clone(&shared),
             parker,
             io: None,
+            core: None,
             since: BTreeMap::new(),
             no_queue_until: None,
             has_warned: false,
@@ -185,7 +194,10 @@ struct Flusher {
     cache: Cache,
     shared: Arc<FlusherShared>,
     parker: Parker,
+    fs: Arc<Fs>,
     io: Option<Box<BufferedIo>>,
+    /// For metadata of files that grow.
+    core: Option<Box<IoCore>>,
     /// Since when files are dirty, by their inode numbers: when it was seen first.
     since: BTreeMap<u64, Instant>,
     /// The queue was given to another thread.
@@ -269,11 +281,11 @@ impl Flusher {
         let files = self.inodes.dirty();
         let since: BTreeMap<u64, Instant> = files
             .iter()
-            .map(|file| file.metadata.ino)
+            .map(|file| file.ino)
             .map(|ino| (ino, self.since.get(&ino).copied().unwrap_or(now)))
             .collect();
         self.since = since;
-        let since = |file: &CoreInode| self.since.get(&file.metadata.ino).copied();
+        let since = |file: &CoreInode| self.since.get(&file.ino).copied();
         let mut files: Vec<_> = files
             .into_iter()
             .map(|file| (since(&file).unwrap_or(now), file))
@@ -284,7 +296,7 @@ impl Flusher {
 
     /// Writes a file back, from front to back: how many pages. `None` where that failed, or cannot
     /// be done at all.
-    fn write_out(&mut self, file: &CoreInode) -> Option<usize> {
+    fn write_out(&mut self, file: &Arc<CoreInode>) -> Option<usize> {
         let pages = file.pages()?;
         for _ in 0..SYNC_CHECKS {
             if !pages.is_waited_for() || self.is_called_off() {
@@ -293,13 +305,21 @@ impl Flusher {
             std::thread::sleep(LOOK_AGAIN);
         }
         self.take_queue()?;
-        let io = self.io.as_deref_mut()?;
+        let mut core = MetaCore::Made(&self.target, &mut self.core);
+        if file.needs_metadata()
+            && let Err(error) = core.get()
+        {
+            self.warn_once(&error);
+            return None;
+        }
+        let buffered = self.io.as_deref_mut()?;
+        let mut ops = InodeOps::new(file, &self.fs, core);
         // What fails is in the file's log.
-        let wrote =
-            io.inner
-                .write_out(pages, &mut FileOps::new(&file.map), 0..u64::MAX, usize::MAX);
+        let wrote = buffered
+            .inner
+            .write_out(pages, &mut ops, 0..u64::MAX, usize::MAX);
         // The age of pages that are dirty now, or still, starts anew.
-        self.since.insert(file.metadata.ino, Instant::now());
+        self.since.insert(file.ino, Instant::now());
         let wrote = wrote.ok()?;
         self.cache.count_background(wrote);
         Some(wrote)
@@ -331,17 +351,22 @@ impl Flusher {
             }
             Err(error) => {
                 self.shared.has_queue.store(false, Release);
-                if !self.has_warned {
-                    self.has_warned = true;
-                    warn(&self.target, &error);
-                }
+                self.warn_once(&error);
                 None
             }
         }
     }
 
+    fn warn_once(&mut self, error: &Error) {
+        if !self.has_warned {
+            self.has_warned = true;
+            warn(&self.target, error);
+        }
+    }
+
     fn give_queue_back(&mut self) {
         self.io = None;
+        self.core = None;
         self.shared.has_queue.store(false, Release);
     }
 }

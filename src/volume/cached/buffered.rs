@@ -1,11 +1,13 @@
 //! A thread's way through the page cache.
 
-use crate::cache::Cache;
+use std::ops::Range;
+
+use super::InodeOps;
+use crate::cache::{Cache, FileCache};
 use crate::error::Result;
 use crate::iomap::buffered::{Buffered, ReadAhead};
 use crate::target::engine::{EngineOptions, EngineQueue, TargetEngine};
 use crate::target::shared::TargetShared;
-use crate::xfs::{FileMap, FileOps};
 
 /// Chains in flight: read-ahead and writeback are few and large.
 const DEPTH: usize = 64;
@@ -57,6 +59,16 @@ impl BufferedIo {
         })
     }
 
+    /// Writes the dirty pages of a range back, and waits for that.
+    pub(in super::super) fn write_back(
+        &mut self,
+        pages: &FileCache,
+        ops: &mut InodeOps<'_>,
+        range: Range<u64>,
+    ) -> Result<()> {
+        self.inner.write_back(pages, ops, range)
+    }
+
     /// Adds what this thread counted to what all have.
     pub(in super::super) fn flush_tally(&mut self) {
         let cache = self.inner.cache().clone();
@@ -67,6 +79,6 @@ impl BufferedIo {
 impl Drop for BufferedIo {
     /// Waits for read-ahead: the device writes to the cache's memory.
     fn drop(&mut self) {
-        self.inner.settle(&FileOps::new(&FileMap::empty()));
+        self.inner.settle();
     }
 }

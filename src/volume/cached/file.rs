@@ -8,11 +8,11 @@ use bitflags::bitflags;
 
 use super::super::inodes::locked;
 use super::super::{File, Io, View, ViewMut};
-use super::{read, stopped, write, write_within};
+use super::write::{lock_blocks, make_way, stopped};
+use super::{read, write};
 use crate::cache::{BoundedWait, FileCache, LOCK_LIMIT, NotLent, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered;
-use crate::iomap::{IterFlags, Ops};
 use crate::mem::pages::{PAGE_BYTES, Which};
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -124,18 +124,16 @@ impl File {
     }
 
     fn stream_in(&self, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let end = offset.saturating_add(buf.len() as u64);
+        io.load_extents(&self.shared, &(offset..end))?;
         let pages = self.shared.pages()?;
         stream(pages, offset, buf.len(), |at, part| {
-            let (inner, _) = io.buffered()?.reader(&self.shared);
+            let (buffered, mut ops) = io.cached(self.shared.core())?;
             // Pages read ahead would not be used.
             let mut ahead = buffered::ReadAhead::new(buffered::ReadAdvice::Random);
-            inner.read(
-                pages,
-                &mut self.shared.ops(),
-                &mut ahead,
-                at,
-                &mut buf[part],
-            )
+            buffered
+                .inner
+                .read(pages, &mut ops, &mut ahead, at, &mut buf[part])
         })
     }
 
@@ -143,8 +141,9 @@ impl File {
         let pages = self.shared.pages()?;
         stream(pages, offset, buf.len(), |at, part| {
             let n = write(&self.shared, io, &buf[part], at)?;
-            let inner = &mut io.buffered()?.inner;
-            inner.write_back(pages, &mut self.shared.ops(), at..at + n as u64)?;
+            let (buffered, mut ops) = io.cached(self.shared.core())?;
+            let range = at..at.saturating_add(n as u64);
+            buffered.inner.write_back(pages, &mut ops, range)?;
             Ok(n)
         })
     }
@@ -160,8 +159,8 @@ impl File {
             io.check_volume(&self.volume)?;
             let pages = shared.pages()?;
             // Its failures are in the file's log, too.
-            let inner = &mut io.buffered()?.inner;
-            let result = inner.write_back(pages, &mut shared.ops(), range.clone());
+            let (buffered, mut ops) = io.cached(shared.core())?;
+            let result = buffered.inner.write_back(pages, &mut ops, range.clone());
             pages.check_errors(&mut locked(&shared.heard)).and(result)
         };
         run(io).map_err(|error| self.explain(error, "sync", range.start))
@@ -179,15 +178,19 @@ impl File {
             if !shared.options.buffered {
                 return Ok(());
             }
+            if advice == Advice::WillNeed {
+                io.load_extents(shared, &range)?;
+            }
             let pages = shared.pages()?;
-            let inner = &mut io.buffered()?.inner;
+            let (buffered, mut ops) = io.cached(shared.core())?;
+            let inner = &mut buffered.inner;
             match advice {
                 Advice::Normal => shared.advice.store(0, Relaxed),
                 Advice::Sequential => shared.advice.store(1, Relaxed),
                 Advice::Random => shared.advice.store(2, Relaxed),
-                Advice::WillNeed => inner.read_ahead(pages, &mut shared.ops(), range.clone()),
+                Advice::WillNeed => inner.read_ahead(pages, &mut ops, range.clone()),
                 Advice::DontNeed => {
-                    inner.write_back(pages, &mut shared.ops(), range.clone())?;
+                    inner.write_back(pages, &mut ops, range.clone())?;
                     // The last page is needed no more than the end of the file.
                     let end = if range.end >= pages.size_bytes() {
                         u64::MAX
@@ -255,8 +258,8 @@ impl File {
                 return Ok(Some(view));
             }
             if !pages.copy_full(pos) {
-                let inner = &mut io.buffered()?.inner;
-                inner.make_clean(pages, &mut self.shared.ops())?;
+                let (buffered, mut ops) = io.cached(self.shared.core())?;
+                buffered.inner.make_clean(pages, &mut ops)?;
             }
             if !patience.wait() {
                 return Err(in_the_way(pos));
@@ -295,13 +298,12 @@ impl File {
             return Ok(None);
         }
         // Where too much is dirty some is written back first, as for any write.
-        write_within(&self.shared, io, &[], pos)?;
+        make_way(&self.shared, io)?;
         if let Some(view) = pages.view_mut(pos, len) {
             return Ok(Some(view));
         }
         let start = pos - pos % PAGE;
-        let (mapping, _) = self.shared.ops().begin(pos, wanted, IterFlags::WRITE)?;
-        let wanted = wanted.min(mapping.end() - pos);
+        let _space = lock_blocks(io, self.shared.core(), &(pos..pos + wanted))?;
         let wanted = usize::try_from(wanted).unwrap_or(PAGE_BYTES);
         let mut patience = BoundedWait::new(LOCK_LIMIT);
         loop {
@@ -309,8 +311,8 @@ impl File {
                 Ok(view) => return Ok(Some(view)),
                 Err(NotLent::Missing) => self.bring(io, start, PAGE_BYTES)?,
                 Err(NotLent::NoFrame) => {
-                    let inner = &mut io.buffered()?.inner;
-                    inner.make_clean(pages, &mut self.shared.ops())?;
+                    let (buffered, mut ops) = io.cached(self.shared.core())?;
+                    buffered.inner.make_clean(pages, &mut ops)?;
                 }
             }
             if !patience.wait() {

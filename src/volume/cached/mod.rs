@@ -4,31 +4,40 @@
 mod background;
 mod buffered;
 mod file;
+mod ops;
+mod size;
+mod write;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crossbeam_utils::Backoff;
 
-use super::core::{IoCore, no_slot};
+use super::Io;
+use super::core::IoCore;
+use super::file_shared::FileShared;
 use super::inodes::{CoreInode, locked, not_buffered};
-use super::shared::{FileShared, VolumeShared};
-use super::{DmaBuf, Io};
-use crate::cache::{BoundedWait, Cache, FileCache, Pressure};
-use crate::error::{Error, ErrorKind, Result};
+use super::shared::VolumeShared;
+use crate::cache::{Cache, FileCache, Pressure};
+use crate::error::Result;
 use crate::iomap::buffered::{Buffered, ReadAhead, drop_clean};
-use crate::iomap::direct::{DirectRequest, What};
-use crate::iomap::{IterFlags, Ops};
+use crate::iomap::direct::What;
 use crate::target::engine::{EngineQueue, TargetEngine};
-use crate::xfs::FileOps;
+use crate::xfs::needs_extents;
 
 pub(super) use background::Background;
 pub(super) use buffered::BufferedIo;
 use buffered::Reader;
 pub use file::{Advice, RwFlags};
+pub(super) use ops::{InodeOps, MetaCore};
+pub(super) use size::{clear_pages, settle_pages};
+pub(super) use write::{write, write_all};
 
 /// Handles of files whose way of reading a thread remembers.
 const READERS: usize = 32;
+/// Bytes behind a read whose extents are loaded with its own.
+const LOAD_AHEAD_BYTES: u64 = 1 << 20;
 /// How long a writer looks in vain for something to write back, where too much is dirty.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a writer sleeps while enough is written back in the background for it to go on.
@@ -95,8 +104,8 @@ impl FileShared {
     }
 
     #[inline]
-    fn ops(&self) -> FileOps<'_> {
-        FileOps::new(&self.inode.map)
+    fn core(&self) -> &Arc<CoreInode> {
+        self.inode.core()
     }
 }
 
@@ -104,96 +113,41 @@ impl FileShared {
 #[inline]
 pub(super) fn read(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
     let pages = file.pages()?;
-    let (buffered, ahead) = io.buffered()?.reader(file);
-    buffered.read(pages, &mut file.ops(), ahead, offset, buf)
+    let (inner, ahead) = io.buffered()?.reader(file);
+    match inner.read_hit(pages, ahead, offset, buf) {
+        (done, true) => Ok(done),
+        (done, false) => read_on(file, io, buf, offset, done),
+    }
 }
 
-/// Overwrites through the cache; fewer bytes where it came to what cannot be overwritten later than
-/// at its first byte.
-#[inline]
-pub(super) fn write(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
-    let pages = file.pages()?;
-    let left = pages.size_bytes().saturating_sub(offset);
-    let want = usize::try_from(left).map_or(data.len(), |left| left.min(data.len()));
-    if want == 0 {
-        if data.is_empty() {
-            return Ok(0);
-        }
-        let refused = file
-            .ops()
-            .begin(offset, data.len() as u64, IterFlags::WRITE);
-        return refused.map(|_| 0);
-    }
-    let written = write_within(file, io, &data[..want], offset);
-    if file.options.dsync {
-        // What a failed write did is durable as well, for it counts as done.
-        let done = match &written {
-            Ok(done) => *done as u64,
-            Err(error) => error.bytes_done().unwrap_or(0),
-        };
-        let buffered = &mut io.buffered()?.inner;
-        buffered.write_back(pages, &mut file.ops(), offset..offset + done)?;
-        buffered.flush_device()?;
-    }
-    written
-}
-
-/// Writes inside of the file. Of nothing, it sees to it that not too much is dirty.
-#[inline]
-fn write_within(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<usize> {
-    let pages = file.pages()?;
-    let buffered = &mut io.buffered()?.inner;
-    let written = buffered.write(pages, &mut file.ops(), offset, data)?;
-    if written.throttled {
-        return write_on(file, io, data, offset, written.bytes);
-    }
-    Ok(written.bytes)
-}
-
-/// Goes on with a write that stopped because too much is dirty.
-#[cold]
-fn write_on(
+#[inline(never)]
+fn read_on(
     file: &FileShared,
     io: &mut Io,
-    data: &[u8],
+    buf: &mut [u8],
     offset: u64,
-    mut done: usize,
+    done: usize,
 ) -> Result<usize> {
     let pages = file.pages()?;
-    let mut patience = BoundedWait::new(PATIENCE);
-    let mut goes_on = true;
-    while goes_on {
-        let result = write_others_back(io).and_then(|got_on| {
-            goes_on = got_on || patience.wait();
-            let at = offset + done as u64;
-            let buffered = &mut io.buffered()?.inner;
-            buffered.write(pages, &mut file.ops(), at, &data[done..])
-        });
-        match result {
-            Ok(written) => {
-                done += written.bytes;
-                if !written.throttled {
-                    return Ok(done);
-                }
-            }
-            Err(error) => return stopped(error, done),
-        }
+    let (buffered, mut ops) = io.cached(file.core())?;
+    let (inner, ahead) = buffered.reader(file);
+    match inner.read_on(pages, &mut ops, ahead, offset, buf, done) {
+        Err(error) if needs_extents(&error) => read_loaded(file, io, buf, offset),
+        other => other,
     }
-    let error = Error::new(
-        ErrorKind::Busy,
-        "too much of the page cache is dirty, and others do not get it written back",
-    );
-    stopped(error, done)
 }
 
-/// The result of an operation that stopped after so many bytes. What cannot be overwritten ends a
-/// write early; a failure is an error.
+/// As [`read`], after the extents of the range were loaded, and some that read-ahead needs.
 #[cold]
-fn stopped(error: Error, done: usize) -> Result<usize> {
-    if done > 0 && error.kind() == ErrorKind::NotOverwrite {
-        return Ok(done);
-    }
-    Err(error.after_bytes(done))
+fn read_loaded(file: &FileShared, io: &mut Io, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let end = offset.saturating_add(buf.len() as u64);
+    let range = offset..end.saturating_add(LOAD_AHEAD_BYTES);
+    io.run_loaded(file, &range, |io| {
+        let pages = file.pages()?;
+        let (buffered, mut ops) = io.cached(file.core())?;
+        let (inner, ahead) = buffered.reader(file);
+        inner.read(pages, &mut ops, ahead, offset, buf)
+    })
 }
 
 /// Waits until less than the hard share of the cache is dirty, where files are written back in the
@@ -206,12 +160,12 @@ fn write_others_back(io: &mut Io) -> Result<bool> {
     let mut count = 0;
     for other in io.volume_shared().inodes.dirty() {
         let Some(pages) = other.pages() else { continue };
-        let buffered = &mut io.buffered()?.inner;
-        if buffered.cache().pressure() < Pressure::Hard {
+        let (buffered, mut ops) = io.cached(&other)?;
+        let inner = &mut buffered.inner;
+        if inner.cache().pressure() < Pressure::Hard {
             return Ok(true);
         }
-        let ops = &mut FileOps::new(&other.map);
-        match buffered.write_out(pages, ops, 0..u64::MAX, usize::MAX) {
+        match inner.write_out(pages, &mut ops, 0..u64::MAX, usize::MAX) {
             Ok(pages) => count += pages,
             Err(error) => {
                 first_error.get_or_insert(error);
@@ -249,72 +203,71 @@ fn wait_for_background(cache: &Cache) -> bool {
     false
 }
 
-/// As [`write()`], and an error where not all of it can be written.
-pub(super) fn write_all(file: &FileShared, io: &mut Io, data: &[u8], offset: u64) -> Result<()> {
-    let mut done = 0;
-    while done < data.len() {
-        // What stopped it is told by the next call.
-        done += write(file, io, &data[done..], offset.saturating_add(done as u64))
-            .map_err(|error| error.after_bytes(done))?;
-    }
-    Ok(())
-}
-
 /// Makes a cached file durable; tells failures once to each handle.
 pub(super) fn sync(file: &FileShared, io: &mut Io) -> Result<()> {
     let pages = file.pages()?;
     let mut heard = locked(&file.heard);
-    let buffered = &mut io.buffered()?.inner;
-    buffered.sync(pages, &mut file.ops(), 0..u64::MAX, &mut heard)
+    let (buffered, mut ops) = io.cached(file.core())?;
+    buffered
+        .inner
+        .sync(pages, &mut ops, 0..u64::MAX, &mut heard)
+}
+
+/// Writes all dirty pages of a file back.
+#[cold]
+pub(super) fn write_file_back(file: &FileShared, io: &mut Io) -> Result<()> {
+    let Some(pages) = file.inode.pages() else {
+        return Ok(());
+    };
+    let (buffered, mut ops) = io.cached(file.core())?;
+    buffered.write_back(pages, &mut ops, 0..u64::MAX)
 }
 
 /// Makes all files durable.
 pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
-    if volume.inodes.cache().is_some() {
-        let buffered = &mut io.buffered()?.inner;
+    let is_cached = volume.inodes.cache().is_some();
+    if is_cached {
         for file in volume.inodes.dirty() {
-            write_back(buffered, &file);
+            let (buffered, mut ops) = io.cached(&file)?;
+            write_back(buffered, &file, &mut ops);
         }
-        buffered.flush_device()?;
+    }
+    io.free_spare();
+    volume.fs.sync(&mut io.core)?;
+    if is_cached {
         let mut files = volume.inodes.cached().into_iter();
         return files.try_for_each(|file| file.check_errors());
     }
-    flush(&mut io.core)
-}
-
-/// Makes durable what completed before.
-fn flush(core: &mut IoCore) -> Result<()> {
-    let flush = DirectRequest {
-        what: What::Flush,
-        source: None,
-        offset: 0,
-        buf: DmaBuf::default(),
-        user_data: 0,
-    };
-    let ended = core.run(flush);
-    let ended = ended.map_err(|rejected| rejected.error.unwrap_or_else(no_slot))?;
-    ended.result.map(|_| ())
+    Ok(())
 }
 
 /// Writes all of a file back. What fails is kept for those who sync.
-fn write_back(buffered: &mut Buffered<EngineQueue>, file: &CoreInode) {
+fn write_back(buffered: &mut BufferedIo, file: &CoreInode, ops: &mut InodeOps<'_>) {
     if let Some(pages) = file.pages() {
-        let _ = buffered.write_back(pages, &mut FileOps::new(&file.map), 0..u64::MAX);
+        let _ = buffered.inner.write_back(pages, ops, 0..u64::MAX);
     }
 }
 
+/// Writes files back with queues of its own.
+fn write_files_back(volume: &VolumeShared, files: &[Arc<CoreInode>]) -> Result<()> {
+    let mut buffered = BufferedIo::new(volume)?;
+    let mut core = volume.background.yield_to(|| IoCore::new(&volume.target))?;
+    for file in files {
+        let mut ops = InodeOps::new(file, &volume.fs, MetaCore::Here(&mut core));
+        write_back(&mut buffered, file, &mut ops);
+    }
+    buffered.inner.flush_device()
+}
+
 /// Writes back all that is dirty and flushes the device, with queues of its own: the volume is to
-/// be closed. The first failure, also one from before that no sync of the volume has told.
-pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
+/// be closed, and has no other handles if this `is_last`. The first failure, also one from before
+/// that no sync of the volume has told.
+pub(super) fn write_all_back(volume: &VolumeShared, is_last: bool) -> Result<()> {
     let mut result = Ok(());
     if volume.inodes.cache().is_some() {
         let files = volume.inodes.cached();
         if files.iter().any(|file| file.may_be_dirty()) {
-            result = BufferedIo::new(volume).map(|mut io| {
-                files
-                    .iter()
-                    .for_each(|file| write_back(&mut io.inner, file));
-            });
+            result = write_files_back(volume, &files);
         }
         for file in files {
             result = result.and(file.check_errors());
@@ -322,24 +275,55 @@ pub(super) fn write_all_back(volume: &VolumeShared) -> Result<()> {
     }
     if volume.is_written.load(Relaxed) {
         let core = volume.background.yield_to(|| IoCore::new(&volume.target));
-        result = result.and(core.and_then(|mut core| flush(&mut core)));
+        // The filesystem is consistent whether or not all pages were written back.
+        result = result.and(core.and_then(|mut core| {
+            let freed = match is_last {
+                true => free_spare_at_last(volume, &mut core),
+                false => Ok(()),
+            };
+            volume.fs.sync(&mut core)?;
+            freed.and(volume.fs.clean_log(&mut core))
+        }));
     }
     result
 }
 
-/// The last handle is dropped, and the flusher has ended: dirty pages are written back. Failures
-/// are only logged.
+/// The last handle is dropped, and the flusher has ended: dirty pages are written back, and what
+/// was changed of the filesystem is put in place. Failures are only logged.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
+    write_pages_at_last(volume);
+    if !volume.fs.is_changed() {
+        return;
+    }
+    let result = IoCore::new(&volume.target).and_then(|mut core| {
+        let freed = free_spare_at_last(volume, &mut core);
+        volume.fs.clean_log(&mut core).and(freed)
+    });
+    if let Err(error) = result {
+        tracing::error!(
+            target_name = &*volume.target.name,
+            %error,
+            "the log could not be written when the volume was dropped: changes since the last sync are lost"
+        );
+    }
+}
+
+/// Frees the blocks past the ends of files that were allocated for them to grow: none is open.
+fn free_spare_at_last(volume: &VolumeShared, core: &mut IoCore) -> Result<()> {
+    let files = volume.inodes.take_spare();
+    let freed = files
+        .into_iter()
+        .map(|file| volume.fs.free_spare(core, file, 0));
+    // All of them, whatever becomes of one.
+    freed.fold(Ok(()), Result::and)
+}
+
+fn write_pages_at_last(volume: &VolumeShared) {
     let dirty = volume.inodes.dirty();
     if dirty.is_empty() {
         return;
     }
-    let result = BufferedIo::new(volume).and_then(|mut io| {
-        for file in &dirty {
-            write_back(&mut io.inner, file);
-        }
-        io.inner.flush_device()
-    });
+    let result = write_files_back(volume, &dirty);
     let left = dirty.iter().filter(|file| file.may_be_dirty()).count();
     if left > 0 || result.is_err() {
         tracing::error!(
@@ -363,18 +347,26 @@ pub(super) fn before_direct(
 ) -> Result<()> {
     let pages = file.pages()?;
     let range = offset..offset.saturating_add(len as u64);
-    let ops = &mut file.ops();
     match what {
-        What::DeviceRead | What::DeviceWrite => Ok(()),
+        What::DeviceRead | What::DeviceWrite { .. } => Ok(()),
         What::Flush => {
             if pages.may_be_dirty() {
+                let (buffered, mut ops) = io.cached(file.core())?;
                 // Its failures are in the file's log.
-                let _ = io.buffered()?.inner.write_back(pages, ops, 0..u64::MAX);
+                let _ = buffered.inner.write_back(pages, &mut ops, 0..u64::MAX);
             }
             pages.check_errors(&mut locked(&file.heard))
         }
         What::Read if !pages.may_be_dirty() => Ok(()),
-        What::Read => io.buffered()?.inner.before_direct_read(pages, ops, range),
+        What::Read => {
+            // A direct read ends where the disk says that the file does.
+            let range = match file.inode.is_longer_in_core() {
+                true => 0..u64::MAX,
+                false => range,
+            };
+            let (buffered, mut ops) = io.cached(file.core())?;
+            buffered.inner.before_direct_read(pages, &mut ops, range)
+        }
         What::Write { .. } => {
             if waits {
                 pages.await_views_mut(range.clone())?;
@@ -383,7 +375,8 @@ pub(super) fn before_direct(
             }
             // After that: a view that ends makes its page dirty.
             if pages.may_be_dirty() {
-                io.buffered()?.inner.before_direct_write(pages, ops, range)
+                let (buffered, mut ops) = io.cached(file.core())?;
+                buffered.inner.before_direct_write(pages, &mut ops, range)
             } else {
                 drop_clean(pages, range)
             }

@@ -126,3 +126,12 @@ const _: () = {
     assert!(size_of::<AgflHeader>() == 36);
     assert!(offset_of!(AgflHeader, crc) == AGFL_CRC_OFFSET);
 };
+
+/// The block numbers of a free list, used in a circle from `flfirst` to `fllast` of the AGF; `None`
+/// for a sector that is too short.
+pub fn agfl_entries(sector: &[u8]) -> Option<&[U32]> {
+    let (_, rest) = AgflHeader::ref_from_prefix(sector).ok()?;
+    let count = rest.len().checked_div(size_of::<U32>())?;
+    let (entries, _) = <[U32]>::ref_from_prefix_with_elems(rest, count).ok()?;
+    Some(entries)
+}

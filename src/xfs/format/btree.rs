@@ -17,6 +17,8 @@ pub const BNOBT_MAGIC: u32 = 0x4142_3342;
 pub const CNTBT_MAGIC: u32 = 0x4142_3343;
 /// `R3FC`: refcount btree.
 pub const REFCOUNT_MAGIC: u32 = 0x5233_4643;
+/// `RMB3`: owners of blocks.
+pub const RMAPBT_MAGIC: u32 = 0x524d_4233;
 /// `BMA3`: extents of a fork.
 pub const BMBT_MAGIC: u32 = 0x424d_4133;
 
@@ -160,6 +162,67 @@ pub struct RefcountRecord {
 }
 
 const _: () = assert!(size_of::<RefcountRecord>() == 12);
+
+/// Blocks and their owner: an inode number, or one of the `RMAP_OWNER_*` numbers.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct RmapRecord {
+    pub startblock: U32,
+    pub blockcount: U32,
+    pub owner: U64,
+    /// First block of the fork, and `RMAP_*` flags; 0 for owners that are no inodes.
+    pub offset: U64,
+}
+
+/// Key of the reverse mapping btree. A node has two for each child: the least and the greatest that
+/// a block of the child's extents has. Without [`RMAP_UNWRITTEN`].
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct RmapKey {
+    pub startblock: U32,
+    pub owner: U64,
+    pub offset: U64,
+}
+
+const _: () = {
+    assert!(size_of::<RmapRecord>() == 24);
+    assert!(offset_of!(RmapRecord, owner) == 8);
+    assert!(offset_of!(RmapRecord, offset) == 16);
+    assert!(size_of::<RmapKey>() == 20);
+    assert!(offset_of!(RmapKey, owner) == 4);
+    assert!(offset_of!(RmapKey, offset) == 12);
+};
+
+/// `offset` of a reverse mapping: the blocks belong to the attribute fork.
+pub const RMAP_ATTR_FORK: u64 = 1 << 63;
+/// `offset` of a reverse mapping: a block of the extent btree of a fork; the other bits but
+/// [`RMAP_ATTR_FORK`] are 0.
+pub const RMAP_BMBT_BLOCK: u64 = 1 << 62;
+/// `offset` of a reverse mapping: the blocks are allocated, but read as zeroes.
+pub const RMAP_UNWRITTEN: u64 = 1 << 61;
+
+/// Owner of a reverse mapping: headers of the group.
+pub const RMAP_OWNER_FS: u64 = (-3_i64).cast_unsigned();
+/// Owner of a reverse mapping: the log.
+pub const RMAP_OWNER_LOG: u64 = (-4_i64).cast_unsigned();
+/// Owner of a reverse mapping: free space and reverse mapping btrees, and the free list.
+pub const RMAP_OWNER_AG: u64 = (-5_i64).cast_unsigned();
+/// Owner of a reverse mapping: inode btrees.
+pub const RMAP_OWNER_INOBT: u64 = (-6_i64).cast_unsigned();
+/// Owner of a reverse mapping: inodes.
+pub const RMAP_OWNER_INODES: u64 = (-7_i64).cast_unsigned();
+/// Owner of a reverse mapping: the refcount btree.
+pub const RMAP_OWNER_REFCOUNT: u64 = (-8_i64).cast_unsigned();
+/// Owner of a reverse mapping: blocks staged for copy-on-write.
+pub const RMAP_OWNER_COW: u64 = (-9_i64).cast_unsigned();
 
 /// An extent of a fork, 128 packed bits: unwritten flag 1, first file block 54, first block 52,
 /// blocks 21.

@@ -5,9 +5,6 @@ use std::mem::offset_of;
 
 use super::{ag, attr, btree, dir, inode, superblock, symlink};
 
-/// `R3MB`: reverse mapping btree.
-const RMAPBT_MAGIC: u32 = 0x524d_4233;
-
 /// Where a buffer says what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Magic {
@@ -67,7 +64,7 @@ const BTREES: [BufferLayout; 7] = [
     short(btree::INOBT_MAGIC),
     short(btree::FINOBT_MAGIC),
     short(btree::REFCOUNT_MAGIC),
-    short(RMAPBT_MAGIC),
+    short(btree::RMAPBT_MAGIC),
     BufferLayout {
         magic: Magic::Word(btree::BMBT_MAGIC),
         crc: btree::LONG_CRC_OFFSET,

@@ -155,6 +155,38 @@ pub struct DirLeafHeader {
 }
 const _: () = assert!(size_of::<DirLeafHeader>() == 64);
 
+/// The last bytes of the only index block of a leaf directory: the longest unused range of each
+/// data block lies right before, as 16-bit numbers.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DirLeafTail {
+    /// Data blocks.
+    pub best_count: U32,
+}
+const _: () = assert!(size_of::<DirLeafTail>() == 4);
+
+/// `xfs_dir3_free_hdr`: what begins a free index block. The longest unused range of each data block
+/// follows, as 16-bit numbers.
+#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DirFreeHeader {
+    /// Identity of the block.
+    pub block: BlockHeader,
+    /// The data block that the first number is of.
+    pub first_data: U32,
+    /// Numbers.
+    pub valid: U32,
+    /// Those of them that are not [`NO_DATA_BLOCK`].
+    pub used: U32,
+    /// Zero.
+    pub pad: U32,
+}
+const _: () = assert!(size_of::<DirFreeHeader>() == 64);
+const _: () = assert!(offset_of!(DirFreeHeader, first_data) == 48);
+
+/// The longest unused range of a data block that does not exist.
+pub const NO_DATA_BLOCK: u16 = 0xffff;
+
 /// `xfs_da3_node_hdr`.
 #[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

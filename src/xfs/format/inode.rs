@@ -88,14 +88,35 @@ pub const FORMAT_BTREE: u8 = 3;
 
 /// `flags`: the data lies in the realtime section.
 pub const FLAG_REALTIME: u16 = 1;
+/// `flags`: the bitmap of the realtime section has the newer form.
+pub const FLAG_NEWRTBM: u16 = 1 << 2;
+/// `flags`: there are blocks that were preallocated by fallocate(2), which stay behind the end of
+/// the file.
+pub const FLAG_PREALLOCATED: u16 = 1 << 1;
 /// `flags`: nothing of the file may change.
 pub const FLAG_IMMUTABLE: u16 = 1 << 3;
 /// `flags`: the file may only grow.
 pub const FLAG_APPEND: u16 = 1 << 4;
 /// `flags`: every write is durable when it returns.
 pub const FLAG_SYNC: u16 = 1 << 5;
+/// `flags`: new files of the directory lie in the realtime section.
+pub const FLAG_RTINHERIT: u16 = 1 << 8;
+/// `flags`: new files of the directory have its project.
+pub const FLAG_PROJINHERIT: u16 = 1 << 9;
+/// `flags`: the directory takes no symbolic links.
+pub const FLAG_NOSYMLINKS: u16 = 1 << 10;
+/// `flags`: the file has an extent size hint.
+pub const FLAG_EXTSIZE: u16 = 1 << 11;
+/// `flags`: new files of the directory have its extent size hint.
+pub const FLAG_EXTSZINHERIT: u16 = 1 << 12;
+/// `flags`: all bits that have a meaning.
+pub const FLAGS_KNOWN: u16 = 0x7fff;
+/// `flags2`: access by loads and stores where the device is memory.
+pub const FLAG2_DAX: u64 = 1;
 /// `flags2`: blocks may be shared with other files.
 pub const FLAG2_REFLINK: u64 = 1 << 1;
+/// `flags2`: the file has an extent size hint for copy-on-write.
+pub const FLAG2_COWEXTSIZE: u64 = 1 << 2;
 /// `flags2`: time stamps are 64-bit nanosecond counters.
 pub const FLAG2_BIGTIME: u64 = 1 << 3;
 /// `flags2`: large extent counters.
@@ -137,6 +158,26 @@ pub struct InodeTimestamp {
 }
 
 impl InodeTimestamp {
+    /// The 64 bits on disk, by which the nearest time is meant that they can express. As
+    /// xfs_inode_encode_bigtime() and timestamp_truncate().
+    pub fn encode(self, bigtime: bool) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        const LATEST_SECOND: i64 = 16_299_260_424;
+        let (earliest, latest) = match bigtime {
+            true => (-(1 << 31), LATEST_SECOND),
+            false => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        };
+        let seconds = self.seconds.clamp(earliest, latest);
+        let exact = seconds == self.seconds;
+        let nanoseconds = if exact { self.nanoseconds } else { 0 };
+        if bigtime {
+            let since = seconds.wrapping_add(1 << 31).cast_unsigned();
+            return since.wrapping_mul(SECOND).wrapping_add(nanoseconds.into());
+        }
+        let low = u64::from(u32::try_from(seconds & 0xffff_ffff).unwrap_or(0));
+        low.wrapping_shl(32) | u64::from(nanoseconds)
+    }
+
     /// Decodes the 64 bits on disk. Legacy: signed 32-bit seconds, then nanoseconds, which the
     /// kernel shows as they are, a second or more of them, too. `bigtime`: nanoseconds since 2^31
     /// seconds before 1970.
@@ -184,6 +225,26 @@ mod tests {
         assert_eq!(
             InodeTimestamp::decode(u64::MAX, true),
             at(16_299_260_425, 709_551_615)
+        );
+        for time in [
+            at(0, 0),
+            at(-1, 999_999_999),
+            at(i32::MAX.into(), 5),
+            at(-(1 << 31), 0),
+        ] {
+            for bigtime in [false, true] {
+                assert_eq!(InodeTimestamp::decode(time.encode(bigtime), bigtime), time);
+            }
+        }
+        let late = at(1 << 33, 7);
+        assert_eq!(InodeTimestamp::decode(late.encode(true), true), late);
+        assert_eq!(
+            InodeTimestamp::decode(late.encode(false), false),
+            at(i32::MAX.into(), 0)
+        );
+        assert_eq!(
+            InodeTimestamp::decode(at(i64::MAX, 7).encode(true), true),
+            at(16_299_260_424, 0)
         );
     }
 }

@@ -29,6 +29,8 @@ pub const OP_END: u8 = 0x10;
 
 /// What the first region of a transaction begins with: `NART`.
 pub const TRANSACTION_MAGIC: u32 = 0x5452_414e;
+/// `TransactionHeader::transaction_type`: a checkpoint, as all kernels since 2.6.39 write it.
+pub const TRANSACTION_CHECKPOINT: u32 = 40;
 
 /// The first region of a transaction.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -136,6 +138,37 @@ pub const BUF_DQUOTS: u16 = 1 << 2 | 1 << 3 | 1 << 4;
 /// Where the type of a buffer lies in `BufItem::flags`.
 pub const BUF_TYPE_SHIFT: u32 = 11;
 
+/// Type of a buffer: a btree, of a group or of a fork.
+pub const TYPE_BTREE: u16 = 4;
+/// Type of a buffer: the header of a group's free space.
+pub const TYPE_AGF: u16 = 5;
+/// Type of a buffer: a group's list of blocks for its btrees.
+pub const TYPE_AGFL: u16 = 6;
+/// Type of a buffer: the header of a group's inodes.
+pub const TYPE_AGI: u16 = 7;
+/// Type of a buffer: inodes.
+pub const TYPE_INODES: u16 = 8;
+/// Type of a buffer: the target of a symbolic link.
+pub const TYPE_SYMLINK: u16 = 9;
+/// Type of a buffer: a directory of one block.
+pub const TYPE_DIR_BLOCK: u16 = 10;
+/// Type of a buffer: entries of a larger directory.
+pub const TYPE_DIR_DATA: u16 = 11;
+/// Type of a buffer: free space of a directory's blocks.
+pub const TYPE_DIR_FREE: u16 = 12;
+/// Type of a buffer: the hash index of a directory, when it is one block.
+pub const TYPE_DIR_LEAF1: u16 = 13;
+/// Type of a buffer: a leaf of a larger hash index of a directory.
+pub const TYPE_DIR_LEAFN: u16 = 14;
+/// Type of a buffer: an inner block of a hash index of a directory or of attributes.
+pub const TYPE_INDEX_NODE: u16 = 15;
+/// Type of a buffer: a leaf of attributes.
+pub const TYPE_ATTR_LEAF: u16 = 16;
+/// Type of a buffer: the value of an attribute.
+pub const TYPE_ATTR_VALUE: u16 = 17;
+/// Type of a buffer: the superblock.
+pub const TYPE_SUPERBLOCK: u16 = 18;
+
 /// The first region of an inode.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -170,6 +203,8 @@ const _: () = {
     assert!(offset_of!(InodeItem, blkno) == 40);
 };
 
+/// `InodeItem::fields`: the core.
+pub const LOG_CORE: u32 = 0x001;
 /// `InodeItem::fields`: the data fork's content.
 pub const LOG_DDATA: u32 = 0x002;
 /// `InodeItem::fields`: the data fork's extents.
@@ -188,6 +223,126 @@ pub const LOG_ABROOT: u32 = 0x100;
 pub const LOG_DOWNER: u32 = 0x200;
 /// `InodeItem::fields`: the blocks of the attribute fork's btree have a new owner.
 pub const LOG_AOWNER: u32 = 0x400;
+
+/// Extents to be freed, or those that were; as many [`LoggedExtent`] follow as there are.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct FreeItem {
+    pub item_type: U16,
+    pub regions: U16,
+    pub nextents: U32,
+    /// The number of the intent, also in the item that says that it was done.
+    pub id: U64,
+}
+
+const _: () = {
+    assert!(size_of::<FreeItem>() == 16);
+    assert!(offset_of!(FreeItem, id) == INTENT_ID_OFFSET);
+};
+
+/// An extent of a [`FreeItem`].
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct LoggedExtent {
+    pub start: U64,
+    pub len: U32,
+    pub pad: U32,
+}
+
+const _: () = assert!(size_of::<LoggedExtent>() == 16);
+
+/// A mapping of an item [`RUI`] or [`BUI`]. Those of [`EFI`] and [`CUI`] are [`LoggedExtent`], with
+/// the change of the reference count in `pad`; the headers of all of them are those of a
+/// [`FreeItem`].
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct LoggedMapping {
+    pub owner: U64,
+    pub startblock: U64,
+    pub startoff: U64,
+    pub len: U32,
+    pub flags: U32,
+}
+
+const _: () = {
+    assert!(size_of::<LoggedMapping>() == 32);
+    assert!(offset_of!(LoggedMapping, len) == 24);
+};
+
+/// An item that says that an intent other than [`EFI`] or [`ATTRI`] was done: its only region.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct DoneItem {
+    pub item_type: U16,
+    pub regions: U16,
+    pub pad: U32,
+    pub id: U64,
+}
+
+const _: () = {
+    assert!(size_of::<DoneItem>() == 16);
+    assert!(offset_of!(DoneItem, id) == INTENT_ID_OFFSET);
+};
+
+/// The change that a part of an intent stands for, in its flags.
+pub const INTENT_CHANGE: u32 = 0xff;
+
+/// Change of an [`RUI`]: blocks got an owner.
+pub const RUI_MAP: u32 = 1;
+/// The same, of blocks that have others, too.
+pub const RUI_MAP_SHARED: u32 = 2;
+/// Change of an [`RUI`]: blocks lost an owner.
+pub const RUI_UNMAP: u32 = 3;
+/// The same, of blocks that have others, too.
+pub const RUI_UNMAP_SHARED: u32 = 4;
+/// Change of an [`RUI`]: blocks became written or unwritten; the flags have the new state.
+pub const RUI_CONVERT: u32 = 5;
+/// The same, of blocks that have other owners, too.
+pub const RUI_CONVERT_SHARED: u32 = 6;
+/// Change of an [`RUI`]: blocks were allocated for an owner that is no inode.
+pub const RUI_ALLOC: u32 = 7;
+/// Change of an [`RUI`]: blocks of such an owner were freed.
+pub const RUI_FREE: u32 = 8;
+/// Flag of an [`RUI`]: of the attribute fork.
+pub const RUI_ATTR_FORK: u32 = 1 << 31;
+/// Flag of an [`RUI`]: a block of the btree of a fork.
+pub const RUI_BMBT_BLOCK: u32 = 1 << 30;
+/// Flag of an [`RUI`]: unwritten.
+pub const RUI_UNWRITTEN: u32 = 1 << 29;
+
+/// Change of a [`CUI`]: blocks have one owner more.
+pub const CUI_INCREASE: u32 = 1;
+/// Change of a [`CUI`]: they have one less.
+pub const CUI_DECREASE: u32 = 2;
+/// Change of a [`CUI`]: they are staged for copy-on-write.
+pub const CUI_STAGE: u32 = 3;
+/// Change of a [`CUI`]: they are so no longer.
+pub const CUI_UNSTAGE: u32 = 4;
+
+/// Change of a [`BUI`]: a file got blocks.
+pub const BUI_MAP: u32 = 1;
+/// Change of a [`BUI`]: it lost blocks.
+pub const BUI_UNMAP: u32 = 2;
+/// Flag of a [`BUI`]: of the attribute fork.
+pub const BUI_ATTR_FORK: u32 = 1 << 31;
+/// Flag of a [`BUI`]: unwritten.
+pub const BUI_UNWRITTEN: u32 = 1 << 30;
 
 /// The inode's core as it is logged: the fields of
 /// [`InodeCore`](super::inode::InodeCore) at the same places, little-endian.

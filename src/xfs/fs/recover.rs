@@ -3,12 +3,15 @@
 
 use zerocopy::FromBytes;
 
+use super::super::cache::MetaCache;
 use super::super::format::superblock::{self as layout, SuperblockLayout};
 use super::super::format::{self, ag};
-use super::super::log::{self, LogEnd, Recovery};
+use super::super::journal::Journal;
+use super::super::log::{self, LogEnd, Recovery, ReplayStart, Unfinished};
 use super::super::overlay::{Overlaid, Overlay};
 use super::super::superblock::Superblock;
-use super::super::{MetaIo, corrupt};
+use super::super::trans::MetaState;
+use super::super::{MetaIo, alloc, corrupt, finish};
 use super::{Fs, FsOptions};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -24,8 +27,9 @@ impl Fs {
     /// Replays the log, as the options say. On the device it is written in place, then marked
     /// clean; an end half-way leaves a log that is replayed again, with the same result.
     ///
-    /// What still has to be finished after the replay is left to the kernel, with the log as it is:
-    /// then the filesystem is used through the overlay, for writing too. Blocks of files may be
+    /// Where metadata may be changed, what the log leaves open is finished, too: see
+    /// [`finish`](mod@super::super::finish). Otherwise it is left to the kernel, with the log as it
+    /// is: then the filesystem is used through the overlay, for writing too. Blocks of files may be
     /// overwritten beside it, because no later replay writes to them.
     pub(super) fn recover(
         &mut self,
@@ -35,13 +39,7 @@ impl Fs {
     ) -> Result<()> {
         check_log_features(&self.superblock)?;
         let replayed = log::replay(io, &self.superblock, end, options.replay_bytes)?;
-        if replayed.unfinished.show_in_files() {
-            return Err(Error::new(
-                ErrorKind::NeedsRecovery,
-                "the log holds operations that were not finished, which are not replayed here: mount \
-                 the filesystem once with the kernel and unmount it",
-            ));
-        }
+        let unfinished = &replayed.unfinished;
         self.overlay = replayed.overlay;
         self.replayed = replayed.checkpoints;
         self.log_end = Some(*end);
@@ -49,16 +47,29 @@ impl Fs {
         self.read_superblock(io)?;
         check_log_features(&self.superblock)?;
         self.read_only.clone_from(&self.superblock.read_only);
+        if self.read_only.is_some()
+            || replayed.quotas
+            || options.recovery == Recovery::InMemory
+            || !options.writable
+        {
+            unfinished.refuse_if_shown()?;
+        }
         self.put_superblock(io)?;
         self.read_superblock(io)?;
         if options.recovery == Recovery::InMemory {
             self.read_only = Some("its log was replayed into memory only".to_owned());
             return Ok(());
         }
-        let is_finished = replayed.unfinished.is_empty()
-            && !replayed.quotas
-            && log::has_room(io, &self.superblock, end)?;
-        if self.read_only.is_none() && is_finished && self.is_nothing_left_over(io)? {
+        if self.read_only.is_some() || replayed.quotas {
+            return Ok(());
+        }
+        if !unfinished.is_empty() || !self.is_nothing_left_over(io)? {
+            if options.writable && !self.superblock.has_quotas {
+                return self.finish(io, end, &replayed.start, unfinished, options);
+            }
+            return unfinished.refuse_if_shown();
+        }
+        if log::has_room(io, &self.superblock, end)? {
             self.check_stands_still(io, end)?;
             self.overlay.write_in_place(io)?;
             io.flush()?;
@@ -66,6 +77,55 @@ impl Fs {
             self.log_end = Some(log::mark_clean(io, &self.superblock, end)?);
             self.overlay = Overlay::default();
         }
+        Ok(())
+    }
+
+    /// Finishes what the log leaves open, and opens the journal for that. Nothing is written before
+    /// all intents were finished in memory.
+    fn finish(
+        &mut self,
+        io: &mut impl MetaIo,
+        end: &LogEnd,
+        start: &ReplayStart,
+        unfinished: &Unfinished,
+        options: &FsOptions,
+    ) -> Result<()> {
+        let mut state = MetaState::new(&self.superblock, end.lsn);
+        let mut view = Overlaid {
+            io,
+            overlay: &self.overlay,
+        };
+        let files = finish::finish_intents(&mut state, &mut view, unfinished.iter())?;
+        let journal = match Journal::resume(&self.superblock, end, start, state) {
+            Ok(journal) if journal.has_room()? => journal,
+            // Files can be overwritten.
+            Ok(_) => return unfinished.refuse_if_shown(),
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                return unfinished.refuse_if_shown();
+            }
+            Err(error) => return Err(error),
+        };
+        self.check_stands_still(io, end)?;
+        self.overlay.write_in_place(io)?;
+        io.flush()?;
+        self.overlay = Overlay::default();
+        // What was read before may have been changed.
+        self.cache = MetaCache::new(options.cache_bytes);
+        self.journal = Some(journal);
+        self.finished = unfinished.iter().count() as u64;
+        self.sync(io)?;
+        for ino in files {
+            while self.transact(io, |t| finish::free_behind_end(t, ino))?.0 {}
+        }
+        for group in 0..self.geometry().ag_count {
+            while self.transact(io, |t| finish::free_first(t, group))?.0 {}
+        }
+        for group in 0..self.geometry().ag_count {
+            while self.transact(io, |t| alloc::free_staged(t, group))?.0 {}
+        }
+        self.clean_log(io)?;
+        self.read_superblock(io)?;
+        self.log_end = Some(log::end(io, &self.superblock)?);
         Ok(())
     }
 
@@ -92,8 +152,8 @@ impl Fs {
     }
 
     /// Whether no file that was deleted while it was open, and no block that was allocated for
-    /// copy-on-write, has still to be freed, which is not built yet. With a clean log the kernel
-    /// would not look for them.
+    /// copy-on-write, has still to be freed. With a clean log the kernel would not look for the
+    /// files.
     fn is_nothing_left_over(&self, io: &mut impl MetaIo) -> Result<bool> {
         for group in 0..self.geometry().ag_count {
             let agi = self.agi(io, group)?;

@@ -119,6 +119,7 @@ impl Ring {
             addr_bytes: 0,
             blocks: BLOCKS,
             sector_bytes: 4096,
+            unit_bytes: 512,
             buffer_bytes: layout::MIN_BUFFER_BYTES,
             uuid: UUID,
         }

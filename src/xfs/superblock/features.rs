@@ -32,6 +32,11 @@ impl Features {
         self.ro_compat & layout::RO_RMAPBT != 0
     }
 
+    /// Blocks of the inode btrees are counted in the AGI.
+    pub fn inobtcount(&self) -> bool {
+        self.ro_compat & layout::RO_INOBTCOUNT != 0
+    }
+
     /// File type in directory entries.
     pub fn ftype(&self) -> bool {
         self.incompat & layout::IN_FTYPE != 0

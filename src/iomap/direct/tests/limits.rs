@@ -30,6 +30,26 @@ fn durable_writes_use_what_the_device_has() {
 }
 
 #[test]
+fn durable_writes_to_the_device_use_what_it_has() {
+    let plain = (Op::Write, ChainFlags::empty());
+    let flush = (Op::Flush, ChainFlags::empty());
+    for (cache, fua, dsync, expected) in [
+        (true, true, true, vec![(Op::Write, ChainFlags::FUA)]),
+        (true, true, false, vec![plain]),
+        (false, true, true, vec![plain]),
+        (true, false, true, vec![plain, flush]),
+        (true, false, false, vec![plain]),
+    ] {
+        let mut bench = bench(5, cache, fua);
+        let buf = bench.buf(8192);
+        let file = file(&[], 0);
+        let ended = bench.run(&file, What::DeviceWrite { dsync }, 4096, buf);
+        assert_eq!(ended.unwrap().result.unwrap(), 8192);
+        assert_eq!(bench.queue.log, expected, "{cache} {fua} {dsync}");
+    }
+}
+
+#[test]
 fn durable_writes_follow_a_write_cache_that_comes_and_goes() {
     let plain = (Op::Write, ChainFlags::empty());
     let fua = (Op::Write, ChainFlags::FUA);

@@ -19,7 +19,7 @@ impl Replay<'_> {
         self.check_chunk(chunk).map_err(bad_item)?;
         let geometry = &self.geometry;
         let (ag, first) = (chunk.ag.get(), chunk.ag_block.get());
-        let cluster = self.cluster_blocks();
+        let cluster = geometry.cluster_blocks();
         let basic = |bytes: u64| bytes / BASIC_BLOCK_BYTES;
         let addr = |block: u32| basic(geometry.ag_block_addr(ag, block));
         let len = basic(geometry.bytes(cluster.into()));
@@ -41,20 +41,6 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Blocks of a buffer of inodes, as xfs_ialloc_setup_geometry().
-    fn cluster_blocks(&self) -> u32 {
-        const SMALL_BYTES: u32 = 8192;
-        let geometry = &self.geometry;
-        let blocks = |bytes: u32| bytes.checked_shr(geometry.block_log).unwrap_or(0);
-        let large = geometry.inode_bytes.saturating_mul(32);
-        let bytes = if geometry.inode_align_blocks >= blocks(large) {
-            large
-        } else {
-            SMALL_BYTES
-        };
-        blocks(bytes).max(1)
-    }
-
     fn check_chunk(&self, chunk: &IcreateItem) -> Result<(), &'static str> {
         let geometry = &self.geometry;
         let (ag, first, length) = (chunk.ag.get(), chunk.ag_block.get(), chunk.length.get());
@@ -73,7 +59,7 @@ impl Replay<'_> {
         if u64::from(chunk.count.get()) != count || count > whole {
             return Err("a wrong number of new inodes");
         }
-        if length.checked_rem(self.cluster_blocks()) != Some(0) {
+        if length.checked_rem(geometry.cluster_blocks()) != Some(0) {
             return Err("new inodes that are not of whole clusters");
         }
         Ok(())

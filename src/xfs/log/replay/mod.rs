@@ -10,7 +10,7 @@
 //! against the filesystem's geometry, and memory is limited.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use zerocopy::FromBytes;
 
@@ -25,12 +25,14 @@ use super::super::{MetaIo, corrupt};
 use super::{LogSpan, XfsLog};
 use crate::error::{Error, ErrorKind, Result};
 use checkpoints::{Checkpoint, Checkpoints, Item, RecordFault};
+pub(crate) use intents::{PendingIntent, Unfinished};
 use records::Records;
 
 mod buffers;
 mod checkpoints;
 mod chunks;
 mod inodes;
+mod intents;
 mod records;
 
 /// A buffer's address and length, in basic blocks.
@@ -46,23 +48,18 @@ pub(crate) struct Replayed {
     pub(crate) unfinished: Unfinished,
     /// Whether there were quota records, which are not replayed.
     pub(crate) quotas: bool,
+    /// Where it began.
+    pub(crate) start: ReplayStart,
 }
 
-/// Intents without the item that says that they were done.
-#[derive(Debug, Default)]
-pub(crate) struct Unfinished(HashSet<(u16, u64)>);
-
-impl Unfinished {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether files look otherwise before they are finished. Extents that are not yet freed, and
-    /// reverse mappings and reference counts that are not yet made, show in no file.
-    pub(crate) fn show_in_files(&self) -> bool {
-        let hidden = |kind: u16| matches!(kind, layout::EFI | layout::RUI | layout::CUI);
-        self.0.iter().any(|(kind, _)| !hidden(*kind))
-    }
+/// Where a replay began, which the records behind the head have to fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ReplayStart {
+    /// The log sequence number of the first record.
+    pub(crate) lsn: u64,
+    /// Bytes of the buffer that this record was written from. All records of a dirty log have as
+    /// many blocks of headers.
+    pub(crate) record_bytes: u32,
 }
 
 /// A buffer that was changed by checkpoints of the current log sequence number.
@@ -119,7 +116,7 @@ pub(super) fn replay(
             ..Replayed::default()
         },
     };
-    each_checkpoint(io, log, span, limit_bytes, |_, checkpoint| {
+    replay.result.start = each_checkpoint(io, log, span, limit_bytes, |_, checkpoint| {
         replay.collect_cancelled(&checkpoint)
     })?;
     each_checkpoint(io, log, span, limit_bytes, |io, checkpoint| {
@@ -136,15 +133,16 @@ pub(super) fn replay(
     Ok(replay.result)
 }
 
-/// One pass.
+/// One pass. Where it began.
 fn each_checkpoint<I: MetaIo>(
     io: &mut I,
     log: &XfsLog,
     span: &LogSpan,
     limit_bytes: u64,
     mut visit: impl FnMut(&mut I, Checkpoint) -> Result<()>,
-) -> Result<()> {
+) -> Result<ReplayStart> {
     let mut records = Records::new(io, log, span)?;
+    let start = records.start();
     let mut checkpoints = Checkpoints::new(limit_bytes);
     while let Some(record) = records.next(io, log)? {
         if record.lsn > span.lsn {
@@ -157,7 +155,7 @@ fn each_checkpoint<I: MetaIo>(
                 RecordFault::TooLarge => too_large(limit_bytes),
             })??;
     }
-    Ok(())
+    Ok(start)
 }
 
 impl Replay<'_> {
@@ -215,20 +213,12 @@ impl Replay<'_> {
 
     /// Intents, and quota records, which are skipped as by a kernel that mounts without quotas.
     fn other(&mut self, kind: u16, item: &Item) -> Result<()> {
-        let id = || {
-            let id = item.region(0).get(layout::INTENT_ID_OFFSET..);
-            let id = id.and_then(|rest| rest.first_chunk());
-            id.map(|bytes| u64::from_le_bytes(*bytes))
-                .ok_or_else(|| bad_item("an intent is too short"))
-        };
-        let unfinished = &mut self.result.unfinished.0;
         match kind {
             layout::EFI | layout::RUI | layout::CUI | layout::BUI | layout::ATTRI | layout::XMI => {
-                unfinished.insert((kind, id()?));
+                self.result.unfinished.add(item)?;
             }
             layout::EFD | layout::RUD | layout::CUD | layout::BUD | layout::ATTRD | layout::XMD => {
-                // The number of each is that of its intent, and one.
-                unfinished.remove(&(kind.saturating_sub(1), id()?));
+                self.result.unfinished.end(item)?;
             }
             layout::DQUOT | layout::QUOTAOFF => self.result.quotas = true,
             _ => {
@@ -241,7 +231,10 @@ impl Replay<'_> {
                 ));
             }
         }
-        self.check_memory(self.result.unfinished.0.len())
+        match self.result.unfinished.memory_bytes() > self.limit_bytes {
+            true => Err(too_large(self.limit_bytes)),
+            false => Ok(()),
+        }
     }
 
     /// Notes that a buffer was changed.

@@ -8,6 +8,7 @@ use super::super::super::format::BASIC_BLOCK_BYTES;
 use super::super::super::format::log::{self as layout, RecordHeader};
 use super::super::records::checksum_fits;
 use super::super::{BB, LogSpan, XfsLog, word_offset};
+use super::ReplayStart;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A record of the log.
@@ -30,6 +31,8 @@ pub(super) struct Records {
     /// As the first record says for all of them.
     size: u32,
     header_blocks: u64,
+    /// The log sequence number of the first record.
+    first_lsn: u64,
 }
 
 impl Records {
@@ -47,7 +50,16 @@ impl Records {
             left: log.distance(span.tail, span.head),
             size,
             header_blocks: layout::header_blocks(header.version.get(), size),
+            first_lsn: header.lsn.get(),
         })
+    }
+
+    /// Where they begin.
+    pub(super) fn start(&self) -> ReplayStart {
+        ReplayStart {
+            lsn: self.first_lsn,
+            record_bytes: self.size,
+        }
     }
 
     /// The next record; `None` at the head.

@@ -1,0 +1,40 @@
+//! Waiting for the space of a file.
+//!
+//! A thread that waits polls: the one that has the space may wait for its I/O.
+
+use super::Io;
+use super::inodes::CoreInode;
+use super::space_lock::{ExclusiveSpace, SharedSpace};
+use crate::block::Queue;
+
+/// Locks the space of a file exclusively. Operations of the calling thread go on meanwhile.
+pub(super) fn lock_space<'i>(io: &mut Io, inode: &'i CoreInode) -> ExclusiveSpace<'i> {
+    let space = inode.space();
+    if let Some(guard) = space.try_exclusive() {
+        return guard;
+    }
+    let _wanted = space.want();
+    poll_for(io, || space.try_exclusive())
+}
+
+/// As [`lock_space`], shared with other buffered writes.
+pub(super) fn share_space<'i>(io: &mut Io, inode: &'i CoreInode) -> SharedSpace<'i> {
+    let space = inode.space();
+    match space.try_shared() {
+        Some(guard) => guard,
+        None => poll_for(io, || space.try_shared()),
+    }
+}
+
+fn poll_for<T>(io: &mut Io, mut attempt: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(guard) = attempt() {
+            return guard;
+        }
+        let progress = io.core.direct.progress(&mut io.core.queue);
+        if io.end_writes() + progress == 0 {
+            io.core.queue.relax();
+            std::thread::yield_now();
+        }
+    }
+}

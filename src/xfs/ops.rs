@@ -1,0 +1,11 @@
+//! Operations that change the filesystem: each is one transaction, or a chain of them.
+
+mod attributes;
+mod core;
+mod shift;
+mod space;
+mod write;
+mod zero;
+
+pub use attributes::{InodeUpdate, NewTime};
+pub use core::InodeId;

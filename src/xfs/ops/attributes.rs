@@ -1,0 +1,159 @@
+//! Mode, owner, times and project of an inode: the kernel's xfs_setattr_nonsize().
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::super::format::attr::{FLAG_ROOT, FLAG_SECURE};
+use super::super::format::inode::{self as layout, InodeTimestamp};
+use super::super::overwrite::{PROTECTED, check_flags};
+use super::super::trans::Trans;
+use super::super::{Fs, Ino, Inode, MetaIo};
+use super::core::{InodeId, changed_core};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A new time stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTime {
+    /// That of the change.
+    Now,
+    /// This one.
+    At(InodeTimestamp),
+}
+
+/// Changes of an inode; `None` leaves it as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InodeUpdate {
+    /// Permissions with set-user-ID, set-group-ID and sticky: the lower 12 bits of the mode.
+    pub permissions: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Project.
+    pub project: Option<u32>,
+    /// Last access.
+    pub accessed: Option<NewTime>,
+    /// Last change of the content.
+    pub modified: Option<NewTime>,
+}
+
+impl InodeUpdate {
+    fn changes_owner(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some()
+    }
+}
+
+impl Fs {
+    /// Changes an inode as root may; `now` is the time of the change. In memory only, until
+    /// [`Fs::sync`]. A new owner takes set-user-ID and set-group-ID away from all but directories,
+    /// as the kernel's chown_common().
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`] for an immutable or append-only inode;
+    /// [`ErrorKind::Unsupported`] where extended attributes would have to change too (an access
+    /// control list with the mode, file capabilities with the owner); [`ErrorKind::ReadOnly`] where
+    /// metadata may not be changed; those of reading and of the log.
+    pub fn update_inode(
+        &self,
+        io: &mut impl MetaIo,
+        ino: Ino,
+        update: &InodeUpdate,
+        now: InodeTimestamp,
+    ) -> Result<()> {
+        let inode = self.read_inode(io, ino)?;
+        if *update == InodeUpdate::default() {
+            return Ok(());
+        }
+        self.check_update(io, &inode, update)?;
+        self.transact(io, |trans| update_in(trans, &inode, update, now))
+            .map(|_| ())
+    }
+
+    fn check_update(
+        &self,
+        io: &mut impl MetaIo,
+        inode: &Inode,
+        update: &InodeUpdate,
+    ) -> Result<()> {
+        if self.is_internal(inode.ino) {
+            return Err(Error::new(
+                ErrorKind::PermissionDenied,
+                format!("{} is one of the filesystem itself", inode.ino),
+            ));
+        }
+        // As utimensat(2): both times of an append-only file may be set to now.
+        let only_touched = *update
+            == InodeUpdate {
+                accessed: Some(NewTime::Now),
+                modified: Some(NewTime::Now),
+                ..InodeUpdate::default()
+            };
+        match only_touched {
+            true => check_flags(inode.flags, &[layout::FLAG_IMMUTABLE])?,
+            false => check_flags(inode.flags, &PROTECTED)?,
+        }
+        let unsupported = |what: &str| Err(Error::new(ErrorKind::Unsupported, what.to_owned()));
+        if update.permissions.is_some()
+            && self.has_attribute(io, inode, FLAG_ROOT, b"SGI_ACL_FILE")?
+        {
+            return unsupported(
+                "the file has an access control list, which changes with the mode, and extended \
+                 attributes cannot be written yet: remove it with setfacl -b",
+            );
+        }
+        if update.changes_owner() && self.has_attribute(io, inode, FLAG_SECURE, b"capability")? {
+            return unsupported(
+                "the file has capabilities, which a change of the owner must take away, and \
+                 extended attributes cannot be written yet: remove them with setcap -r",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn update_in(
+    trans: &mut Trans<'_>,
+    inode: &Inode,
+    update: &InodeUpdate,
+    now: InodeTimestamp,
+) -> Result<()> {
+    let (core, bigtime) = changed_core(trans, InodeId::of(inode), now)?;
+    let mut mode = core.mode.get();
+    if let Some(permissions) = update.permissions {
+        mode = (mode & layout::S_IFMT) | (permissions & !layout::S_IFMT);
+    }
+    if update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR {
+        mode = without_privileges(mode);
+    }
+    core.mode = mode.into();
+    if let Some(uid) = update.uid {
+        core.uid = uid.into();
+    }
+    if let Some(gid) = update.gid {
+        core.gid = gid.into();
+    }
+    if let Some(project) = update.project {
+        let [h0, h1, l0, l1] = project.to_be_bytes();
+        core.projid_hi = u16::from_be_bytes([h0, h1]).into();
+        core.projid_lo = u16::from_be_bytes([l0, l1]).into();
+    }
+    let time = |time: NewTime| match time {
+        NewTime::Now => now.encode(bigtime),
+        NewTime::At(time) => time.encode(bigtime),
+    };
+    if let Some(accessed) = update.accessed {
+        core.atime = time(accessed).into();
+    }
+    if let Some(modified) = update.modified {
+        core.mtime = time(modified).into();
+    }
+    Ok(())
+}
+
+/// As setattr_should_drop_suidgid(), for one who may do anything.
+fn without_privileges(mode: u16) -> u16 {
+    let group = layout::S_ISGID | layout::S_IXGRP;
+    let mode = match mode & group == group {
+        true => mode & !layout::S_ISGID,
+        false => mode,
+    };
+    mode & !layout::S_ISUID
+}

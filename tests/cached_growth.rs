@@ -1,0 +1,186 @@
+//! Files that grow through the page cache: operations that are refused give nothing up, and a
+//! durable write is durable with all that it relies on.
+#![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use common::image::Image;
+use common::kernel_is_here;
+use xtent::ErrorKind;
+use xtent::volume::{File, Io, OpenOptions, Volume};
+
+fn buffered() -> OpenOptions {
+    OpenOptions::new().read(true).write(true).buffered(true)
+}
+
+/// An image with files of so many bytes, all `0x55`.
+fn image_with(args: &[&str], files: &[(&str, usize)]) -> Image {
+    let image = Image::make(320 << 20, 512, args);
+    let mount = image.mount("");
+    for (name, len) in files {
+        fs::write(mount.path().join(name), vec![0x55; *len]).unwrap();
+    }
+    mount.unmount();
+    image
+}
+
+fn open(image: &Image) -> (Volume, Io) {
+    let volume = Volume::open(&format!("image:{}", image.path().display())).unwrap();
+    let io = volume.io().unwrap();
+    (volume, io)
+}
+
+/// As [`open`], and its file through the page cache.
+fn open_file(image: &Image) -> (Volume, Io, File) {
+    let (volume, mut io) = open(image);
+    let file = buffered().open(&volume, &mut io, "/file").unwrap();
+    (volume, io, file)
+}
+
+/// Pages are written back one by one: of a larger block the others would show old content.
+#[test]
+fn files_with_blocks_larger_than_a_page_are_only_overwritten() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image_with(&["-b", "size=16384"], &[("file", 20_000), ("empty", 0)]);
+    let (volume, mut io) = open(&image);
+    let empty = buffered().open(&volume, &mut io, "/empty").unwrap();
+    let file = buffered().open(&volume, &mut io, "/file").unwrap();
+    file.write_all_at(&mut io, &[1; 5000], 10_000).unwrap();
+    for (file, at) in [
+        (&empty, 0),
+        (&file, 20_000),
+        (&file, 18_000),
+        (&file, 40_000),
+    ] {
+        let error = file.write_at(&mut io, &[2; 4096], at).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    }
+    // Blocks that were made ready in another way are no different.
+    empty.allocate(&mut io, 0..100_000, false).unwrap();
+    let error = empty.write_at(&mut io, &[2; 4096], 4096).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    let error = empty.view_mut(&mut io, 0..10).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    file.sync_all(&mut io).unwrap();
+    drop((file, empty, io));
+    volume.close().unwrap();
+    image.assert_clean();
+}
+
+/// A filesystem with quotas: its metadata may not be changed.
+fn with_quotas() -> Image {
+    let image = image_with(&[], &[("file", 100_000)]);
+    let commands = ["-x", "-c", "sb 0", "-c", "write -d qflags 0x7"];
+    let mut command = Command::new("xfs_db");
+    let output = command.args(commands).arg(image.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    image
+}
+
+#[test]
+fn where_metadata_may_not_be_changed_nothing_is_given_up() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = with_quotas();
+    let (volume, mut io, file) = open_file(&image);
+    let error = file.write_at(&mut io, &[1; 100], 100_000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    file.write_all_at(&mut io, &[1; 8192], 4096).unwrap();
+    file.set_len(&mut io, 5000).unwrap_err();
+    file.punch_hole(&mut io, 0..100_000).unwrap_err();
+    let mut found = vec![7; 8192];
+    file.read_exact_at(&mut io, &mut found, 4096).unwrap();
+    assert!(found.iter().all(|byte| *byte == 1), "written before");
+    assert_eq!(file.len(), 100_000);
+    file.sync_all(&mut io).unwrap();
+    drop((file, io));
+    volume.close().unwrap();
+}
+
+#[test]
+fn an_impossible_range_is_refused_beside_a_view() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image_with(&[], &[("file", 65_536)]);
+    let (_volume, mut io, file) = open_file(&image);
+    let view = file.view_mut(&mut io, 32_768..36_864).unwrap().unwrap();
+    #[expect(clippy::reversed_empty_ranges, reason = "it is to be refused")]
+    let inverted = 20_000..100;
+    let error = file.punch_hole(&mut io, inverted).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    drop(view);
+    let error = file.set_len(&mut io, u64::MAX).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let error = file.write_at(&mut io, &[1; 10], u64::MAX - 3).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert_eq!(file.len(), 65_536);
+}
+
+/// The handle that made the file longer is gone, and nothing was synced.
+#[test]
+fn a_durable_write_makes_what_it_overwrites_durable() {
+    if !kernel_is_here() {
+        return;
+    }
+    for is_buffered in [true, false] {
+        let image = image_with(&[], &[("file", 0)]);
+        let (volume, mut io) = open(&image);
+        let mut buf = io.alloc(8192).unwrap();
+        let options = OpenOptions::new().read(true).write(true);
+        let file = options.open(&volume, &mut io, "/file").unwrap();
+        file.write_dma_at(&mut io, &mut buf, 0).unwrap();
+        drop((file, io));
+
+        let mut io = volume.io().unwrap();
+        let options = options.buffered(is_buffered).dsync(true);
+        let file = options.open(&volume, &mut io, "/file").unwrap();
+        buf.fill(2);
+        file.write_dma_at(&mut io, &mut buf, 0).unwrap();
+        let copy = Image::empty(0, 512);
+        fs::copy(image.path(), copy.path()).unwrap();
+        let mount = copy.mount("");
+        let found = fs::read(mount.path().join("file")).unwrap();
+        mount.unmount();
+        assert!(found == [2; 8192], "{} bytes; {is_buffered}", found.len());
+    }
+}
+
+#[test]
+fn threads_that_overwrite_all_the_time_do_not_keep_changes_from_coming() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image_with(&[], &[("file", 65_536)]);
+    let (volume, mut io, file) = open_file(&image);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (is_over, file, volume) = (&is_over, file.clone(), &volume);
+            scope.spawn(move || {
+                let mut io = volume.io().unwrap();
+                while !is_over.load(Relaxed) {
+                    file.write_all_at(&mut io, &[9; 64], thread * 64).unwrap();
+                }
+            });
+        }
+        let changed = (0..20).try_for_each(|_| {
+            file.punch_hole(&mut io, 0..4096)?;
+            file.set_len(&mut io, 1000)?;
+            file.set_len(&mut io, 65_536)
+        });
+        is_over.store(true, Relaxed);
+        changed.unwrap();
+    });
+    file.sync_all(&mut io).unwrap();
+    drop((file, io));
+    volume.close().unwrap();
+    image.assert_clean();
+}
