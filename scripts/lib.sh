@@ -122,6 +122,64 @@ return_hugepages() {
     hugepages_before=''
 }
 
+# descendants PID: its processes, and theirs, the youngest last.
+descendants() {
+    local child
+    for child in $(pgrep -P "$1"); do
+        echo "$child"
+        descendants "$child"
+    done
+}
+
+# end_process PID: ends a child of this shell; one that does not end by itself in 10 s is killed.
+end_process() {
+    local n
+    kill "$1" 2>/dev/null || true
+    for n in $(seq 100); do
+        # A child that has ended is there until it is waited for.
+        case $(ps -o stat= -p "$1") in '' | Z*) break ;; esac
+        [ "$n" != 100 ] || kill -9 "$1" 2>/dev/null || true
+        sleep 0.1
+    done
+    wait "$1" 2>/dev/null || true
+}
+
+# no_longer_than SECONDS FILE...: has this script fail when it takes longer, after it said what runs and how the files
+# end. $watchdog is to be ended with end_watchdog.
+watchdog=''
+no_longer_than() {
+    local limit=$1 script=$$
+    shift
+    (
+        trap - EXIT INT TERM
+        sleep "$limit"
+        {
+            step "not ended after $limit s; what runs:"
+            ps -o pid,ppid,stat,etime,wchan:24,args -p "$(descendants "$script" | paste -sd,)"
+            for file in "$@"; do
+                [ ! -s "$file" ] || {
+                    step "the end of $(basename "$file")"
+                    tail -n 40 "$file"
+                }
+            done
+        } >&2
+        # The oldest first: what one waits for is not begun anew.
+        for process in $(descendants "$script"); do
+            [ "$process" = "$BASHPID" ] || kill -9 "$process" 2>/dev/null || true
+        done
+        kill "$script"
+    ) &
+    watchdog=$!
+}
+end_watchdog() {
+    local process
+    [ -n "$watchdog" ] || return 0
+    for process in $(descendants "$watchdog") "$watchdog"; do
+        kill "$process" 2>/dev/null || true
+    done
+    watchdog=''
+}
+
 # beside DIR FUNCTION...: runs these in a process group of their own ($lane), up to the first in which a command fails.
 # What each says goes to DIR/NUMBER-FUNCTION.passed or .failed.
 beside() {

@@ -23,7 +23,7 @@ done
 
 need_packages mkfs.xfs:xfsprogs losetup:mount:util-linux valgrind:valgrind cc:gcc \
     shellcheck:shellcheck:ShellCheck chromium:chromium fio:fio script:bsdutils:util-linux \
-    rsync:rsync setfattr:attr setfacl:acl setcap:libcap2-bin:libcap chattr:e2fsprogs
+    rsync:rsync ps:procps:procps-ng setfattr:attr setfacl:acl setcap:libcap2-bin:libcap chattr:e2fsprogs
 need_cargo
 
 work=$(mktemp -d)
@@ -32,6 +32,7 @@ XTENT_TEST_MEMORY=$(mktemp -d /dev/shm/xtent-test.XXXXXX 2>/dev/null) && export 
 lane=''
 # Ends what runs beside, with all of its children, however this ends.
 finish() {
+    end_watchdog
     [ -z "$lane" ] || kill -- "-$lane" 2>/dev/null || true
     cat "$work"/*.failed 2>/dev/null >&2 || true
     rm -rf "$work" "${XTENT_TEST_MEMORY:-}"
@@ -39,6 +40,8 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+# A run that hangs says where, if it is told how long it may take.
+[ -z "${XTENT_TEST_LIMIT:-}" ] || no_longer_than "$XTENT_TEST_LIMIT" "$work/tests" "$work/log"
 
 # What keeps one processor busy at most runs beside the rest, one after the other, and is shown when it has ended.
 sanitizer() {

@@ -72,8 +72,7 @@ children=()
 end_children() {
     local pid
     for pid in "${children[@]}"; do
-        kill "$pid" 2>/dev/null || true
-        wait "$pid" 2>/dev/null || true
+        end_process "$pid"
     done
     children=()
 }
