@@ -18,12 +18,24 @@ use super::split::{
     DWORD_BYTES, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks, piece_bytes,
     take_segments,
 };
-use crate::block::{Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Status, Token};
+use crate::block::{
+    Chain, ChainFlags, Completion, Limits, One, Op, Queue, Reaper, Refused, Status, Token,
+};
 use crate::mem::Segment;
 use crate::units::Iova;
 
 /// One [`Queue::relax`] counts as this many polls.
 const RELAX_WEIGHT: u32 = 64;
+
+/// Of [`Queue::poll`].
+struct Closure<'a, F>(&'a mut F);
+
+impl<F: FnMut(Completion)> Reaper for Closure<'_, F> {
+    #[inline(always)]
+    fn reap(&mut self, completion: Completion) {
+        (self.0)(completion);
+    }
+}
 
 impl Queue for QueuePair {
     #[inline]
@@ -90,13 +102,18 @@ impl Queue for QueuePair {
 
     #[inline]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+        self.poll_with(budget, &mut Closure(done))
+    }
+
+    #[inline]
+    fn poll_with(&mut self, budget: usize, reaper: &mut impl Reaper) -> usize {
         if self.countdown == 0 || self.controller.generation() != self.generation {
-            return self.poll_slowly(budget, done);
+            return self.poll_slowly(budget, reaper);
         }
         self.countdown -= 1;
         // As in `submit`: what calls anything is behind a tail call.
         if !self.sq.ring_register() {
-            return self.poll_and_tell(budget, done);
+            return self.poll_and_tell(budget, reaper);
         }
         let Some(entry) = self.cq.peek() else {
             return 0;
@@ -106,7 +123,7 @@ impl Queue for QueuePair {
             && let Some(token) = self.take_plain(entry)
         {
             let unwinding = Unwinding(self);
-            done(Completion {
+            reaper.reap(Completion {
                 token,
                 status: Status::Success,
             });
@@ -114,9 +131,9 @@ impl Queue for QueuePair {
             if self.outstanding == 0 {
                 return if self.cq.owes() { self.settle_up() } else { 1 };
             }
-            return 1 + self.reap(budget - 1, done);
+            return 1 + self.reap(budget - 1, reaper);
         }
-        self.reap(budget, done)
+        self.reap(budget, reaper)
     }
 
     #[inline]
@@ -232,9 +249,9 @@ impl QueuePair {
 
     /// A poll that tells a device that is told by more than a register.
     #[inline(never)]
-    fn poll_and_tell(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+    fn poll_and_tell(&mut self, budget: usize, reaper: &mut impl Reaper) -> usize {
         self.sq.ring();
-        self.reap(budget, done)
+        self.reap(budget, reaper)
     }
 
     /// Gives back the entries of a poll that took the only completion; says so.
@@ -247,7 +264,7 @@ impl QueuePair {
 
     /// A poll that has more to do than to ring and to reap.
     #[cold]
-    fn poll_slowly(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+    fn poll_slowly(&mut self, budget: usize, reaper: &mut impl Reaper) -> usize {
         let usable = self.attend();
         let AttendAgain(pair) = &mut AttendAgain(self);
         let mut count = 0;
@@ -257,12 +274,12 @@ impl QueuePair {
             count += 1;
             let completion = pair.release(index);
             pair.outstanding -= 1;
-            done(completion);
+            reaper.reap(completion);
         }
         if usable {
             pair.issue_waiting();
             pair.sq.ring();
-            count += pair.reap(budget - count, done);
+            count += pair.reap(budget - count, reaper);
             // Into trackers that the reap freed, too: a caller that sleeps next would not be woken.
             pair.issue_waiting();
             pair.sq.ring();
@@ -397,7 +414,7 @@ impl QueuePair {
     /// each entry ends a command, uses up one of its retries, or counts against the limit of stale
     /// ones.
     #[inline(never)]
-    fn reap(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
+    fn reap(&mut self, budget: usize, reaper: &mut impl Reaper) -> usize {
         let GiveBack(pair) = &mut GiveBack(self);
         let mut count = 0;
         while count < budget
@@ -420,7 +437,7 @@ impl QueuePair {
             };
             count += 1;
             // In one place, so that it can be inlined.
-            done(completion);
+            reaper.reap(completion);
         }
         count
     }

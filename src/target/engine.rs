@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::TargetInfo;
 use crate::block::{
-    BlockRange, Chain, ChainFlags, Completion, Limits, One, Op, Queue, Refused, Token, Wait,
+    BlockRange, Chain, ChainFlags, Completion, Limits, One, Op, Queue, Reaper, Refused, Token, Wait,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
@@ -238,6 +238,14 @@ impl Queue for EngineQueue {
         match self {
             Self::Nvme(queue) => queue.poll(budget, done),
             Self::Other(queue) => queue.poll(budget, done),
+        }
+    }
+
+    #[inline(always)]
+    fn poll_with(&mut self, budget: usize, reaper: &mut impl Reaper) -> usize {
+        match self {
+            Self::Nvme(queue) => queue.poll_with(budget, reaper),
+            Self::Other(queue) => queue.poll_with(budget, reaper),
         }
     }
 

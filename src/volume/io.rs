@@ -13,7 +13,7 @@ use super::shared::VolumeShared;
 use super::{CacheStats, DmaBuf, File, Io, cached};
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::iomap::direct::{DirectRequest, Ended, Hear, Of, Rejected, What};
+use crate::iomap::direct::{DirectRequest, Ended, Hear, Of, OperationKind, Rejected, What};
 
 /// An operation that has ended.
 ///
@@ -495,11 +495,12 @@ impl<F: FnMut(Done)> Hear<Arc<FileShared>> for Callback<'_, F> {
         after_direct(ended.kind, ended.offset, ended.buf.len(), &of);
         let result = match ended.result {
             Ok(n) => Ok(n),
-            Err(error) => {
-                let path = of.source().map_or(&[][..], |file| &file.path);
-                let error = error.at_offset(ended.offset);
-                Err(self.volume.explain(error, operation_name(ended.kind), path))
-            }
+            Err(error) => Err(explained(
+                self.volume,
+                error.at_offset(ended.offset),
+                ended.kind,
+                &of,
+            )),
         };
         (self.done)(Done {
             user_data: ended.user_data,
@@ -507,6 +508,18 @@ impl<F: FnMut(Done)> Hear<Arc<FileShared>> for Callback<'_, F> {
             result,
         });
     }
+}
+
+#[cold]
+#[inline(never)]
+fn explained(
+    volume: &VolumeShared,
+    error: Error,
+    kind: OperationKind,
+    of: &Of<'_, Arc<FileShared>>,
+) -> Error {
+    let path = of.source().map_or(&[][..], |file| &file.path);
+    volume.explain(error, operation_name(kind), path)
 }
 
 #[cold]

@@ -16,7 +16,7 @@ use simple::Grid;
 use slot::{DirectSlot, DirectStage};
 use sources::Sources;
 
-use crate::block::{Limits, One, Queue};
+use crate::block::{Completion, Limits, One, Queue, Reaper};
 use crate::error::{Error, ErrorKind};
 use crate::mem::Segment;
 
@@ -73,6 +73,24 @@ pub struct Direct<S: Source> {
 /// Names a kept operation until [`Direct::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OperationToken(u16);
+
+/// Of [`Direct::poll_queue`].
+struct Polled<'a, S: Source, H> {
+    direct: &'a mut Direct<S>,
+    hear: &'a mut H,
+    /// Operations handed over.
+    count: usize,
+}
+
+impl<S: Source, H: Hear<S>> Reaper for Polled<'_, S, H> {
+    #[inline(always)]
+    fn reap(&mut self, completion: Completion) {
+        if let Some((ended, source)) = self.direct.ended_by(completion) {
+            self.count += 1;
+            self.hear.hear(ended, self.direct.of(source));
+        }
+    }
+}
 
 /// How far an operation came with the queue.
 enum Issued {
@@ -270,13 +288,13 @@ impl<S: Source> Direct<S> {
             count = self.drain(budget, hear);
         }
         // No more chains than may be handed over: each ends one operation at most.
-        queue.poll(budget - count, &mut |completion| {
-            if let Some((ended, source)) = self.ended_by(completion) {
-                count += 1;
-                hear.hear(ended, self.of(source));
-            }
-        });
-        count
+        let mut reaper = Polled {
+            direct: self,
+            hear,
+            count,
+        };
+        queue.poll_with(budget - count, &mut reaper);
+        reaper.count
     }
 
     /// Both halves of a poll.
