@@ -20,7 +20,6 @@ use super::{MetaIo, corrupt};
 use crate::error::Result;
 
 mod chunks;
-mod hashing;
 mod old;
 mod slots;
 mod table;

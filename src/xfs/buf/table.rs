@@ -3,8 +3,9 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use foldhash::fast::RandomState;
+
 use super::super::format::log_items::CHUNK_BYTES;
-use super::hashing::AddressHashing;
 use super::{
     BufKind, ChunkMap, Identity, InodeSlot, OldContent, changed_chunks, inode_core, inode_is_whole,
     seal,
@@ -242,7 +243,8 @@ impl MetaBuffer {
 /// All buffers, by address.
 #[derive(Debug)]
 pub(in super::super) struct Buffers {
-    table: HashMap<u64, MetaBuffer, AddressHashing>,
+    // Keyed, because a disk names the addresses, and cheap, because each append looks one up.
+    table: HashMap<u64, MetaBuffer, RandomState>,
     /// The addresses of all, in order.
     addresses: BTreeSet<u64>,
     /// Those that are not in place, by the start of the last checkpoint that logged them.
@@ -258,7 +260,7 @@ impl Buffers {
     /// None yet. Clean ones are evicted when there are more bytes than the limit.
     pub(in super::super) fn new(limit_bytes: usize) -> Self {
         Self {
-            table: HashMap::with_hasher(AddressHashing::new()),
+            table: HashMap::with_hasher(RandomState::default()),
             addresses: BTreeSet::new(),
             logged: BTreeSet::new(),
             hand: VecDeque::new(),
