@@ -205,6 +205,11 @@ impl Player {
                     Ok(())
                 }
             }
+            10 if self.rng.random() => {
+                let data = self.data(len);
+                model.clone_from(&data);
+                file.replace_content(io, len, &mut &data[..])
+            }
             10 => file.sync_data(io),
             11 if buffered => {
                 let old_bytes = range.start.min(old)..range.end.min(old);

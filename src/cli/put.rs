@@ -26,7 +26,7 @@ const CHUNKS_IN_FLIGHT: usize = 4;
     after_help = "The file must exist. Its content becomes that of the local one, in place: it gets the blocks that \
     it needs, and is as long afterwards. With --offset or --partial the rest of a longer file stays. Blocks shared \
     with another file are not overwritten yet; what cannot be done, for want of space say, is refused before \
-    anything is written. A run that is interrupted may leave a part of the content. All is durable when xtent ends. \
+    anything is written. A run that is interrupted may leave a part of the content, but not with --atomic. All is durable when xtent ends. \
     An overwrite alone changes no times.\n\n\
     With --raw the local file, an image say, is written to the blocks of the target from the first one on; \
     what was there is LOST."
@@ -54,6 +54,10 @@ pub(super) struct PutArgs {
     /// The byte in the volume's file to begin at; what the local file does not cover stays
     #[arg(long, value_parser = super::values::size)]
     offset: Option<u64>,
+    /// Replaces the content at once: after a crash or an error the file has its old content or the
+    /// new one. The new one needs space of its own; blocks shared with other files are left to them
+    #[arg(long, conflicts_with_all = ["raw", "offset", "partial"])]
+    atomic: bool,
     /// Write only the first part of a file that is longer than the local one
     #[arg(long, conflicts_with = "raw")]
     partial: bool,
@@ -86,24 +90,23 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     let options = OpenOptions::new().read(true).write(true);
     let file = options.open(&volume, &mut io, path)?;
     let offset = args.offset.unwrap_or(0);
-    let end = check_room(&file, &mut io, &volume, offset, len_bytes)?;
-    let keeps_rest = args.offset.is_some() || args.partial;
-    if file.len() > end && keeps_rest {
-        let rest = file.len() - end;
-        complain(&format!(
-            "note: the file's last {rest} bytes are not covered and stay as they are"
-        ));
-    } else if file.len() != end {
-        // Where its length cannot be changed, nothing of it is overwritten either.
-        file.set_len(&mut io, end)?;
-    }
     let progress = Progress::bytes(if args.verify {
         len_bytes * 2
     } else {
         len_bytes
     });
     progress.message(path.to_string_lossy());
-    let crc = write(&file, &mut io, &mut local, args, len_bytes, &progress);
+    let crc = match args.atomic {
+        true => replace(&file, &mut io, &mut local, len_bytes, &progress),
+        false => overwrite(
+            &file,
+            &mut io,
+            &volume,
+            &mut local,
+            (args, len_bytes),
+            &progress,
+        ),
+    };
     super::events::tell(&volume);
     let crc = crc?;
     file.sync_data(&mut io)?;
@@ -114,6 +117,68 @@ pub(super) fn run(args: &PutArgs) -> Result<(), Failure> {
     }
     drop((file, io));
     Ok(volume.close()?)
+}
+
+/// Writes over the content, in place, and makes the file as long.
+fn overwrite(
+    file: &File,
+    io: &mut Io,
+    volume: &Volume,
+    local: &mut HostFile,
+    (args, len_bytes): (&PutArgs, u64),
+    progress: &Progress,
+) -> Result<u32, Failure> {
+    let offset = args.offset.unwrap_or(0);
+    let end = check_room(file, io, volume, offset, len_bytes)?;
+    let keeps_rest = args.offset.is_some() || args.partial;
+    if file.len() > end && keeps_rest {
+        let rest = file.len() - end;
+        complain(&format!(
+            "note: the file's last {rest} bytes are not covered and stay as they are"
+        ));
+    } else if file.len() != end {
+        // Where its length cannot be changed, nothing of it is overwritten either.
+        file.set_len(io, end)?;
+    }
+    write(file, io, local, args, len_bytes, progress)
+}
+
+/// The local file as it is read: a signal interrupts it, and its checksum is known at the end.
+struct Counted<'a> {
+    local: &'a mut HostFile,
+    progress: &'a Progress,
+    crc: u32,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if xtent::internals::sys::interrupted().is_some() {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        let n = self.local.read(buf)?;
+        self.crc = crc32c::crc32c_append(self.crc, &buf[..n]);
+        self.progress.add(n as u64);
+        Ok(n)
+    }
+}
+
+/// Replaces the content at once; the checksum of what was written.
+fn replace(
+    file: &File,
+    io: &mut Io,
+    local: &mut HostFile,
+    len_bytes: u64,
+    progress: &Progress,
+) -> Result<u32, Failure> {
+    let mut content = Counted {
+        local,
+        progress,
+        crc: 0,
+    };
+    let replaced = file.replace_content(io, len_bytes, &mut content);
+    check_interrupted()?;
+    replaced?;
+    Ok(content.crc)
 }
 
 /// The local file. Standard input comes into a temporary file first: its length must be known

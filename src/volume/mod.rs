@@ -53,6 +53,7 @@ mod options;
 mod path;
 mod ranges;
 mod reader;
+mod replace;
 #[cfg(test)]
 mod replace_tests;
 mod shared;

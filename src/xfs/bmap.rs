@@ -70,6 +70,38 @@ pub(super) fn next_extent(
     }
 }
 
+/// The extents that have any block of a range.
+///
+/// # Errors
+/// As [`lookup`].
+pub(super) fn extents_in(
+    t: &mut Trans<'_>,
+    id: ForkId,
+    blocks: &Range<u64>,
+) -> Result<Vec<Extent>> {
+    let mut extents = Vec::new();
+    let mut at = blocks.start;
+    while at < blocks.end {
+        let next = next_extent(t, id, at)?;
+        let Some(extent) = next.filter(|extent| extent.offset_blocks < blocks.end) else {
+            break;
+        };
+        at = extent.end_blocks();
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+/// As [`extents_in`], of each what lies in the range.
+///
+/// # Errors
+/// As [`lookup`].
+pub(super) fn parts_in(t: &mut Trans<'_>, id: ForkId, blocks: &Range<u64>) -> Result<Vec<Extent>> {
+    let extents = extents_in(t, id, blocks)?;
+    let part = |extent: &Extent| part_of(extent, blocks.start, blocks.end);
+    Ok(extents.iter().map(part).collect())
+}
+
 /// The last extent of a fork.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod core;
+mod replace;
 mod shift;
 mod space;
 mod write;
@@ -9,3 +10,4 @@ mod zero;
 
 pub use attributes::{InodeUpdate, NewTime};
 pub use core::InodeId;
+pub use replace::StagedContent;

@@ -453,6 +453,13 @@ impl<'a> Trans<'a> {
         counters.free_inodes = counters.free_inodes.saturating_add(free_inodes);
     }
 
+    /// More bytes than the log gets of the transaction, as far as it came: the buffers that it
+    /// changed, as a whole.
+    pub(super) fn edited_bytes(&self) -> u64 {
+        let blocks = u64::try_from(self.before.len()).unwrap_or(u64::MAX);
+        blocks.saturating_mul(self.geometry().block_bytes.into())
+    }
+
     /// Ends the transaction: its changes are in memory, and in the log with the checkpoint of the
     /// ticket. Returns the buffers that were changed, too.
     pub(super) fn commit(mut self) -> (CommitTicket, Vec<BufPlace>) {

@@ -127,6 +127,38 @@ fn put_replaces_the_content_at_any_length() {
 }
 
 #[test]
+fn put_replaces_the_content_at_once() {
+    let Some((image, data)) = prototype_image() else {
+        return;
+    };
+    let target = path_of(&image);
+    let local = image.path().with_file_name("new");
+    let put = |code: i32, content: &[u8], more: &[&str]| {
+        fs::write(&local, content).unwrap();
+        let local = local.to_str().unwrap();
+        let args = [&["put", "--atomic"], more, &[local, &target, "/data"]].concat();
+        run(code, &args).1
+    };
+    let long = common::random_bytes(9, 5_000_001);
+    for content in [&b"short"[..], &long, b"", &long[..4096]] {
+        put(0, content, &["--verify"]);
+        assert!(run(0, &["cat", &target, "/data"]).0 == content);
+    }
+    // Both contents need space: one that would fit in place does not fit beside the other.
+    let free = fs::metadata(image.path()).unwrap().len() / 2;
+    let half = vec![7; usize::try_from(free).unwrap() - (32 << 20)];
+    put(0, &half, &[]);
+    let said = put(1, &vec![8; half.len() + (16 << 20)], &[]);
+    assert!(said.contains("are free"), "{said}");
+    assert!(run(0, &["cat", &target, "/data"]).0 == half);
+    put(2, &data, &["--partial"]);
+    put(0, &data, &[]);
+    if common::has_tool("xfs_repair") {
+        image.assert_clean();
+    }
+}
+
+#[test]
 fn the_sticky_bit_of_a_directory_is_kept() {
     if !common::kernel_is_here() {
         return;

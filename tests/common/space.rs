@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use rand::rngs::SmallRng;
+use xtent::ErrorKind;
 use xtent::internals::xfs::format::inode::InodeTimestamp;
 use xtent::internals::xfs::{Fs, Ino, InodeId, MetaIo};
 
@@ -39,6 +40,8 @@ pub enum SpaceOpKind {
     Write,
     /// At the end.
     Append,
+    /// The whole content.
+    Replace,
 }
 
 /// An operation on one file; ranges in bytes.
@@ -52,6 +55,8 @@ pub enum SpaceOp {
     Insert(Range<u64>),
     /// Data of a seed.
     Write(Range<u64>, u64),
+    /// A content of this length, of a seed.
+    Replace(u64, u64),
 }
 
 impl SpaceOp {
@@ -82,6 +87,7 @@ impl SpaceOp {
                     false => Self::SetLen(most / 2),
                 }
             }
+            SpaceOpKind::Replace => Self::Replace(range.end.min(most), rng.random()),
             SpaceOpKind::SetLen if rng.random() => Self::SetLen(size - size.min(longest) / 2),
             SpaceOpKind::SetLen => Self::SetLen(range.end.min(most)),
             SpaceOpKind::Allocate => {
@@ -129,6 +135,33 @@ impl SpaceOp {
                 write_data(fs, io, file.ino, &range, seed)?;
                 fs.note_written(io, file, &range, now).map(|_| ())
             }
+            Self::Replace(len, seed) => {
+                let staged = fs.stage_content(io, file, len)?;
+                let mut data = data_of(&(0..len), seed);
+                for place in staged.places() {
+                    data.resize(data.len().max(at(place.end - place.start)), 0);
+                    let rest = data.split_off(at(place.end - place.start));
+                    io.write_at(place.start, &data)?;
+                    data = rest;
+                }
+                match fs.replace_content(io, file, &staged, now) {
+                    Ok(_) => Ok(()),
+                    Err(error) => {
+                        fs.drop_staged(io, file, &staged)?;
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether it may fail so.
+    pub fn may_fail(&self, error: &xtent::Error) -> bool {
+        match error.kind() {
+            ErrorKind::NoSpace => true,
+            // Contents of very many extents.
+            ErrorKind::Unsupported => matches!(self, Self::Replace(..)),
+            _ => false,
         }
     }
 }
@@ -348,8 +381,15 @@ impl FileModel {
                 self.zero_parts(number, &layout, &(old..range.start.max(old)));
                 self.write(number, &mut layout, range, *seed);
             }
+            SpaceOp::Replace(len, seed) => {
+                layout.size = *len;
+                layout.blocks = self.new_blocks(number, &data_of(&(0..*len), *seed));
+            }
         }
-        if !matches!(op, SpaceOp::Write(..) | SpaceOp::Insert(_)) {
+        if !matches!(
+            op,
+            SpaceOp::Write(..) | SpaceOp::Insert(_) | SpaceOp::Replace(..)
+        ) {
             // Behind the end there is data of a write that found no space in the end.
             let size = layout.size;
             self.zero_parts(number, &layout, &(old..size.max(old)));
@@ -361,6 +401,17 @@ impl FileModel {
             op: Some(op.clone()),
             layout,
         });
+    }
+
+    /// Blocks of their own that have this content from the first moment on.
+    fn new_blocks(&mut self, number: u64, bytes: &[u8]) -> Vec<Option<usize>> {
+        let first = self.contents.len();
+        for chunk in bytes.chunks(self.block) {
+            let mut content = chunk.to_vec();
+            content.resize(self.block, 0);
+            self.contents.push(vec![(number, content.into())]);
+        }
+        (first..self.contents.len()).map(Some).collect()
     }
 
     /// Writes in place, to blocks that are zero where the file had none.
@@ -424,6 +475,8 @@ impl FileModel {
         match op {
             // What a write has written in place is seen as the layout behind it.
             SpaceOp::SetLen(_) | SpaceOp::Allocate(..) | SpaceOp::Write(..) => Vec::new(),
+            // One transaction.
+            SpaceOp::Replace(..) => Vec::new(),
             SpaceOp::Punch(range) | SpaceOp::Zero(range, _) => punched(range).collect(),
             SpaceOp::Collapse(range) => {
                 let (from, by) = (whole(range).end, whole(range).len());
@@ -509,6 +562,17 @@ impl FileModel {
                 continue;
             };
             let op = next.op.as_ref().unwrap();
+            if matches!(op, SpaceOp::Replace(..)) {
+                if self.fits(
+                    found,
+                    (&next.layout, View::Whole, next.layout.size),
+                    step.number,
+                    begun,
+                ) {
+                    positions.insert(last);
+                }
+                continue;
+            }
             let views = self.between(&step.layout, op);
             let final_size = (&next.layout, View::Whole, step.layout.size);
             let fits_any = views.into_iter().any(|(view, size)| {

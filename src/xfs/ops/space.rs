@@ -259,7 +259,7 @@ impl Fs {
         Ok(())
     }
 
-    fn allocate_blocks(
+    pub(super) fn allocate_blocks(
         &self,
         io: &mut impl MetaIo,
         file: InodeId,

@@ -277,16 +277,7 @@ impl Fs {
         core: &InodeCore,
         blocks: Range<u64>,
     ) -> Result<FileState> {
-        let mut extents = Vec::new();
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let next = bmap::next_extent(trans, ForkId::data(file.ino), at)?;
-            let Some(extent) = next.filter(|extent| extent.offset_blocks < blocks.end) else {
-                break;
-            };
-            at = extent.end_blocks();
-            extents.push(extent);
-        }
+        let extents = bmap::extents_in(trans, ForkId::data(file.ino), &blocks)?;
         Ok(FileState::new(self.geometry(), core, &blocks, &extents))
     }
 

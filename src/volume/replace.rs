@@ -1,0 +1,127 @@
+//! The whole content of a file replaced at once.
+
+use std::io::Read;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::clock::now;
+use super::space_wait::lock_space;
+use super::{File, Io, cached};
+use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::{MapChange, MetaIo, StagedContent};
+
+/// Bytes of the content that are written at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+impl File {
+    /// Replaces the whole content of the file by the next `len_bytes` that `content` gives, which
+    /// become its length: after a crash it has the old content or the new one, nothing between. The
+    /// new content is written to blocks of its own first, so both need space; other handles read
+    /// the old one until then. In memory when this returns, and durable after a sync. Other
+    /// operations that change the space of the file wait meanwhile.
+    ///
+    /// # Errors
+    /// Where the content ends early ([`ErrorKind::UnexpectedEof`]) or cannot be read;
+    /// [`ErrorKind::NoSpace`]; [`ErrorKind::Unsupported`] for contents in too many pieces for one
+    /// transaction of the log; otherwise as [`File::set_len`]. The file has its old content then.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::{OpenOptions, Volume};
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img")?;
+    /// # let mut io = volume.io()?;
+    /// let file = OpenOptions::new().write(true).open(&volume, &mut io, "/config")?;
+    /// let new = b"mode = fast\n";
+    /// file.replace_content(&mut io, new.len() as u64, &mut &new[..])?;
+    /// file.sync_all(&mut io)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn replace_content(
+        &self,
+        io: &mut Io,
+        len_bytes: u64,
+        content: &mut impl Read,
+    ) -> Result<()> {
+        io.check_write(self)
+            .and_then(|()| self.volume.check_writable())
+            .and_then(|()| self.replace_by(io, len_bytes, content))
+            .map_err(|error| self.explain(error, "replace the content", 0))
+    }
+
+    fn replace_by(&self, io: &mut Io, len_bytes: u64, content: &mut impl Read) -> Result<()> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
+        let (fs, id) = (&volume.fs, inode.id());
+        io.free_spare();
+        let _one_at_a_time = lock_space(io, inode);
+        volume.is_written.store(true, Relaxed);
+        let staged = fs.stage_content(&mut io.core, id, len_bytes)?;
+        let written = write_staged(io, &staged, len_bytes, content);
+        let replaced = written.and_then(|()| self.put_in_place(io, &staged));
+        match replaced {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // After an error of the device the blocks stay, behind the end, until they are
+                // freed with others there.
+                if let Err(left) = fs.drop_staged(&mut io.core, id, &staged) {
+                    inode.note_spare();
+                    tracing::warn!(error = %left, "blocks behind the end of a file could not be freed");
+                }
+                volume.reread(io, inode)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn put_in_place(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
+        let all = 0..u64::MAX;
+        cached::clear_pages(io, inode.core(), &all, None)?;
+        let number = inode.begin_change(MapChange {
+            frozen: all.clone(),
+            gone: all.clone(),
+        });
+        let quiet = self.await_quiet(io, number);
+        let replaced = quiet.and_then(|()| {
+            let (core, id) = (&mut io.core, inode.id());
+            let ticket = volume.fs.replace_content(core, id, staged, now())?;
+            inode.note_change(ticket);
+            Ok(())
+        });
+        let reread = volume.reread(io, inode);
+        let settled = cached::settle_pages(inode, &all);
+        replaced.and(reread).and(settled)
+    }
+}
+
+/// Writes the content to its blocks.
+fn write_staged(
+    io: &mut Io,
+    staged: &StagedContent,
+    len_bytes: u64,
+    content: &mut impl Read,
+) -> Result<()> {
+    let mut left = len_bytes;
+    let mut buf = vec![0; PIECE_BYTES];
+    for place in staged.places() {
+        let mut at = place.start;
+        while at < place.end {
+            let room = usize::try_from(place.end - at).unwrap_or(usize::MAX);
+            let piece = room.min(PIECE_BYTES);
+            let data = usize::try_from(left).unwrap_or(usize::MAX).min(piece);
+            content
+                .read_exact(&mut buf[..data])
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof => {
+                        let detail = format!("the content ends before {len_bytes} bytes");
+                        Error::new(ErrorKind::UnexpectedEof, detail)
+                    }
+                    _ => Error::system("read the content", error),
+                })?;
+            buf[data..piece].fill(0);
+            io.core.write_at(at, &buf[..piece])?;
+            left -= data as u64;
+            at += piece as u64;
+        }
+    }
+    Ok(())
+}
