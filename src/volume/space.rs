@@ -67,7 +67,7 @@ impl File {
             new_len: None,
         };
         self.change_space(io, "allocate", affected, |fs, core, id, now| {
-            fs.allocate_range(core, id, range, keep_size, now)
+            fs.allocate_range(core, id, range.clone(), keep_size, now)
         })
     }
 
@@ -85,8 +85,8 @@ impl File {
         self.change_space(
             io,
             "punch a hole",
-            |_| affected,
-            |fs, core, id, now| fs.punch_hole(core, id, range, now),
+            |_| affected.clone(),
+            |fs, core, id, now| fs.punch_hole(core, id, range.clone(), now),
         )
     }
 
@@ -100,11 +100,11 @@ impl File {
         let (start, gone) = (range.start, range.clone());
         let affected = |len: u64| Affected {
             frozen: len.min(start)..u64::MAX,
-            gone,
+            gone: gone.clone(),
             new_len: None,
         };
         self.change_space(io, "zero a range", affected, |fs, core, id, now| {
-            fs.zero_range(core, id, range, keep_size, now)
+            fs.zero_range(core, id, range.clone(), keep_size, now)
         })
     }
 
@@ -121,10 +121,10 @@ impl File {
             gone: range.clone(),
             new_len: None,
         };
-        self.change_space(
+        self.move_blocks(
             io,
             "collapse a range",
-            |_| affected,
+            affected,
             |fs, core, id, now| fs.collapse_range(core, id, range, now),
         )
     }
@@ -140,26 +140,53 @@ impl File {
             gone: 0..0,
             new_len: None,
         };
-        self.change_space(
+        self.move_blocks(
             io,
             "insert a range",
-            |_| affected,
+            affected,
             |fs, core, id, now| fs.insert_range(core, id, range, now),
         )
     }
 
     /// Runs an operation that changes blocks; `affected` says which bytes, for a file of so many.
+    /// Without space it is repeated once, when blocks that files have in reserve were freed.
     fn change_space(
         &self,
         io: &mut Io,
         operation: &'static str,
-        affected: impl FnOnce(u64) -> Affected,
+        affected: impl Fn(u64) -> Affected,
+        change: impl Fn(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
+    ) -> Result<()> {
+        let mut run = || {
+            self.check_change(io)?;
+            match self.change_blocks(io, &affected, &change) {
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    io.free_all_spare();
+                    self.change_blocks(io, &affected, &change)
+                }
+                other => other,
+            }
+        };
+        run().map_err(|error| self.explain(error, operation, 0))
+    }
+
+    /// As [`File::change_space`], of an operation that moves blocks: it is not repeated, for some
+    /// may have been moved.
+    fn move_blocks(
+        &self,
+        io: &mut Io,
+        operation: &'static str,
+        affected: Affected,
         change: impl FnOnce(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
     ) -> Result<()> {
-        io.check_write(self)
-            .and_then(|()| self.volume.check_writable())
-            .and_then(|()| self.change_blocks(io, affected, change))
+        self.check_change(io)
+            .and_then(|()| self.change_blocks(io, |_| affected, change))
             .map_err(|error| self.explain(error, operation, 0))
+    }
+
+    fn check_change(&self, io: &Io) -> Result<()> {
+        io.check_write(self)?;
+        self.volume.check_writable()
     }
 
     fn change_blocks(

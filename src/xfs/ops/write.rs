@@ -143,14 +143,23 @@ impl Fs {
             .chain(last.filter(|last| first != Some(*last)))
     }
 
-    /// Blocks to be allocated past the end of a file that grows.
+    /// Blocks to be allocated past the end of a file that grows: fewer where space is scarce, as
+    /// xfs_iomap_prealloc_size().
     fn spare_blocks(&self, io: &mut impl MetaIo, size_bytes: u64, end_bytes: u64) -> Result<u64> {
         if end_bytes <= size_bytes {
             return Ok(0);
         }
         let free = self.look(io, |trans| Ok(alloc::count_space(trans)?.free))?;
         let bytes = end_bytes.clamp(LEAST_SPARE_BYTES, MOST_SPARE_BYTES);
-        Ok((bytes >> self.geometry().block_log).min(free >> SPARE_SHIFT))
+        let most = (bytes >> self.geometry().block_log).min(free >> SPARE_SHIFT);
+        // A quarter where less than 5 % is free, an eighth where less than 4 %, and so on.
+        let percent = self.geometry().data_blocks / 100;
+        let full = (1..=5).filter(|count| free < percent.saturating_mul(*count));
+        let shift = match full.count() {
+            0 => 0,
+            count => count.saturating_add(1),
+        };
+        Ok(most >> shift)
     }
 
     /// Zeroes a block of the file on the device that has no data of it yet, and makes it a written
