@@ -148,7 +148,10 @@ fn the_reserve_of_an_open_file_goes_to_the_operation_that_needs_it() {
     let base = nearly_full(30 << 20, &["holder", "other"]);
     for need in NEEDS {
         let [alone, beside] = [false, true].map(|is_open| blocks_beside(&base, is_open, *need));
-        println!("{}: {alone} blocks, {beside} beside a file with a reserve", need.0);
+        println!(
+            "{}: {alone} blocks, {beside} beside a file with a reserve",
+            need.0
+        );
         assert!(beside + 8 >= alone, "{}: {beside} of {alone}", need.0);
     }
 }

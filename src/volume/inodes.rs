@@ -413,6 +413,7 @@ mod tests {
             btime: time,
             xfs_flags: 0,
             xfs_flags2: 0,
+            extent_size_bytes: None,
             has_attributes: false,
         };
         CoreInode::new(metadata, FileMap::empty())

@@ -5,6 +5,7 @@
 //! no read or write meets blocks that are freed, and no write a block that is zeroed in part or
 //! moved.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -43,13 +44,23 @@ impl File {
     /// # }
     /// ```
     pub fn set_len(&self, io: &mut Io, len_bytes: u64) -> Result<()> {
-        let affected = |len: u64| Affected {
-            frozen: len.min(len_bytes)..u64::MAX,
-            gone: len_bytes..u64::MAX,
-            new_len: Some(len_bytes),
+        let old_len = Cell::new(0);
+        let affected = |len: u64| {
+            old_len.set(len);
+            Affected {
+                frozen: len.min(len_bytes)..u64::MAX,
+                gone: len_bytes..u64::MAX,
+                new_len: Some(len_bytes),
+            }
         };
         self.change_space(io, "set length", affected, |fs, core, id, now| {
-            fs.set_len(core, id, len_bytes, now)
+            // The page cache may have been longer than the disk: blocks of what it had go as well.
+            let was_longer = (self.shared.inode.disk_bytes()..old_len.get()).contains(&len_bytes);
+            fs.set_len(core, id, len_bytes, now)?;
+            match was_longer {
+                true => fs.set_len(core, id, len_bytes, now),
+                false => Ok(()),
+            }
         })
     }
 
@@ -121,12 +132,9 @@ impl File {
             gone: range.clone(),
             new_len: None,
         };
-        self.move_blocks(
-            io,
-            "collapse a range",
-            affected,
-            |fs, core, id, now| fs.collapse_range(core, id, range, now),
-        )
+        self.move_blocks(io, "collapse a range", affected, |fs, core, id, now| {
+            fs.collapse_range(core, id, range, now)
+        })
     }
 
     /// Makes a hole of a range, as fallocate(2) with `FALLOC_FL_INSERT_RANGE`: the data from its
@@ -140,12 +148,9 @@ impl File {
             gone: 0..0,
             new_len: None,
         };
-        self.move_blocks(
-            io,
-            "insert a range",
-            affected,
-            |fs, core, id, now| fs.insert_range(core, id, range, now),
-        )
+        self.move_blocks(io, "insert a range", affected, |fs, core, id, now| {
+            fs.insert_range(core, id, range, now)
+        })
     }
 
     /// Runs an operation that changes blocks; `affected` says which bytes, for a file of so many.
