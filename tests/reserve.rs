@@ -73,7 +73,7 @@ fn assert_clean(image: &Image, what: &str) {
 type Need = fn(&File, &mut Io) -> xtent::Result<()>;
 
 fn write(file: &File, io: &mut Io) -> xtent::Result<()> {
-    file.write_all_at(io, &[3; BLOCK as usize], file.len())
+    file.write_all_at(io, &[3; 4096], file.len())
 }
 
 fn view(file: &File, io: &mut Io) -> xtent::Result<()> {

@@ -5,6 +5,7 @@
 //! done, so no file gets them before. Metadata may have got them meanwhile: only what is free now is
 //! discarded. What metadata gets while the device discards is not written before, because that
 //! needs the lock of the log's writer, which is held.
+#![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,9 +30,10 @@ impl Journal {
             return;
         }
         let discarded = self.freed_ranges(io, checkpoint).and_then(|ranges| {
-            ranges
-                .into_iter()
-                .try_for_each(|range| io.discard(range.start, range.end - range.start))
+            ranges.into_iter().try_for_each(|range| {
+                let len_bytes = range.end.saturating_sub(range.start);
+                io.discard(range.start, len_bytes)
+            })
         });
         if let Err(error) = discarded
             && !self.has_warned.swap(true, Relaxed)
