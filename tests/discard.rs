@@ -120,7 +120,7 @@ fn what_files_give_back_is_given_back_by_the_image() {
     }
 }
 
-/// The disk overwrites what is discarded, so that nothing may be discarded that has an owner.
+/// The disk overwrites discarded blocks, so that none may be discarded that has an owner.
 #[test]
 fn nothing_that_has_an_owner_is_discarded() {
     if !kernel_is_here() {

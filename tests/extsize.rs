@@ -81,7 +81,7 @@ impl Op {
     }
 }
 
-/// A pair of files, and what is done to them.
+/// A pair of files, and the operations on them.
 #[derive(Debug)]
 struct Pair {
     hint_bytes: u64,

@@ -127,7 +127,7 @@ impl Io {
         self.free_spare();
         let volume = Arc::clone(&self.volume);
         for inode in volume.inodes.with_spare() {
-            // Before it is trimmed: what is allocated from now on is noted again.
+            // Before it is trimmed: blocks that are allocated from now on are noted again.
             inode.take_spare();
             if let Err(error) = trim(&volume, self, &inode) {
                 note_spare_left(&volume, &error);

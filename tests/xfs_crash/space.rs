@@ -221,7 +221,7 @@ fn run(
 ) -> Vec<Vec<FileModel>> {
     let fs = open_to_change(&mut disk.clone());
     if rng.random() {
-        // The disk overwrites what is discarded.
+        // The disk overwrites discarded blocks.
         fs.discard_freed();
     }
     go_to_end_of_log(disk, &fs, &source.files, rng);

@@ -2,9 +2,9 @@
 //! kernel does with the mount option `discard`.
 //!
 //! Blocks are discarded when the checkpoint that freed them is durable, and are busy until that is
-//! done, so no file gets them before. Metadata may have got them meanwhile: only what is free now is
-//! discarded. What metadata gets while the device discards is not written before, because that
-//! needs the lock of the log's writer, which is held.
+//! done, so no file gets them before. Metadata may have got some meanwhile: only those that are
+//! free now are discarded. Metadata that gets blocks while the device discards is not written
+//! before, because that needs the lock of the log's writer, which is held.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;

@@ -43,8 +43,8 @@ pub(super) fn align(hint: u64, wanted: &Range<u64>, hole: &Range<u64>) -> Range<
 }
 
 /// Where in the file `blocks` go that were allocated for `aligned`, or for a part of it where free
-/// space is in pieces, as xfs_bmap_process_allocated_extent(): they cover as much of what is
-/// wanted as they can.
+/// space is in pieces, as xfs_bmap_process_allocated_extent(): they cover as many of the
+/// wanted ones as they can.
 pub(super) fn place(aligned: &Range<u64>, wanted: &Range<u64>, blocks: u64) -> u64 {
     let len = wanted.end.saturating_sub(wanted.start);
     if blocks <= len {
