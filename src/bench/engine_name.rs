@@ -131,6 +131,7 @@ fn carried_options(spec: &TargetSpec) -> String {
         read_only,
         no_recovery,
         no_replay,
+        discard,
         partition,
         offset_bytes,
         allow_in_use,
@@ -145,6 +146,7 @@ fn carried_options(spec: &TargetSpec) -> String {
             .as_ref()
             .map(|wanted| format!(",part={}", escaped(wanted))),
         offset_bytes.map(|bytes| format!(",offset={bytes}")),
+        discard.map(|yes| format!(",discard={}", if yes { "on" } else { "off" })),
     ];
     let flags = [
         (*read_only, ",readonly"),

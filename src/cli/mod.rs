@@ -105,7 +105,7 @@ Targets:
   wait=poll|interrupt|adaptive (how threads wait for the device; default poll) dbbuf=on|off (shadow doorbells)
   part=N|NAME (a partition, of a GPT by its name too; `xtent info` lists them) offset=BYTES (where the filesystem
   begins) readonly noreplay (refuse a dirty log) norecovery (read the state without it: an old one) inuse (read
-  although others use the image)";
+  although others use the image) discard=on (deallocate the blocks that files give back)";
 
 /// Read and write XFS files with a user-space NVMe driver
 #[derive(Debug, Parser)]

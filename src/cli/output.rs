@@ -219,6 +219,7 @@ pub(super) fn metadata_json(metadata: &Metadata) -> Map<String, Value> {
         "btime": time(metadata.btime),
         "xfs_flags": metadata.xfs_flags,
         "xfs_flags2": metadata.xfs_flags2,
+        "extent_size": metadata.extent_size_bytes,
     });
     match value {
         Value::Object(map) => map,

@@ -136,6 +136,7 @@ impl Target {
                 wait: wait_of(spec, options),
                 no_recovery: spec.no_recovery,
                 no_replay: spec.no_replay,
+                discard: spec.discard,
                 stated_lba_bytes: spec.lba_bytes,
                 memory_limit_bytes: options.memory_limit_bytes,
                 range: BlockRange::WHOLE,

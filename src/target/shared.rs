@@ -39,6 +39,8 @@ pub(crate) struct TargetShared {
     pub(crate) no_recovery: bool,
     /// The target's text has the option `noreplay`.
     pub(crate) no_replay: bool,
+    /// The target's text has the option `discard`.
+    pub(crate) discard: Option<bool>,
     /// The target's text has the option `lba`.
     pub(crate) stated_lba_bytes: Option<u32>,
     /// The most DMA memory that it takes.

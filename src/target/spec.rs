@@ -90,6 +90,8 @@ pub struct TargetSpec {
     pub no_recovery: bool,
     /// `noreplay`: refuse a log that holds changes.
     pub no_replay: bool,
+    /// `discard=on|off`: blocks that the filesystem frees are discarded, or not.
+    pub discard: Option<bool>,
     /// `part=N`, `part=NAME`: only this partition of the device.
     pub partition: Option<String>,
     /// `offset=BYTES`: only what lies from this byte of the device on.
@@ -102,7 +104,7 @@ const SCHEMES: &str = "image:FILE, ram:SIZE, pci:ADDRESS[/NSID], vfio-user:SOCKE
                        uring:PATH";
 const OPTIONS: &str = "lba=512|4096, mdts=0..16, noiob=BLOCKS, depth=2..4096, vwc=on|off, \
                        wait=poll|interrupt|adaptive, dbbuf=on|off, threaded, inline, part=N|NAME, offset=BYTES, readonly, \
-                       norecovery, noreplay, inuse, \
+                       norecovery, noreplay, discard=on|off, inuse, \
                        for ram: load=FILE, and for vfio-user: and spdk: nsid=N";
 
 impl TargetSpec {
@@ -169,6 +171,7 @@ fn parse(text: &str) -> Result<TargetSpec> {
         read_only: false,
         no_recovery: false,
         no_replay: false,
+        discard: None,
         allow_in_use: false,
         partition: None,
         offset_bytes: None,
@@ -338,6 +341,8 @@ fn apply_option(spec: &mut TargetSpec, option: &str) -> Result<()> {
         ("depth", Some(value)) => spec.queue_depth = Some(number(name, value, 2, 4096)?),
         ("vwc", Some("on")) => spec.volatile_write_cache = Some(true),
         ("vwc", Some("off")) => spec.volatile_write_cache = Some(false),
+        ("discard", Some("on")) => spec.discard = Some(true),
+        ("discard", Some("off")) => spec.discard = Some(false),
         ("dbbuf", Some("on")) => spec.shadow_doorbells = Some(true),
         ("dbbuf", Some("off")) => spec.shadow_doorbells = Some(false),
         ("wait", Some("poll")) => spec.wait = Some(Wait::Poll),

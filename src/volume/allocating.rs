@@ -18,6 +18,7 @@ use super::shared::VolumeShared;
 use super::space_lock::ExclusiveSpace;
 use super::space_wait::lock_space;
 use super::{DmaBuf, File, Io};
+use crate::block::Queue;
 use crate::cache::FileCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, OperationToken, Rejected, WrittenData};
@@ -118,6 +119,22 @@ impl Io {
         }
     }
 
+    /// After an operation found no space: frees the blocks that files, open ones too, have past
+    /// their ends for them to grow, as xfs_blockgc_free_space(). The caller has locked the space of
+    /// no file, and tries again once. Waits for operations on other files that lock their space.
+    #[cold]
+    pub(super) fn free_all_spare(&mut self) {
+        self.free_spare();
+        let volume = Arc::clone(&self.volume);
+        for inode in volume.inodes.with_spare() {
+            // Before it is trimmed: blocks that are allocated from now on are noted again.
+            inode.take_spare();
+            if let Err(error) = trim(&volume, self, &inode) {
+                note_spare_left(&volume, &error);
+            }
+        }
+    }
+
     /// Before a write with `dsync` ends: makes durable what other writes changed of the file so
     /// that this one could overwrite it.
     pub(super) fn log_file(&mut self, file: &FileShared) -> Result<()> {
@@ -146,7 +163,7 @@ fn note_spare_left(volume: &VolumeShared, error: &Error) {
     tracing::warn!(
         target_name = &*volume.target.name,
         %error,
-        "blocks past the end of a closed file, which were allocated for it to grow, could not be freed: they stay"
+        "blocks past the end of a file, which were allocated for it to grow, could not be freed: they stay"
     );
 }
 
@@ -231,25 +248,39 @@ fn free_spare(volume: &Arc<VolumeShared>, io: &mut Io, id: InodeId) -> Result<()
     let inode = volume.core_inode(io, &read)?;
     if inode.users().load(Relaxed) > 0 {
         // It was opened again, and may grow.
-        inode.note_spare();
+        volume.inodes.keep_spare(&inode);
         return Ok(());
     }
-    let _one_at_a_time = lock_space(io, &inode);
+    trim(volume, io, &inode)
+}
+
+/// Frees the blocks that a file has past its end for it to grow, unless operations are in flight
+/// that may use them. Waits for the space of the file; those of the calling thread go on meanwhile.
+fn trim(volume: &VolumeShared, io: &mut Io, inode: &CoreInode) -> Result<()> {
+    let _one_at_a_time = lock_space(io, inode);
     let end = inode.size_bytes();
     let block = u64::from(volume.block_bytes()).max(1);
     let number = inode.begin_change(MapChange {
         frozen: 0..0,
         gone: end.next_multiple_of(block)..u64::MAX,
     });
+    // The calling thread's own end soon, and none waits for those of others.
+    while !inode.is_quiet(number) && io.core.queue.outstanding() > 0 {
+        if io.core.direct.progress(&mut io.core.queue) == 0 {
+            io.core.queue.relax();
+        }
+        io.end_writes();
+    }
     let freed = match inode.is_quiet(number) {
-        true => volume.fs.free_spare(&mut io.core, id, end),
-        // Operations of a file that was opened again, or that nothing waits for.
+        true => volume
+            .fs
+            .free_spare(&mut io.core, inode.id(), inode.size_bytes()),
         false => {
-            inode.note_spare();
+            volume.inodes.keep_spare(inode);
             Ok(())
         }
     };
-    let reread = volume.reread(io, &inode);
+    let reread = volume.reread(io, inode);
     freed.and(reread)
 }
 
@@ -271,15 +302,21 @@ impl File {
         }
         drop(space);
         io.free_spare();
-        let space = lock_space(io, inode);
-        self.write_pages_back(io, range)?;
-        match self.allocate_room(io, inode, range, block) {
-            Ok(()) => Ok(space),
-            Err(error) => {
-                // A part of the blocks may have been allocated.
-                inode.note_spare();
-                Err(error)
+        let mut is_last = false;
+        loop {
+            let space = lock_space(io, inode);
+            self.write_pages_back(io, range)?;
+            let Err(error) = self.allocate_room(io, inode, range, block) else {
+                return Ok(space);
+            };
+            // A part of the blocks may have been allocated.
+            inode.note_spare();
+            if is_last || error.kind() != ErrorKind::NoSpace {
+                return Err(error);
             }
+            is_last = true;
+            drop(space);
+            io.free_all_spare();
         }
     }
 

@@ -241,6 +241,7 @@ pub(super) fn operation_name(kind: OperationKind) -> &'static str {
         OperationKind::Read | OperationKind::DeviceRead => "read",
         OperationKind::Write | OperationKind::DeviceWrite => "write",
         OperationKind::Flush => "sync",
+        OperationKind::Discard => "discard",
     }
 }
 
@@ -250,6 +251,7 @@ pub(super) fn request_name(what: What) -> &'static str {
         What::Read | What::DeviceRead => "read",
         What::Write { .. } | What::DeviceWrite { .. } => "write",
         What::Flush => "sync",
+        What::Discard { .. } => "discard",
     }
 }
 
@@ -291,6 +293,13 @@ impl MetaIo for IoCore {
         self.run_on_device(What::Flush, 0, DmaBuf::default())
             .map_err(|error| error.on_device(&*self.target.name))?;
         self.target.look_again()
+    }
+
+    fn discard(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        let what = What::Discard { len_bytes };
+        self.run_on_device(what, addr_bytes, DmaBuf::default())
+            .map(drop)
+            .map_err(|error| error.at_offset(addr_bytes).on_device(&*self.target.name))
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -331,6 +331,11 @@ impl CoreInode {
         self.has_spare.store(true, Relaxed);
     }
 
+    /// Whether that was noted.
+    pub(super) fn has_spare(&self) -> bool {
+        self.has_spare.load(Relaxed)
+    }
+
     /// Whether that was noted since the last call.
     pub(super) fn take_spare(&self) -> bool {
         self.has_spare.swap(false, Relaxed)

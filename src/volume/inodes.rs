@@ -167,6 +167,22 @@ impl Inodes {
         std::mem::take(&mut locked(&self.table).spare)
     }
 
+    /// Files in core with blocks past their end that were allocated for them to grow.
+    pub(super) fn with_spare(&self) -> Vec<Arc<CoreInode>> {
+        let table = locked(&self.table);
+        let entries = table.entries.values().map(|entry| &entry.inode);
+        entries.filter(|inode| inode.has_spare()).cloned().collect()
+    }
+
+    /// Such blocks of a file could not be freed yet.
+    pub(super) fn keep_spare(&self, inode: &CoreInode) {
+        inode.note_spare();
+        // Its last handle may have been closed meanwhile, and did not find them.
+        if inode.users().load(Relaxed) == 0 && inode.take_spare() {
+            locked(&self.table).spare.push(inode.id());
+        }
+    }
+
     /// A handle that the table has counted.
     fn opened(self: &Arc<Self>, inode: Arc<CoreInode>) -> OpenInode {
         OpenInode {
@@ -397,6 +413,7 @@ mod tests {
             btime: time,
             xfs_flags: 0,
             xfs_flags2: 0,
+            extent_size_bytes: None,
             has_attributes: false,
         };
         CoreInode::new(metadata, FileMap::empty())

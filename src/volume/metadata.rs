@@ -159,6 +159,9 @@ pub struct Metadata {
     pub xfs_flags: u16,
     /// XFS inode flags, second word, as on disk (`di_flags2`).
     pub xfs_flags2: u64,
+    /// Extent size hint in bytes (`xfs_io -c extsize`), where the file has one: its blocks are
+    /// allocated in aligned multiples of it. That of a directory is for new files.
+    pub extent_size_bytes: Option<u64>,
     /// It may have extended attributes.
     pub(super) has_attributes: bool,
 }
@@ -191,6 +194,9 @@ impl Metadata {
             btime: time(inode.btime),
             xfs_flags: inode.flags,
             xfs_flags2: inode.flags2,
+            extent_size_bytes: inode
+                .extent_size_blocks()
+                .map(|blocks| u64::from(blocks) * u64::from(block_bytes)),
             has_attributes: inode.has_attribute_fork(),
         }
     }

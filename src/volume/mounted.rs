@@ -13,6 +13,7 @@ use super::{
     CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, Volume,
     VolumeInfo, cached, walk,
 };
+use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::target::claims::{Claim, Use};
 use crate::target::shared::TargetShared;
@@ -77,6 +78,18 @@ fn log_replay(fs: &Fs, target_name: &str, is_read_only: bool) {
             checkpoints,
             "the log was replayed into memory, and stays as it is on the device: something is left to \
              free, which the kernel does when it mounts the filesystem"
+        );
+    }
+}
+
+/// Has freed blocks discarded, where the device offers that.
+fn discard_freed(fs: &Fs, io: &IoCore, target_name: &str) {
+    if io.queue.limits().deallocate {
+        fs.discard_freed();
+    } else if fs.check_changeable().is_ok() {
+        tracing::warn!(
+            target_name,
+            "discard: the device does not offer to deallocate blocks, so freed ones are not discarded"
         );
     }
 }
@@ -176,6 +189,9 @@ impl Volume {
             );
         }
         log_replay(&fs, &target.name, read_only.is_some());
+        if target.discard.unwrap_or(options.discard) {
+            discard_freed(&fs, &io, &target.name);
+        }
         Ok(Self {
             shared: Arc::new(VolumeShared {
                 fs: Arc::new(fs),

@@ -14,6 +14,7 @@ pub struct MountOptions {
     pub(super) read_only: bool,
     pub(super) no_recovery: bool,
     pub(super) no_replay: bool,
+    pub(super) discard: bool,
     pub(super) cache_bytes: Option<usize>,
     pub(super) cache_dirty_percent: u8,
     pub(super) dirty_expire: Duration,
@@ -26,6 +27,7 @@ impl Default for MountOptions {
             read_only: false,
             no_recovery: false,
             no_replay: false,
+            discard: false,
             cache_bytes: None,
             cache_dirty_percent: 20,
             dirty_expire: Duration::from_secs(30),
@@ -63,6 +65,16 @@ impl MountOptions {
     #[must_use]
     pub fn no_replay(mut self, yes: bool) -> Self {
         self.no_replay = yes;
+        self
+    }
+
+    /// Discard blocks that are freed (NVMe deallocate), when that is durable and before they are
+    /// used again, as the kernel's mount option. Syncs that make frees durable wait for it. A
+    /// device that does not offer it is used without, with a warning (`tracing`). The target option
+    /// `discard=on|off` takes precedence. Default: false.
+    #[must_use]
+    pub fn discard(mut self, yes: bool) -> Self {
+        self.discard = yes;
         self
     }
 

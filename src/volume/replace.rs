@@ -42,8 +42,7 @@ impl File {
         len_bytes: u64,
         content: &mut impl Read,
     ) -> Result<()> {
-        io.check_write(self)
-            .and_then(|()| self.volume.check_writable())
+        self.check_change(io)
             .and_then(|()| self.replace_by(io, len_bytes, content))
             .map_err(|error| self.explain(error, "replace the content", 0))
     }
@@ -51,25 +50,36 @@ impl File {
     fn replace_by(&self, io: &mut Io, len_bytes: u64, content: &mut impl Read) -> Result<()> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
         let (fs, id) = (&volume.fs, inode.id());
-        io.free_spare();
-        let _one_at_a_time = lock_space(io, inode);
+        let mut one_at_a_time = lock_space(io, inode);
         volume.is_written.store(true, Relaxed);
-        let staged = fs.stage_content(&mut io.core, id, len_bytes)?;
+        let staged = match fs.stage_content(&mut io.core, id, len_bytes) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                drop(one_at_a_time);
+                io.free_all_spare();
+                one_at_a_time = lock_space(io, inode);
+                fs.stage_content(&mut io.core, id, len_bytes)?
+            }
+            other => other?,
+        };
         let written = write_staged(io, &staged, len_bytes, content);
         let replaced = written.and_then(|()| self.put_in_place(io, &staged));
-        match replaced {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                // After an error of the device the blocks stay, behind the end, until they are
-                // freed with others there.
-                if let Err(left) = fs.drop_staged(&mut io.core, id, &staged) {
-                    inode.note_spare();
-                    tracing::warn!(error = %left, "blocks behind the end of a file could not be freed");
-                }
-                volume.reread(io, inode)?;
-                Err(error)
+        if let Err(error) = replaced {
+            // What cannot be freed now is, with all that lies behind the end, when the file is
+            // closed.
+            inode.note_spare();
+            let dropped = fs.drop_staged(&mut io.core, id, &staged);
+            volume.reread(io, inode)?;
+            if let Err(left) = dropped {
+                tracing::warn!(
+                    target_name = &*volume.target.name,
+                    error = %left,
+                    "blocks for a new content, past the end of a file, could not be freed: they stay"
+                );
             }
+            return Err(error);
         }
+        drop(one_at_a_time);
+        Ok(())
     }
 
     fn put_in_place(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {

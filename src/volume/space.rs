@@ -5,6 +5,7 @@
 //! no read or write meets blocks that are freed, and no write a block that is zeroed in part or
 //! moved.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -43,13 +44,23 @@ impl File {
     /// # }
     /// ```
     pub fn set_len(&self, io: &mut Io, len_bytes: u64) -> Result<()> {
-        let affected = |len: u64| Affected {
-            frozen: len.min(len_bytes)..u64::MAX,
-            gone: len_bytes..u64::MAX,
-            new_len: Some(len_bytes),
+        let old_len = Cell::new(0);
+        let affected = |len: u64| {
+            old_len.set(len);
+            Affected {
+                frozen: len.min(len_bytes)..u64::MAX,
+                gone: len_bytes..u64::MAX,
+                new_len: Some(len_bytes),
+            }
         };
         self.change_space(io, "set length", affected, |fs, core, id, now| {
-            fs.set_len(core, id, len_bytes, now)
+            // The page cache may have been longer than the disk: blocks of what it had go as well.
+            let was_longer = (self.shared.inode.disk_bytes()..old_len.get()).contains(&len_bytes);
+            fs.set_len(core, id, len_bytes, now)?;
+            match was_longer {
+                true => fs.set_len(core, id, len_bytes, now),
+                false => Ok(()),
+            }
         })
     }
 
@@ -67,7 +78,7 @@ impl File {
             new_len: None,
         };
         self.change_space(io, "allocate", affected, |fs, core, id, now| {
-            fs.allocate_range(core, id, range, keep_size, now)
+            fs.allocate_range(core, id, range.clone(), keep_size, now)
         })
     }
 
@@ -85,8 +96,8 @@ impl File {
         self.change_space(
             io,
             "punch a hole",
-            |_| affected,
-            |fs, core, id, now| fs.punch_hole(core, id, range, now),
+            |_| affected.clone(),
+            |fs, core, id, now| fs.punch_hole(core, id, range.clone(), now),
         )
     }
 
@@ -100,11 +111,11 @@ impl File {
         let (start, gone) = (range.start, range.clone());
         let affected = |len: u64| Affected {
             frozen: len.min(start)..u64::MAX,
-            gone,
+            gone: gone.clone(),
             new_len: None,
         };
         self.change_space(io, "zero a range", affected, |fs, core, id, now| {
-            fs.zero_range(core, id, range, keep_size, now)
+            fs.zero_range(core, id, range.clone(), keep_size, now)
         })
     }
 
@@ -121,12 +132,9 @@ impl File {
             gone: range.clone(),
             new_len: None,
         };
-        self.change_space(
-            io,
-            "collapse a range",
-            |_| affected,
-            |fs, core, id, now| fs.collapse_range(core, id, range, now),
-        )
+        self.move_blocks(io, "collapse a range", affected, |fs, core, id, now| {
+            fs.collapse_range(core, id, range, now)
+        })
     }
 
     /// Makes a hole of a range, as fallocate(2) with `FALLOC_FL_INSERT_RANGE`: the data from its
@@ -140,26 +148,50 @@ impl File {
             gone: 0..0,
             new_len: None,
         };
-        self.change_space(
-            io,
-            "insert a range",
-            |_| affected,
-            |fs, core, id, now| fs.insert_range(core, id, range, now),
-        )
+        self.move_blocks(io, "insert a range", affected, |fs, core, id, now| {
+            fs.insert_range(core, id, range, now)
+        })
     }
 
     /// Runs an operation that changes blocks; `affected` says which bytes, for a file of so many.
+    /// Without space it is repeated once, when blocks that files have in reserve were freed.
     fn change_space(
         &self,
         io: &mut Io,
         operation: &'static str,
-        affected: impl FnOnce(u64) -> Affected,
+        affected: impl Fn(u64) -> Affected,
+        change: impl Fn(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
+    ) -> Result<()> {
+        let mut run = || {
+            self.check_change(io)?;
+            match self.change_blocks(io, &affected, &change) {
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    io.free_all_spare();
+                    self.change_blocks(io, &affected, &change)
+                }
+                other => other,
+            }
+        };
+        run().map_err(|error| self.explain(error, operation, 0))
+    }
+
+    /// As [`File::change_space`], of an operation that moves blocks: it is not repeated, for some
+    /// may have been moved.
+    fn move_blocks(
+        &self,
+        io: &mut Io,
+        operation: &'static str,
+        affected: Affected,
         change: impl FnOnce(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
     ) -> Result<()> {
-        io.check_write(self)
-            .and_then(|()| self.volume.check_writable())
-            .and_then(|()| self.change_blocks(io, affected, change))
+        self.check_change(io)
+            .and_then(|()| self.change_blocks(io, |_| affected, change))
             .map_err(|error| self.explain(error, operation, 0))
+    }
+
+    pub(super) fn check_change(&self, io: &Io) -> Result<()> {
+        io.check_write(self)?;
+        self.volume.check_writable()
     }
 
     fn change_blocks(

@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use super::corrupt;
+use super::freespace::FreeExtent;
 use super::geometry::FsBlock;
 use super::trans::Trans;
 use crate::error::Result;
@@ -72,6 +73,34 @@ pub(super) fn free(t: &mut Trans<'_>, start: FsBlock, blocks: u32, owner: RmapOw
     pieces
         .into_iter()
         .try_for_each(|piece| release(t, ag, piece))
+}
+
+/// The parts of a range of blocks of a group that are free.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the btree is broken; the device's.
+pub(super) fn free_parts(
+    t: &mut Trans<'_>,
+    ag: u32,
+    range: &Range<u32>,
+) -> Result<Vec<Range<u32>>> {
+    let mut parts = Vec::new();
+    let mut next = match space::at_or_before(t, ag, range.start)? {
+        None => space::at_or_after(t, ag, range.start)?,
+        found => found,
+    };
+    while let Some(free) = next
+        .map(FreeExtent::range)
+        .filter(|free| free.start < range.end)
+    {
+        let part = free.start.max(range.start)..free.end.min(range.end);
+        if !part.is_empty() {
+            parts.push(part);
+        }
+        // Keys rise, so the loop ends.
+        next = space::at_or_after(t, ag, free.end.max(free.start.saturating_add(1)))?;
+    }
+    Ok(parts)
 }
 
 /// The last blocks of an extent of a file that one transaction can free: their refcounts are in

@@ -118,6 +118,12 @@ impl Inode {
         self.attributes.is_some()
     }
 
+    /// Its extent size hint in blocks, if it has one; that of a directory is for new files.
+    pub fn extent_size_blocks(&self) -> Option<u32> {
+        let has_hint = layout::FLAG_EXTSIZE | layout::FLAG_EXTSZINHERIT;
+        Some(self.extsize_blocks).filter(|blocks| *blocks > 0 && self.flags & has_hint != 0)
+    }
+
     /// Whether its blocks may be shared with other files.
     pub fn may_share(&self) -> bool {
         self.flags2 & layout::FLAG2_REFLINK != 0

@@ -12,7 +12,7 @@
 //! takes; `state` for a transaction, or to copy a buffer that is written. `writer` is taken first.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use zerocopy::FromBytes;
@@ -27,6 +27,7 @@ use super::{Ino, MetaIo, corrupt};
 use crate::error::Result;
 
 mod checkpoint;
+mod discard;
 mod in_place;
 
 use checkpoint::items_of;
@@ -49,6 +50,10 @@ pub(super) struct Journal {
     most_cil_bytes: u64,
     /// Changes whenever what a reader of the device sees may be old: see [`Journal::changes`].
     changes: AtomicU64,
+    /// Freed blocks are discarded.
+    discards: AtomicBool,
+    /// That could not be done, which was told.
+    has_warned: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -120,6 +125,8 @@ impl Journal {
             durable: AtomicU64::new(0),
             most_cil_bytes: (log_bytes / 8).min(MOST_CIL_BYTES),
             changes: AtomicU64::new(0),
+            discards: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
         }
     }
 
@@ -164,6 +171,8 @@ impl Journal {
                     drop(state);
                     tries = tries.saturating_add(1);
                     self.force(io, ticket)?;
+                    // Until what the checkpoint freed is no longer busy, by whatever thread.
+                    drop(self.lock_writer());
                 }
                 Err(error) if is_only_busy(&error) => return Err(no_space()),
                 Err(error) => return Err(error),

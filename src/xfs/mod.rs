@@ -128,6 +128,17 @@ pub trait MetaIo {
         Err(not_writable())
     }
 
+    /// Tells the device that the content of a range is no longer needed: it may read as anything
+    /// afterwards. Returns when the device has completed that.
+    ///
+    /// # Errors
+    /// The device's; [`ErrorKind::Unsupported`] where there is no such operation.
+    fn discard(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        let _ = len_bytes;
+        let error = Error::new(ErrorKind::Unsupported, "the device does not discard blocks");
+        Err(error.at_offset(addr_bytes))
+    }
+
     /// Bytes in the device: what lies beyond is refused before it is read.
     fn capacity_bytes(&self) -> u64;
 
@@ -157,6 +168,10 @@ impl<I: MetaIo + ?Sized> MetaIo for &mut I {
 
     fn flush(&mut self) -> Result<()> {
         (**self).flush()
+    }
+
+    fn discard(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        (**self).discard(addr_bytes, len_bytes)
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod core;
+mod hint;
 mod replace;
 mod shift;
 mod space;

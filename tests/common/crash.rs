@@ -178,6 +178,13 @@ impl<P: Clone> MetaIo for RecordedDisk<P> {
         Ok(())
     }
 
+    /// Overwrites the range, so that content that was needed is missed.
+    fn discard(&mut self, addr: u64, len: u64) -> xtent::Result<()> {
+        let garbage = vec![0xd5; usize::try_from(len).unwrap()];
+        self.write(addr, &garbage, &[]);
+        Ok(())
+    }
+
     fn capacity_bytes(&self) -> u64 {
         self.base.len() as u64
     }

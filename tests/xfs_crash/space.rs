@@ -229,6 +229,10 @@ fn run(
     rng: &mut SmallRng,
 ) -> Vec<Vec<FileModel>> {
     let fs = open_to_change(&mut disk.clone());
+    if rng.random() {
+        // The disk overwrites discarded blocks.
+        fs.discard_freed();
+    }
     go_to_end_of_log(disk, &fs, &source.files, rng);
     disk.record();
     let done: Vec<_> = (0..work.threads).map(|_| AtomicU64::new(0)).collect();

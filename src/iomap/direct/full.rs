@@ -141,7 +141,7 @@ impl<S: Source> Direct<S> {
         let slot = &mut self.slots[usize::from(index)];
         let len = request.buf.len() as u64;
         let offset = request.offset;
-        let is_write = matches!(request.what, What::Write { .. } | What::DeviceWrite { .. });
+        let is_write = !matches!(request.what, What::Read | What::DeviceRead | What::Flush);
         if is_write && read_only {
             return Err(read_only_device());
         }
@@ -194,6 +194,10 @@ impl<S: Source> Direct<S> {
                 slot.dsync = dsync;
                 slot.report = len;
                 slot.end = offset.saturating_add(len);
+            }
+            What::Discard { len_bytes } => {
+                slot.kind = OperationKind::Discard;
+                slot.end = offset.saturating_add(len_bytes & !block_mask);
             }
         }
         Ok(())

@@ -308,3 +308,30 @@ pub(super) fn flush<Q: Queue>(slot: &mut DirectSlot, queue: &mut Q, index: u16) 
     slot.in_flight += 1;
     Ok(Issued::All)
 }
+
+/// Blocks of the device that are not needed any more, in one chain.
+pub(super) fn discard<Q: Queue>(
+    slot: &mut DirectSlot,
+    queue: &mut Q,
+    index: u16,
+    shift: u32,
+) -> Result<Issued> {
+    let (lba, blocks) = (Lba(slot.pos >> shift), (slot.end - slot.pos) >> shift);
+    let none = ChainFlags::empty();
+    if blocks > 0 && slot.failed_at == u64::MAX {
+        if !submit_one(
+            queue,
+            Op::Deallocate,
+            none,
+            lba,
+            blocks,
+            &[],
+            token(index, 0),
+        )? {
+            return Ok(Issued::Blocked);
+        }
+        slot.in_flight += 1;
+        slot.pos = slot.end;
+    }
+    Ok(Issued::All)
+}

@@ -415,6 +415,7 @@ impl<S: Source> Direct<S> {
                 issue::device(slot, queue, index, shift)
             }
             OperationKind::Flush => issue::flush(slot, queue, index),
+            OperationKind::Discard => issue::discard(slot, queue, index, shift),
         }
     }
 

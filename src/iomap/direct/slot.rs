@@ -29,6 +29,12 @@ pub enum What {
         /// Durable when it ends.
         dsync: bool,
     },
+    /// The content of so many device bytes from device byte [`DirectRequest::offset`] is no longer
+    /// needed. No memory.
+    Discard {
+        /// Length in bytes.
+        len_bytes: u64,
+    },
 }
 
 /// A direct I/O request.
@@ -160,6 +166,8 @@ pub enum OperationKind {
     DeviceRead,
     /// A write to the device.
     DeviceWrite,
+    /// Blocks of the device are deallocated.
+    Discard,
 }
 
 /// Where an operation stands.

@@ -348,7 +348,7 @@ pub(super) fn before_direct(
     let pages = file.pages()?;
     let range = offset..offset.saturating_add(len as u64);
     match what {
-        What::DeviceRead | What::DeviceWrite { .. } => Ok(()),
+        What::DeviceRead | What::DeviceWrite { .. } | What::Discard { .. } => Ok(()),
         What::Flush => {
             if pages.may_be_dirty() {
                 let (buffered, mut ops) = io.cached(file.core())?;

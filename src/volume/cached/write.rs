@@ -14,7 +14,7 @@ use super::super::Io;
 use super::super::file_shared::FileShared;
 use super::super::inodes::{CoreInode, locked};
 use super::super::shared::VolumeShared;
-use super::super::space_lock::SharedSpace;
+use super::super::space_lock::{ExclusiveSpace, SharedSpace};
 use super::super::space_wait::{lock_space, share_space};
 use super::ops::check_growth;
 use super::{PATIENCE, write_others_back};
@@ -128,13 +128,11 @@ fn step(
         shared = Some(share_space(io, inode)).filter(|_| range.end <= pages.size_bytes());
     }
     if shared.is_none() {
-        io.free_spare();
-        _exclusive = Some(lock_space(io, inode));
-        io.load_pages(inode, &range)?;
+        let (space, result) = lock_room(io, inode, &range)?;
+        (_exclusive, room) = (Some(space), result);
         // Bytes behind the end in the last block are zeroed.
         let size = pages.size_bytes();
         io.load_pages(inode, &(size.saturating_sub(1)..size))?;
-        room = make_room(io, inode, &range);
     } else {
         io.load_pages(inode, &range)?;
     }
@@ -154,6 +152,28 @@ fn step(
             }
         }
         (_, written) => written,
+    }
+}
+
+/// Locks the space of a file and has blocks allocated for all of a range. Where there are none,
+/// blocks that files have in reserve are freed first.
+fn lock_room<'i>(
+    io: &mut Io,
+    inode: &'i Arc<CoreInode>,
+    range: &Range<u64>,
+) -> Result<(ExclusiveSpace<'i>, Result<()>)> {
+    io.free_spare();
+    let mut is_last = false;
+    loop {
+        let space = lock_space(io, inode);
+        io.load_pages(inode, range)?;
+        match make_room(io, inode, range) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && !is_last => {}
+            room => return Ok((space, room)),
+        }
+        is_last = true;
+        drop(space);
+        io.free_all_spare();
     }
 }
 
@@ -241,10 +261,8 @@ pub(super) fn lock_blocks<'i>(
             Err(error) if error.kind() == ErrorKind::NotOverwrite => drop(space),
             Err(error) => return Err(error),
         }
-        io.free_spare();
-        let _space = lock_space(io, inode);
-        io.load_pages(inode, range)?;
-        make_room(io, inode, range)?;
+        let (_space, room) = lock_room(io, inode, range)?;
+        room?;
         ask(io, inode, range)?;
     }
 }

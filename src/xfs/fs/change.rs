@@ -23,6 +23,14 @@ impl Fs {
         }
     }
 
+    /// Has blocks that are freed from now on discarded ([`MetaIo::discard`]), when that is durable
+    /// and before they are used again.
+    pub fn discard_freed(&self) {
+        if let Some(journal) = &self.journal {
+            journal.discard_freed();
+        }
+    }
+
     /// Why metadata may not be changed, if so: files can be overwritten at most.
     pub fn write_refusal(&self) -> Option<String> {
         if let Some(reason) = &self.read_only {

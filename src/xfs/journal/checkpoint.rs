@@ -51,6 +51,7 @@ impl Journal {
         let built = writer.log.checkpoint(&items, tail)?;
         write_records(io, &built)?;
         self.durable.store(number, Ordering::Release);
+        self.discard(io, number);
         let mut state = self.state();
         state.head_lsn = writer.log.lsn();
         state.busy.expire(number);

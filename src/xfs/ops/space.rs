@@ -13,12 +13,13 @@ use super::super::bmap::{self, ForkId};
 use super::super::extents::{Extent, FoundExtent};
 use super::super::format::btree::MAX_EXTENT_BLOCKS;
 use super::super::format::inode::{self as layout, InodeCore, InodeTimestamp};
-use super::super::geometry::Geometry;
+use super::super::geometry::{FsBlock, Geometry};
 use super::super::overwrite::{PROTECTED, check_flags};
 use super::super::trans::Trans;
 use super::super::tree::ForkKind;
 use super::super::{Fs, MetaIo};
 use super::core::{InodeId, changed_core, core_of};
+use super::hint::{self, hint_of};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Extents that one transaction of a chain adds, removes or moves at most. Each changes the paths
@@ -285,6 +286,7 @@ impl Fs {
                 blocks: rest,
                 spare: 0,
                 unwritten: true,
+                hint: hint_of(&core_of(trans, file)?),
             };
             Ok(allocate_some(trans, file, &fill)?..fill.blocks.end)
         })
@@ -317,15 +319,15 @@ pub(super) struct HoleFill {
     /// Blocks behind the range that may come with its last ones.
     pub(super) spare: u64,
     pub(super) unwritten: bool,
+    /// The extent size hint of the file in blocks.
+    pub(super) hint: Option<u64>,
 }
 
 /// Allocates blocks for holes of a range, for a few of them. The block from which on it is to be
-/// continued.
+/// continued; it may lie behind the range.
 pub(super) fn allocate_some(trans: &mut Trans<'_>, file: InodeId, fill: &HoleFill) -> Result<u64> {
     let id = ForkId::data(file.ino);
-    let (range, unwritten) = (&fill.blocks, fill.unwritten);
-    let behind = range.end.saturating_add(fill.spare);
-    let behind = behind.min(trans.geometry().limit_blocks());
+    let range = &fill.blocks;
     let mut at = range.start;
     let mut before: Option<Extent> = match at.checked_sub(1) {
         Some(last) => match bmap::lookup(trans, id, last)? {
@@ -338,33 +340,59 @@ pub(super) fn allocate_some(trans: &mut Trans<'_>, file: InodeId, fill: &HoleFil
         if at >= range.end {
             break;
         }
-        let hole_end = match bmap::lookup(trans, id, at)? {
-            FoundExtent::Extent(extent) => {
-                at = extent.end_blocks();
-                before = Some(extent);
-                continue;
+        let extent = match bmap::lookup(trans, id, at)? {
+            FoundExtent::Extent(extent) => extent,
+            FoundExtent::Hole {
+                start_blocks,
+                end_blocks,
+            } => {
+                let near = before.map(|extent| extent.block_at(extent.end_blocks()));
+                allocate_in(trans, file, fill, (at, start_blocks..end_blocks), near)?
             }
-            FoundExtent::Hole { end_blocks, .. } => end_blocks,
         };
-        let wanted = hole_end.min(behind).saturating_sub(at);
-        let most = u32::try_from(wanted.min(MAX_EXTENT_BLOCKS)).unwrap_or(u32::MAX);
-        let owner = RmapOwner::fork(file.ino, ForkKind::Data, at, unwritten);
-        let request = AllocRequest {
-            near: before.map(|extent| extent.block_at(extent.end_blocks())),
-            ..AllocRequest::new(owner, 1, most)
-        };
-        let got = alloc::allocate(trans, &request)?;
-        let extent = Extent {
-            offset_blocks: at,
-            start_block: got.start,
-            blocks: got.blocks.into(),
-            unwritten,
-        };
-        bmap::add(trans, id, &extent)?;
         at = extent.end_blocks();
         before = Some(extent);
     }
     Ok(at)
+}
+
+/// Allocates one extent for a hole, which has block `at`.
+fn allocate_in(
+    trans: &mut Trans<'_>,
+    file: InodeId,
+    fill: &HoleFill,
+    (at, hole): (u64, Range<u64>),
+    near: Option<FsBlock>,
+) -> Result<Extent> {
+    let limit = trans.geometry().limit_blocks();
+    let end = fill.blocks.end.saturating_add(fill.spare).min(hole.end);
+    let wanted = at..end.min(limit).min(at.saturating_add(MAX_EXTENT_BLOCKS));
+    let aligned = match fill.hint {
+        None => wanted.clone(),
+        Some(hint) => hint::align(hint, &wanted, &hole),
+    };
+    let most = aligned.end.min(limit).saturating_sub(aligned.start);
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    let owner = |from| RmapOwner::fork(file.ino, ForkKind::Data, from, fill.unwritten);
+    let request = AllocRequest {
+        near,
+        ..AllocRequest::new(owner(aligned.start), 1, most)
+    };
+    let got = alloc::allocate(trans, &request)?;
+    let offset_blocks = hint::place(&aligned, &wanted, got.blocks.into());
+    if offset_blocks != aligned.start {
+        let (start, blocks) = (got.start, got.blocks);
+        alloc::unmap_owner(trans, start, blocks, owner(aligned.start))?;
+        alloc::map_owner(trans, start, blocks, owner(offset_blocks))?;
+    }
+    let extent = Extent {
+        offset_blocks,
+        start_block: got.start,
+        blocks: got.blocks.into(),
+        unwritten: fill.unwritten,
+    };
+    bmap::add(trans, ForkId::data(file.ino), &extent)?;
+    Ok(extent)
 }
 
 /// Notes a change of the content, and of the length if there is a new one.

@@ -5,7 +5,8 @@
 //! Blocks inside the file are allocated unwritten, so that a crash before the data is there leaves
 //! zeroes. Those past the end are allocated written, and more of them than are needed: they are no
 //! part of the file until its size, which follows the data, says so. A size that passes blocks
-//! whose data is not there makes them unwritten in the same transaction or before.
+//! whose data is not there makes them unwritten in the same transaction or before. Those of a file
+//! with an extent size hint are unwritten anywhere.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;
@@ -18,6 +19,7 @@ use super::super::iomap::FileState;
 use super::super::trans::{CommitTicket, Trans};
 use super::super::{Fs, MetaIo};
 use super::core::{InodeId, changed_core_in, core_of};
+use super::hint::hint_of;
 use super::space::{
     Change, HoleFill, MOST_EXTENTS, allocate_some, check_len, check_range, set_size,
 };
@@ -99,12 +101,18 @@ impl Fs {
         size_bytes: u64,
     ) -> Result<bool> {
         let spare = self.spare_blocks(io, size_bytes, range.end)?;
-        let mut blocks = self.outer_blocks(range);
+        let whole = self.outer_blocks(range);
+        let mut blocks = whole.clone();
         let mut has_spare = false;
         while !blocks.is_empty() {
             let ((at, is_behind), _) = self.transact(io, |trans| {
                 // Other writes may end meanwhile, and the file be longer.
-                let behind = self.blocks_for(core_of(trans, file)?.size.get());
+                let core = core_of(trans, file)?;
+                let behind = self.blocks_for(core.size.get());
+                if let Some(hint) = hint_of(&core) {
+                    let fill = hinted_fill(trans, file, &blocks, (hint, behind))?;
+                    return Ok((allocate_some(trans, file, &fill)?, false));
+                }
                 let is_behind = blocks.start >= behind;
                 let fill = HoleFill {
                     blocks: match is_behind {
@@ -113,10 +121,11 @@ impl Fs {
                     },
                     spare: if is_behind { spare } else { 0 },
                     unwritten: !is_behind,
+                    hint: None,
                 };
                 Ok((allocate_some(trans, file, &fill)?, is_behind))
             })?;
-            has_spare |= is_behind && spare > 0;
+            has_spare |= at > whole.end || is_behind && spare > 0;
             blocks.start = at;
         }
         Ok(has_spare)
@@ -143,14 +152,23 @@ impl Fs {
             .chain(last.filter(|last| first != Some(*last)))
     }
 
-    /// Blocks to be allocated past the end of a file that grows.
+    /// Blocks to be allocated past the end of a file that grows: fewer where space is scarce, as
+    /// xfs_iomap_prealloc_size().
     fn spare_blocks(&self, io: &mut impl MetaIo, size_bytes: u64, end_bytes: u64) -> Result<u64> {
         if end_bytes <= size_bytes {
             return Ok(0);
         }
         let free = self.look(io, |trans| Ok(alloc::count_space(trans)?.free))?;
         let bytes = end_bytes.clamp(LEAST_SPARE_BYTES, MOST_SPARE_BYTES);
-        Ok((bytes >> self.geometry().block_log).min(free >> SPARE_SHIFT))
+        let most = (bytes >> self.geometry().block_log).min(free >> SPARE_SHIFT);
+        // A quarter where less than 5 % is free, an eighth where less than 4 %, and so on.
+        let percent = self.geometry().data_blocks / 100;
+        let full = (1..=5).filter(|count| free < percent.saturating_mul(*count));
+        let shift = match full.count() {
+            0 => 0,
+            count => count.saturating_add(1),
+        };
+        Ok(most >> shift)
     }
 
     /// Zeroes a block of the file on the device that has no data of it yet, and makes it a written
@@ -266,6 +284,11 @@ impl Fs {
         let blocks = self.outer_blocks(range);
         self.look(io, |trans| {
             let core = core_of(trans, file)?;
+            // What may have been allocated around it.
+            let around = hint_of(&core).map_or(0, |hint| hint.saturating_mul(2));
+            let end = blocks.end.saturating_add(around);
+            let blocks =
+                blocks.start.saturating_sub(around)..end.min(self.geometry().limit_blocks());
             self.state_in(trans, file, &core, blocks)
         })
     }
@@ -312,4 +335,28 @@ impl Fs {
             bmap::convert(trans, ForkId::data(file.ino), rest, true, MOST_EXTENTS)
         })
     }
+}
+
+/// The blocks to be allocated for a write of a file with an extent size hint, whose size ends
+/// before block `behind`: all of them unwritten, past its end as far as the hint goes, as
+/// xfs_iomap_eof_align_last_fsb().
+fn hinted_fill(
+    trans: &mut Trans<'_>,
+    file: InodeId,
+    blocks: &Range<u64>,
+    (hint, behind): (u64, u64),
+) -> Result<HoleFill> {
+    let aligned = blocks.end.checked_next_multiple_of(hint);
+    let aligned = aligned.filter(|_| blocks.end > behind).unwrap_or(0);
+    let last = bmap::last_extent(trans, ForkId::data(file.ino))?;
+    let spare = match last.is_none_or(|last| aligned >= last.end_blocks()) {
+        true => aligned.saturating_sub(blocks.end),
+        false => 0,
+    };
+    Ok(HoleFill {
+        blocks: blocks.clone(),
+        spare,
+        unwritten: true,
+        hint: Some(hint),
+    })
 }

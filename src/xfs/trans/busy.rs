@@ -65,6 +65,19 @@ impl BusyExtents {
             .next()
     }
 
+    /// Those that checkpoints up to this one freed, in order; pieces that touch are one.
+    pub(in super::super) fn freed_until(&self, checkpoint: u64) -> Vec<(u32, Range<u32>)> {
+        let mut found: Vec<(u32, Range<u32>)> = Vec::new();
+        for ((ag, start), (end, number)) in &self.extents {
+            match found.last_mut() {
+                _ if *number > checkpoint => {}
+                Some((group, last)) if group == ag && last.end == *start => last.end = *end,
+                _ => found.push((*ag, *start..*end)),
+            }
+        }
+        found
+    }
+
     /// Whether no block is busy.
     pub(in super::super) fn is_empty(&self) -> bool {
         self.extents.is_empty()
@@ -91,6 +104,12 @@ mod tests {
         assert_eq!(busy.first_in(1, &(20..35)), Some(30..40));
         assert_eq!(busy.first_in(0, &(0..100)), None);
         assert_eq!(busy.first_in(2, &(0..100)), None);
+        busy.insert(0, 0..5, 1);
+        busy.insert(0, 5..9, 1);
+        busy.insert(0, 9..12, 3);
+        assert_eq!(busy.freed_until(0), []);
+        assert_eq!(busy.freed_until(1), [(0, 0..9), (1, 10..20)]);
+        assert_eq!(busy.freed_until(3), [(0, 0..12), (1, 10..20), (1, 30..40)]);
         busy.insert(1, 15..32, 3);
         assert_eq!(busy.first_in(1, &(0..100)), Some(10..15));
         busy.expire(2);
