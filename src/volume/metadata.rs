@@ -161,6 +161,8 @@ pub struct Metadata {
     pub xfs_flags2: u64,
     /// It may have extended attributes.
     pub(super) has_attributes: bool,
+    /// Before its content is changed, privileges have to be taken away.
+    pub(super) has_privileges: bool,
 }
 
 /// What `stat` calls the preferred I/O size is a page, or a block where that is larger.
@@ -192,6 +194,7 @@ impl Metadata {
             xfs_flags: inode.flags,
             xfs_flags2: inode.flags2,
             has_attributes: inode.has_attribute_fork(),
+            has_privileges: inode.has_privileges(),
         }
     }
 

@@ -2,10 +2,13 @@
 
 mod attributes;
 mod core;
+mod privileges;
 mod shift;
 mod space;
+mod times;
 mod write;
 mod zero;
 
 pub use attributes::{InodeUpdate, NewTime};
 pub use core::InodeId;
+pub use times::times_after;
