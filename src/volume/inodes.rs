@@ -189,13 +189,13 @@ impl Inodes {
         closed.map(|entry| Arc::clone(&entry.inode)).collect()
     }
 
-    /// All files whose times are marked.
+    /// All files whose times are marked, and closed ones whose times were.
     pub(super) fn marked(&self) -> Vec<Arc<CoreInode>> {
-        let mut table = locked(&self.table);
-        table.marked.clear();
+        let closed = self.take_closed_marked();
+        let table = locked(&self.table);
         let inodes = table.entries.values().map(|entry| &entry.inode);
         let marked = inodes.filter(|inode| inode.is_marked());
-        marked.map(Arc::clone).collect()
+        closed.into_iter().chain(marked.map(Arc::clone)).collect()
     }
 
     /// The times of a file were noted: if it is closed and not cached it goes.

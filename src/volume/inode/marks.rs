@@ -178,3 +178,93 @@ fn on_disk(at: Timestamp) -> InodeTimestamp {
         nanoseconds: at.nanoseconds,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    const OLD: Timestamp = Timestamp {
+        seconds: 5,
+        nanoseconds: 0,
+    };
+
+    fn inode(has_privileges: bool) -> CoreInode {
+        let metadata = Metadata {
+            ino: 131,
+            generation: 1,
+            mode: 0o100_644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            project: 0,
+            rdev: 0,
+            len_bytes: 0,
+            blocks_512: 0,
+            block_bytes: 4096,
+            atime: OLD,
+            mtime: OLD,
+            ctime: OLD,
+            btime: OLD,
+            xfs_flags: 0,
+            xfs_flags2: 0,
+            has_attributes: false,
+            has_privileges,
+        };
+        CoreInode::new(metadata, FileMap::empty())
+    }
+
+    fn failed() -> Error {
+        Error::new(ErrorKind::Io, "the log could not be written")
+    }
+
+    #[test]
+    fn a_mark_stays_until_it_is_noted() {
+        let inode = inode(false);
+        assert!(!inode.is_marked() && !inode.is_only_marked());
+        inode.note_mark(|_| panic!("there is no mark")).unwrap();
+        inode.mark_written();
+        assert!(inode.is_marked() && inode.is_only_marked());
+        let at = Cell::new(None);
+        let fails = |due| {
+            at.set(Some(due));
+            Err(failed())
+        };
+        inode.note_mark(fails).unwrap_err();
+        let first = at.get().unwrap();
+        assert!(inode.is_marked() && !inode.is_only_marked());
+        let shown = inode.metadata();
+        assert_eq!(
+            (shown.mtime, shown.ctime),
+            (shown_as(first), shown_as(first))
+        );
+        assert_eq!(shown.atime, OLD);
+        // It keeps its time, unless there is another write.
+        inode.note_mark(fails).unwrap_err();
+        assert_eq!(at.get(), Some(first));
+        inode.mark_written();
+        inode.note_mark(fails).unwrap_err();
+        assert!(at.get() > Some(first));
+        // A change that sets the times itself, and fails.
+        let changed = inode.update_written(|_, _| Err(failed()));
+        changed.unwrap_err();
+        assert!(inode.is_marked());
+        // What is read of the disk meanwhile does not hide it.
+        inode.change_metadata(|metadata| (metadata.mtime, metadata.ctime) = (OLD, OLD));
+        assert_eq!(Some(on_disk(inode.metadata().mtime)), at.get());
+    }
+
+    #[test]
+    fn fixed_times_are_never_marked() {
+        let inode = inode(true).with_fixed_times();
+        assert!(inode.has_privileges() && inode.needs_care() && !inode.is_marked());
+        inode.change_metadata(|metadata| metadata.has_privileges = false);
+        assert!(!inode.has_privileges() && !inode.needs_care());
+        assert!(inode.is_only_marked(), "no write has more to do");
+        inode.mark_written();
+        inode.note_mark(|_| panic!("there is no mark")).unwrap();
+        assert_eq!(inode.metadata().mtime, OLD);
+    }
+}
