@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::image::Image;
 use common::{kernel_is_here, random_bytes, run, sys};
 use xtent::ErrorKind;
+use xtent::internals::sys::coarse_time;
 use xtent::volume::{File, Io, OpenOptions, SetTime, Timestamp, Volume};
 
 /// Bytes of a file.
@@ -22,12 +23,20 @@ const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 /// Seconds of the times that files are made with.
 const OLD: i64 = 1_000_000_000;
 
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+fn stamp(since: Duration) -> Timestamp {
     Timestamp {
         seconds: since.as_secs().try_into().unwrap(),
         nanoseconds: since.subsec_nanos(),
     }
+}
+
+/// The time at the last tick of the kernel: times that are not looked at are no finer.
+fn now() -> Timestamp {
+    stamp(coarse_time())
+}
+
+fn exactly_now() -> Timestamp {
+    stamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
 fn open_volume(image: &Image) -> Volume {
@@ -425,7 +434,7 @@ fn a_mark_has_the_time_of_the_first_look_or_of_the_close() {
         }
         file.write_all_at(&mut io, &[2; 4096], 0).unwrap();
         drop((file, other));
-        let closed = now();
+        let closed = exactly_now();
         pause();
         // Opened again or not.
         if buffered {

@@ -56,6 +56,8 @@ struct CoreState {
     changing: Option<MapChange>,
     /// The times of the file, where they are in no transaction yet.
     due: Option<InodeTimestamp>,
+    /// The times may have been looked at since they were dated.
+    is_seen: bool,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,7 @@ impl CoreInode {
                 metadata,
                 changing: None,
                 due: None,
+                is_seen: true,
             }),
         };
         inode.note_privileges(&metadata);
@@ -141,8 +144,10 @@ impl CoreInode {
 
     /// Its metadata, as known now.
     pub(super) fn metadata(&self) -> Metadata {
-        self.date_mark();
-        self.with_len(locked(&self.state).metadata)
+        let mut state = locked(&self.state);
+        self.date(&mut state);
+        state.is_seen = true;
+        self.with_len(state.metadata)
     }
 
     /// Metadata of the file as the disk has it, with what is newer in core: the length that the

@@ -7,12 +7,13 @@
 //! made before could be taken while the old data is still there. A mark is *dated* when the times
 //! are shown, when the last handle is closed, and when it is *noted*, in a transaction: before a
 //! sync of all of the file, a sync of the volume and its close, and before changes that set times
-//! themselves. A mark that cannot be noted stays.
+//! themselves. A mark that cannot be noted stays. One that comes to the times that the file has is
+//! none: see `clock.rs`.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use super::super::Metadata;
-use super::super::clock::now;
+use super::super::clock::{now, now_after};
 use super::super::metadata::Timestamp;
 use super::{CoreInode, CoreState, locked};
 use crate::cache::FileCache;
@@ -109,8 +110,17 @@ impl CoreInode {
             // A write that found the mark has its data in the cache before the clock is read.
             heavy_barrier();
         }
-        state.due = Some(now());
+        let shown = (state.metadata.mtime, state.metadata.ctime);
+        let due = state
+            .due
+            .replace(now_after(on_disk(shown.1), state.is_seen));
         Self::show_due(state);
+        if shown != (state.metadata.mtime, state.metadata.ctime) {
+            state.is_seen = false;
+        } else if due.is_none() {
+            // Dated and noted since the clock went on.
+            self.settle(state);
+        }
     }
 
     /// Shows the times that are in no transaction yet.
@@ -245,6 +255,7 @@ mod tests {
         inode.note_mark(fails).unwrap_err();
         assert_eq!(at.get(), Some(first));
         inode.mark_written();
+        assert!(inode.metadata().mtime > shown.mtime, "they were looked at");
         inode.note_mark(fails).unwrap_err();
         assert!(at.get() > Some(first));
         // A change that sets the times itself, and fails.

@@ -48,7 +48,7 @@ pub fn times_after(
     (mtime, ctime): (InodeTimestamp, InodeTimestamp),
     at: InodeTimestamp,
 ) -> (InodeTimestamp, InodeTimestamp) {
-    match ctime < at {
+    match ctime <= at {
         true => (at, at),
         false => (mtime.max(at), ctime),
     }
@@ -67,6 +67,7 @@ mod tests {
         // Nothing was changed since; the time of the content may be one to come.
         assert_eq!(times_after((at(1), at(2)), at(5)), (at(5), at(5)));
         assert_eq!(times_after((at(9), at(2)), at(5)), (at(5), at(5)));
+        assert_eq!(times_after((at(9), at(5)), at(5)), (at(5), at(5)));
         // The inode was, and the content with it or not, or its time was set.
         assert_eq!(times_after((at(1), at(7)), at(5)), (at(5), at(7)));
         assert_eq!(times_after((at(7), at(7)), at(5)), (at(7), at(7)));
