@@ -204,6 +204,12 @@ fn every_write_sets_the_times_and_takes_privileges_away() {
                 0o106_755,
                 "{name}: opened, not written to"
             );
+            file.write_all_at(&mut io, &[], 0).unwrap();
+            assert_eq!(
+                file.metadata().mode,
+                0o106_755,
+                "{name}: nothing was written"
+            );
             assert_eq!(file.metadata().mtime.seconds, OLD, "{name}");
             change(&file, &mut io);
             let metadata = volume.metadata(&mut io, name).unwrap();

@@ -235,7 +235,7 @@ impl Io {
         range: (u64, usize),
         waits: bool,
     ) -> Result<()> {
-        if matches!(what, What::Write { .. }) {
+        if matches!(what, What::Write { .. }) && range.1 > 0 {
             self.remove_privileges(&file.inode)?;
         }
         match file.inode.pages() {

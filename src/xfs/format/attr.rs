@@ -226,32 +226,33 @@ pub fn remove_short_entry(
     namespace: u8,
     name: &[u8],
 ) -> Result<bool, &'static str> {
-    const HEADER: usize = size_of::<AttrShortHeader>();
     let entries = short_entries(fork)?;
-    let (mut start, mut bytes) = (HEADER, 0);
-    for entry in &entries {
-        let Value::Here(value) = entry.value else {
-            continue;
-        };
-        bytes = size_of::<AttrShortEntry>() + entry.name.len() + value.len();
-        if entry.flags & NAMESPACE == namespace && entry.name == name {
-            break;
-        }
-        start += bytes;
-        bytes = 0;
-    }
-    if bytes == 0 {
+    let is_it = |entry: &Attribute<'_>| entry.flags & NAMESPACE == namespace && entry.name == name;
+    if !entries.iter().any(is_it) {
         return Ok(entries.is_empty());
     }
-    let left = entries.len() - 1;
-    let (header, _) = AttrShortHeader::mut_from_prefix(fork).map_err(|_| "too short")?;
-    let total = usize::from(header.total_bytes.get());
-    let new_total = total - bytes;
-    header.total_bytes = u16::try_from(new_total).map_err(|_| "too long")?.into();
-    header.count = u8::try_from(left).map_err(|_| "too many")?;
-    fork.copy_within(start + bytes..total, start);
-    fork.get_mut(new_total..total).ok_or("cut off")?.fill(0);
-    Ok(left == 0)
+    let mut left = Vec::with_capacity(fork.len());
+    let mut count = 0_u8;
+    for entry in entries.iter().filter(|entry| !is_it(entry)) {
+        let Value::Here(value) = entry.value else {
+            return Err("a value elsewhere");
+        };
+        let bytes = |part: &[u8]| u8::try_from(part.len()).map_err(|_| "too long");
+        left.extend([bytes(entry.name)?, bytes(value)?, entry.flags]);
+        left.extend(entry.name.iter().chain(value));
+        count = count.saturating_add(1);
+    }
+    let total = left.len().saturating_add(size_of::<AttrShortHeader>());
+    let header = AttrShortHeader {
+        total_bytes: u16::try_from(total).map_err(|_| "too long")?.into(),
+        count,
+        pad: 0,
+    };
+    fork.fill(0);
+    let new = [header.as_bytes(), &left].concat();
+    let room = fork.get_mut(..total).ok_or("cut off")?;
+    room.copy_from_slice(&new);
+    Ok(count == 0)
 }
 
 /// The entries of a leaf block, in order of their hashes.
