@@ -150,7 +150,7 @@ impl CoreInode {
         self.with_len(state.metadata)
     }
 
-    /// Metadata of the file as the disk has it, with what is newer in core: the length that the
+    /// Metadata of the file as the disk has it, with the newer values in core: the length that the
     /// page cache has, and the times.
     pub(super) fn with_newer(&self, metadata: Metadata) -> Metadata {
         if self.has_fixed_times {

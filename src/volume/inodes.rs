@@ -385,8 +385,8 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&ino) else {
                 continue;
             };
-            // Dirty, marked, or being written back; the handle that is closing has a reference as well, but
-            // is the newest.
+            // Dirty, marked, or being written back; the handle that is closing has a reference as
+            // well, but is the newest.
             if entry.inode.may_be_dirty()
                 || entry.inode.is_marked()
                 || Arc::strong_count(&entry.inode) > 1

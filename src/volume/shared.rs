@@ -33,7 +33,7 @@ impl VolumeShared {
         self.fs.geometry().block_bytes
     }
 
-    /// Metadata of an inode that was just read, with what is newer in core.
+    /// Metadata of an inode that was just read, with newer values in core.
     pub(super) fn metadata_of(&self, inode: &Inode) -> Metadata {
         let metadata = Metadata::of(inode, self.block_bytes());
         match self.inodes.in_core(metadata.ino) {

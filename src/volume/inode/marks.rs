@@ -262,7 +262,7 @@ mod tests {
         let changed = inode.update_written(|_, _| Err(failed()));
         changed.unwrap_err();
         assert!(inode.is_marked());
-        // What is read of the disk meanwhile does not hide it.
+        // Metadata that was read from the disk does not hide it.
         inode.change_metadata(|metadata| (metadata.mtime, metadata.ctime) = (OLD, OLD));
         assert_eq!(Some(on_disk(inode.metadata().mtime)), at.get());
     }

@@ -216,8 +216,8 @@ pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
     Ok(entries)
 }
 
-/// Removes an entry from a short form; what is behind it moves up. Returns whether none is left. A
-/// fork without the entry stays as it is.
+/// Removes an entry from a short form; the entries behind it move up. Returns whether none is left.
+/// A fork without the entry stays as it is.
 ///
 /// # Errors
 /// A description of the fault; the fork is unchanged then.

@@ -56,9 +56,9 @@ impl Fs {
     }
 }
 
-/// Removes an attribute in short form from the bytes of an inode, as xfs_attr_sf_removename(): what
-/// is behind it moves up, and the fork stays where it is. An empty one goes, unless the data fork is
-/// a btree, whose root has the size of its fork, or the filesystem has parent pointers.
+/// Removes an attribute in short form from the bytes of an inode, as xfs_attr_sf_removename(): the
+/// entries behind it move up, and the fork stays where it is. An empty one goes, unless the data
+/// fork is a btree, whose root has the size of its fork, or the filesystem has parent pointers.
 fn remove_short(
     raw: &mut [u8],
     has_parents: bool,
