@@ -37,7 +37,7 @@ pub enum ErrorKind {
     /// alignment.
     Misaligned,
     /// A write would need what cannot be done here: past the end, into a hole, into shared blocks,
-    /// in a file whose privileges (set-user-ID, capabilities) it must take away.
+    /// in a file whose privileges (set-user-ID, capabilities) it must take away and cannot.
     NotOverwrite,
     /// The target, volume or file may only be read.
     ReadOnly,

@@ -42,6 +42,8 @@ pub(super) struct FileInner {
     pub(super) waiters: Waiters,
     /// Pages that mutable views are lent of, and how many.
     pub(super) lent: LentViews,
+    /// Not 0 when a mutable view has written to it.
+    pub(super) written_by_view: AtomicUsize,
 }
 
 /// What an invalidation left.
@@ -84,6 +86,7 @@ impl FileCache {
             in_writeback: AtomicUsize::new(0),
             waiters: Waiters::default(),
             lent: LentViews::default(),
+            written_by_view: AtomicUsize::new(0),
         })))
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
 
 use super::file::{FileCache, FileInner, Writing, leaf_of, place};
@@ -104,6 +104,7 @@ impl Drop for ViewMut<'_> {
         let inner = &*self.file.0;
         if let Some((pin, copy)) = self.found.take() {
             inner.put_view(self.page, self.range.clone(), pin, copy);
+            inner.written_by_view.store(1, Release);
         }
         inner.end_view(self.page);
     }
@@ -180,6 +181,16 @@ impl FileCache {
             range: from..to,
             found: Some((pin, copy)),
         })
+    }
+
+    /// Whether a mutable view has written to the file since that was forgotten.
+    pub(crate) fn is_written_by_view(&self) -> bool {
+        self.0.written_by_view.load(Acquire) != 0
+    }
+
+    /// Forgets that a mutable view has written to the file.
+    pub(crate) fn forget_written_by_view(&self) {
+        self.0.written_by_view.swap(0, AcqRel);
     }
 
     /// Waits until no mutable view of a range's pages is lent.

@@ -6,6 +6,7 @@
 mod affinity;
 mod aio;
 mod bytelock;
+mod clock;
 mod direct_file;
 mod direct_ring;
 mod epoll;
@@ -37,6 +38,7 @@ mod zeroed;
 
 pub use affinity::pin_thread;
 pub use bytelock::{are_bytes_locked, lock_bytes};
+pub use clock::coarse_time;
 pub use direct_file::{DirectAlign, set_blocking, set_direct};
 pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
 pub use epoll::EpollSet;

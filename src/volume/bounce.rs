@@ -139,6 +139,10 @@ pub(super) fn write(
             ),
         ));
     }
+    if len > 0 {
+        // Before blocks are allocated.
+        io.remove_privileges(&file.shared.inode)?;
+    }
     let target = WriteTarget::of(file, io, offset, len)?;
     io.reclaim_kept();
     let mut done = 0;

@@ -200,6 +200,10 @@ impl Volume {
 impl super::shared::VolumeShared {
     fn update(&self, io: &mut Io, ino: Ino, update: &InodeUpdate) -> Result<()> {
         self.is_written.store(true, Relaxed);
+        if let Some(inode) = self.inodes.in_core(ino.0) {
+            // What was written before must not come after times that are set.
+            self.note_times(&mut io.core, &inode)?;
+        }
         self.fs.update_inode(&mut io.core, ino, update, now())?;
         self.refresh_metadata(io, ino)
     }

@@ -201,30 +201,28 @@ impl IoCore {
     }
 }
 
-/// After a direct write what was read into the page cache meanwhile goes, whether it went well or
-/// not.
+/// After a direct write, whether it went well or not: the times of the file are marked, and what
+/// was read into the page cache meanwhile goes.
 #[inline(always)]
-pub(super) fn after_direct(
-    kind: OperationKind,
-    offset: u64,
-    len: usize,
-    of: &Of<'_, Arc<FileShared>>,
-) {
-    if kind == OperationKind::Write
+pub(super) fn after_direct(ended: &Ended, of: &Of<'_, Arc<FileShared>>) {
+    if ended.kind == OperationKind::Write
         && let Some(file) = of.source()
-        && file.inode.pages().is_some()
+        && !file.inode.is_only_marked()
     {
-        drop_overwritten(file, offset, len);
+        after_write(file, ended.offset, ended.buf.len(), ended.is_noted);
     }
 }
 
 /// [`after_direct`] of an operation that is not polled.
 fn after_any(ended: &Ended, of: &Of<'_, Arc<FileShared>>) {
-    after_direct(ended.kind, ended.offset, ended.buf.len(), of);
+    after_direct(ended, of);
 }
 
 #[cold]
-fn drop_overwritten(file: &FileShared, offset: u64, len: usize) {
+fn after_write(file: &FileShared, offset: u64, len: usize, is_noted: bool) {
+    if !is_noted {
+        file.inode.mark_written();
+    }
     if let Some(pages) = file.inode.pages() {
         // Without its buffer it is not known how far it went.
         let end = match len {

@@ -28,8 +28,8 @@ impl OpenOptions {
     /// # Errors
     /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the
     /// volume may only be read; [`ErrorKind::PermissionDenied`] for an immutable or append-only
-    /// file; [`ErrorKind::NotOverwrite`] for one with set-user-ID, set-group-ID or file
-    /// capabilities, which a write would have to take away.
+    /// file; [`ErrorKind::NotOverwrite`] for one with privileges (see [`File`]) that a write cannot
+    /// take away: where metadata may not be changed, and capabilities beside many attributes.
     pub fn open(self, volume: &Volume, io: &mut Io, path: impl AsRef<Path>) -> Result<File> {
         let path = bytes_of(path.as_ref());
         let shared = &volume.shared;
@@ -70,6 +70,7 @@ impl OpenOptions {
             // applied.
             volume.fs.check_overwrite(&mut io.core, inode)?;
         }
+        volume.note_closed(io);
         let options = Self {
             dsync: self.dsync || inode.is_sync(),
             ..self
@@ -116,7 +117,11 @@ impl VolumeShared {
             return Ok(found);
         }
         let map = self.fs.file_map_at_open(&mut io.core, inode)?;
-        let added = self.inodes.add(CoreInode::new(metadata, map));
+        let mut new = CoreInode::new(metadata, map);
+        if self.fs.check_changeable().is_err() {
+            new = new.with_fixed_times();
+        }
+        let added = self.inodes.add(new);
         if let Some(ticket) = self.fs.newest_unlogged() {
             // It may be a change of this file, by a handle that is gone.
             added.note_change(ticket);
@@ -141,7 +146,8 @@ impl File {
     }
 
     /// Metadata as known now: as on disk when the file was opened first, with what was changed
-    /// through this volume since.
+    /// through this volume since. The times of writes are those of the first look at them (see
+    /// [`File`]).
     pub fn metadata(&self) -> Metadata {
         self.shared.inode.metadata()
     }
@@ -376,7 +382,8 @@ impl File {
     }
 
     /// Makes every write that was completed before durable, those of the file into the page cache
-    /// included, by whatever handle.
+    /// included, by whatever handle; as fdatasync(2): where writes only marked the times, these are
+    /// not.
     ///
     /// # Errors
     /// The device's. The last failure of writing the file back that this handle (with its clones)
@@ -399,12 +406,18 @@ impl File {
             .map_err(|error| self.explain(error, "sync", 0))
     }
 
-    /// As [`File::sync_data`], which makes metadata durable too.
+    /// As [`File::sync_data`], which makes metadata durable too, with the times of writes.
     ///
     /// # Errors
-    /// As [`File::sync_data`].
+    /// As [`File::sync_data`], and where the times cannot be changed; the data is synced all the
+    /// same.
     pub fn sync_all(&self, io: &mut Io) -> Result<()> {
-        self.sync_data(io)
+        let noted = io
+            .check_volume(&self.volume)
+            .and_then(|()| self.volume.note_times(&mut io.core, &self.shared.inode))
+            .map_err(|error| self.explain(error, "sync", 0));
+        self.sync_data(io)?;
+        noted
     }
 
     /// The first byte at or after `offset` that reads as zeroes because nothing is there; the end

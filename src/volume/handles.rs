@@ -57,6 +57,24 @@ pub struct Volume {
 /// refuse a write ([`crate::ErrorKind::NotOverwrite`]) before any of it is done. A file that grows
 /// gets more blocks than it needs; they are freed when it is closed.
 ///
+/// # Times and privileges
+///
+/// A write marks the times of the file for update, as POSIX has it; they are dated when they are
+/// looked at ([`File::metadata`], [`Volume::metadata`] and the like), or when the file's last
+/// handle is closed. In the filesystem, with the change count, they are after [`File::sync_all`],
+/// [`Volume::sync`] and the end of the volume, as of writes that need blocks at once. Until then,
+/// and after [`File::sync_data`] and writes with [`OpenOptions::dsync`](super::OpenOptions::dsync),
+/// a crash may leave the data with the times from before. Times that are set after a write win.
+/// Where metadata may not be changed (quotas, a log that is left to the kernel) overwrites leave
+/// the times as they are.
+///
+/// The first write or change of space takes the set-user-ID bit away, the set-group-ID bit where
+/// the group may execute, and file capabilities, before any data is written. The kernel spares the
+/// two bits when the writer has the capability `CAP_FSETID`, as root has; callers of this library
+/// have no identity, so no write is spared.
+///
+/// # Buffered files
+///
 /// Opened [buffered](super::OpenOptions::buffered), the blocking calls go through the page cache,
 /// with any offset, length and memory. A write that needs blocks has them allocated when it is
 /// called; the file on disk grows when its pages are written back. A write that reaches shared

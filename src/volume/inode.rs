@@ -2,18 +2,22 @@
 
 use std::cmp::Ordering;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use marks::shown_as;
+
+use super::Metadata;
 use super::space_lock::SpaceLock;
-use super::{Metadata, Timestamp};
 use crate::cache::{Cache, ErrorCursor, FileCache};
 use crate::error::Result;
 use crate::iomap::Versions;
 use crate::xfs::format::inode::InodeTimestamp;
 use crate::xfs::{CommitTicket, FileMap, FileState, Ino, InodeId, MapChange, MapPart};
+
+mod marks;
 
 /// A file in core. Its number and generation say which file it is; all else may change.
 #[derive(Debug)]
@@ -37,6 +41,10 @@ pub(super) struct CoreInode {
     users: AtomicUsize,
     /// Number of the checkpoint that has the newest change of its blocks or length; 0 for none.
     newest_change: AtomicU64,
+    /// What operations have to look after.
+    marks: AtomicU8,
+    /// Writes leave its times as they are.
+    has_fixed_times: bool,
     /// Locked while any of the above changes.
     state: Mutex<CoreState>,
 }
@@ -46,6 +54,10 @@ struct CoreState {
     metadata: Metadata,
     /// The part of the file whose blocks are being changed.
     changing: Option<MapChange>,
+    /// The times of the file, where they are in no transaction yet.
+    due: Option<InodeTimestamp>,
+    /// The times may have been looked at since they were dated.
+    is_seen: bool,
 }
 
 #[derive(Debug)]
@@ -57,7 +69,7 @@ struct CachedInode {
 
 impl CoreInode {
     pub(super) fn new(metadata: Metadata, map: FileMap) -> Self {
-        Self {
+        let inode = Self {
             ino: metadata.ino,
             generation: metadata.generation,
             size_bytes: AtomicU64::new(map.size_bytes()),
@@ -70,11 +82,17 @@ impl CoreInode {
             needs_metadata: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             newest_change: AtomicU64::new(0),
+            marks: AtomicU8::new(0),
+            has_fixed_times: false,
             state: Mutex::new(CoreState {
                 metadata,
                 changing: None,
+                due: None,
+                is_seen: true,
             }),
-        }
+        };
+        inode.note_privileges(&metadata);
+        inode
     }
 
     /// Which file it is.
@@ -126,11 +144,27 @@ impl CoreInode {
 
     /// Its metadata, as known now.
     pub(super) fn metadata(&self) -> Metadata {
-        self.with_len(locked(&self.state).metadata)
+        let mut state = locked(&self.state);
+        self.date(&mut state);
+        state.is_seen = true;
+        self.with_len(state.metadata)
     }
 
-    /// Metadata of the file as the disk has it, with the length that the page cache has.
-    pub(super) fn with_len(&self, metadata: Metadata) -> Metadata {
+    /// Metadata of the file as the disk has it, with the newer values in core: the length that the
+    /// page cache has, and the times.
+    pub(super) fn with_newer(&self, metadata: Metadata) -> Metadata {
+        if self.has_fixed_times {
+            return self.with_len(metadata);
+        }
+        let Metadata { mtime, ctime, .. } = self.metadata();
+        self.with_len(Metadata {
+            mtime,
+            ctime,
+            ..metadata
+        })
+    }
+
+    fn with_len(&self, metadata: Metadata) -> Metadata {
         match self.is_longer_in_core() {
             true => Metadata {
                 len_bytes: self.size_bytes(),
@@ -236,7 +270,16 @@ impl CoreInode {
         is_over: bool,
         change: impl FnOnce(&FileMap) -> Result<(FileState, R)>,
     ) -> Result<R> {
-        let mut now = locked(&self.state);
+        self.update_locked(&mut locked(&self.state), is_over, change)
+    }
+
+    #[inline]
+    fn update_locked<R>(
+        &self,
+        now: &mut CoreState,
+        is_over: bool,
+        change: impl FnOnce(&FileMap) -> Result<(FileState, R)>,
+    ) -> Result<R> {
         let (map, _) = self.maps.now();
         let changed = change(&map);
         if is_over {
@@ -253,14 +296,11 @@ impl CoreInode {
             self.replace_map(map.with(&state));
         }
         self.set_size(before, state.size_bytes);
-        let time = |at: InodeTimestamp| Timestamp {
-            seconds: at.seconds,
-            nanoseconds: at.nanoseconds,
-        };
         now.metadata.len_bytes = state.size_bytes;
         now.metadata.blocks_512 = state.blocks_512;
-        now.metadata.mtime = time(state.mtime);
-        now.metadata.ctime = time(state.ctime);
+        now.metadata.mtime = shown_as(state.mtime);
+        now.metadata.ctime = shown_as(state.ctime);
+        Self::show_due(now);
         Ok(value)
     }
 
@@ -284,6 +324,8 @@ impl CoreInode {
         let number = self.replace_map(map);
         self.set_size(before, after);
         state.metadata = metadata;
+        self.note_privileges(&state.metadata);
+        Self::show_due(state);
         number
     }
 
@@ -353,7 +395,11 @@ impl CoreInode {
 
     /// Replaces the metadata alone: mode, owner, times and flags; the map stays.
     pub(super) fn change_metadata<R>(&self, change: impl FnOnce(&mut Metadata) -> R) -> R {
-        change(&mut locked(&self.state).metadata)
+        let mut state = locked(&self.state);
+        let value = change(&mut state.metadata);
+        self.note_privileges(&state.metadata);
+        Self::show_due(&mut state);
+        value
     }
 
     /// Has its pages cached from now on.
@@ -363,6 +409,7 @@ impl CoreInode {
         let pages = FileCache::new(cache, self.size_bytes(), block_bytes)?;
         let heard = Mutex::new(pages.error_cursor());
         let _ = self.cached.set(CachedInode { pages, heard });
+        self.note_cached();
         Ok(())
     }
 

@@ -49,6 +49,8 @@ struct Table {
     turn: u64,
     /// Closed files with blocks past their end that they do not need any more.
     spare: Vec<InodeId>,
+    /// Numbers of closed files whose times are marked: they stay until those are noted.
+    marked: Vec<u64>,
     #[cfg(test)]
     looks: usize,
 }
@@ -96,8 +98,16 @@ impl UserHandle {
 
 impl Drop for UserHandle {
     fn drop(&mut self) {
-        if self.inode.users().fetch_sub(1, Relaxed) == 1 && self.inode.take_spare() {
-            locked(&self.inodes.table).spare.push(self.inode.id());
+        if self.inode.users().fetch_sub(1, Relaxed) > 1 {
+            return;
+        }
+        // The time of the close.
+        self.inode.date_mark();
+        let (has_spare, is_marked) = (self.inode.take_spare(), self.inode.is_marked());
+        if has_spare || is_marked {
+            let mut table = locked(&self.inodes.table);
+            table.spare.extend(has_spare.then(|| self.inode.id()));
+            table.marked.extend(is_marked.then_some(self.inode.ino));
         }
     }
 }
@@ -181,6 +191,33 @@ impl Inodes {
         if inode.users().load(Relaxed) == 0 && inode.take_spare() {
             locked(&self.table).spare.push(inode.id());
         }
+    }
+
+    /// Closed files whose times are marked: they are the caller's to note.
+    pub(super) fn take_closed_marked(&self) -> Vec<Arc<CoreInode>> {
+        let mut table = locked(&self.table);
+        if table.marked.is_empty() {
+            return Vec::new();
+        }
+        let numbers = std::mem::take(&mut table.marked);
+        let entries = numbers.iter().filter_map(|ino| table.entries.get(ino));
+        let closed = entries.filter(|entry| entry.inode.users().load(Relaxed) == 0);
+        closed.map(|entry| Arc::clone(&entry.inode)).collect()
+    }
+
+    /// All files whose times are marked, and closed ones whose times were.
+    pub(super) fn marked(&self) -> Vec<Arc<CoreInode>> {
+        let closed = self.take_closed_marked();
+        let table = locked(&self.table);
+        let inodes = table.entries.values().map(|entry| &entry.inode);
+        let marked = inodes.filter(|inode| inode.is_marked());
+        closed.into_iter().chain(marked.map(Arc::clone)).collect()
+    }
+
+    /// The times of a file were noted: if it is closed and not cached it goes.
+    pub(super) fn forget_closed(&self, inode: &Arc<CoreInode>) {
+        let gone = locked(&self.table).forget_closed(inode);
+        drop(gone);
     }
 
     /// A handle that the table has counted.
@@ -322,12 +359,28 @@ impl Table {
         }
         let is_kept = entry.is_kept;
         entry.closed = turn;
-        if !is_kept {
+        let is_marked = inode.is_marked();
+        if !is_kept && !is_marked {
             return self.entries.remove(&inode.ino).into_iter().collect();
         }
-        self.unused.insert(turn, inode.ino);
         self.turn += 1;
+        if is_marked {
+            self.marked.push(inode.ino);
+        }
+        if !is_kept {
+            return Vec::new();
+        }
+        self.unused.insert(turn, inode.ino);
         self.give_up_unused()
+    }
+
+    /// Removes a file without handles that was kept for the marks of its times alone.
+    fn forget_closed(&mut self, inode: &Arc<CoreInode>) -> Option<InodeEntry> {
+        let entry = self.entry_of(inode)?;
+        if entry.handles > 0 || entry.is_kept || inode.is_marked() {
+            return None;
+        }
+        self.entries.remove(&inode.ino)
     }
 
     /// The longest unused, where too many are kept without handles. A close adds one at most, so a
@@ -348,9 +401,12 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&ino) else {
                 continue;
             };
-            // Dirty, or being written back; the handle that is closing has a reference as well, but
-            // is the newest.
-            if entry.inode.may_be_dirty() || Arc::strong_count(&entry.inode) > 1 {
+            // Dirty, marked, or being written back; the handle that is closing has a reference as
+            // well, but is the newest.
+            if entry.inode.may_be_dirty()
+                || entry.inode.is_marked()
+                || Arc::strong_count(&entry.inode) > 1
+            {
                 entry.closed = self.turn;
                 self.unused.insert(self.turn, ino);
                 self.turn += 1;
@@ -415,6 +471,7 @@ mod tests {
             xfs_flags2: 0,
             extent_size_bytes: None,
             has_attributes: false,
+            has_privileges: false,
         };
         CoreInode::new(metadata, FileMap::empty())
     }

@@ -202,8 +202,8 @@ impl Io {
             .ok_or_else(no_queue)
     }
 
-    /// To be called before direct I/O on a file that may be cached: writes its dirty pages to the
-    /// device and, before a write, drops the range from the cache.
+    /// To be called before direct I/O. Of a file that is cached, writes dirty pages to the device
+    /// and, before a write, drops the range from the cache. Before a write, takes privileges away.
     #[inline]
     pub(super) fn before_direct(
         &mut self,
@@ -212,19 +212,36 @@ impl Io {
         offset: u64,
         len: usize,
     ) -> Result<()> {
-        if file.shared.inode.pages().is_none() {
+        if !file.shared.inode.needs_care() {
             return Ok(());
         }
-        cached::before_direct(&file.shared, self, what, (offset, len), true)
+        self.take_care(&file.shared, what, (offset, len), true)
     }
 
     /// As [`Io::before_direct`], without a wait for mutable views.
     #[inline]
     fn before_submit(&mut self, file: &File, what: What, offset: u64, len: usize) -> Result<()> {
-        if file.shared.inode.pages().is_none() {
+        if !file.shared.inode.needs_care() {
             return Ok(());
         }
-        cached::before_direct(&file.shared, self, what, (offset, len), false)
+        self.take_care(&file.shared, what, (offset, len), false)
+    }
+
+    #[cold]
+    fn take_care(
+        &mut self,
+        file: &FileShared,
+        what: What,
+        range: (u64, usize),
+        waits: bool,
+    ) -> Result<()> {
+        if matches!(what, What::Write { .. }) && range.1 > 0 {
+            self.remove_privileges(&file.inode)?;
+        }
+        match file.inode.pages() {
+            Some(_) => cached::before_direct(file, self, what, range, waits),
+            None => Ok(()),
+        }
     }
 
     /// Page cache counters of the volume, with all operations of this thread; other threads add
@@ -321,8 +338,8 @@ impl Io {
         self.submit(file, file.plain_write(), offset, buf, user_data)
     }
 
-    /// Starts making durable what was completed before. It ends at a later [`Io::poll`]. Where
-    /// metadata was changed it waits for the log to be written.
+    /// Starts making durable what was completed before, as [`File::sync_data`]. It ends at a later
+    /// [`Io::poll`]. Where metadata was changed it waits for the log to be written.
     ///
     /// # Errors
     /// [`SubmitError`]; nothing was started then.
@@ -492,7 +509,7 @@ struct Callback<'a, F> {
 impl<F: FnMut(Done)> Hear<Arc<FileShared>> for Callback<'_, F> {
     #[inline(always)]
     fn hear(&mut self, ended: Ended, of: Of<'_, Arc<FileShared>>) {
-        after_direct(ended.kind, ended.offset, ended.buf.len(), &of);
+        after_direct(&ended, &of);
         let result = match ended.result {
             Ok(n) => Ok(n),
             Err(error) => Err(explained(

@@ -164,6 +164,8 @@ pub struct Metadata {
     pub extent_size_bytes: Option<u64>,
     /// It may have extended attributes.
     pub(super) has_attributes: bool,
+    /// Before its content is changed, privileges have to be taken away.
+    pub(super) has_privileges: bool,
 }
 
 /// What `stat` calls the preferred I/O size is a page, or a block where that is larger.
@@ -198,6 +200,7 @@ impl Metadata {
                 .extent_size_blocks()
                 .map(|blocks| u64::from(blocks) * u64::from(block_bytes)),
             has_attributes: inode.has_attribute_fork(),
+            has_privileges: inode.has_privileges(),
         }
     }
 

@@ -60,6 +60,7 @@ mod shared;
 mod space;
 mod space_lock;
 mod space_wait;
+mod times;
 mod walk;
 mod whole;
 mod xattr;

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use super::clock::now;
 use super::core::IoCore;
 use super::inode::CoreInode;
 use crate::error::Result;
@@ -19,8 +18,8 @@ pub(super) fn note_written(
     inode: &CoreInode,
     range: &Range<u64>,
 ) -> Result<CommitTicket> {
-    inode.update_map(false, |map| {
-        let (id, now) = (inode.id(), now());
+    inode.update_written(|map, now| {
+        let id = inode.id();
         // The map is that of the filesystem: whatever changes written blocks into others does so
         // under this lock, or waits for the writes in flight first.
         let (state, ticket) = match range.start <= map.size_bytes() && map.is_written(range) {

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::clock::now;
+use super::space_lock::ExclusiveSpace;
 use super::space_wait::lock_space;
 use super::{File, Io, cached};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,16 +51,12 @@ impl File {
     fn replace_by(&self, io: &mut Io, len_bytes: u64, content: &mut impl Read) -> Result<()> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
         let (fs, id) = (&volume.fs, inode.id());
-        let mut one_at_a_time = lock_space(io, inode);
-        volume.is_written.store(true, Relaxed);
-        let staged = match fs.stage_content(&mut io.core, id, len_bytes) {
+        let (staged, _one_at_a_time) = match self.stage(io, len_bytes) {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
-                drop(one_at_a_time);
                 io.free_all_spare();
-                one_at_a_time = lock_space(io, inode);
-                fs.stage_content(&mut io.core, id, len_bytes)?
+                self.stage(io, len_bytes)?
             }
-            other => other?,
+            staged => staged?,
         };
         let written = write_staged(io, &staged, len_bytes, content);
         let replaced = written.and_then(|()| self.put_in_place(io, &staged));
@@ -78,8 +75,20 @@ impl File {
             }
             return Err(error);
         }
-        drop(one_at_a_time);
         Ok(())
+    }
+
+    /// Locks the space of the file, and has blocks allocated for a new content.
+    fn stage(&self, io: &mut Io, len_bytes: u64) -> Result<(StagedContent, ExclusiveSpace<'_>)> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
+        let space = lock_space(io, inode);
+        volume.is_written.store(true, Relaxed);
+        io.remove_privileges(inode)?;
+        volume.note_times(&mut io.core, inode)?;
+        let staged = volume
+            .fs
+            .stage_content(&mut io.core, inode.id(), len_bytes)?;
+        Ok((staged, space))
     }
 
     fn put_in_place(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {

@@ -33,11 +33,11 @@ impl VolumeShared {
         self.fs.geometry().block_bytes
     }
 
-    /// Metadata of an inode that was just read; the length as the page cache has it.
+    /// Metadata of an inode that was just read, with newer values in core.
     pub(super) fn metadata_of(&self, inode: &Inode) -> Metadata {
         let metadata = Metadata::of(inode, self.block_bytes());
         match self.inodes.in_core(metadata.ino) {
-            Some(found) if found.generation == metadata.generation => found.with_len(metadata),
+            Some(found) if found.generation == metadata.generation => found.with_newer(metadata),
             _ => metadata,
         }
     }

@@ -208,6 +208,8 @@ impl File {
         let new_len = affected.new_len;
         // Before pages are given up.
         volume.fs.check_change(&mut io.core, inode.id(), new_len)?;
+        io.remove_privileges(inode)?;
+        volume.note_times(&mut io.core, inode)?;
         let map_change = affected.in_blocks(block);
         let frozen = map_change.frozen.clone();
         cached::clear_pages(io, inode.core(), &frozen, new_len)?;

@@ -3,12 +3,15 @@
 mod attributes;
 mod core;
 mod hint;
+mod privileges;
 mod replace;
 mod shift;
 mod space;
+mod times;
 mod write;
 mod zero;
 
 pub use attributes::{InodeUpdate, NewTime};
 pub use core::InodeId;
 pub use replace::StagedContent;
+pub use times::times_after;

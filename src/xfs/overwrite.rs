@@ -1,17 +1,21 @@
-//! Which files may be overwritten: what the kernel refuses, and what it does before a write that is
-//! not done here.
+//! Which files may be written to: what the kernel refuses, and what a write has to take away first.
 //!
-//! Asked at open. While a volume is open for writing nothing else writes to it; a set-user-ID bit
-//! that is set through it later stays, as writes by root leave it.
+//! Asked at open. While a volume is open for writing nothing else writes to it, and it gives no
+//! file capabilities; set-user-ID and set-group-ID bits that are set through it later are taken
+//! away by the next write, as those from before ([`Fs::remove_privileges`]).
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::format::attr::FLAG_SECURE;
+use super::attr_fork::AttrFork;
+use super::format::attr::{self, Attribute, FLAG_SECURE, NAMESPACE};
 use super::format::inode as layout;
 use super::{Fs, Inode, InodeType, MetaIo};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The flags that keep a file's content and its inode as they are.
 pub(super) const PROTECTED: [u16; 2] = [layout::FLAG_IMMUTABLE, layout::FLAG_APPEND];
+
+/// Namespace and name of the attribute that holds the capabilities of a file.
+pub(super) const CAPABILITY: (u8, &[u8]) = (FLAG_SECURE, b"capability");
 
 /// Checks that an inode has none of these flags of [`PROTECTED`].
 ///
@@ -29,40 +33,92 @@ pub(super) fn check_flags(flags: u16, forbidden: &[u16]) -> Result<()> {
     Err(Error::new(ErrorKind::PermissionDenied, detail))
 }
 
+/// A mode without set-user-ID, and without set-group-ID where the group may execute: as
+/// setattr_should_drop_suidgid(). Set-group-ID without that right is no privilege, but the sign of
+/// mandatory locking; the kernel takes it away too, from a caller who is not of the group, but here
+/// callers have no identity.
+pub(super) fn without_privileges(mode: u16) -> u16 {
+    let group = layout::S_ISGID | layout::S_IXGRP;
+    let mode = match mode & group == group {
+        true => mode & !layout::S_ISGID,
+        false => mode,
+    };
+    mode & !layout::S_ISUID
+}
+
+impl Inode {
+    /// Whether a write has to call [`Fs::remove_privileges`] first. Capabilities that are not in
+    /// the inode do not count: [`Fs::check_overwrite`] refuses to open such a file for writing.
+    pub fn has_privileges(&self) -> bool {
+        let is_it = |entry: &Attribute<'_>| {
+            (entry.flags & NAMESPACE, entry.name) == CAPABILITY
+                && entry.flags & attr::FLAG_INCOMPLETE == 0
+        };
+        let has_capabilities = |fork: &AttrFork| {
+            fork.form == layout::FORMAT_LOCAL
+                && attr::short_entries(&fork.raw).is_ok_and(|entries| entries.iter().any(is_it))
+        };
+        self.file_type == InodeType::Regular
+            && (without_privileges(self.mode) != self.mode
+                || self.attributes.as_ref().is_some_and(has_capabilities))
+    }
+
+    /// Checks that the attributes lie in the inode, where one can be removed.
+    pub(super) fn check_short_attributes(&self) -> Result<()> {
+        let form = self.attributes.as_ref().map(|fork| fork.form);
+        if form == Some(layout::FORMAT_LOCAL) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::NotOverwrite,
+            "the file has capabilities (security.capability), which a write must take away, and so \
+             many attributes that they are not in the inode: those cannot be changed yet; remove \
+             the capabilities with setcap -r",
+        ))
+    }
+}
+
 impl Fs {
-    /// Checks that the content of a file may be overwritten.
+    /// Whether an inode has file capabilities.
+    pub(super) fn has_capabilities(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<bool> {
+        let (namespace, name) = CAPABILITY;
+        self.has_attribute(io, inode, namespace, name)
+    }
+
+    /// Checks that the content of a file may be written to. A file with set-user-ID, set-group-ID
+    /// or file capabilities may where metadata may be changed: see [`Fs::remove_privileges`].
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file, as the kernel (EPERM),
-    /// naming the flag. [`ErrorKind::NotOverwrite`] for a file with set-user-ID, set-group-ID or
-    /// file capabilities, which a write has to take away. [`ErrorKind::Corrupt`] for a broken
-    /// attribute fork.
+    /// naming the flag. [`ErrorKind::NotOverwrite`] for a file with privileges that cannot be taken
+    /// away. [`ErrorKind::Corrupt`] for a broken attribute fork.
     pub fn check_overwrite(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<()> {
         check_flags(inode.flags, &PROTECTED)?;
         if inode.file_type != InodeType::Regular {
             return Ok(());
         }
-        // As setattr_should_drop_suidgid(): set-group-ID without the right to execute is no
-        // privilege.
-        let group = layout::S_ISGID | layout::S_IXGRP;
-        let privilege = if inode.mode & layout::S_ISUID != 0 {
-            Some(("the set-user-ID bit", "chmod u-s"))
-        } else if inode.mode & group == group {
-            Some(("the set-group-ID bit", "chmod g-s"))
-        } else if self.has_attribute(io, inode, FLAG_SECURE, b"capability")? {
-            Some(("capabilities (security.capability)", "setcap -r"))
+        let has_capabilities = self.has_capabilities(io, inode)?;
+        let (what, remedy) = if inode.mode & layout::S_ISUID != 0 {
+            ("the set-user-ID bit", "chmod u-s")
+        } else if without_privileges(inode.mode) != inode.mode {
+            ("the set-group-ID bit", "chmod g-s")
+        } else if has_capabilities {
+            ("capabilities (security.capability)", "setcap -r")
         } else {
-            None
+            return Ok(());
         };
-        match privilege {
-            Some((what, remedy)) => Err(Error::new(
+        if let Err(error) = self.check_changeable() {
+            return Err(Error::new(
                 ErrorKind::NotOverwrite,
                 format!(
-                    "the file has {what}, which a write must take away, and xtent cannot do that \
-                     yet: remove it with {remedy}"
+                    "the file has {what}, which a write must take away: remove it with {remedy}; {}",
+                    error.detail()
                 ),
-            )),
-            None => Ok(()),
+            ));
+        }
+        match has_capabilities {
+            true => inode.check_short_attributes(),
+            false => Ok(()),
         }
     }
 }

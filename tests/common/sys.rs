@@ -209,3 +209,24 @@ pub fn is_readable(fd: &impl AsFd) -> bool {
     assert!(ready >= 0, "{}", Error::last_os_error());
     ready == 1 && poll.revents & libc::POLLIN != 0
 }
+
+/// An extended attribute of a path, not following a link; `None` where there is none.
+pub fn xattr(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = c_path(path);
+    let name = CString::new(name).expect("a name without NUL");
+    let mut value = vec![0_u8; 64 << 10];
+    let (data, length) = (value.as_mut_ptr().cast(), value.len());
+    // SAFETY: both strings are NUL-terminated and `data` points to `length` bytes to be written;
+    // all outlive the call.
+    let got = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), data, length) };
+    match usize::try_from(got) {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(_) => match Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
+            error => Err(error),
+        },
+    }
+}

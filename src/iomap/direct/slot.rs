@@ -115,6 +115,8 @@ pub struct Ended {
     pub kind: OperationKind,
     /// Its first byte.
     pub offset: u64,
+    /// It is a write to allocated blocks, and the file was changed with it.
+    pub is_noted: bool,
 }
 
 /// A write of [`Direct::submit_allocated`](super::Direct::submit_allocated) whose data is on the
@@ -405,6 +407,7 @@ impl DirectSlot {
                 self.kind
             },
             offset: self.start,
+            is_noted: self.is_allocated && self.failed_at == u64::MAX,
         }
     }
 
@@ -418,6 +421,7 @@ impl DirectSlot {
             result: Ok(usize::try_from(self.report).unwrap_or(usize::MAX)),
             kind: self.kind,
             offset: self.start,
+            is_noted: false,
         }
     }
 

@@ -297,6 +297,7 @@ impl File {
         if wanted == 0 {
             return Ok(None);
         }
+        io.remove_privileges(&self.shared.inode)?;
         // Where too much is dirty some is written back first, as for any write.
         make_way(&self.shared, io)?;
         if let Some(view) = pages.view_mut(pos, len) {

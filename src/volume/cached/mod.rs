@@ -233,12 +233,13 @@ pub(super) fn sync_volume(volume: &VolumeShared, io: &mut Io) -> Result<()> {
         }
     }
     io.free_spare();
+    let noted = volume.note_all_times(&mut io.core);
     volume.fs.sync(&mut io.core)?;
     if is_cached {
         let mut files = volume.inodes.cached().into_iter();
-        return files.try_for_each(|file| file.check_errors());
+        files.try_for_each(|file| file.check_errors())?;
     }
-    Ok(())
+    noted
 }
 
 /// Writes all of a file back. What fails is kept for those who sync.
@@ -281,8 +282,9 @@ pub(super) fn write_all_back(volume: &VolumeShared, is_last: bool) -> Result<()>
                 true => free_spare_at_last(volume, &mut core),
                 false => Ok(()),
             };
+            let noted = volume.note_all_times(&mut core);
             volume.fs.sync(&mut core)?;
-            freed.and(volume.fs.clean_log(&mut core))
+            freed.and(noted).and(volume.fs.clean_log(&mut core))
         }));
     }
     result
@@ -292,12 +294,13 @@ pub(super) fn write_all_back(volume: &VolumeShared, is_last: bool) -> Result<()>
 /// was changed of the filesystem is put in place. Failures are only logged.
 pub(super) fn write_back_at_last(volume: &VolumeShared) {
     write_pages_at_last(volume);
-    if !volume.fs.is_changed() {
+    if !volume.fs.is_changed() && volume.inodes.marked().is_empty() {
         return;
     }
     let result = IoCore::new(&volume.target).and_then(|mut core| {
         let freed = free_spare_at_last(volume, &mut core);
-        volume.fs.clean_log(&mut core).and(freed)
+        let noted = volume.note_all_times(&mut core);
+        volume.fs.clean_log(&mut core).and(freed).and(noted)
     });
     if let Err(error) = result {
         tracing::error!(

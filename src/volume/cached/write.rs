@@ -22,6 +22,7 @@ use crate::cache::BoundedWait;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::Written;
 use crate::iomap::{IterFlags, Ops};
+use crate::sys::light_barrier;
 
 /// Writes through the cache: all of it, but where something stops it behind its first byte.
 #[inline]
@@ -32,11 +33,19 @@ pub(in super::super) fn write(
     offset: u64,
 ) -> Result<usize> {
     let pages = file.pages()?;
+    if file.inode.has_privileges() && !data.is_empty() {
+        io.remove_privileges(&file.inode)?;
+    }
     let (done, is_enough) = io.buffered()?.inner.write_hit(pages, offset, data);
     let written = match is_enough {
         true => Ok(done),
         false => write_asked(file, io, data, offset, done),
     };
+    // The data is in the cache before the mark is looked at.
+    light_barrier();
+    if !data.is_empty() {
+        file.inode.mark_written();
+    }
     if file.options.dsync {
         let done = match &written {
             Ok(done) => *done,

@@ -1,9 +1,9 @@
 //! Mode, owner, times and project of an inode: the kernel's xfs_setattr_nonsize().
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::super::format::attr::{FLAG_ROOT, FLAG_SECURE};
+use super::super::format::attr::FLAG_ROOT;
 use super::super::format::inode::{self as layout, InodeTimestamp};
-use super::super::overwrite::{PROTECTED, check_flags};
+use super::super::overwrite::{PROTECTED, check_flags, without_privileges};
 use super::super::trans::Trans;
 use super::super::{Fs, Ino, Inode, MetaIo};
 use super::core::{InodeId, changed_core};
@@ -99,7 +99,7 @@ impl Fs {
                  attributes cannot be written yet: remove it with setfacl -b",
             );
         }
-        if update.changes_owner() && self.has_attribute(io, inode, FLAG_SECURE, b"capability")? {
+        if update.changes_owner() && self.has_capabilities(io, inode)? {
             return unsupported(
                 "the file has capabilities, which a change of the owner must take away, and \
                  extended attributes cannot be written yet: remove them with setcap -r",
@@ -146,14 +146,4 @@ fn update_in(
         core.mtime = time(modified).into();
     }
     Ok(())
-}
-
-/// As setattr_should_drop_suidgid(), for one who may do anything.
-fn without_privileges(mode: u16) -> u16 {
-    let group = layout::S_ISGID | layout::S_IXGRP;
-    let mode = match mode & group == group {
-        true => mode & !layout::S_ISGID,
-        false => mode,
-    };
-    mode & !layout::S_ISUID
 }

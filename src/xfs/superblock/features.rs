@@ -57,6 +57,11 @@ impl Features {
         self.incompat & layout::IN_NREXT64 != 0
     }
 
+    /// Attributes that name the directories of an inode.
+    pub fn parent(&self) -> bool {
+        self.incompat & layout::IN_PARENT != 0
+    }
+
     /// Bits of features that changed the log in an unknown way.
     pub fn unknown_log_features(&self) -> u32 {
         self.log_incompat & !known_mask(layout::LOG_INCOMPAT.len())
