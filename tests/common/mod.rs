@@ -30,6 +30,7 @@ pub mod reader;
 pub mod served;
 pub mod space;
 pub mod space_disk;
+pub mod space_op;
 pub mod sys;
 
 use std::process::Command;
