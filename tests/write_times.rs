@@ -87,6 +87,10 @@ const WAYS: &[(&str, bool, Way)] = &[
     ("collapse", false, |file, io| {
         file.collapse_range(io, 0..4096).unwrap();
     }),
+    ("replace", false, |file, io| {
+        let new = [5; 10_000];
+        file.replace_content(io, 10_000, &mut &new[..]).unwrap();
+    }),
     ("cached", true, |file, io| {
         assert_eq!(file.write_at(io, b"cached", 5000).unwrap(), 6);
     }),
