@@ -100,7 +100,7 @@ impl Queue for QueuePair {
         false
     }
 
-    #[inline]
+    #[inline(always)]
     fn poll(&mut self, budget: usize, done: &mut impl FnMut(Completion)) -> usize {
         self.poll_with(budget, &mut Closure(done))
     }

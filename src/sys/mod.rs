@@ -38,7 +38,7 @@ mod zeroed;
 
 pub use affinity::pin_thread;
 pub use bytelock::{are_bytes_locked, lock_bytes};
-pub use clock::coarse_time;
+pub use clock::{coarse_time, fine_time};
 pub use direct_file::{DirectAlign, set_blocking, set_direct};
 pub use direct_ring::{DirectRing, Pinned, PinnedMemory, RingMemory, RingOp};
 pub use epoll::EpollSet;

@@ -4,9 +4,9 @@
 //! (inode_set_ctime_current()): a time that was looked at is followed by a later one.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use crate::sys::coarse_time;
+use crate::sys::{coarse_time, fine_time};
 use crate::xfs::format::inode::InodeTimestamp;
 
 /// The newest fine time that was given out, in nanoseconds since 1970. No coarse time that is given
@@ -18,10 +18,10 @@ const TICKS: Duration = Duration::from_millis(25);
 
 /// The time of a change.
 pub(super) fn now() -> InodeTimestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let since = since.unwrap_or_default();
-    let ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-    FLOOR_NS.store(ns, Relaxed);
+    let since = fine_time();
+    // Until the year 2554.
+    let ns = since.as_secs().wrapping_mul(1_000_000_000);
+    FLOOR_NS.store(ns.wrapping_add(since.subsec_nanos().into()), Relaxed);
     stamp(since)
 }
 

@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use xtent::internals::xfs::{Fs, Ino, InodeId, MetaIo};
 
-use super::space_op::data_of;
-pub use super::space_op::{SpaceOp, SpaceOpKind};
+use super::space_op::{SpaceOp, data_of};
 
 /// Writes of a device are at least so long, and whole.
 const SECTOR_BYTES: usize = 512;

@@ -12,8 +12,9 @@ use xtent::internals::xfs::{Fs, MetaIo};
 use super::common::crash::RecordedDisk;
 use super::common::judge::open_to_change;
 use super::common::kernel_is_here;
-use super::common::space::{FileContent, FileModel, SpaceOp};
+use super::common::space::{FileContent, FileModel};
 use super::common::space_disk::{Shape, SpaceDisk};
+use super::common::space_op::SpaceOp;
 
 /// A disk that does something else before its write of this number.
 struct Interrupted<'a> {

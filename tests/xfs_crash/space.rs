@@ -15,8 +15,9 @@ use xtent::internals::xfs::{Fs, FsOptions, InodeUpdate, Recovery};
 use super::common::crash::{CrashedDisk, DiskEvent, RecordedDisk, WholeBlocks, each_crash};
 use super::common::image::Image;
 use super::common::judge::open_to_change;
-use super::common::space::{FileContent, FileModel, SpaceOp, SpaceOpKind};
+use super::common::space::{FileContent, FileModel};
 use super::common::space_disk::{Shape, SpaceDisk};
+use super::common::space_op::{SpaceOp, SpaceOpKind};
 use super::common::{kernel_is_here, number};
 
 /// Files of each thread.
