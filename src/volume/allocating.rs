@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use super::core::{IoCore, no_slot};
 use super::file_shared::FileShared;
@@ -16,13 +17,17 @@ use super::noting::note_written;
 use super::ranges::outward;
 use super::shared::VolumeShared;
 use super::space_lock::ExclusiveSpace;
-use super::space_wait::lock_space;
+use super::space_wait::{lock_space, lock_space_in};
 use super::{DmaBuf, File, Io};
 use crate::block::Queue;
 use crate::cache::FileCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, OperationToken, Rejected, WrittenData};
 use crate::xfs::{CommitTicket, InodeId, MapChange, needs_extents};
+
+/// How long the space of a file and its operations are waited for when blocks that it has in
+/// reserve are wanted by another.
+const TRIM_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How often a write is tried whose blocks another thread takes away.
 const TRIES: u32 = 1000;
@@ -121,15 +126,20 @@ impl Io {
 
     /// After an operation found no space: frees the blocks that files, open ones too, have past
     /// their ends for them to grow, as xfs_blockgc_free_space(). The caller has locked the space of
-    /// no file, and tries again once. Waits for operations on other files that lock their space.
+    /// no file, and tries again once. Waits for operations on other files, for a short while each.
     #[cold]
     pub(super) fn free_all_spare(&mut self) {
         self.free_spare();
         let volume = Arc::clone(&self.volume);
         for inode in volume.inodes.with_spare() {
+            // A thread that has the space of the file may wait for this one.
+            let Some(_one_at_a_time) = lock_space_in(self, &inode, TRIM_PATIENCE) else {
+                continue;
+            };
             // Before it is trimmed: blocks that are allocated from now on are noted again.
             inode.take_spare();
             if let Err(error) = trim(&volume, self, &inode) {
+                volume.inodes.keep_spare(&inode);
                 note_spare_left(&volume, &error);
             }
         }
@@ -251,25 +261,26 @@ fn free_spare(volume: &Arc<VolumeShared>, io: &mut Io, id: InodeId) -> Result<()
         volume.inodes.keep_spare(&inode);
         return Ok(());
     }
+    let _one_at_a_time = lock_space(io, &inode);
     trim(volume, io, &inode)
 }
 
-/// Frees the blocks that a file has past its end for it to grow, unless operations are in flight
-/// that may use them. Waits for the space of the file; those of the calling thread go on meanwhile.
+/// Frees the blocks that a file has past its end for it to grow, while its space is locked, unless
+/// operations that may use them stay in flight. Those of the calling thread go on meanwhile.
 fn trim(volume: &VolumeShared, io: &mut Io, inode: &CoreInode) -> Result<()> {
-    let _one_at_a_time = lock_space(io, inode);
     let end = inode.size_bytes();
     let block = u64::from(volume.block_bytes()).max(1);
     let number = inode.begin_change(MapChange {
         frozen: 0..0,
         gone: end.next_multiple_of(block)..u64::MAX,
     });
-    // The calling thread's own end soon, and none waits for those of others.
-    while !inode.is_quiet(number) && io.core.queue.outstanding() > 0 {
-        if io.core.direct.progress(&mut io.core.queue) == 0 {
+    let start = Instant::now();
+    while !inode.is_quiet(number) && start.elapsed() < TRIM_PATIENCE {
+        let progress = io.core.direct.progress(&mut io.core.queue);
+        if io.end_writes() + progress == 0 {
             io.core.queue.relax();
+            std::thread::yield_now();
         }
-        io.end_writes();
     }
     let freed = match inode.is_quiet(number) {
         true => volume

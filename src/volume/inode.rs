@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -370,7 +370,7 @@ impl CoreInode {
 
     /// Notes that blocks past the end of the file were allocated for it to grow.
     pub(super) fn note_spare(&self) {
-        self.has_spare.store(true, Relaxed);
+        self.has_spare.store(true, SeqCst);
     }
 
     /// Whether that was noted.
@@ -380,7 +380,7 @@ impl CoreInode {
 
     /// Whether that was noted since the last call.
     pub(super) fn take_spare(&self) -> bool {
-        self.has_spare.swap(false, Relaxed)
+        self.has_spare.swap(false, SeqCst)
     }
 
     /// Whether no direct operation is in flight that began before [`CoreInode::begin_change`]

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -98,7 +98,8 @@ impl UserHandle {
 
 impl Drop for UserHandle {
     fn drop(&mut self) {
-        if self.inode.users().fetch_sub(1, Relaxed) > 1 {
+        // In one order with `keep_spare`, so that one of both finds the blocks.
+        if self.inode.users().fetch_sub(1, SeqCst) > 1 {
             return;
         }
         // The time of the close.
@@ -177,18 +178,29 @@ impl Inodes {
         std::mem::take(&mut locked(&self.table).spare)
     }
 
-    /// Files in core with blocks past their end that were allocated for them to grow.
-    pub(super) fn with_spare(&self) -> Vec<Arc<CoreInode>> {
-        let table = locked(&self.table);
-        let entries = table.entries.values().map(|entry| &entry.inode);
-        entries.filter(|inode| inode.has_spare()).cloned().collect()
+    /// Files in core with blocks past their end that were allocated for them to grow. They stay in
+    /// core meanwhile: who opens one of them has the same locks.
+    pub(super) fn with_spare(self: &Arc<Self>) -> Vec<OpenInode> {
+        let mut table = locked(&self.table);
+        let Table {
+            entries, unused, ..
+        } = &mut *table;
+        let with_spare = entries.values_mut().filter(|entry| entry.inode.has_spare());
+        let opened = with_spare.map(|entry| {
+            if entry.handles == 0 {
+                unused.remove(&entry.closed);
+            }
+            entry.handles += 1;
+            self.opened(Arc::clone(&entry.inode))
+        });
+        opened.collect()
     }
 
     /// Such blocks of a file could not be freed yet.
     pub(super) fn keep_spare(&self, inode: &CoreInode) {
         inode.note_spare();
         // Its last handle may have been closed meanwhile, and did not find them.
-        if inode.users().load(Relaxed) == 0 && inode.take_spare() {
+        if inode.users().load(SeqCst) == 0 && inode.take_spare() {
             locked(&self.table).spare.push(inode.id());
         }
     }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::clock::now;
+use super::shared::VolumeShared;
 use super::space_lock::ExclusiveSpace;
 use super::space_wait::lock_space;
 use super::{File, Io, cached};
@@ -18,12 +19,14 @@ impl File {
     /// become its length: after a crash it has the old content or the new one, nothing between. The
     /// new content is written to blocks of its own first, so both need space; other handles read
     /// the old one until then. In memory when this returns, and durable after a sync. Other
-    /// operations that change the space of the file wait meanwhile.
+    /// operations that change the space of the file wait meanwhile, so `content` must not wait for
+    /// one of them.
     ///
     /// # Errors
     /// Where the content ends early ([`ErrorKind::UnexpectedEof`]) or cannot be read;
     /// [`ErrorKind::NoSpace`]; [`ErrorKind::Unsupported`] for contents in too many pieces for one
-    /// transaction of the log; otherwise as [`File::set_len`]. The file has its old content then.
+    /// transaction of the log; otherwise as [`File::set_len`]. The file has its old content then,
+    /// unless it could not be read again after the transaction.
     ///
     /// ```no_run
     /// # use xtent::volume::{OpenOptions, Volume};
@@ -50,7 +53,6 @@ impl File {
 
     fn replace_by(&self, io: &mut Io, len_bytes: u64, content: &mut impl Read) -> Result<()> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
-        let (fs, id) = (&volume.fs, inode.id());
         let (staged, _one_at_a_time) = match self.stage(io, len_bytes) {
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 io.free_all_spare();
@@ -59,23 +61,26 @@ impl File {
             staged => staged?,
         };
         let written = write_staged(io, &staged, len_bytes, content);
-        let replaced = written.and_then(|()| self.put_in_place(io, &staged));
-        if let Err(error) = replaced {
-            // What cannot be freed now is, with all that lies behind the end, when the file is
-            // closed.
-            inode.note_spare();
-            let dropped = fs.drop_staged(&mut io.core, id, &staged);
-            volume.reread(io, inode)?;
-            if let Err(left) = dropped {
-                tracing::warn!(
-                    target_name = &*volume.target.name,
-                    error = %left,
-                    "blocks for a new content, past the end of a file, could not be freed: they stay"
-                );
+        let replaced = written.and_then(|()| self.exchange(io, &staged));
+        let (core, id) = (&mut io.core, inode.id());
+        match replaced {
+            Ok(()) => {
+                // It is the content, whatever comes of the old one.
+                if let Err(error) = self.free_old(io, &staged) {
+                    inode.note_spare();
+                    note_left(volume, &error);
+                }
+                Ok(())
             }
-            return Err(error);
+            Err(error) => {
+                let dropped = volume.fs.drop_staged(core, id, &staged);
+                if let Err(left) = dropped.and_then(|()| volume.reread(io, inode)) {
+                    inode.note_spare();
+                    note_left(volume, &left);
+                }
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     /// Locks the space of the file, and has blocks allocated for a new content.
@@ -85,19 +90,25 @@ impl File {
         volume.is_written.store(true, Relaxed);
         io.remove_privileges(inode)?;
         volume.note_times(&mut io.core, inode)?;
-        let staged = volume
-            .fs
-            .stage_content(&mut io.core, inode.id(), len_bytes)?;
-        Ok((staged, space))
+        let fs = &volume.fs;
+        match fs.stage_content(&mut io.core, inode.id(), len_bytes) {
+            Ok(staged) => Ok((staged, space)),
+            Err(error) => {
+                // Some may be there that could not be freed again.
+                inode.note_spare();
+                Err(error)
+            }
+        }
     }
 
-    fn put_in_place(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
+    /// Makes the new content that of the file. Reads that are in flight go on with the old one.
+    fn exchange(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
         let all = 0..u64::MAX;
         cached::clear_pages(io, inode.core(), &all, None)?;
         let number = inode.begin_change(MapChange {
             frozen: all.clone(),
-            gone: all.clone(),
+            gone: 0..0,
         });
         let quiet = self.await_quiet(io, number);
         let replaced = quiet.and_then(|()| {
@@ -108,8 +119,36 @@ impl File {
         });
         let reread = volume.reread(io, inode);
         let settled = cached::settle_pages(inode, &all);
-        replaced.and(reread).and(settled)
+        match replaced {
+            // The file in core has to be what the filesystem has, or it is told.
+            Ok(()) => reread.and(settled),
+            Err(error) => Err(error),
+        }
     }
+
+    /// Frees the old content, when no operation is at it any more.
+    fn free_old(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
+        let block = u64::from(volume.block_bytes()).max(1);
+        let end = inode.size_bytes().next_multiple_of(block);
+        let number = inode.begin_change(MapChange {
+            frozen: 0..0,
+            gone: end..u64::MAX,
+        });
+        let quiet = self.await_quiet(io, number);
+        let freed = quiet.and_then(|()| volume.fs.drop_old(&mut io.core, inode.id(), staged));
+        let reread = volume.reread(io, inode);
+        freed.and(reread)
+    }
+}
+
+#[cold]
+fn note_left(volume: &VolumeShared, error: &Error) {
+    tracing::warn!(
+        target_name = &*volume.target.name,
+        %error,
+        "blocks past the end of a file whose content was replaced could not be freed: they stay"
+    );
 }
 
 /// Writes the content to its blocks.

@@ -2,6 +2,8 @@
 //!
 //! A thread that waits polls: the one that has the space may wait for its I/O.
 
+use std::time::{Duration, Instant};
+
 use super::Io;
 use super::inodes::CoreInode;
 use super::space_lock::{ExclusiveSpace, SharedSpace};
@@ -15,6 +17,24 @@ pub(super) fn lock_space<'i>(io: &mut Io, inode: &'i CoreInode) -> ExclusiveSpac
     }
     let _wanted = space.want();
     poll_for(io, || space.try_exclusive())
+}
+
+/// As [`lock_space`], unless that takes longer.
+pub(super) fn lock_space_in<'i>(
+    io: &mut Io,
+    inode: &'i CoreInode,
+    patience: Duration,
+) -> Option<ExclusiveSpace<'i>> {
+    let space = inode.space();
+    if let Some(guard) = space.try_exclusive() {
+        return Some(guard);
+    }
+    let _wanted = space.want();
+    let start = Instant::now();
+    poll_for(io, || match space.try_exclusive() {
+        None if start.elapsed() < patience => None,
+        found => Some(found),
+    })
 }
 
 /// As [`lock_space`], shared with other buffered writes.

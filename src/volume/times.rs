@@ -66,7 +66,11 @@ impl Io {
         // Before, or a mark that is older than this would look newer than the change count says.
         volume.note_times(core, inode)?;
         inode.change_metadata(|metadata| {
-            volume.fs.remove_privileges(core, inode.id(), now())?;
+            let removed = volume.fs.remove_privileges(core, inode.id(), now())?;
+            if let Some(ticket) = removed {
+                // A write that is to be durable is so with this.
+                inode.note_change(ticket);
+            }
             let read = volume.fs.read_inode(core, Ino(inode.ino))?;
             *metadata = Metadata::of(&read, volume.block_bytes());
             Ok(())

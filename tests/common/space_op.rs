@@ -117,7 +117,7 @@ impl SpaceOp {
             Self::Write(range, seed) => {
                 fs.allocate_for_write(io, file, &range, true)?;
                 write_data(fs, io, file.ino, &range, seed)?;
-                fs.note_written(io, file, &range, now).map(|_| ())
+                fs.note_written(io, file, &range, Some(now)).map(|_| ())
             }
             Self::Replace(len, seed) => {
                 let staged = fs.stage_content(io, file, len)?;
@@ -129,7 +129,7 @@ impl SpaceOp {
                     data = rest;
                 }
                 match fs.replace_content(io, file, &staged, now) {
-                    Ok(_) => Ok(()),
+                    Ok(_) => fs.drop_old(io, file, &staged),
                     Err(error) => {
                         fs.drop_staged(io, file, &staged)?;
                         Err(error)

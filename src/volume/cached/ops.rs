@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::core::IoCore;
 use super::super::inodes::CoreInode;
-use super::super::noting::note_written;
+use super::super::noting::note_written_back;
 use crate::cache::BoundedWait;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{CachedOps, Validity};
@@ -201,7 +201,7 @@ impl CachedOps for InodeOps<'_> {
         let Self {
             inode, fs, core, ..
         } = self;
-        note_written(fs, core.get()?, inode, &range).map(drop)
+        note_written_back(fs, core.get()?, inode, &range).map(drop)
     }
 
     fn commit(&mut self, flush: &mut dyn FnMut() -> Result<()>) -> Result<()> {

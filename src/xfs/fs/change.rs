@@ -89,10 +89,10 @@ impl Fs {
     }
 
     /// Bytes of changed buffers that one transaction may have: with what was gathered before it,
-    /// they fit in a checkpoint.
+    /// and some such of other threads, they fit in a checkpoint.
     pub(in super::super) fn most_transaction_bytes(&self) -> u64 {
         let geometry = self.geometry();
-        geometry.bytes(geometry.log_blocks.into()) / 8
+        geometry.bytes(geometry.log_blocks.into()) / 32
     }
 
     /// Looks at metadata as it is now. What `look` changes is undone.

@@ -30,10 +30,14 @@ impl Journal {
             return;
         }
         let discarded = self.freed_ranges(io, checkpoint).and_then(|ranges| {
-            ranges.into_iter().try_for_each(|range| {
+            // All of them, though one fails: this is the only time that they are.
+            let mut result = Ok(());
+            for range in ranges {
                 let len_bytes = range.end.saturating_sub(range.start);
-                io.discard(range.start, len_bytes)
-            })
+                let discarded = io.discard(range.start, len_bytes);
+                result = result.and(discarded);
+            }
+            result
         });
         if let Err(error) = discarded
             && !self.has_warned.swap(true, Relaxed)

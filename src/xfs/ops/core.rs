@@ -55,11 +55,22 @@ pub(super) fn changed_core_in<'r>(
     id: InodeId,
     now: InodeTimestamp,
 ) -> Result<(&'r mut InodeCore, bool)> {
+    let (core, bigtime) = logged_core_in(raw, features, id)?;
+    core.ctime = now.encode(bigtime).into();
+    core.changecount = core.changecount.get().wrapping_add(1).into();
+    Ok((core, bigtime))
+}
+
+/// The core of an inode in use, to be logged with its times as they are. And whether its time
+/// stamps are large ones.
+pub(super) fn logged_core_in<'r>(
+    raw: &'r mut [u8],
+    features: &Features,
+    id: InodeId,
+) -> Result<(&'r mut InodeCore, bool)> {
     let (core, _) = InodeCore::mut_from_prefix(raw).map_err(|_| too_short(id))?;
     check_identity(core, id)?;
     let bigtime = with_large_times(core, features);
-    core.ctime = now.encode(bigtime).into();
-    core.changecount = core.changecount.get().wrapping_add(1).into();
     Ok((core, bigtime))
 }
 

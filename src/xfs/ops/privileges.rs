@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 use super::super::format::attr;
 use super::super::format::inode::{self as layout, InodeCore, InodeTimestamp};
 use super::super::overwrite::{CAPABILITY, without_privileges};
+use super::super::trans::CommitTicket;
 use super::super::{Fs, MetaIo, corrupt};
 use super::core::{InodeId, changed_core};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 impl Fs {
     /// Takes the privileges of a file away that a write by another than their owner must not leave:
     /// the set-user-ID bit, the set-group-ID bit of a file that its group may execute, and file
-    /// capabilities. Does nothing where there are none. In memory only, until [`Fs::sync`]: in the
-    /// log it comes before every change that follows.
+    /// capabilities. Does nothing where there are none. In memory only, until the transaction that
+    /// it returns is in the log.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when it is not the same file any more; [`ErrorKind::NotOverwrite`]
@@ -26,7 +27,7 @@ impl Fs {
         io: &mut impl MetaIo,
         file: InodeId,
         now: InodeTimestamp,
-    ) -> Result<()> {
+    ) -> Result<Option<CommitTicket>> {
         let inode = self.read_inode(io, file.ino)?;
         if inode.generation != file.generation {
             return Err(Error::new(
@@ -36,13 +37,13 @@ impl Fs {
         }
         let has_capabilities = self.has_capabilities(io, &inode)?;
         if without_privileges(inode.mode) == inode.mode && !has_capabilities {
-            return Ok(());
+            return Ok(None);
         }
         if has_capabilities {
             inode.check_short_attributes()?;
         }
         let has_parents = self.features().parent();
-        self.transact(io, |trans| {
+        let ((), ticket) = self.transact(io, |trans| {
             let (core, _) = changed_core(trans, file, now)?;
             core.mode = without_privileges(core.mode.get()).into();
             if has_capabilities {
@@ -51,8 +52,8 @@ impl Fs {
                     .map_err(|what| corrupt(0, format!("attributes of {}: {what}", file.ino)))?;
             }
             Ok(())
-        })
-        .map(|_| ())
+        })?;
+        Ok(Some(ticket))
     }
 }
 

@@ -3,11 +3,13 @@
 //!
 //! The new content goes to blocks far behind the end of the file, where no reader looks; after a
 //! crash they are there still, and belong to the file as preallocated ones do. One transaction
-//! then frees the old blocks and moves the new ones to the start.
+//! then moves the old blocks behind the end, and the new ones to the start. The old ones are freed
+//! when no read that began before is at them.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;
 
+use super::super::alloc;
 use super::super::bmap::{self, ForkId};
 use super::super::extents::Extent;
 use super::super::format::inode::InodeTimestamp;
@@ -20,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Blocks for the new content of a file.
 #[derive(Debug)]
 pub struct StagedContent {
-    /// Where they are in the file.
+    /// Where they are in the file. The content before lies in front of them.
     blocks: Range<u64>,
     len_bytes: u64,
     /// Where they are on the device: addresses in bytes, in the order of the content.
@@ -32,6 +34,12 @@ impl StagedContent {
     /// whole.
     pub fn places(&self) -> &[Range<u64>] {
         &self.places
+    }
+
+    /// Blocks of the file where the content before is afterwards.
+    fn old_blocks(&self) -> Range<u64> {
+        let first = self.blocks.start;
+        first..first.saturating_mul(2)
     }
 }
 
@@ -58,20 +66,30 @@ impl Fs {
             .map_or(0, |last| last.end_blocks())
             .max(self.blocks_for(core.size.get()))
             .max(count);
-        let end = first.saturating_add(count);
-        if end > self.geometry().limit_blocks() {
+        if first.saturating_mul(2) > self.geometry().limit_blocks() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "the file has data too near to the largest offset to be replaced at once",
             ));
         }
+        let free = self.look(io, |trans| Ok(alloc::count_space(trans)?.free))?;
+        if count > free {
+            // Before anything is allocated.
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "no space left on the filesystem: {count} blocks are wanted beside the content \
+                     that there is, {free} are free"
+                ),
+            ));
+        }
         let mut staged = StagedContent {
-            blocks: first..end,
+            blocks: first..first.saturating_add(count),
             len_bytes,
             places: Vec::new(),
         };
         let found = self
-            .allocate_blocks(io, file, staged.blocks.clone())
+            .fill_unwritten(io, file, staged.blocks.clone(), None)
             .and_then(|()| self.look(io, |trans| bmap::parts_in(trans, id, &staged.blocks)));
         match found {
             Ok(extents) => {
@@ -85,9 +103,9 @@ impl Fs {
         }
     }
 
-    /// Makes staged blocks, which have their data on the device, the content of the file, and frees
-    /// those that it had. No data of the file may be in flight or cached. When the transaction is
-    /// durable the data is, too.
+    /// Makes staged blocks, which have their data on the device, the content of the file. The
+    /// content before lies behind the end then, until [`Fs::drop_old`]. Nothing is written to the
+    /// file meanwhile. When the transaction is durable the data is, too.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the old and the new content have too many extents for one
@@ -104,24 +122,43 @@ impl Fs {
         let ((), ticket) = self.transact(io, |trans| {
             core_of(trans, file)?;
             let new = bmap::parts_in(trans, id, &staged.blocks)?;
+            let old = bmap::parts_in(trans, id, &(0..by))?;
             bmap::detach(trans, id, staged.blocks.clone())?;
-            let mut rest = 0..self.geometry().limit_blocks();
-            while !rest.is_empty() {
-                rest = bmap::unmap(trans, id, rest, 1)?.rest;
+            for extent in &old {
+                bmap::detach(trans, id, extent.offset_blocks..extent.end_blocks())?;
                 self.check_size(trans)?;
             }
-            for extent in new {
-                let moved = Extent {
-                    offset_blocks: extent.offset_blocks.saturating_sub(by),
-                    unwritten: false,
-                    ..extent
-                };
-                bmap::attach(trans, id, &moved)?;
+            let moved = |extent: &Extent, offset_blocks: u64, unwritten: bool| Extent {
+                offset_blocks,
+                unwritten,
+                ..*extent
+            };
+            for extent in &new {
+                let start = extent.offset_blocks.saturating_sub(by);
+                bmap::attach(trans, id, &moved(extent, start, false))?;
+                self.check_size(trans)?;
+            }
+            for extent in &old {
+                let behind = extent.offset_blocks.saturating_add(by);
+                bmap::attach(trans, id, &moved(extent, behind, extent.unwritten))?;
                 self.check_size(trans)?;
             }
             set_size(trans, file, Some(staged.len_bytes), now).map(|_| ())
         })?;
         Ok(ticket)
+    }
+
+    /// Frees the content before, when no read that began before is in flight.
+    ///
+    /// # Errors
+    /// As [`Fs::set_len`].
+    pub fn drop_old(
+        &self,
+        io: &mut impl MetaIo,
+        file: InodeId,
+        staged: &StagedContent,
+    ) -> Result<()> {
+        self.unmap_all(io, file, staged.old_blocks())
     }
 
     /// Frees staged blocks again.

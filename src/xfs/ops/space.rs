@@ -18,7 +18,7 @@ use super::super::overwrite::{PROTECTED, check_flags};
 use super::super::trans::Trans;
 use super::super::tree::ForkKind;
 use super::super::{Fs, MetaIo};
-use super::core::{InodeId, changed_core, core_of};
+use super::core::{InodeId, changed_core, core_of, logged_core_in};
 use super::hint::{self, hint_of};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -260,7 +260,7 @@ impl Fs {
         Ok(())
     }
 
-    pub(super) fn allocate_blocks(
+    fn allocate_blocks(
         &self,
         io: &mut impl MetaIo,
         file: InodeId,
@@ -281,12 +281,24 @@ impl Fs {
                 ),
             ));
         }
+        let hint = self.look(io, |trans| Ok(hint_of(&core_of(trans, file)?)))?;
+        self.fill_unwritten(io, file, blocks, hint)
+    }
+
+    /// Allocates unwritten blocks for the holes of a range.
+    pub(super) fn fill_unwritten(
+        &self,
+        io: &mut impl MetaIo,
+        file: InodeId,
+        blocks: Range<u64>,
+        hint: Option<u64>,
+    ) -> Result<()> {
         self.in_parts(io, file, blocks, |trans, rest| {
             let fill = HoleFill {
                 blocks: rest,
                 spare: 0,
                 unwritten: true,
-                hint: hint_of(&core_of(trans, file)?),
+                hint,
             };
             Ok(allocate_some(trans, file, &fill)?..fill.blocks.end)
         })
@@ -393,6 +405,25 @@ fn allocate_in(
     };
     bmap::add(trans, ForkId::data(file.ino), &extent)?;
     Ok(extent)
+}
+
+/// Notes a change of the content, at this time where the times are to change, and of the length if
+/// there is a new one.
+pub(super) fn set_size_at<'t>(
+    trans: &'t mut Trans<'_>,
+    file: InodeId,
+    len_bytes: Option<u64>,
+    now: Option<InodeTimestamp>,
+) -> Result<&'t mut InodeCore> {
+    if let Some(now) = now {
+        return set_size(trans, file, len_bytes, now);
+    }
+    let features = *trans.features();
+    let (core, _) = logged_core_in(trans.edit_inode(file.ino)?, &features, file)?;
+    if let Some(len) = len_bytes {
+        core.size = len.into();
+    }
+    Ok(core)
 }
 
 /// Notes a change of the content, and of the length if there is a new one.

@@ -18,10 +18,10 @@ use super::super::format::inode::{self as layout, InodeCore, InodeTimestamp};
 use super::super::iomap::FileState;
 use super::super::trans::{CommitTicket, Trans};
 use super::super::{Fs, MetaIo};
-use super::core::{InodeId, changed_core_in, core_of};
+use super::core::{InodeId, changed_core_in, core_of, logged_core_in};
 use super::hint::hint_of;
 use super::space::{
-    Change, HoleFill, MOST_EXTENTS, allocate_some, check_len, check_range, set_size,
+    Change, HoleFill, MOST_EXTENTS, allocate_some, check_len, check_range, set_size_at,
 };
 use crate::error::Result;
 
@@ -201,7 +201,8 @@ impl Fs {
     }
 
     /// Notes that a range of a file has data: its blocks become written ones, the file as long as
-    /// that at least, and the time of the change is `now`. The data is on the device, which may
+    /// that at least, and the time of the change is `now`, if it is to be noted: not for data of
+    /// the page cache, which was changed before. The data is on the device, which may
     /// still have it in its write cache. Returns what the file has there now; the ticket is for
     /// [`Fs::force`].
     ///
@@ -213,7 +214,7 @@ impl Fs {
         io: &mut impl MetaIo,
         file: InodeId,
         range: &Range<u64>,
-        now: InodeTimestamp,
+        now: Option<InodeTimestamp>,
     ) -> Result<(FileState, CommitTicket)> {
         check_range(range)?;
         let id = ForkId::data(file.ino);
@@ -237,7 +238,7 @@ impl Fs {
                     return Ok(None);
                 }
                 let len = (range.end > size).then_some(range.end);
-                let core = *set_size(trans, file, len, now)?;
+                let core = *set_size_at(trans, file, len, now)?;
                 let first = blocks.start.min(self.blocks_for(size));
                 self.state_in(trans, file, &core, first..blocks.end)
                     .map(Some)
@@ -258,12 +259,18 @@ impl Fs {
         io: &mut impl MetaIo,
         file: InodeId,
         end_bytes: u64,
-        now: InodeTimestamp,
+        now: Option<InodeTimestamp>,
     ) -> Result<(FileState, CommitTicket)> {
         check_len(end_bytes)?;
         self.transact_on_inode(io, file.ino, |raw, features| {
-            let (core, bigtime) = changed_core_in(raw, features, file, now)?;
-            core.mtime = now.encode(bigtime).into();
+            let core = match now {
+                Some(now) => {
+                    let (core, bigtime) = changed_core_in(raw, features, file, now)?;
+                    core.mtime = now.encode(bigtime).into();
+                    core
+                }
+                None => logged_core_in(raw, features, file)?.0,
+            };
             if core.size.get() < end_bytes {
                 core.size = end_bytes.into();
             }
