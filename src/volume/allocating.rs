@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::core::{IoCore, no_slot};
 use super::file_shared::FileShared;
@@ -17,9 +17,8 @@ use super::noting::note_written;
 use super::ranges::outward;
 use super::shared::VolumeShared;
 use super::space_lock::ExclusiveSpace;
-use super::space_wait::{lock_space, lock_space_in};
+use super::space_wait::{lock_space, lock_space_in, wait_quiet};
 use super::{DmaBuf, File, Io};
-use crate::block::Queue;
 use crate::cache::FileCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::direct::{Ended, OperationToken, Rejected, WrittenData};
@@ -142,6 +141,21 @@ impl Io {
                 volume.inodes.keep_spare(&inode);
                 note_spare_left(&volume, &error);
             }
+        }
+    }
+
+    /// Runs an operation that locks the space of a file itself. Where it finds no space it is
+    /// repeated once, when blocks that files have in reserve were freed.
+    pub(super) fn with_reserves<T>(
+        &mut self,
+        mut operation: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        match operation(self) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.free_all_spare();
+                operation(self)
+            }
+            result => result,
         }
     }
 
@@ -274,15 +288,7 @@ fn trim(volume: &VolumeShared, io: &mut Io, inode: &CoreInode) -> Result<()> {
         frozen: 0..0,
         gone: end.next_multiple_of(block)..u64::MAX,
     });
-    let start = Instant::now();
-    while !inode.is_quiet(number) && start.elapsed() < TRIM_PATIENCE {
-        let progress = io.core.direct.progress(&mut io.core.queue);
-        if io.end_writes() + progress == 0 {
-            io.core.queue.relax();
-            std::thread::yield_now();
-        }
-    }
-    let freed = match inode.is_quiet(number) {
+    let freed = match wait_quiet(io, inode, number, TRIM_PATIENCE) {
         true => volume
             .fs
             .free_spare(&mut io.core, inode.id(), inode.size_bytes()),

@@ -11,7 +11,6 @@ use super::clock::now;
 use super::path::bytes_of;
 use super::{DirEntry, File, Io, Metadata, Timestamp, Volume, walk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::xfs::format::inode::InodeTimestamp;
 use crate::xfs::{Ino, InodeType, InodeUpdate, NewTime};
 
 /// The permission bits of a mode.
@@ -40,10 +39,7 @@ pub enum SetTime {
 fn new_time(time: SetTime) -> Result<NewTime> {
     match time {
         SetTime::Now => Ok(NewTime::Now),
-        SetTime::At(at) if at.nanoseconds < 1_000_000_000 => Ok(NewTime::At(InodeTimestamp {
-            seconds: at.seconds,
-            nanoseconds: at.nanoseconds,
-        })),
+        SetTime::At(at) if at.nanoseconds < 1_000_000_000 => Ok(NewTime::At(at.on_disk())),
         SetTime::At(_) => Err(Error::new(
             ErrorKind::InvalidInput,
             "a time has a second of nanoseconds or more",

@@ -7,9 +7,8 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use marks::shown_as;
-
 use super::Metadata;
+use super::metadata::Timestamp;
 use super::space_lock::SpaceLock;
 use crate::cache::{Cache, ErrorCursor, FileCache};
 use crate::error::Result;
@@ -298,8 +297,8 @@ impl CoreInode {
         self.set_size(before, state.size_bytes);
         now.metadata.len_bytes = state.size_bytes;
         now.metadata.blocks_512 = state.blocks_512;
-        now.metadata.mtime = shown_as(state.mtime);
-        now.metadata.ctime = shown_as(state.ctime);
+        now.metadata.mtime = Timestamp::of(state.mtime);
+        now.metadata.ctime = Timestamp::of(state.ctime);
         Self::show_due(now);
         Ok(value)
     }

@@ -453,7 +453,6 @@ pub(super) fn not_buffered() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Timestamp;
     use super::*;
     use crate::xfs::FileMap;
 
@@ -462,29 +461,7 @@ mod tests {
     }
 
     fn numbered(ino: u64, generation: u32) -> CoreInode {
-        let time = Timestamp::default();
-        let metadata = Metadata {
-            ino,
-            generation,
-            mode: 0o100_644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            project: 0,
-            rdev: 0,
-            len_bytes: 0,
-            blocks_512: 0,
-            block_bytes: 4096,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-            xfs_flags: 0,
-            xfs_flags2: 0,
-            extent_size_bytes: None,
-            has_attributes: false,
-            has_privileges: false,
-        };
+        let metadata = Metadata::of_test(ino, generation);
         CoreInode::new(metadata, FileMap::empty())
     }
 

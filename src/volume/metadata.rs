@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::xfs::format::inode::InodeTimestamp;
 use crate::xfs::{self, Inode};
 
 /// A point in time as XFS keeps it: seconds since 1970 (negative before) and nanoseconds.
@@ -25,6 +26,20 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    pub(super) fn of(at: InodeTimestamp) -> Self {
+        Self {
+            seconds: at.seconds,
+            nanoseconds: at.nanoseconds,
+        }
+    }
+
+    pub(super) fn on_disk(self) -> InodeTimestamp {
+        InodeTimestamp {
+            seconds: self.seconds,
+            nanoseconds: self.nanoseconds,
+        }
+    }
+
     /// The same as the standard library's time; `None` when the host cannot express it.
     pub fn system_time(self) -> Option<SystemTime> {
         let whole = Duration::from_secs(self.seconds.unsigned_abs());
@@ -173,10 +188,6 @@ const PAGE_BYTES: u32 = 4096;
 
 impl Metadata {
     pub(super) fn of(inode: &Inode, block_bytes: u32) -> Self {
-        let time = |at: xfs::format::inode::InodeTimestamp| Timestamp {
-            seconds: at.seconds,
-            nanoseconds: at.nanoseconds,
-        };
         let (major, minor) = inode.rdev;
         Self {
             ino: inode.ino.0,
@@ -190,10 +201,10 @@ impl Metadata {
             len_bytes: inode.size,
             blocks_512: inode.blocks_512,
             block_bytes: block_bytes.max(PAGE_BYTES),
-            atime: time(inode.atime),
-            mtime: time(inode.mtime),
-            ctime: time(inode.ctime),
-            btime: time(inode.btime),
+            atime: Timestamp::of(inode.atime),
+            mtime: Timestamp::of(inode.mtime),
+            ctime: Timestamp::of(inode.ctime),
+            btime: Timestamp::of(inode.btime),
             xfs_flags: inode.flags,
             xfs_flags2: inode.flags2,
             extent_size_bytes: inode
@@ -201,6 +212,33 @@ impl Metadata {
                 .map(|blocks| u64::from(blocks) * u64::from(block_bytes)),
             has_attributes: inode.has_attribute_fork(),
             has_privileges: inode.has_privileges(),
+        }
+    }
+
+    /// Of an ordinary file without content.
+    #[cfg(test)]
+    pub(super) fn of_test(ino: u64, generation: u32) -> Self {
+        Self {
+            ino,
+            generation,
+            mode: 0o100_644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            project: 0,
+            rdev: 0,
+            len_bytes: 0,
+            blocks_512: 0,
+            block_bytes: PAGE_BYTES,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            btime: Timestamp::default(),
+            xfs_flags: 0,
+            xfs_flags2: 0,
+            extent_size_bytes: None,
+            has_attributes: false,
+            has_privileges: false,
         }
     }
 

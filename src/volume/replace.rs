@@ -1,13 +1,11 @@
 //! The whole content of a file replaced at once.
 
 use std::io::Read;
-use std::sync::atomic::Ordering::Relaxed;
 
-use super::clock::now;
 use super::shared::VolumeShared;
 use super::space_lock::ExclusiveSpace;
 use super::space_wait::lock_space;
-use super::{File, Io, cached};
+use super::{File, Io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::{MapChange, MetaIo, StagedContent};
 
@@ -53,13 +51,7 @@ impl File {
 
     fn replace_by(&self, io: &mut Io, len_bytes: u64, content: &mut impl Read) -> Result<()> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
-        let (staged, _one_at_a_time) = match self.stage(io, len_bytes) {
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
-                io.free_all_spare();
-                self.stage(io, len_bytes)?
-            }
-            staged => staged?,
-        };
+        let (staged, _one_at_a_time) = io.with_reserves(|io| self.stage(io, len_bytes))?;
         let written = write_staged(io, &staged, len_bytes, content);
         let replaced = written.and_then(|()| self.exchange(io, &staged));
         let (core, id) = (&mut io.core, inode.id());
@@ -73,9 +65,10 @@ impl File {
                 Ok(())
             }
             Err(error) => {
+                // Of what stays, whatever the failure was.
+                inode.note_spare();
                 let dropped = volume.fs.drop_staged(core, id, &staged);
                 if let Err(left) = dropped.and_then(|()| volume.reread(io, inode)) {
-                    inode.note_spare();
                     note_left(volume, &left);
                 }
                 Err(error)
@@ -87,11 +80,8 @@ impl File {
     fn stage(&self, io: &mut Io, len_bytes: u64) -> Result<(StagedContent, ExclusiveSpace<'_>)> {
         let (volume, inode) = (&self.volume, &self.shared.inode);
         let space = lock_space(io, inode);
-        volume.is_written.store(true, Relaxed);
-        io.remove_privileges(inode)?;
-        volume.note_times(&mut io.core, inode)?;
-        let fs = &volume.fs;
-        match fs.stage_content(&mut io.core, inode.id(), len_bytes) {
+        self.prepare_change(io, Some(len_bytes))?;
+        match volume.fs.stage_content(&mut io.core, inode.id(), len_bytes) {
             Ok(staged) => Ok((staged, space)),
             Err(error) => {
                 // Some may be there that could not be freed again.
@@ -103,42 +93,27 @@ impl File {
 
     /// Makes the new content that of the file. Reads that are in flight go on with the old one.
     fn exchange(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
-        let (volume, inode) = (&self.volume, &self.shared.inode);
-        let all = 0..u64::MAX;
-        cached::clear_pages(io, inode.core(), &all, None)?;
-        let number = inode.begin_change(MapChange {
-            frozen: all.clone(),
+        let all = MapChange {
+            frozen: 0..u64::MAX,
             gone: 0..0,
-        });
-        let quiet = self.await_quiet(io, number);
-        let replaced = quiet.and_then(|()| {
-            let (core, id) = (&mut io.core, inode.id());
-            let ticket = volume.fs.replace_content(core, id, staged, now())?;
-            inode.note_change(ticket);
+        };
+        self.change_locked(io, all, None, |fs, core, id, now| {
+            let ticket = fs.replace_content(core, id, staged, now)?;
+            self.shared.inode.note_change(ticket);
             Ok(())
-        });
-        let reread = volume.reread(io, inode);
-        let settled = cached::settle_pages(inode, &all);
-        match replaced {
-            // The file in core has to be what the filesystem has, or it is told.
-            Ok(()) => reread.and(settled),
-            Err(error) => Err(error),
-        }
+        })
     }
 
     /// Frees the old content, when no operation is at it any more.
     fn free_old(&self, io: &mut Io, staged: &StagedContent) -> Result<()> {
-        let (volume, inode) = (&self.volume, &self.shared.inode);
-        let block = u64::from(volume.block_bytes()).max(1);
-        let end = inode.size_bytes().next_multiple_of(block);
-        let number = inode.begin_change(MapChange {
+        let block = u64::from(self.volume.block_bytes()).max(1);
+        let behind_end = MapChange {
             frozen: 0..0,
-            gone: end..u64::MAX,
-        });
-        let quiet = self.await_quiet(io, number);
-        let freed = quiet.and_then(|()| volume.fs.drop_old(&mut io.core, inode.id(), staged));
-        let reread = volume.reread(io, inode);
-        freed.and(reread)
+            gone: self.shared.inode.size_bytes().next_multiple_of(block)..u64::MAX,
+        };
+        self.change_locked(io, behind_end, None, |fs, core, id, _| {
+            fs.drop_old(core, id, staged)
+        })
     }
 }
 

@@ -8,15 +8,13 @@
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use super::clock::now;
 use super::core::IoCore;
 use super::inodes::CoreInode;
 use super::shared::VolumeShared;
-use super::space_wait::lock_space;
+use super::space_wait::{lock_space, wait_quiet};
 use super::{File, Io, Metadata, cached};
-use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::xfs::format::inode::InodeTimestamp;
 use crate::xfs::{Fs, Ino, InodeId, MapChange};
@@ -162,17 +160,9 @@ impl File {
         affected: impl Fn(u64) -> Affected,
         change: impl Fn(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
     ) -> Result<()> {
-        let mut run = || {
-            self.check_change(io)?;
-            match self.change_blocks(io, &affected, &change) {
-                Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    io.free_all_spare();
-                    self.change_blocks(io, &affected, &change)
-                }
-                other => other,
-            }
-        };
-        run().map_err(|error| self.explain(error, operation, 0))
+        self.check_change(io)
+            .and_then(|()| io.with_reserves(|io| self.change_blocks(io, &affected, &change)))
+            .map_err(|error| self.explain(error, operation, 0))
     }
 
     /// As [`File::change_space`], of an operation that moves blocks: it is not repeated, for some
@@ -200,17 +190,35 @@ impl File {
         affected: impl FnOnce(u64) -> Affected,
         change: impl FnOnce(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
     ) -> Result<()> {
-        let (volume, inode) = (&self.volume, &self.shared.inode);
+        let inode = &self.shared.inode;
         let _one_at_a_time = lock_space(io, inode);
-        volume.is_written.store(true, Relaxed);
-        let block = u64::from(volume.block_bytes()).max(1);
+        let block = u64::from(self.volume.block_bytes()).max(1);
         let affected = affected(inode.size_bytes());
         let new_len = affected.new_len;
-        // Before pages are given up.
+        self.prepare_change(io, new_len)?;
+        self.change_locked(io, affected.in_blocks(block), new_len, change)
+    }
+
+    /// Before the space of the file is changed, and before anything is given up for that: checks
+    /// that it may be, takes privileges away and notes marked times.
+    pub(super) fn prepare_change(&self, io: &mut Io, new_len: Option<u64>) -> Result<()> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
+        volume.is_written.store(true, Relaxed);
         volume.fs.check_change(&mut io.core, inode.id(), new_len)?;
         io.remove_privileges(inode)?;
-        volume.note_times(&mut io.core, inode)?;
-        let map_change = affected.in_blocks(block);
+        volume.note_times(&mut io.core, inode)
+    }
+
+    /// Runs a change of blocks while the space of the file is locked: nothing of what it changes is
+    /// in flight or cached then, and nothing that was read from it before is cached afterwards.
+    pub(super) fn change_locked(
+        &self,
+        io: &mut Io,
+        map_change: MapChange,
+        new_len: Option<u64>,
+        change: impl FnOnce(&Fs, &mut IoCore, InodeId, InodeTimestamp) -> Result<()>,
+    ) -> Result<()> {
+        let (volume, inode) = (&self.volume, &self.shared.inode);
         let frozen = map_change.frozen.clone();
         cached::clear_pages(io, inode.core(), &frozen, new_len)?;
         let number = inode.begin_change(map_change);
@@ -224,21 +232,14 @@ impl File {
 
     /// Waits until nothing is in flight that began before the map was changed.
     pub(super) fn await_quiet(&self, io: &mut Io, number: u64) -> Result<()> {
-        let start = Instant::now();
-        while !self.shared.inode.is_quiet(number) {
-            let progress = io.core.direct.progress(&mut io.core.queue);
-            if io.end_writes() + progress == 0 {
-                io.core.queue.relax();
-                std::thread::yield_now();
-                if start.elapsed() > io.core.patience() {
-                    return Err(Error::new(
-                        ErrorKind::Busy,
-                        "reads or writes of the range are in flight, and do not end",
-                    ));
-                }
-            }
+        let patience = io.core.patience();
+        match wait_quiet(io, &self.shared.inode, number, patience) {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Busy,
+                "reads or writes of the range are in flight, and do not end",
+            )),
         }
-        Ok(())
     }
 }
 

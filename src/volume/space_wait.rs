@@ -46,15 +46,35 @@ pub(super) fn share_space<'i>(io: &mut Io, inode: &'i CoreInode) -> SharedSpace<
     }
 }
 
+/// Waits until no direct operation on a file is in flight that began before a change of this
+/// number, at most so long without progress of the calling thread's own. Whether there is none.
+pub(super) fn wait_quiet(io: &mut Io, inode: &CoreInode, number: u64, patience: Duration) -> bool {
+    let start = Instant::now();
+    while !inode.is_quiet(number) {
+        if !progress_or_yield(io) && start.elapsed() > patience {
+            return false;
+        }
+    }
+    true
+}
+
 fn poll_for<T>(io: &mut Io, mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
         if let Some(guard) = attempt() {
             return guard;
         }
-        let progress = io.core.direct.progress(&mut io.core.queue);
-        if io.end_writes() + progress == 0 {
-            io.core.queue.relax();
-            std::thread::yield_now();
-        }
+        progress_or_yield(io);
     }
+}
+
+/// Goes on with operations of the calling thread; whether there was progress. Otherwise other
+/// threads have the processor.
+fn progress_or_yield(io: &mut Io) -> bool {
+    let progress = io.core.direct.progress(&mut io.core.queue);
+    if io.end_writes() + progress > 0 {
+        return true;
+    }
+    io.core.queue.relax();
+    std::thread::yield_now();
+    false
 }

@@ -113,7 +113,7 @@ impl CoreInode {
         let shown = (state.metadata.mtime, state.metadata.ctime);
         let due = state
             .due
-            .replace(now_after(on_disk(shown.1), state.is_seen));
+            .replace(now_after(shown.1.on_disk(), state.is_seen));
         Self::show_due(state);
         if shown != (state.metadata.mtime, state.metadata.ctime) {
             state.is_seen = false;
@@ -127,9 +127,9 @@ impl CoreInode {
     pub(super) fn show_due(state: &mut CoreState) {
         let Some(due) = state.due else { return };
         let metadata = &mut state.metadata;
-        let shown = (on_disk(metadata.mtime), on_disk(metadata.ctime));
+        let shown = (metadata.mtime.on_disk(), metadata.ctime.on_disk());
         let (mtime, ctime) = times_after(shown, due);
-        (metadata.mtime, metadata.ctime) = (shown_as(mtime), shown_as(ctime));
+        (metadata.mtime, metadata.ctime) = (Timestamp::of(mtime), Timestamp::of(ctime));
     }
 
     /// The times are in a transaction.
@@ -152,8 +152,8 @@ impl CoreInode {
         let Some(due) = state.due else { return Ok(()) };
         let noted = note(due)?;
         self.settle(&mut state);
-        state.metadata.mtime = shown_as(noted.mtime);
-        state.metadata.ctime = shown_as(noted.ctime);
+        state.metadata.mtime = Timestamp::of(noted.mtime);
+        state.metadata.ctime = Timestamp::of(noted.ctime);
         Ok(())
     }
 
@@ -175,20 +175,6 @@ impl CoreInode {
     }
 }
 
-pub(super) fn shown_as(at: InodeTimestamp) -> Timestamp {
-    Timestamp {
-        seconds: at.seconds,
-        nanoseconds: at.nanoseconds,
-    }
-}
-
-fn on_disk(at: Timestamp) -> InodeTimestamp {
-    InodeTimestamp {
-        seconds: at.seconds,
-        nanoseconds: at.nanoseconds,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -203,26 +189,11 @@ mod tests {
 
     fn inode(has_privileges: bool) -> CoreInode {
         let metadata = Metadata {
-            ino: 131,
-            generation: 1,
-            mode: 0o100_644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            project: 0,
-            rdev: 0,
-            len_bytes: 0,
-            blocks_512: 0,
-            block_bytes: 4096,
             atime: OLD,
             mtime: OLD,
             ctime: OLD,
-            btime: OLD,
-            xfs_flags: 0,
-            xfs_flags2: 0,
-            extent_size_bytes: None,
-            has_attributes: false,
             has_privileges,
+            ..Metadata::of_test(131, 1)
         };
         CoreInode::new(metadata, FileMap::empty())
     }
@@ -249,7 +220,7 @@ mod tests {
         let shown = inode.metadata();
         assert_eq!(
             (shown.mtime, shown.ctime),
-            (shown_as(first), shown_as(first))
+            (Timestamp::of(first), Timestamp::of(first))
         );
         assert_eq!(shown.atime, OLD);
         // It keeps its time, unless there is another write.
@@ -265,7 +236,7 @@ mod tests {
         assert!(inode.is_marked());
         // Metadata that was read from the disk does not hide it.
         inode.change_metadata(|metadata| (metadata.mtime, metadata.ctime) = (OLD, OLD));
-        assert_eq!(Some(on_disk(inode.metadata().mtime)), at.get());
+        assert_eq!(Some(inode.metadata().mtime.on_disk()), at.get());
     }
 
     #[test]

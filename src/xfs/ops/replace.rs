@@ -9,7 +9,6 @@
 
 use std::ops::Range;
 
-use super::super::alloc;
 use super::super::bmap::{self, ForkId};
 use super::super::extents::Extent;
 use super::super::format::inode::InodeTimestamp;
@@ -72,17 +71,8 @@ impl Fs {
                 "the file has data too near to the largest offset to be replaced at once",
             ));
         }
-        let free = self.look(io, |trans| Ok(alloc::count_space(trans)?.free))?;
-        if count > free {
-            // Before anything is allocated.
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "no space left on the filesystem: {count} blocks are wanted beside the content \
-                     that there is, {free} are free"
-                ),
-            ));
-        }
+        // Beside the content that there is.
+        self.check_free(io, count)?;
         let mut staged = StagedContent {
             blocks: first..first.saturating_add(count),
             len_bytes,

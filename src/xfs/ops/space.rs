@@ -266,23 +266,22 @@ impl Fs {
         file: InodeId,
         blocks: Range<u64>,
     ) -> Result<()> {
+        let core = self.look(io, |trans| core_of(trans, file))?;
         let wanted = blocks.end.saturating_sub(blocks.start);
-        let (missing, free) = self.look(io, |trans| {
-            let had = core_of(trans, file)?.nblocks.get();
-            let free = alloc::count_space(trans)?.free;
-            Ok((wanted.saturating_sub(had), free))
-        })?;
-        if missing > free {
-            // Before anything is allocated, where it cannot end well.
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "no space left on the filesystem: {missing} blocks are wanted, {free} are free"
-                ),
-            ));
+        self.check_free(io, wanted.saturating_sub(core.nblocks.get()))?;
+        self.fill_unwritten(io, file, blocks, hint_of(&core))
+    }
+
+    /// Checks that so many blocks are free, before any is allocated where it cannot end well.
+    pub(super) fn check_free(&self, io: &mut impl MetaIo, wanted: u64) -> Result<()> {
+        let free = self.look(io, |trans| Ok(alloc::count_space(trans)?.free))?;
+        if wanted <= free {
+            return Ok(());
         }
-        let hint = self.look(io, |trans| Ok(hint_of(&core_of(trans, file)?)))?;
-        self.fill_unwritten(io, file, blocks, hint)
+        Err(Error::new(
+            ErrorKind::NoSpace,
+            format!("no space left on the filesystem: {wanted} blocks are wanted, {free} are free"),
+        ))
     }
 
     /// Allocates unwritten blocks for the holes of a range.
