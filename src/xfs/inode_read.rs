@@ -238,11 +238,14 @@ impl Fs {
             .locate_inode(ino)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there can be no {ino}")))?;
         let chunk = self.find_chunk(io, ino, &place)?;
-        let (cluster_addr, data) = self.read_cluster(io, &place, chunk)?;
         let addr = self
             .geometry()
             .ag_block_addr(place.ag, place.ag_block)
             .saturating_add(place.offset_bytes.into());
+        if let Some(raw) = self.inode_in_memory(ino) {
+            return Inode::parse(self, ino, addr, &raw);
+        }
+        let (cluster_addr, data) = self.read_cluster(io, &place, chunk)?;
         let start = usize::try_from(addr.saturating_sub(cluster_addr)).unwrap_or(usize::MAX);
         let len = usize::try_from(self.geometry().inode_bytes).unwrap_or(usize::MAX);
         let raw = data

@@ -365,6 +365,11 @@ impl Journal {
         self.changes.load(Ordering::Acquire)
     }
 
+    /// The newest bytes of an inode, where they are in memory; what is not whole there is not.
+    pub(super) fn inode_in_memory(&self, ino: Ino) -> Option<Box<[u8]>> {
+        self.state().inode_in_memory(ino)
+    }
+
     /// Replaces bytes that were read from the device by those of buffers that are newer.
     pub(super) fn patch(&self, addr_bytes: u64, bytes: &mut [u8]) {
         let state = self.state();

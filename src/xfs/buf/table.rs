@@ -2,13 +2,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 
 use foldhash::fast::RandomState;
 
 use super::super::format::log_items::CHUNK_BYTES;
 use super::{
     BufKind, ChunkMap, Identity, InodeSlot, OldContent, changed_chunks, inode_core, inode_is_whole,
-    seal,
+    seal, slots,
 };
 
 /// A buffer.
@@ -213,6 +214,15 @@ impl MetaBuffer {
         let mut image = self.bytes.clone();
         seal(&mut image, self.kind, self.lsn.unwrap_or(0), &self.slots);
         image
+    }
+
+    /// The newest content of the inode at a range of a cluster, sealed; `None` as
+    /// [`MetaBuffer::slot_at`].
+    pub(in super::super) fn newest_inode(&self, range: Range<usize>) -> Option<Box<[u8]>> {
+        let slot = self.slot_at(range.start)?;
+        let mut raw: Box<[u8]> = self.bytes.get(range)?.into();
+        slots::seal(&mut raw, std::slice::from_ref(slot));
+        Some(raw)
     }
 
     /// Its image was written in place and is durable; `version` is that of the image.

@@ -104,6 +104,11 @@ impl Fs {
         self.journal()?.look(io, look)
     }
 
+    /// The newest bytes of an inode, where those that transactions change are in memory.
+    pub(in super::super) fn inode_in_memory(&self, ino: Ino) -> Option<Box<[u8]>> {
+        self.journal.as_ref()?.inode_in_memory(ino)
+    }
+
     /// Makes everything that was changed so far durable: the log is forced, and what was written to
     /// the device before is durable with it. Waits for the device.
     ///

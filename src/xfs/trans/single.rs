@@ -62,4 +62,12 @@ impl MetaState {
         let ticket = CommitTicket(self.checkpoint);
         Ok((value, ticket, is_changed.then_some(place)))
     }
+
+    /// The bytes of an inode whose cluster is in memory, sealed.
+    pub(in super::super) fn inode_in_memory(&self, ino: Ino) -> Option<Box<[u8]>> {
+        let (place, range) = place_of_inode(&self.superblock.geometry, ino).ok()?;
+        let buffer = self.buffers.get(place.addr_bytes)?;
+        let is_cluster = buffer.kind == BufKind::Inodes && buffer.bytes.len() == place.len_bytes;
+        is_cluster.then(|| buffer.newest_inode(range)).flatten()
+    }
 }
