@@ -25,7 +25,7 @@ mod slots;
 mod table;
 
 pub(super) use chunks::ChunkMap;
-pub(super) use old::OldContent;
+pub(super) use old::{OldContent, SpareContents};
 pub(super) use slots::InodeSlot;
 pub(super) use table::{Buffers, MetaBuffer};
 

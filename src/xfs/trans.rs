@@ -10,7 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::buf::{self, BufKind, BufPlace, Buffers, Identity, MetaBuffer, OldContent};
+use super::buf::{
+    self, BufKind, BufPlace, Buffers, Identity, MetaBuffer, OldContent, SpareContents,
+};
 use super::format::log_items::CHUNK_BYTES;
 use super::geometry::{Geometry, Ino};
 use super::log::LogItem;
@@ -68,7 +70,8 @@ pub(super) struct MetaState {
     pub(super) free_inodes: u64,
     /// Of the first failed write of the log: nothing is changed or written any more.
     pub(super) shutdown: Option<String>,
-    /// Memory for an inode from before its change.
+    /// Memory for the next transaction: of blocks from before their change, and of an inode.
+    spare: SpareContents,
     old_inode: Vec<u8>,
     /// The inode that was changed last, and where it lies.
     last_inode: Option<(Ino, BufPlace, Range<usize>)>,
@@ -124,6 +127,8 @@ pub(super) struct Trans<'a> {
     state: &'a mut MetaState,
     io: &'a mut dyn MetaIo,
     before: BTreeMap<u64, Before>,
+    /// Memory for the contents in `before`.
+    spare: SpareContents,
     freed: Vec<(u32, Range<u32>)>,
     items: Vec<LogItem>,
     counters: CounterChange,
@@ -155,6 +160,7 @@ impl MetaState {
             inodes: superblock.inodes,
             free_inodes: superblock.free_inodes,
             shutdown: None,
+            spare: SpareContents::default(),
             old_inode: Vec::new(),
             last_inode: None,
             superblock: superblock.clone(),
@@ -215,6 +221,7 @@ impl<'a> Trans<'a> {
     pub(super) fn begin(state: &'a mut MetaState, io: &'a mut dyn MetaIo) -> Result<Self> {
         state.check_running()?;
         Ok(Self {
+            spare: std::mem::take(&mut state.spare),
             state,
             io,
             before: BTreeMap::new(),
@@ -355,7 +362,8 @@ impl<'a> Trans<'a> {
     pub(super) fn edit(&mut self, place: BufPlace, kind: BufKind) -> Result<&mut [u8]> {
         let buffer = buffer_of(self.state, self.io, place, kind)?;
         let before = self.before.entry(place.addr_bytes);
-        let whole = || Before::Content(OldContent::Whole(buffer.bytes.clone()));
+        let spare = &mut self.spare;
+        let whole = || Before::Content(OldContent::Whole(spare.copy(&buffer.bytes)));
         if let Before::Content(content) = before.or_insert_with(whole) {
             content.keep_whole(&buffer.bytes);
         }
@@ -414,7 +422,7 @@ impl<'a> Trans<'a> {
     /// [`ErrorKind::Corrupt`] when it was damaged on disk; those of [`Trans::read`] and
     /// [`Trans::inode_place`].
     pub(super) fn inode(&mut self, ino: Ino) -> Result<&[u8]> {
-        let (place, range) = self.inode_place(ino)?;
+        let (place, range) = self.state.place_of(ino)?;
         let buffer = self.buffer(place, BufKind::Inodes)?;
         check_inode(buffer, ino, place, &range)?;
         let raw = buffer.bytes.get(range);
@@ -426,7 +434,7 @@ impl<'a> Trans<'a> {
     /// # Errors
     /// As [`Trans::inode`].
     pub(super) fn edit_inode(&mut self, ino: Ino) -> Result<&mut [u8]> {
-        let (place, range) = self.inode_place(ino)?;
+        let (place, range) = self.state.place_of(ino)?;
         let buffer = buffer_of(self.state, self.io, place, BufKind::Inodes)?;
         check_inode(buffer, ino, place, &range)?;
         let before = self.before.entry(place.addr_bytes);
@@ -464,6 +472,7 @@ impl<'a> Trans<'a> {
     /// ticket. Returns the buffers that were changed, too.
     pub(super) fn commit(mut self) -> (CommitTicket, Vec<BufPlace>) {
         let state = &mut *self.state;
+        let spare = &mut self.spare;
         let mut changed = Vec::with_capacity(self.before.len());
         for (addr_bytes, before) in std::mem::take(&mut self.before) {
             let content = match before {
@@ -493,7 +502,11 @@ impl<'a> Trans<'a> {
             };
             let counted = if buffer.in_cil { buffer.log_bytes() } else { 0 };
             let is_changed = match content {
-                Some(content) => buffer.note_changes(content),
+                Some(mut content) => {
+                    let is_changed = buffer.note_changes(&mut content);
+                    spare.keep(content);
+                    is_changed
+                }
                 None => {
                     buffer.note_new();
                     true
@@ -568,6 +581,7 @@ fn check_inode(buffer: &MetaBuffer, ino: Ino, place: BufPlace, range: &Range<usi
 impl Drop for Trans<'_> {
     /// Puts back what was there before; after a commit there is nothing to put back.
     fn drop(&mut self) {
+        self.state.spare = std::mem::take(&mut self.spare);
         for (addr, before) in std::mem::take(&mut self.before) {
             match before {
                 Before::Content(content) => {

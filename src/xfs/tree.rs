@@ -263,6 +263,20 @@ pub(super) fn update<T: TreeHandle>(
     path(t, tree).update(&order::<T>(key), record.as_bytes())
 }
 
+/// Replaces a record, which must be there exactly so, by one with any key that no other has.
+///
+/// # Errors
+/// As [`insert`].
+pub(super) fn replace<T: TreeHandle>(
+    t: &mut Trans<'_>,
+    tree: &T,
+    old: &RecordOf<T>,
+    new: &RecordOf<T>,
+    source: &mut dyn BlockSource,
+) -> Result<()> {
+    path(t, tree).replace(old.as_bytes(), new.as_bytes(), source)
+}
+
 /// Makes a fork the root of a btree whose only leaf has these records, at least one. The form of
 /// the fork says so already, and its bytes are zero.
 ///

@@ -6,7 +6,7 @@ use super::super::trans::{Trans, no_space, only_busy};
 use super::agf::read_agf;
 use super::choose::{Choice, GroupWish, choose, choose_exact};
 use super::denial::SpaceDenial;
-use super::freelist::{fix_freelist, least_list_blocks};
+use super::freelist::{FixedList, fix_freelist, least_list_blocks};
 use super::reserve::{Reserve, available, group_reserve};
 use super::rmap::{self, RmapOwner};
 use super::space;
@@ -224,12 +224,15 @@ impl AllocAttempt<'_> {
         let ag = wish.ag;
         let reserve = self.request.reserve;
         // Before the free list of a group is touched that is not used.
-        if group_room(t, ag, wish.least, reserve)?.is_none() || !fix_freelist(t, ag)? {
-            return Ok(None);
-        }
         let Some(room) = group_room(t, ag, wish.least, reserve)? else {
             return Ok(None);
         };
+        let room = match fix_freelist(t, ag)? {
+            FixedList::Unchanged => Some(room),
+            FixedList::Changed => group_room(t, ag, wish.least, reserve)?,
+            FixedList::Short => None,
+        };
+        let Some(room) = room else { return Ok(None) };
         let wish = GroupWish {
             most: wish.most.min(room.blocks),
             ..wish

@@ -25,26 +25,38 @@ pub(super) fn least_list_blocks(t: &Trans<'_>, agf: &Agf) -> u32 {
         .min(list_slots(t.geometry().sector_bytes))
 }
 
-/// Shrinks or fills the free list of a group to what the next operation needs. Returns whether it
-/// has as much; if not, there is no free space left.
-pub(super) fn fix_freelist(t: &mut Trans<'_>, ag: u32) -> Result<bool> {
+/// What became of a free list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FixedList {
+    /// It has what the next operation needs, as before.
+    Unchanged,
+    /// It has, and the free space of the group is another one.
+    Changed,
+    /// It has not: there is no free space left.
+    Short,
+}
+
+/// Shrinks or fills the free list of a group to what the next operation needs.
+pub(super) fn fix_freelist(t: &mut Trans<'_>, ag: u32) -> Result<FixedList> {
     // Each round changes the length by one at least, but for blocks that a btree gives or takes.
     let rounds = list_slots(t.geometry().sector_bytes).saturating_mul(2);
+    let mut fixed = FixedList::Unchanged;
     for _ in 0..rounds {
         let agf = read_agf(t, ag)?;
         let needed = least_list_blocks(t, &agf);
         let missing = needed.saturating_sub(agf.flcount.get());
         if missing > 0 {
             if !fill(t, ag, missing)? {
-                return Ok(false);
+                return Ok(FixedList::Short);
             }
         } else if agf.flcount.get() > needed {
             shrink(t, ag)?;
         } else {
-            return Ok(true);
+            return Ok(fixed);
         }
+        fixed = FixedList::Changed;
     }
-    Ok(true)
+    Ok(fixed)
 }
 
 /// Moves one free extent of at most `missing` blocks to the list; `false` when there is none.

@@ -105,30 +105,28 @@ pub(super) fn take(
         return Err(bad_agf(t, ag, "blocks are taken that are not free"));
     }
     let (by_block, by_length) = (AgTree::<Bnobt>::new(ag), AgTree::<Cntbt>::new(ag));
-    if at_or_before(t, ag, whole.ag_block)? != Some(whole)
-        || at_least(t, ag, whole.blocks, whole.ag_block)? != Some(whole)
-    {
-        let what = "its free space btrees have different extents";
-        return Err(bad_agf(t, ag, what));
-    }
     let source = &mut ListSource::free_space(ag);
     let before = FreeExtent::of_blocks(&(all.start..blocks.start));
     let after = FreeExtent::of_blocks(&(blocks.end..all.end));
-    tree::remove(t, &by_length, whole.size_key(), source)?;
-    for rest in [before, after] {
-        if rest.blocks > 0 {
-            tree::insert(t, &by_length, &rest.record(), source)?;
+    // What stays of the extent, and what becomes another one.
+    let (rest, split_off) = match before.blocks > 0 {
+        true => (before, Some(after).filter(|after| after.blocks > 0)),
+        false => (after, None),
+    };
+    if rest.blocks > 0 {
+        tree::replace(t, &by_length, &whole.record(), &rest.record(), source)?;
+        tree::replace(t, &by_block, &whole.record(), &rest.record(), source)?;
+    } else {
+        if at_or_before(t, ag, whole.ag_block)? != Some(whole) {
+            let what = "its free space btrees have different extents";
+            return Err(bad_agf(t, ag, what));
         }
+        tree::remove(t, &by_length, whole.size_key(), source)?;
+        tree::remove(t, &by_block, whole.ag_block, source)?;
     }
-    match (before.blocks > 0, after.blocks > 0) {
-        (false, false) => tree::remove(t, &by_block, whole.ag_block, source)?,
-        (false, true) => tree::update(t, &by_block, whole.ag_block, &after.record())?,
-        (true, after_stays) => {
-            tree::update(t, &by_block, whole.ag_block, &before.record())?;
-            if after_stays {
-                tree::insert(t, &by_block, &after.record(), source)?;
-            }
-        }
+    if let Some(other) = split_off {
+        tree::insert(t, &by_length, &other.record(), source)?;
+        tree::insert(t, &by_block, &other.record(), source)?;
     }
     let taken = FreeExtent::of_blocks(blocks).blocks;
     change_sums(t, ag, |free| free.checked_sub(taken))

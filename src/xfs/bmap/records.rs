@@ -12,7 +12,8 @@ use super::super::geometry::FsBlock;
 use super::super::trans::Trans;
 use super::super::tree::{self, BlockSource};
 use super::fork::{
-    ForkId, bad_inode, clear, count_blocks, fork_info, put_extents, record_of, set_extents,
+    ForkId, ForkInfo, bad_inode, clear, count_blocks, fork_info, put_extents, record_of,
+    set_extents,
 };
 use crate::error::Result;
 
@@ -64,6 +65,10 @@ fn list<'t>(t: &'t mut Trans<'_>, id: ForkId, range: &Range<usize>) -> Result<&'
 /// The records that a list has, without its free room.
 fn records<'t>(t: &'t mut Trans<'_>, id: ForkId) -> Result<&'t [BmbtRecord]> {
     let info = fork_info(t, id)?;
+    records_of(t, id, &info)
+}
+
+fn records_of<'t>(t: &'t mut Trans<'_>, id: ForkId, info: &ForkInfo) -> Result<&'t [BmbtRecord]> {
     let count = usize::try_from(info.extents).unwrap_or(usize::MAX);
     let all = list(t, id, &info.range)?;
     Ok(all.get(..count).unwrap_or(all))
@@ -71,10 +76,11 @@ fn records<'t>(t: &'t mut Trans<'_>, id: ForkId) -> Result<&'t [BmbtRecord]> {
 
 /// The last extent that begins at a block or before it.
 pub(super) fn at_or_before(t: &mut Trans<'_>, id: ForkId, offset: u64) -> Result<Option<Extent>> {
-    let found = if fork_info(t, id)?.is_btree {
+    let info = fork_info(t, id)?;
+    let found = if info.is_btree {
         tree::find_le(t, &id.tree(), offset)?
     } else {
-        let records = records(t, id)?;
+        let records = records_of(t, id, &info)?;
         let behind = records.partition_point(|record| record.offset_blocks() <= offset);
         let index = behind.checked_sub(1);
         index.and_then(|index| records.get(index)).copied()
@@ -84,10 +90,11 @@ pub(super) fn at_or_before(t: &mut Trans<'_>, id: ForkId, offset: u64) -> Result
 
 /// The first extent that begins behind a block.
 pub(super) fn behind(t: &mut Trans<'_>, id: ForkId, offset: u64) -> Result<Option<Extent>> {
-    let found = if fork_info(t, id)?.is_btree {
+    let info = fork_info(t, id)?;
+    let found = if info.is_btree {
         tree::find_gt(t, &id.tree(), offset)?
     } else {
-        let records = records(t, id)?;
+        let records = records_of(t, id, &info)?;
         let behind = records.partition_point(|record| record.offset_blocks() <= offset);
         records.get(behind).copied()
     };

@@ -12,6 +12,42 @@ pub(in super::super) enum OldContent {
     Inodes(Vec<(usize, Box<[u8]>)>),
 }
 
+impl Default for OldContent {
+    /// That of nothing.
+    fn default() -> Self {
+        Self::Inodes(Vec::new())
+    }
+}
+
+/// Memory of old contents that are not needed any more, for the next ones.
+#[derive(Debug, Default)]
+pub(in super::super) struct SpareContents(Vec<Box<[u8]>>);
+
+impl SpareContents {
+    /// The most that are kept: a transaction changes few blocks.
+    const MOST: usize = 16;
+
+    /// A copy of a content.
+    pub(in super::super) fn copy(&mut self, content: &[u8]) -> Box<[u8]> {
+        match self.0.pop() {
+            Some(mut memory) if memory.len() == content.len() => {
+                memory.copy_from_slice(content);
+                memory
+            }
+            _ => content.into(),
+        }
+    }
+
+    /// Keeps the memory of an old content.
+    pub(in super::super) fn keep(&mut self, old: OldContent) {
+        if let OldContent::Whole(memory) = old
+            && self.0.len() < Self::MOST
+        {
+            self.0.push(memory);
+        }
+    }
+}
+
 impl OldContent {
     /// Keeps a range of the content, which has not been changed yet if it is not kept already.
     pub(in super::super) fn keep(&mut self, content: &[u8], range: Range<usize>) {

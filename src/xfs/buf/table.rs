@@ -100,7 +100,7 @@ impl MetaBuffer {
     /// Compares it with its content before a transaction, and notes what has to be logged. Returns
     /// whether anything has. The old content is kept as the shadow where the last checkpoint is not
     /// in place yet.
-    pub(in super::super) fn note_changes(&mut self, before: OldContent) -> bool {
+    pub(in super::super) fn note_changes(&mut self, before: &mut OldContent) -> bool {
         if before.is_in(&self.bytes) {
             return false;
         }
@@ -118,7 +118,7 @@ impl MetaBuffer {
                 note_slot(slot, &mut self.unlogged_inodes, old, new);
             }
         }
-        self.note_changed(|bytes| before.into_whole(bytes));
+        self.note_changed(|bytes| std::mem::take(before).into_whole(bytes));
         true
     }
 

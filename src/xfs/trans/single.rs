@@ -1,6 +1,8 @@
 //! Transactions that change one inode alone, as each append to a file does: without the bookkeeping
 //! of the others, and without an allocation.
 
+use std::ops::Range;
+
 use super::super::buf::BufKind;
 use super::super::geometry::Ino;
 use super::super::superblock::Features;
@@ -9,6 +11,18 @@ use super::{BufPlace, CommitTicket, MetaState, buffer_of, check_inode, place_of_
 use crate::error::Result;
 
 impl MetaState {
+    /// Where an inode lies; that of the last one is known.
+    pub(super) fn place_of(&mut self, ino: Ino) -> Result<(BufPlace, Range<usize>)> {
+        if let Some((last, place, range)) = &self.last_inode
+            && *last == ino
+        {
+            return Ok((*place, range.clone()));
+        }
+        let (place, range) = place_of_inode(&self.superblock.geometry, ino)?;
+        self.last_inode = Some((ino, place, range.clone()));
+        Ok((place, range))
+    }
+
     /// Changes the bytes of one inode, by `change`. They stay as they are when that fails. The
     /// place is that of the buffer, if it was changed.
     ///
@@ -21,11 +35,7 @@ impl MetaState {
         change: impl FnOnce(&mut [u8], &Features) -> Result<T>,
     ) -> Result<(T, CommitTicket, Option<BufPlace>)> {
         self.check_running()?;
-        let (place, range) = match &self.last_inode {
-            Some((last, place, range)) if *last == ino => (*place, range.clone()),
-            _ => place_of_inode(&self.superblock.geometry, ino)?,
-        };
-        self.last_inode = Some((ino, place, range.clone()));
+        let (place, range) = self.place_of(ino)?;
         let features = self.superblock.features;
         let mut old = std::mem::take(&mut self.old_inode);
         let mut counted = (0, 0);

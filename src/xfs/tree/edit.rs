@@ -61,6 +61,35 @@ impl TreePath<'_, '_> {
         self.update_keys_of(leaf)
     }
 
+    /// Replaces a record, which must be there as it is given, by one with any key that no other
+    /// has.
+    pub(super) fn replace(
+        &mut self,
+        old: &[u8],
+        new: &[u8],
+        source: &mut dyn BlockSource,
+    ) -> Result<()> {
+        let order = self.shape.record_order;
+        let (key, new_key) = (order(old), order(new));
+        self.descend_to(&key)?;
+        let leaf = self.step(0)?;
+        let is_only = self.steps.len() == 1;
+        let (layout, bytes) = self.node(leaf.at, 0)?;
+        let is_it = layout.item(bytes, leaf.index) == Some(old);
+        let stays = new_key == key || layout.fits_at(bytes, leaf.index, &new_key, is_only);
+        if !is_it {
+            return Err(self.bad(leaf.at, "a record is another one than expected"));
+        }
+        if !stays {
+            self.remove(&key, source)?;
+            return self.insert(new, source);
+        }
+        self.change(leaf.at, 0, |layout, bytes| {
+            layout.set_item(bytes, leaf.index, new)
+        })?;
+        self.update_keys_of(leaf)
+    }
+
     fn descend_to(&mut self, key: &KeyOrder) -> Result<()> {
         let is_there = self.descend(key)?;
         match self.steps.first_mut() {
@@ -80,6 +109,11 @@ impl TreePath<'_, '_> {
     fn check_between(&mut self, old: &KeyOrder, new: &KeyOrder) -> Result<()> {
         let order = self.shape.record_order;
         self.descend_to(old)?;
+        let leaf = self.step(0)?;
+        let (layout, bytes) = self.node(leaf.at, 0)?;
+        if layout.fits_at(bytes, leaf.index, new, false) {
+            return Ok(());
+        }
         let before = self.record_before()?.map(order);
         self.descend(old)?;
         let after = self.record_here()?.map(order);

@@ -107,6 +107,25 @@ impl NodeLayout {
         self.level_at.saturating_add(2)
     }
 
+    /// Whether the entry at an index can have this key: it lies between those beside it, which are
+    /// in this node, or, of an only one, are none.
+    pub(super) fn fits_at(
+        &self,
+        bytes: &[u8],
+        index: usize,
+        key: &KeyOrder,
+        is_only: bool,
+    ) -> bool {
+        let behind = index.saturating_add(1);
+        let before = index.checked_sub(1).and_then(|at| self.order(bytes, at));
+        let after = (behind < self.count(bytes)).then(|| self.order(bytes, behind));
+        before.map_or(is_only && index == 0, |before| before < *key)
+            && match after {
+                Some(after) => after.is_some_and(|after| after > *key),
+                None => is_only,
+            }
+    }
+
     /// Entries in it.
     pub(super) fn count(&self, bytes: &[u8]) -> usize {
         Self::field(bytes, self.count_at()).map_or(0, usize::from)

@@ -237,14 +237,14 @@ impl<'t, 'a> TreePath<'t, 'a> {
         mut first: Option<KeyOrder>,
         choose: impl Fn(&NodeLayout, &[u8]) -> usize,
     ) -> Result<()> {
-        let is_root = first.is_none();
-        let mut down = Vec::new();
+        // Only a root without nodes may be empty.
+        let may_be_empty = level == 0 && first.is_none();
+        let above = self.steps.len();
         loop {
             let (layout, bytes) = self.node(at, level)?;
             let has_entries = layout.count(bytes) > 0;
             let fits = first.is_none() || layout.order(bytes, 0) == first;
             let chosen = choose(&layout, bytes);
-            let may_be_empty = level == 0 && is_root && down.is_empty();
             let index = if level == 0 {
                 chosen
             } else {
@@ -257,15 +257,17 @@ impl<'t, 'a> TreePath<'t, 'a> {
             if !fits {
                 return Err(self.bad(at, "its first key is not the one in its parent"));
             }
-            down.push(PathStep { at, index });
+            self.steps.push(PathStep { at, index });
             if level == 0 {
                 break;
             }
             let (child, order) = next.ok_or_else(|| self.bad(at, "too short"))?;
             (at, level, first) = (NodeAt::Block(child), level.saturating_sub(1), Some(order));
         }
-        down.reverse();
-        self.steps.splice(0..0, down);
+        if let Some(down) = self.steps.get_mut(above..) {
+            down.reverse();
+        }
+        self.steps.rotate_left(above);
         Ok(())
     }
 
