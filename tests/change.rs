@@ -325,3 +325,40 @@ fn blocks_are_taken_away_from_readers_and_writers_in_flight() {
     volume.close().unwrap();
     image.assert_clean();
 }
+
+#[test]
+fn projects_are_changed_as_by_chattr() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image();
+    let mount = image.mount("");
+    let path = |name: &str| mount.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("immutable"), b"stays").unwrap();
+    common::run("chattr", &["+i", &path("immutable")]);
+    mount.unmount();
+    let volume = open(&image);
+    let mut io = volume.io().unwrap();
+    volume.set_project(&mut io, "/link", 0x0102_0304).unwrap();
+    volume.set_project(&mut io, "/immutable", 5).unwrap();
+    let file = volume.open_file(&mut io, "/file").unwrap();
+    assert_eq!(file.metadata().project, 0x0102_0304);
+    let error = volume.set_permissions(&mut io, "/immutable", 0o600);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    let mut dir = volume.read_dir(&mut io, "/").unwrap();
+    while let Some(entry) = dir.next_entry(&mut io).unwrap() {
+        if entry.file_name() == "dir" {
+            entry.set_project(&mut io, u32::MAX).unwrap();
+        }
+    }
+    drop((file, dir, io));
+    volume.close().unwrap();
+    image.assert_clean();
+    let mount = image.mount("ro");
+    for (name, project) in [("file", 0x0102_0304), ("immutable", 5), ("dir", u32::MAX)] {
+        let path = mount.path().join(name);
+        let shown = common::run("xfs_io", &["-r", "-c", "lsproj", path.to_str().unwrap()]);
+        assert_eq!(shown.trim(), format!("projid = {project}"), "{name}");
+    }
+    mount.unmount();
+}

@@ -1,4 +1,4 @@
-//! Changes of metadata: permissions, owners, times.
+//! Changes of metadata: permissions, owners, projects, times.
 //!
 //! A change is in memory when the call returns, and every later call of the volume sees it. It is
 //! durable after [`Volume::sync`], or a sync of any file of the volume; when the process ends
@@ -77,6 +77,13 @@ fn owner(uid: Option<u32>, gid: Option<u32>) -> Result<InodeUpdate> {
     })
 }
 
+fn project(project: u32) -> Result<InodeUpdate> {
+    Ok(InodeUpdate {
+        project: Some(project),
+        ..InodeUpdate::default()
+    })
+}
+
 fn times(accessed: Option<SetTime>, modified: Option<SetTime>) -> Result<InodeUpdate> {
     Ok(InodeUpdate {
         accessed: accessed.map(new_time).transpose()?,
@@ -141,6 +148,17 @@ impl Volume {
     ) -> Result<()> {
         let update = owner(uid, gid);
         self.change(io, path.as_ref(), false, update, "change owner")
+    }
+
+    /// Changes the project of the file at a path, which quotas count by. Symbolic links are
+    /// followed. As the ioctl FS_IOC_FSSETXATTR by root, with no other change; `chattr -p`.
+    ///
+    /// # Errors
+    /// As [`Volume::set_permissions`], but for access control lists and for immutable and
+    /// append-only files.
+    pub fn set_project(&self, io: &mut Io, path: impl AsRef<Path>, number: u32) -> Result<()> {
+        let update = project(number);
+        self.change(io, path.as_ref(), true, update, "change project")
     }
 
     /// Changes the times of the last access and of the last change of the content of the file at a
@@ -237,6 +255,14 @@ impl DirEntry {
         self.change(io, owner(uid, gid), "change owner")
     }
 
+    /// As [`Volume::set_project`]; a symbolic link is not followed, and can have a project, too.
+    ///
+    /// # Errors
+    /// As [`Volume::set_project`].
+    pub fn set_project(&self, io: &mut Io, number: u32) -> Result<()> {
+        self.change(io, project(number), "change project")
+    }
+
     /// As [`Volume::set_times`]; a symbolic link is not followed.
     ///
     /// # Errors
@@ -287,6 +313,14 @@ impl File {
     /// As [`Volume::set_owner`].
     pub fn set_owner(&self, io: &mut Io, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         self.change(io, owner(uid, gid), "change owner")
+    }
+
+    /// As [`Volume::set_project`], of the open file.
+    ///
+    /// # Errors
+    /// As [`Volume::set_project`].
+    pub fn set_project(&self, io: &mut Io, number: u32) -> Result<()> {
+        self.change(io, project(number), "change project")
     }
 
     /// As [`Volume::set_times`], of the open file.

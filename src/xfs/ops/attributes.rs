@@ -86,9 +86,16 @@ impl Fs {
                 modified: Some(NewTime::Now),
                 ..InodeUpdate::default()
             };
-        match only_touched {
-            true => check_flags(inode.flags, &[layout::FLAG_IMMUTABLE])?,
-            false => check_flags(inode.flags, &PROTECTED)?,
+        // As FS_IOC_FSSETXATTR, which these flags themselves are changed with.
+        let only_project = *update
+            == InodeUpdate {
+                project: update.project,
+                ..InodeUpdate::default()
+            };
+        match (only_project, only_touched) {
+            (true, _) => {}
+            (_, true) => check_flags(inode.flags, &[layout::FLAG_IMMUTABLE])?,
+            (_, false) => check_flags(inode.flags, &PROTECTED)?,
         }
         let unsupported = |what: &str| Err(Error::new(ErrorKind::Unsupported, what.to_owned()));
         if update.permissions.is_some()
