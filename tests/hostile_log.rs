@@ -1,7 +1,9 @@
-//! Dirty logs with broken records whose checksums are right: replaying them is an error or works,
-//! in bounded time, without a panic, and an error leaves the disk as it was.
+//! Dirty logs with broken records, and metadata with broken fields, whose checksums are right:
+//! replaying them is an error or works, in bounded time, without a panic; an error leaves the disk
+//! as it was, and the data of files is not written to. What a replay leaves can be changed, by
+//! operations that work or fail, and the checker judges what it is then.
 //!
-//! `XTENT_RUNS` (400) logs are broken, from `XTENT_SEED`. A failure prints the seed of its log.
+//! `XTENT_RUNS` (400) disks are broken, from `XTENT_SEED`. A failure prints the seed of its disk.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,17 +12,22 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use common::changed::ChangedImage;
 use common::image::Image;
+use common::structures::{Structure, change, structures};
 use common::{kernel_is_here, number, run};
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use xtent::ErrorKind;
+use xtent::internals::xfs::check::check;
 use xtent::internals::xfs::dir::DirCursor;
-use xtent::internals::xfs::{Fs, FsOptions, Ino, InodeType, MetaIo, Recovery};
+use xtent::internals::xfs::format::inode::InodeTimestamp;
+use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::{Fs, FsOptions, Ino, InodeId, InodeType, MetaIo, Recovery};
 
 const BB: usize = 512;
 /// Processor time of one replay and a walk.
@@ -32,6 +39,8 @@ const REPLAY_BYTES: u64 = 64 << 20;
 struct Disk<'a> {
     image: ChangedImage<'a>,
     writes: u32,
+    /// Sectors that must not be written.
+    data: Option<&'a BTreeSet<u64>>,
 }
 
 impl MetaIo for Disk<'_> {
@@ -40,6 +49,9 @@ impl MetaIo for Disk<'_> {
     }
 
     fn write_at(&mut self, addr: u64, buf: &[u8]) -> xtent::Result<()> {
+        let sectors = addr / BB as u64..(addr + buf.len() as u64) / BB as u64;
+        let data = self.data.and_then(|data| data.range(sectors).next());
+        assert_eq!(data, None, "a write to the data of a file at {addr}");
         self.image.write(addr, buf, |_, _| {});
         self.writes += 1;
         Ok(())
@@ -66,6 +78,10 @@ struct Record {
 struct Subject {
     base: Vec<u8>,
     records: Vec<Record>,
+    /// Metadata in place, by kind.
+    structures: Vec<Vec<Structure>>,
+    /// Sectors with data of files, when the log is replayed.
+    data: BTreeSet<u64>,
 }
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
@@ -131,7 +147,27 @@ impl Subject {
             addr += BB;
         }
         assert!(records.len() > 5, "{} records", records.len());
-        Self { base, records }
+        let structures = structures(&base, &fs).into_values().collect();
+        Self {
+            data: data_sectors(&base),
+            base,
+            records,
+            structures,
+        }
+    }
+
+    /// Breaks a field of metadata and makes its checksum right.
+    fn break_structure(&self, disk: &mut Disk<'_>, rng: &mut SmallRng) {
+        let structure = self.structures.choose(rng).unwrap().choose(rng).unwrap();
+        let first = structure.addr / BB as u64 * BB as u64;
+        let into = usize::try_from(structure.addr - first).unwrap();
+        let mut raw = vec![0; (into + structure.len).next_multiple_of(BB)];
+        disk.read_at(first, &mut raw).unwrap();
+        let bytes = &mut raw[into..into + structure.len];
+        change(bytes, rng);
+        set_checksum(bytes, structure.crc);
+        disk.write_at(first, &raw).unwrap();
+        disk.writes = 0;
     }
 
     /// Breaks a record and makes its checksum right.
@@ -171,17 +207,23 @@ impl Subject {
         disk.writes = 0;
     }
 
-    /// One broken log. What opening it came to.
-    fn attempt(&self, seed: u64) -> Result<(), ErrorKind> {
+    /// One broken disk. What opening it came to, and whether it was consistent at the end.
+    fn attempt(&self, seed: u64) -> Result<&'static str, ErrorKind> {
         let what = format!("XTENT_RUNS=1 XTENT_SEED={seed}");
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut disk = Disk::new(&self.base);
+        let kind = rng.random_range(0..3);
         for _ in 0..rng.random_range(1..3) {
-            self.break_record(&mut disk, &mut rng);
+            if kind != 0 {
+                self.break_record(&mut disk, &mut rng);
+            }
+            if kind != 1 {
+                self.break_structure(&mut disk, &mut rng);
+            }
         }
         let broken = disk.image.changed.clone();
         let start = cpu_nanoseconds();
-        let mut end = Ok(());
+        let mut end = Ok("opened");
         let ways = [
             (Recovery::InMemory, false),
             (Recovery::OnDevice, false),
@@ -197,8 +239,16 @@ impl Subject {
                 replay_bytes: REPLAY_BYTES,
                 ..FsOptions::default()
             };
-            match Fs::open_with(&mut disk, &options) {
-                Ok(fs) => walk(&fs, &mut disk),
+            disk.data = Some(&self.data);
+            let opened = Fs::open_with(&mut disk, &options);
+            disk.data = None;
+            match opened {
+                Ok(fs) => {
+                    let files = walk(&fs, &mut disk);
+                    if writable && fs.write_refusal().is_none() {
+                        end = Ok(change_files(&fs, &mut disk, &files, &mut rng));
+                    }
+                }
                 Err(error) => {
                     let expected = [
                         ErrorKind::Corrupt,
@@ -225,14 +275,73 @@ impl<'a> Disk<'a> {
         Self {
             image: ChangedImage::new(base),
             writes: 0,
+            data: None,
         }
     }
 }
 
-/// Reads all names and inodes that can be read.
-fn walk(fs: &Fs, disk: &mut Disk<'_>) {
+/// The sectors that files have when the log is replayed.
+fn data_sectors(base: &[u8]) -> BTreeSet<u64> {
+    let mut disk = Disk::new(base);
+    let options = FsOptions {
+        recovery: Recovery::InMemory,
+        ..FsOptions::default()
+    };
+    let fs = Fs::open_with(&mut disk, &options).unwrap();
+    let mut sectors = BTreeSet::new();
+    for id in walk(&fs, &mut disk) {
+        let inode = fs.read_inode(&mut disk, id.ino).unwrap();
+        for extent in fs.extents(&mut disk, &inode).unwrap().as_slice() {
+            let geometry = fs.geometry();
+            let start = geometry.block_addr(extent.start_block) / BB as u64;
+            sectors.extend(start..start + geometry.bytes(extent.blocks) / BB as u64);
+        }
+    }
+    sectors
+}
+
+/// Changes files in ways that need all btrees, ends as unmounting does, and has the result checked.
+fn change_files(
+    fs: &Fs,
+    disk: &mut Disk<'_>,
+    files: &[InodeId],
+    rng: &mut SmallRng,
+) -> &'static str {
+    let now = InodeTimestamp {
+        seconds: 1_800_000_000,
+        nanoseconds: 1,
+    };
+    let mut failed = false;
+    for _ in 0..30 {
+        let Some(file) = files.choose(rng).copied() else {
+            break;
+        };
+        let start = rng.random_range(0..200_000);
+        let range = start..start + rng.random_range(1..100_000);
+        let done = match rng.random_range(0..5) {
+            0 => fs.set_len(disk, file, start, now),
+            1 => fs.allocate_range(disk, file, range, rng.random(), now),
+            2 => fs.punch_hole(disk, file, range, now),
+            3 => fs.zero_range(disk, file, range, rng.random(), now),
+            _ => fs.sync(disk),
+        };
+        failed |= done.is_err();
+    }
+    failed |= fs.clean_log(disk).is_err();
+    let checked = check(disk);
+    let is_clean = checked.is_ok_and(|report| report.findings.is_empty());
+    match (failed, is_clean) {
+        (_, true) => "consistent",
+        (true, false) => "an error, and findings",
+        (false, false) => "findings",
+    }
+}
+
+/// Reads all names and inodes that can be read. The regular files among them.
+fn walk(fs: &Fs, disk: &mut Disk<'_>) -> Vec<InodeId> {
+    let mut files = Vec::new();
     let mut stack = vec![fs.root()];
-    let mut seen = std::collections::BTreeSet::<Ino>::new();
+    let mut seen = BTreeSet::<Ino>::new();
     while let Some(ino) = stack.pop() {
         if !seen.insert(ino) {
             continue;
@@ -240,6 +349,9 @@ fn walk(fs: &Fs, disk: &mut Disk<'_>) {
         let Ok(inode) = fs.read_inode(disk, ino) else {
             continue;
         };
+        if inode.file_type == InodeType::Regular {
+            files.push(InodeId::of(&inode));
+        }
         if inode.file_type != InodeType::Directory {
             continue;
         }
@@ -248,6 +360,7 @@ fn walk(fs: &Fs, disk: &mut Disk<'_>) {
             stack.push(entry.ino);
         }
     }
+    files
 }
 
 /// Time this thread spent on a processor.

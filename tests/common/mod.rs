@@ -31,6 +31,7 @@ pub mod served;
 pub mod space;
 pub mod space_disk;
 pub mod space_op;
+pub mod structures;
 pub mod sys;
 
 use std::process::Command;
