@@ -362,3 +362,54 @@ fn projects_are_changed_as_by_chattr() {
     }
     mount.unmount();
 }
+
+#[test]
+fn space_and_inodes_are_those_that_the_kernel_counts() {
+    if !kernel_is_here() {
+        return;
+    }
+    let kinds: [&[&str]; 3] = [
+        &["-m", "rmapbt=1,reflink=1"],
+        &[
+            "-b",
+            "size=1024",
+            "-m",
+            "rmapbt=0,reflink=0",
+            "-i",
+            "maxpct=1",
+        ],
+        &["-d", "agcount=2", "-m", "reflink=1", "-i", "size=1024"],
+    ];
+    for args in kinds {
+        let image = Image::make(320 << 20, 512, args);
+        let mount = image.mount("");
+        fs::write(mount.path().join("file"), random_bytes(1, 100_000)).unwrap();
+        mount.unmount();
+        let volume = open(&image);
+        let mut io = volume.io().unwrap();
+        let file = OpenOptions::new().read(true).write(true);
+        let file = file.open(&volume, &mut io, "/file").unwrap();
+        let before = volume.statfs(&mut io).unwrap();
+        file.allocate(&mut io, 0..50 << 20, true).unwrap();
+        let after = volume.statfs(&mut io).unwrap();
+        let taken = (before.free_blocks - after.free_blocks) * u64::from(after.block_bytes);
+        assert!((49 << 20..52 << 20).contains(&taken), "{taken} {args:?}");
+        // What it says while the volume is open the kernel says after its end.
+        drop((file, io));
+        let mut io = volume.io().unwrap();
+        let last = volume.statfs(&mut io).unwrap();
+        drop(io);
+        volume.close().unwrap();
+        let mount = image.mount("");
+        let kernel = common::sys::statvfs(mount.path()).unwrap();
+        mount.unmount();
+        let found = [last.blocks, last.free_blocks, last.inodes, last.free_inodes];
+        let shown = [
+            kernel.f_blocks,
+            kernel.f_bfree,
+            kernel.f_files,
+            kernel.f_ffree,
+        ];
+        assert_eq!(found, shown, "{args:?}");
+    }
+}

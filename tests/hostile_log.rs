@@ -41,6 +41,8 @@ struct Disk<'a> {
     writes: u32,
     /// Sectors that must not be written.
     data: Option<&'a BTreeSet<u64>>,
+    /// One of them that was.
+    overwritten: Option<u64>,
 }
 
 impl MetaIo for Disk<'_> {
@@ -51,7 +53,7 @@ impl MetaIo for Disk<'_> {
     fn write_at(&mut self, addr: u64, buf: &[u8]) -> xtent::Result<()> {
         let sectors = addr / BB as u64..(addr + buf.len() as u64) / BB as u64;
         let data = self.data.and_then(|data| data.range(sectors).next());
-        assert_eq!(data, None, "a write to the data of a file at {addr}");
+        self.overwritten = self.overwritten.or(data.copied());
         self.image.write(addr, buf, |_, _| {});
         self.writes += 1;
         Ok(())
@@ -242,6 +244,8 @@ impl Subject {
             disk.data = Some(&self.data);
             let opened = Fs::open_with(&mut disk, &options);
             disk.data = None;
+            let overwritten = disk.overwritten;
+            assert_eq!(overwritten, None, "{what}: data of a file was written to");
             match opened {
                 Ok(fs) => {
                     let files = walk(&fs, &mut disk);
@@ -276,6 +280,7 @@ impl<'a> Disk<'a> {
             image: ChangedImage::new(base),
             writes: 0,
             data: None,
+            overwritten: None,
         }
     }
 }

@@ -4,7 +4,6 @@ use std::io::Write;
 
 use clap::Args;
 use serde_json::json;
-use xtent::volume::FilesystemInfo;
 
 use super::TargetArg;
 use super::failure::Failure;
@@ -33,9 +32,6 @@ pub(super) struct DfArgs {
     help: Option<bool>,
 }
 
-/// Blocks of each allocation group that the kernel never gives to files (`xfs_alloc_set_aside`).
-const SET_ASIDE_BLOCKS: u64 = 8;
-
 struct DfUsage {
     total: u64,
     used: u64,
@@ -60,37 +56,14 @@ impl DfUsage {
     }
 }
 
-/// Blocks, and inodes: those that exist, and those that the free blocks have room for
-/// (`xfs_fs_statfs`).
-fn usage(info: &FilesystemInfo) -> (DfUsage, DfUsage) {
-    let free = free_blocks(info);
-    let blocks = info.blocks.saturating_sub(info.log_blocks.into());
-    let per_block = u64::from(info.block_bytes / info.inode_bytes.max(1));
-    let more = free.saturating_mul(per_block);
-    let all = info.inodes.saturating_add(more);
-    let most = info.most_inodes.max(info.inodes);
-    let total = if info.most_inodes == 0 {
-        all
-    } else {
-        all.min(most)
-    };
-    let used = info.inodes.saturating_sub(info.free_inodes);
-    let inodes = DfUsage::of(total, total.saturating_sub(used));
-    (DfUsage::of(blocks, free), inodes)
-}
-
-/// Blocks that files can have.
-pub(super) fn free_blocks(info: &FilesystemInfo) -> u64 {
-    let set_aside = SET_ASIDE_BLOCKS * u64::from(info.ag_count);
-    info.free_blocks.saturating_sub(set_aside)
-}
-
 pub(super) fn run(args: &DfArgs) -> Result<(), Failure> {
     let volume = args.target.open_to_read()?;
     let info = volume.info();
     let filesystem = &info.filesystem;
     let block = u64::from(filesystem.block_bytes);
-    let (blocks, inodes) = usage(filesystem);
+    let now = volume.statfs(&mut volume.io()?)?;
+    let blocks = DfUsage::of(now.blocks, now.free_blocks);
+    let inodes = DfUsage::of(now.inodes, now.free_inodes);
     let mut out = super::output::text_stdout()?;
     if args.json {
         let bytes = |count: u64| count.saturating_mul(block);

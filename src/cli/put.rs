@@ -236,8 +236,8 @@ fn check_room(
             "{len_bytes} bytes at {offset} end behind the largest possible file"
         ));
     };
-    let filesystem = &volume.info().filesystem;
-    let block = u64::from(filesystem.block_bytes.max(1));
+    let now = volume.statfs(io)?;
+    let block = u64::from(now.block_bytes.max(1));
     let (mut covered, mut missing, mut unwritten) = (offset / block * block, 0, false);
     for extent in file.fiemap(io, offset, len_bytes)? {
         if extent.flags.contains(FiemapFlags::SHARED) {
@@ -251,7 +251,7 @@ fn check_room(
         covered = covered.max(extent.logical_bytes.saturating_add(extent.length_bytes));
     }
     missing += end.saturating_sub(covered);
-    let free = super::df::free_blocks(filesystem).saturating_mul(block);
+    let free = now.free_blocks.saturating_mul(block);
     if missing > free {
         return Err(Error::new(
             ErrorKind::NoSpace,

@@ -58,6 +58,23 @@ pub struct FilesystemInfo {
     pub read_only_reason: Option<String>,
 }
 
+/// Space and inodes of a filesystem at one time, as statvfs(3) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Statfs {
+    /// Bytes in a block.
+    pub block_bytes: u32,
+    /// Blocks of the filesystem, without the log.
+    pub blocks: u64,
+    /// Blocks that files can have.
+    pub free_blocks: u64,
+    /// Inodes that exist, and those that the free blocks have room for.
+    pub inodes: u64,
+    /// Inodes that are not in use.
+    pub free_inodes: u64,
+}
+
 impl FilesystemInfo {
     pub(super) fn of(fs: &Fs, read_only: Option<&str>) -> Self {
         let info = fs.info();

@@ -72,7 +72,7 @@ pub use cached::{Advice, RwFlags};
 pub use change::SetTime;
 pub use dir::{DirEntries, DirEntry, ReadDir};
 pub use handles::{File, Io, Volume};
-pub use info::{FilesystemInfo, VolumeInfo};
+pub use info::{FilesystemInfo, Statfs, VolumeInfo};
 pub use io::{Done, SubmitError, SubmitReason};
 pub use metadata::{FileType, Metadata, Timestamp};
 pub use options::{MountOptions, OpenOptions};

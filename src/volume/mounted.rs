@@ -10,8 +10,8 @@ use super::inodes::Inodes;
 use super::path::{bytes_of, path_from};
 use super::shared::VolumeShared;
 use super::{
-    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, Volume,
-    VolumeInfo, cached, walk,
+    CacheStats, File, FilesystemInfo, Io, Metadata, MountOptions, OpenOptions, ReadDir, Statfs,
+    Volume, VolumeInfo, cached, walk,
 };
 use crate::block::Queue;
 use crate::error::{Error, ErrorKind, Result};
@@ -266,6 +266,39 @@ impl Volume {
             target: self.shared.target.info.clone(),
             filesystem: FilesystemInfo::of(&self.shared.fs, self.shared.read_only),
         }
+    }
+
+    /// Blocks and inodes as they are now: the kernel's statfs(2), also while files grow. Of a
+    /// volume whose metadata may not be changed they are those that the disk tells, and what the
+    /// kernel withholds for its own metadata counts as free. Waits for metadata.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) when the header of an allocation group is
+    /// wrong; the device's.
+    ///
+    /// ```no_run
+    /// # use xtent::volume::Volume;
+    /// # fn main() -> xtent::Result<()> {
+    /// # let volume = Volume::open("image:disk.img")?;
+    /// # let mut io = volume.io()?;
+    /// let now = volume.statfs(&mut io)?;
+    /// println!("{} of {} blocks are free", now.free_blocks, now.blocks);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn statfs(&self, io: &mut Io) -> Result<Statfs> {
+        let shared = &self.shared;
+        let usage = io
+            .check_volume(shared)
+            .and_then(|()| shared.fs.usage(&mut io.core))
+            .map_err(|error| shared.explain(error, "statfs", b"/"))?;
+        Ok(Statfs {
+            block_bytes: shared.block_bytes(),
+            blocks: usage.blocks,
+            free_blocks: usage.free_blocks,
+            inodes: usage.inodes,
+            free_inodes: usage.free_inodes,
+        })
     }
 
     /// Page cache counters. Threads count hits and misses for themselves and add them up now and

@@ -39,7 +39,7 @@ pub(super) use deferred::{
 pub use denial::SpaceDenial;
 use freelist::fix_freelist;
 use release::release;
-pub(super) use reserve::{Reserve, SpaceCount, count_space};
+pub(super) use reserve::{Reserve, SET_ASIDE, SpaceCount, count_space};
 pub(super) use rmap::RmapOwner;
 pub(super) use space_source::SpaceSource;
 

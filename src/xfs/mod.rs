@@ -77,7 +77,7 @@ pub use log::{
     BuiltCheckpoint, BuiltRecord, InodeChange, LogItem, LogState, LogWrite, LogWriter, NewInodes,
     Recovery,
 };
-pub use ops::{InodeId, InodeUpdate, NewTime, StagedContent, times_after};
+pub use ops::{FsUsage, InodeId, InodeUpdate, NewTime, StagedContent, times_after};
 pub use superblock::Features;
 pub use trans::CommitTicket;
 

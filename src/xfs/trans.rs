@@ -284,6 +284,17 @@ impl<'a> Trans<'a> {
         *counter = counter.saturating_add(blocks);
     }
 
+    /// Allocated inodes as this transaction sees them, and free ones among them.
+    pub(super) fn inode_counts(&self) -> (u64, u64) {
+        let (state, counters) = (&self.state, &self.counters);
+        (
+            state.inodes.saturating_add_signed(counters.inodes),
+            state
+                .free_inodes
+                .saturating_add_signed(counters.free_inodes),
+        )
+    }
+
     /// Free blocks of the filesystem as this transaction sees them.
     pub(super) fn free_blocks(&self) -> u64 {
         self.state

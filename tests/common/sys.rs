@@ -177,13 +177,18 @@ pub fn sync_filesystem(file: &File) -> Result<()> {
 
 /// What a filesystem has room for, in bytes.
 pub fn free_bytes(path: &Path) -> Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+/// The numbers of a mounted filesystem.
+pub fn statvfs(path: &Path) -> Result<libc::statvfs> {
     let path = c_path(path);
     let mut found = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: the path is NUL-terminated and `found` is what the call fills in.
     check(unsafe { libc::statvfs(path.as_ptr(), found.as_mut_ptr()) })?;
     // SAFETY: of integers only, which were zero before the call.
-    let found = unsafe { found.assume_init() };
-    Ok(found.f_bavail * found.f_frsize)
+    Ok(unsafe { found.assume_init() })
 }
 
 /// `XFS_IOC_GOINGDOWN`, `_IOR('X', 125, u32)`.

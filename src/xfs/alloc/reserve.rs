@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Blocks of each group that are withheld for the free list and the first splits of the free space
 /// btrees: `XFS_ALLOC_AGFL_RESERVE` + 4.
-const SET_ASIDE: u64 = 8;
+pub(in super::super) const SET_ASIDE: u64 = 8;
 /// Most blocks of the pool for conversions and truncates.
 const MOST_POOL_BLOCKS: u64 = 8192;
 

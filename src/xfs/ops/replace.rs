@@ -87,7 +87,8 @@ impl Fs {
                 Ok(staged)
             }
             Err(error) => {
-                self.drop_staged(io, file, &staged)?;
+                // What cannot be freed stays behind the end, as the file's reserve.
+                drop(self.drop_staged(io, file, &staged));
                 Err(error)
             }
         }
