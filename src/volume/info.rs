@@ -59,6 +59,17 @@ pub struct FilesystemInfo {
 }
 
 /// Space and inodes of a filesystem at one time, as statvfs(3) has them.
+///
+/// ```no_run
+/// # use xtent::volume::Volume;
+/// # fn main() -> xtent::Result<()> {
+/// # let volume = Volume::open("image:disk.img")?;
+/// # let mut io = volume.io()?;
+/// let now = volume.statfs(&mut io)?;
+/// println!("{} bytes are free", now.free_blocks * u64::from(now.block_bytes));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
