@@ -103,6 +103,15 @@ pub(super) fn free_parts(
     Ok(parts)
 }
 
+/// Whether any block of an extent has several owners.
+///
+/// # Errors
+/// As [`free`].
+pub(super) fn is_any_shared(t: &mut Trans<'_>, start: FsBlock, blocks: u32) -> Result<bool> {
+    let (ag, range) = blocks_in_group(t, start, blocks)?;
+    refcount::is_any_shared(t, ag, &range)
+}
+
 /// The last blocks of an extent of a file that one transaction can free: their refcounts are in
 /// at most `most` records. All of them where no blocks are shared.
 ///

@@ -17,6 +17,7 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod deleted;
+mod exchange;
 mod inodes;
 mod intents;
 

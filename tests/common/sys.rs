@@ -56,6 +56,40 @@ pub fn clone_file(from: &File, to: &File) -> Result<()> {
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) })
 }
 
+/// Exchanges `length` bytes of two files at these offsets, as XFS_IOC_EXCHANGE_RANGE. What is not
+/// written in the first one is left out, if `only_written`.
+pub fn exchange_range(
+    files: [&File; 2],
+    offsets: [u64; 2],
+    length: u64,
+    only_written: bool,
+) -> Result<()> {
+    /// `XFS_EXCHANGE_RANGE_FILE1_WRITTEN`.
+    const FILE1_WRITTEN: u64 = 1 << 3;
+    /// As `struct xfs_exchange_range`.
+    #[repr(C)]
+    struct ExchangeRange {
+        file1_fd: i32,
+        pad: u32,
+        file1_offset: u64,
+        file2_offset: u64,
+        length: u64,
+        flags: u64,
+    }
+    /// `_IOW('X', 129, struct xfs_exchange_range)`.
+    const EXCHANGE_RANGE: libc::Ioctl = 0x4028_5881_u32 as libc::Ioctl;
+    let range = ExchangeRange {
+        file1_fd: files[0].as_raw_fd(),
+        pad: 0,
+        file1_offset: offsets[0],
+        file2_offset: offsets[1],
+        length,
+        flags: if only_written { FILE1_WRITTEN } else { 0 },
+    };
+    // SAFETY: both descriptors are open, and the structure is the one that the call reads.
+    check(unsafe { libc::ioctl(files[1].as_raw_fd(), EXCHANGE_RANGE, &raw const range) })
+}
+
 /// A fifo, socket or device node: `mode` with its `S_IFMT` bits.
 pub fn make_node(path: &Path, mode: u32, major: u32, minor: u32) -> Result<()> {
     let path = c_path(path);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -21,10 +22,10 @@ use super::{compare, disk_form, disk_of};
 /// A disk whose log is written by hand.
 pub(crate) struct Handmade {
     pub(crate) image: Image,
-    disk: ImageDisk,
-    fs: Fs,
-    rng: SmallRng,
-    items: Vec<LogItem>,
+    pub(super) disk: ImageDisk,
+    pub(super) fs: Fs,
+    pub(super) rng: SmallRng,
+    pub(super) items: Vec<LogItem>,
     rmapbt: bool,
 }
 
@@ -52,12 +53,20 @@ fn mapping(owner: u64, extent: &Extent, change: u32, unwritten: u32) -> LoggedMa
 }
 
 impl Handmade {
-    fn new(rng: SmallRng, rmapbt: bool, is_small: bool) -> Self {
+    /// `prepare` gets the new image, and `fill` the root of the mounted filesystem.
+    pub(super) fn new(
+        rng: SmallRng,
+        rmapbt: bool,
+        is_small: bool,
+        prepare: impl FnOnce(&Image),
+        fill: impl FnOnce(&Path, &mut SmallRng),
+    ) -> Self {
         let mut rng = rng;
         let features = format!("rmapbt={},reflink=1", u8::from(rmapbt));
         let (sector_bytes, log, block) = disk_form(&mut rng, is_small);
         let args = ["-d", "agcount=2", "-l", &log, "-b", block, "-m", &features];
         let image = Image::make(128 << 20, sector_bytes, &args);
+        prepare(&image);
         let mount = image.mount("");
         for number in 0..8 {
             let path = mount.path().join(format!("f{number}"));
@@ -78,6 +87,7 @@ impl Handmade {
             file.write_all_at(&random_bytes(number + 200, 4096), 2_000_000)
                 .unwrap();
         }
+        fill(mount.path(), &mut rng);
         mount.unmount();
         let mut disk = disk_of(&image);
         let fs = Fs::open(&mut disk).unwrap();
@@ -91,7 +101,7 @@ impl Handmade {
         }
     }
 
-    fn inode(&mut self, name: &str) -> (Ino, u64, Vec<Extent>) {
+    pub(super) fn inode(&mut self, name: &str) -> (Ino, u64, Vec<Extent>) {
         let root = self.fs.read_root(&mut self.disk).unwrap();
         let found = dir::lookup(&self.fs, &mut self.disk, &root, name.as_bytes());
         let ino = found.unwrap().unwrap().0;
@@ -103,12 +113,23 @@ impl Handmade {
         (ino, inode.addr_bytes, extents)
     }
 
-    fn id(&mut self) -> u64 {
+    pub(super) fn id(&mut self) -> u64 {
         self.rng.random()
     }
 
     /// Logs an inode with these extents in the place of those that it has.
-    fn log_inode(&mut self, addr: u64, old: &[Extent], new: &[Extent]) {
+    pub(super) fn log_inode(&mut self, addr: u64, old: &[Extent], new: &[Extent]) {
+        self.log_changed(addr, old, new, |_| {});
+    }
+
+    /// The same, with other changes of the core.
+    pub(super) fn log_changed(
+        &mut self,
+        addr: u64,
+        old: &[Extent],
+        new: &[Extent],
+        change: impl FnOnce(&mut InodeCore),
+    ) {
         let geometry = self.fs.geometry().clone();
         let bytes = usize::try_from(geometry.inode_bytes).unwrap();
         let mut raw = self.disk.get(addr, bytes);
@@ -116,6 +137,7 @@ impl Handmade {
         let (core, fork) = InodeCore::mut_from_prefix(&mut raw).unwrap();
         let blocks = core.nblocks.get() - sum(old) + sum(new);
         core.nblocks = blocks.into();
+        change(core);
         let count = new.len() as u64;
         if core.flags2.get() & FLAG2_NREXT64 == 0 {
             core.nextents = u32::try_from(count).unwrap().into();
@@ -147,7 +169,7 @@ impl Handmade {
         self.items.push(item.unwrap());
     }
 
-    fn rui(&mut self, change: u32, owner: u64, extents: &[Extent]) {
+    pub(super) fn rui(&mut self, change: u32, owner: u64, extents: &[Extent]) {
         if !self.rmapbt {
             return;
         }
@@ -197,7 +219,7 @@ impl Handmade {
     }
 
     /// Which parts of a file's extents are shared, and which are not.
-    fn parts(&mut self, extents: &[Extent]) -> (Vec<Extent>, Vec<Extent>) {
+    pub(super) fn parts(&mut self, extents: &[Extent]) -> (Vec<Extent>, Vec<Extent>) {
         let (mut shared, mut own) = (Vec::new(), Vec::new());
         for extent in extents {
             let mut at = 0;
@@ -322,7 +344,7 @@ impl Handmade {
         self.rui(layout::RUI_CONVERT, ino.0, &new[index..=index]);
     }
 
-    fn write_log(&mut self) {
+    pub(super) fn write_log(&mut self) {
         let mut writer = LogWriter::open(&mut self.disk).unwrap();
         let mut writes: Vec<_> = writer.stale_writes().collect();
         let mut checkpoint = |items: &[LogItem], writer: &mut LogWriter| {
@@ -341,7 +363,7 @@ impl Handmade {
 pub(crate) fn handmade(seed: u64, is_small: bool) -> (Handmade, String) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let rmapbt = rng.random();
-    let mut disk = Handmade::new(rng, rmapbt, is_small);
+    let mut disk = Handmade::new(rng, rmapbt, is_small, |_| {}, |_, _| {});
     let mut kinds = Vec::new();
     for number in 0..8 {
         let (file, copy) = (format!("f{number}"), format!("g{number}"));

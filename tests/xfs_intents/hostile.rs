@@ -8,7 +8,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use xtent::internals::xfs::format::inode::InodeCore;
-use xtent::internals::xfs::format::log_items::{self as layout, LoggedExtent, LoggedMapping};
+use xtent::internals::xfs::format::log_items::{
+    self as layout, ExchangeItem, LoggedExtent, LoggedMapping,
+};
 use xtent::internals::xfs::{
     Extent, Fork, Fs, Geometry, Ino, Inode, InodeChange, LogItem, LogWriter, MetaIo, dir,
 };
@@ -18,6 +20,7 @@ use super::common::changed::Sector;
 use super::common::image::Image;
 use super::common::{kernel_is_here, number, run};
 use super::cut::CutDisk;
+use super::exchange::enable;
 use super::handmade::place_of;
 use super::writable;
 use zerocopy::FromBytes;
@@ -69,6 +72,44 @@ fn likely(geometry: &Geometry, files: &[(Ino, Extent)], rng: &mut SmallRng) -> L
         _ => {}
     }
     map
+}
+
+/// An exchange that is possible but for one field at most; files have their generation.
+fn likely_exchange(
+    geometry: &Geometry,
+    files: &[(Ino, u32, Extent)],
+    rng: &mut SmallRng,
+) -> LogItem {
+    let [one, two] = [(); 2].map(|()| *files.choose(rng).unwrap());
+    let flags = rng.random_range(0..32_u64);
+    let mut item = ExchangeItem {
+        item_type: layout::XMI.into(),
+        regions: 1.into(),
+        pad: 0.into(),
+        id: rng.random_range(0..8).into(),
+        inode1: one.0.0.into(),
+        inode2: two.0.0.into(),
+        igen1: one.1.into(),
+        igen2: two.1.into(),
+        startoff1: one.2.offset_blocks.into(),
+        startoff2: two.2.offset_blocks.into(),
+        blockcount: one.2.blocks.into(),
+        flags: (flags & !layout::XMI_ATTR_FORK).into(),
+        isize1: rng.random_range(0..200_000).into(),
+        isize2: rng.random_range(0..200_000).into(),
+    };
+    match rng.random_range(0..12) {
+        0 => item.inode1 = some_number(geometry, rng).into(),
+        1 => item.inode2 = some_number(geometry, rng).into(),
+        2 => item.startoff1 = some_number(geometry, rng).into(),
+        3 => item.startoff2 = some_number(geometry, rng).into(),
+        4 => item.blockcount = some_number(geometry, rng).into(),
+        5 => item.flags = some_number(geometry, rng).into(),
+        6 => item.isize1 = some_number(geometry, rng).into(),
+        7 => item.igen2 = rng.random::<u32>().into(),
+        _ => {}
+    }
+    LogItem::exchange_intent(&item)
 }
 
 fn likely_intent(geometry: &Geometry, files: &[(Ino, Extent)], rng: &mut SmallRng) -> LogItem {
@@ -154,7 +195,25 @@ fn filled() -> Image {
         ],
     );
     mount.unmount();
+    enable(&image);
     image
+}
+
+/// The generation of each file.
+fn with_generations(
+    disk: &mut impl MetaIo,
+    fs: &Fs,
+    files: &[(Ino, Extent)],
+) -> Vec<(Ino, u32, Extent)> {
+    let mut found = Vec::new();
+    for (ino, extent) in files {
+        let inode = fs.read_inode(disk, *ino).unwrap();
+        let mut raw = [0; 512];
+        disk.read_at(inode.addr_bytes, &mut raw).unwrap();
+        let (core, _) = InodeCore::read_from_prefix(&raw).unwrap();
+        found.push((*ino, core.generation.get(), *extent));
+    }
+    found
 }
 
 /// Puts a checkpoint of these items at the end of the log of many disks, and opens each. `judge`
@@ -203,10 +262,12 @@ fn impossible_intents_are_errors() {
     let items = |disk: &mut CutDisk<'_>, fs: &Fs, rng: &mut SmallRng| {
         let geometry = fs.geometry().clone();
         let files = extents_of(disk, fs);
+        let with_generations = with_generations(disk, fs, &files);
         (0..rng.random_range(1..3))
-            .map(|_| match rng.random_ratio(1, 3) {
-                true => some_intent(&geometry, rng),
-                false => likely_intent(&geometry, &files, rng),
+            .map(|_| match rng.random_range(0..4) {
+                0 => some_intent(&geometry, rng),
+                1 => likely_exchange(&geometry, &with_generations, rng),
+                _ => likely_intent(&geometry, &files, rng),
             })
             .collect()
     };

@@ -13,7 +13,8 @@ use rand::{Rng, SeedableRng};
 
 use super::common::image::Image;
 use super::common::{kernel_is_here, number, random_bytes, run, sys};
-use super::{compare, disk_form, path_of};
+use super::exchange::{enable, exchange_is_here};
+use super::{compare_but, disk_form, path_of};
 
 /// Mode of fallocate(2): a hole, the length stays.
 const PUNCH_HOLE: i32 = 3;
@@ -38,7 +39,7 @@ fn use_files(root: &Path, thread: u64, seed: u64, is_used: &AtomicBool) {
                 .open(path)
         };
         let Ok(file) = open() else { continue };
-        match rng.random_range(0..12) {
+        match rng.random_range(0..14) {
             0..3 => {
                 for _ in 0..rng.random_range(1..60) {
                     let at = rng.random_range(0..3_000_000) / 4096 * 4096;
@@ -71,13 +72,27 @@ fn use_files(root: &Path, thread: u64, seed: u64, is_used: &AtomicBool) {
                 &vec![b'v'; rng.random_range(1..3000)],
             )),
             10 => drop(file.sync_all()),
+            11 | 12 => {
+                let Ok(second) = File::options().read(true).write(true).open(other) else {
+                    continue;
+                };
+                let offsets = [(); 2].map(|()| rng.random_range(0..200) * 4096);
+                let length = rng.random_range(1..400) * 4096;
+                let only_written = rng.random_ratio(1, 3);
+                let files = [&file, &second];
+                drop(sys::exchange_range(files, offsets, length, only_written));
+            }
             _ => drop(fs::remove_file(path)),
         }
     }
 }
 
 /// A disk that several threads use, copied in moments of use, by sharing its blocks.
-pub(crate) fn copies_in_use(outer: &Path, seed: u64) -> (Image, Vec<PathBuf>, String) {
+pub(crate) fn copies_in_use(
+    outer: &Path,
+    seed: u64,
+    has_exchange: bool,
+) -> (Image, Vec<PathBuf>, String) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let features = format!(
         "rmapbt={},reflink={}",
@@ -99,6 +114,9 @@ pub(crate) fn copies_in_use(outer: &Path, seed: u64) -> (Image, Vec<PathBuf>, St
         &large,
     ];
     let image = Image::make_in(outer, 128 << 20, sector_bytes, &args);
+    if has_exchange {
+        enable(&image);
+    }
     let logbsize = match log.ends_with("256k") {
         true => "256k",
         false => *["32k", "64k", "256k"].choose(&mut rng).unwrap(),
@@ -137,15 +155,16 @@ fn logs_of_the_kernel_in_use() {
     if !kernel_is_here() {
         return;
     }
+    let has_exchange = exchange_is_here();
     let seed = number("XTENT_SEED", 1);
     let (mut logs, mut open, mut finished, mut refused) = (0, 0, 0, 0);
     for seed in seed..seed + number("XTENT_RUNS", 6).div_ceil(3) {
         let outer = Image::make(1500 << 20, 512, &[]);
         let mount = outer.mount("");
-        let (image, copies, what) = copies_in_use(mount.path(), seed);
+        let (image, copies, what) = copies_in_use(mount.path(), seed, has_exchange && seed % 2 == 1);
         for (number, copy) in copies.iter().enumerate() {
             let what = format!("{what}, copy {number}");
-            let found = compare(copy, image.sector_bytes(), &what);
+            let found = compare_but(copy, image.sector_bytes(), 16, &what);
             logs += 1;
             refused += u64::from(found.is_none());
             let found = found.unwrap_or(0);

@@ -55,6 +55,16 @@ fn first_from(t: &mut Trans<'_>, ag: u32, block: u32) -> Result<Option<RefcountR
     checked(t, ag, found)
 }
 
+/// Whether any of `blocks` has several owners.
+pub(super) fn is_any_shared(t: &mut Trans<'_>, ag: u32, blocks: &Range<u32>) -> Result<bool> {
+    let Some(last) = blocks.end.checked_sub(1).filter(|_| t.features().reflink()) else {
+        return Ok(false);
+    };
+    let found = tree::find_le(t, &tree_of(ag), last)?;
+    let run = checked(t, ag, found)?;
+    Ok(run.is_some_and(|run| run.end > blocks.start))
+}
+
 /// The records that touch `blocks`, those that only border on it as well.
 fn touching(t: &mut Trans<'_>, ag: u32, blocks: &Range<u32>) -> Result<Vec<RefcountRun>> {
     let before = blocks.start.saturating_sub(1);

@@ -1,5 +1,5 @@
 //! Intents of the log, checked and finished: extents to be freed (EFI), changes of reverse mappings
-//! (RUI), of reference counts (CUI) and of mappings of files (BUI).
+//! (RUI), of reference counts (CUI) and of mappings of files (BUI), and exchanges of mappings (XMI).
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::BTreeSet;
@@ -20,6 +20,7 @@ use super::super::superblock::Features;
 use super::super::trans::{MetaState, Trans};
 use super::super::tree::ForkKind;
 use super::super::{MetaIo, corrupt};
+use super::exchange::{self, MappingExchange};
 use super::inodes::{bad_inode, core_of, used_inode};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,8 +46,12 @@ pub(in super::super) fn finish_intents<'a>(
         let changes =
             parse(intent, t.geometry(), t.features()).map_err(|what| bad(intent, what))?;
         for change in &changes {
-            if let IntentChange::Attach(id, _) | IntentChange::Detach(id, _) = change {
-                files.insert(id.ino);
+            match change {
+                IntentChange::Attach(id, _) | IntentChange::Detach(id, _) => {
+                    files.insert(id.ino);
+                }
+                IntentChange::Exchange(exchange) => files.extend(exchange.inodes()),
+                _ => {}
             }
             finish(&mut t, change, &mut ownerless)
                 .map_err(|error| error.during("finish what the log left open"))?;
@@ -114,6 +119,7 @@ enum IntentChange {
     Unstage(LoggedRun),
     Attach(ForkId, Extent),
     Detach(ForkId, Extent),
+    Exchange(MappingExchange),
 }
 
 /// The parts of an intent.
@@ -150,6 +156,11 @@ fn parse(
                 _ => Err("several mappings at once"),
             }
         }
+        layout::XMI => {
+            has(features.exchange())?;
+            let exchange = exchange::parse(&intent.bytes, geometry);
+            exchange.map(|exchange| vec![IntentChange::Exchange(exchange)])
+        }
         _ => return Err(IntentFault::Unsupported),
     };
     Ok(changes?)
@@ -175,14 +186,14 @@ fn run_of(geometry: &Geometry, start: u64, blocks: u32) -> Result<LoggedRun, &'s
     Ok(LoggedRun { start, blocks })
 }
 
-fn check_offset(offset: u64, blocks: u32) -> Result<(), &'static str> {
-    match offset.checked_add(blocks.into()) {
+pub(super) fn check_offset(offset: u64, blocks: u64) -> Result<(), &'static str> {
+    match offset.checked_add(blocks) {
         Some(end) if end <= END_BLOCKS => Ok(()),
         _ => Err("beyond the largest possible file"),
     }
 }
 
-fn inode_of(geometry: &Geometry, owner: u64) -> Result<Ino, &'static str> {
+pub(super) fn inode_of(geometry: &Geometry, owner: u64) -> Result<Ino, &'static str> {
     let ino = Ino(owner);
     let is_possible = geometry.locate_inode(ino).is_some();
     is_possible.then_some(ino).ok_or("an impossible inode")
@@ -206,7 +217,7 @@ fn rmap_change(geometry: &Geometry, map: &LoggedMapping) -> Result<IntentChange,
         0
     } else {
         inode_of(geometry, owner)?;
-        check_offset(start, run.blocks)?;
+        check_offset(start, run.blocks.into())?;
         let start = if fork & RMAP_BMBT_BLOCK != 0 {
             0
         } else {
@@ -256,7 +267,7 @@ fn fork_change(geometry: &Geometry, map: &LoggedMapping) -> Result<IntentChange,
     }
     let run = run_of(geometry, map.startblock.get(), map.len.get())?;
     let ino = inode_of(geometry, map.owner.get())?;
-    check_offset(map.startoff.get(), run.blocks)?;
+    check_offset(map.startoff.get(), run.blocks.into())?;
     if u64::from(run.blocks) > MAX_EXTENT_BLOCKS {
         return Err("an extent that is too long");
     }
@@ -301,6 +312,7 @@ fn finish(t: &mut Trans<'_>, change: &IntentChange, ownerless: &mut Vec<Ownerles
             check_file(t, id)?;
             bmap::detach(t, id, extent.offset_blocks..extent.end_blocks())
         }
+        IntentChange::Exchange(ref exchange) => exchange::finish(t, exchange),
     }
 }
 

@@ -300,6 +300,56 @@ const _: () = {
     assert!(offset_of!(DoneItem, id) == INTENT_ID_OFFSET);
 };
 
+/// An intent to exchange mappings of two files, [`XMI`]: its only region.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct ExchangeItem {
+    pub item_type: U16,
+    pub regions: U16,
+    /// Must be 0.
+    pub pad: U32,
+    pub id: U64,
+    pub inode1: U64,
+    pub inode2: U64,
+    pub igen1: U32,
+    pub igen2: U32,
+    /// Block of the first file.
+    pub startoff1: U64,
+    /// Block of the second file.
+    pub startoff2: U64,
+    /// Blocks of each file that are still to be exchanged.
+    pub blockcount: U64,
+    /// `XMI_...`
+    pub flags: U64,
+    /// Size of the first file in bytes after the exchange; `u64::MAX` without [`XMI_SET_SIZES`].
+    pub isize1: U64,
+    /// Size of the second file in bytes.
+    pub isize2: U64,
+}
+
+const _: () = {
+    assert!(size_of::<ExchangeItem>() == 88);
+    assert!(offset_of!(ExchangeItem, id) == INTENT_ID_OFFSET);
+    assert!(offset_of!(ExchangeItem, igen1) == 32);
+    assert!(offset_of!(ExchangeItem, startoff1) == 40);
+    assert!(offset_of!(ExchangeItem, isize2) == 80);
+};
+
+/// `ExchangeItem::flags`: of the attribute forks.
+pub const XMI_ATTR_FORK: u64 = 1;
+/// `ExchangeItem::flags`: the files get the sizes of the item at the end.
+pub const XMI_SET_SIZES: u64 = 1 << 1;
+/// `ExchangeItem::flags`: holes and unwritten blocks of the first file are left out.
+pub const XMI_INO1_WRITTEN: u64 = 1 << 2;
+/// `ExchangeItem::flags`: the first file shares no blocks afterwards.
+pub const XMI_CLEAR_INO1_REFLINK: u64 = 1 << 3;
+/// `ExchangeItem::flags`: the second file shares no blocks afterwards.
+pub const XMI_CLEAR_INO2_REFLINK: u64 = 1 << 4;
+
 /// The change that a part of an intent stands for, in its flags.
 pub const INTENT_CHANGE: u32 = 0xff;
 

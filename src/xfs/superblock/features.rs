@@ -57,6 +57,11 @@ impl Features {
         self.incompat & layout::IN_NREXT64 != 0
     }
 
+    /// Contents of files can be exchanged.
+    pub fn exchange(&self) -> bool {
+        self.incompat & layout::IN_EXCHANGE != 0
+    }
+
     /// Attributes that name the directories of an inode.
     pub fn parent(&self) -> bool {
         self.incompat & layout::IN_PARENT != 0

@@ -8,7 +8,7 @@ use super::super::super::format::inode::InodeCore;
 use super::super::super::format::log::OpHeader;
 use super::super::super::format::log_items::{
     BUF, BUF_CANCEL, BUF_INODES, BUF_TYPE_SHIFT, BufItem, CHUNK_BYTES, DoneItem, EFD, EFI,
-    FreeItem, ICREATE, IcreateItem, LoggedExtent, LoggedMapping, TYPE_INODES,
+    ExchangeItem, FreeItem, ICREATE, IcreateItem, LoggedExtent, LoggedMapping, TYPE_INODES,
 };
 use super::operations::{ALIGN_BYTES, OP_BYTES};
 
@@ -210,6 +210,13 @@ impl LogItem {
     /// An intent of this type (`RUI`, `BUI`) and number: changes of mappings.
     pub fn mapping_intent(kind: u16, id: u64, mappings: &[LoggedMapping]) -> Self {
         Self::intent(kind, id, mappings.len(), mappings.as_bytes())
+    }
+
+    /// Mappings of two files are to be exchanged, as `exchange` says.
+    pub fn exchange_intent(exchange: &ExchangeItem) -> Self {
+        let mut item = Self::with_room(1, size_of::<ExchangeItem>());
+        item.push(exchange.as_bytes(), &[]);
+        item
     }
 
     /// The intent of this type and number was finished. Those of `EFI` end with
