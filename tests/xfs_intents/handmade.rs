@@ -119,17 +119,6 @@ impl Handmade {
 
     /// Logs an inode with these extents in the place of those that it has.
     pub(super) fn log_inode(&mut self, addr: u64, old: &[Extent], new: &[Extent]) {
-        self.log_changed(addr, old, new, |_| {});
-    }
-
-    /// The same, with other changes of the core.
-    pub(super) fn log_changed(
-        &mut self,
-        addr: u64,
-        old: &[Extent],
-        new: &[Extent],
-        change: impl FnOnce(&mut InodeCore),
-    ) {
         let geometry = self.fs.geometry().clone();
         let bytes = usize::try_from(geometry.inode_bytes).unwrap();
         let mut raw = self.disk.get(addr, bytes);
@@ -137,7 +126,6 @@ impl Handmade {
         let (core, fork) = InodeCore::mut_from_prefix(&mut raw).unwrap();
         let blocks = core.nblocks.get() - sum(old) + sum(new);
         core.nblocks = blocks.into();
-        change(core);
         let count = new.len() as u64;
         if core.flags2.get() & FLAG2_NREXT64 == 0 {
             core.nextents = u32::try_from(count).unwrap().into();
@@ -157,13 +145,26 @@ impl Handmade {
             })
             .collect();
         fork[..records.as_bytes().len()].copy_from_slice(records.as_bytes());
-        let (cluster, offset_bytes) = place_of(&geometry, addr);
+        self.push_inode(addr, &raw, true);
+    }
+
+    /// Logs an inode with another core and the extents that it has.
+    pub(super) fn log_core(&mut self, addr: u64, change: impl FnOnce(&mut InodeCore)) {
+        let bytes = usize::try_from(self.fs.geometry().inode_bytes).unwrap();
+        let mut raw = self.disk.get(addr, bytes);
+        change(InodeCore::mut_from_prefix(&mut raw).unwrap().0);
+        self.push_inode(addr, &raw, false);
+    }
+
+    fn push_inode(&mut self, addr: u64, dinode: &[u8], data: bool) {
+        let geometry = self.fs.geometry();
+        let (cluster, offset_bytes) = place_of(geometry, addr);
         let item = LogItem::inode(&InodeChange {
             cluster_addr_bytes: cluster,
             cluster_bytes: (geometry.inode_bytes * 32).max(geometry.block_bytes),
             offset_bytes,
-            dinode: &raw,
-            data: true,
+            dinode,
+            data,
             attributes: false,
         });
         self.items.push(item.unwrap());

@@ -15,6 +15,7 @@ mod handmade;
 mod hostile;
 mod in_use;
 mod leftovers;
+mod staged;
 
 use std::fs;
 use std::path::Path;
