@@ -22,6 +22,9 @@ use common::{kernel_is_here, number, random_bytes};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedMutRandom, IndexedRandom};
 use rand::{Rng, SeedableRng};
+use xtent::internals::device::emu::{DatasetOffer, EmuConfig, EmuDevice, Medium, Mode};
+use xtent::internals::nvme::ControllerOptions;
+use xtent::internals::target_on_device;
 use xtent::internals::xfs::check::check;
 use xtent::internals::xfs::format::inode::InodeTimestamp;
 use xtent::target::TargetOptions;
@@ -118,6 +121,73 @@ fn what_files_give_back_is_given_back_by_the_image() {
             true => assert!(freed > given - (2 << 20), "{target}: {freed} of {given}"),
             false => assert!(freed < 1 << 20, "{target}: {freed}"),
         }
+    }
+}
+
+/// Bytes that the image gives back on a device with these limits.
+fn given_back(dataset: DatasetOffer) -> u64 {
+    let image = image_with_files();
+    let before = used_bytes(&image.path());
+    let device = EmuDevice::start(EmuConfig {
+        medium: Medium::open(&image.path(), false).unwrap(),
+        mode: Mode::Inline,
+        dataset,
+        ..EmuConfig::default()
+    });
+    let controller = ControllerOptions::default();
+    let options = TargetOptions::default();
+    let target = target_on_device(device.unwrap(), &options, controller).unwrap();
+    let options = MountOptions::new().discard(true);
+    let volume = Volume::on(target, &options).unwrap();
+    let mut io = volume.io().unwrap();
+    let write = OpenOptions::new().read(true).write(true);
+    let a = write.open(&volume, &mut io, "/a").unwrap();
+    a.set_len(&mut io, 0).unwrap();
+    // So short that it is given back only by the block.
+    let b = write.open(&volume, &mut io, "/b").unwrap();
+    b.punch_hole(&mut io, 8192..12_288).unwrap();
+    drop((a, b, io));
+    volume.close().unwrap();
+    assert_clean(&image);
+    before.saturating_sub(used_bytes(&image.path()))
+}
+
+#[test]
+fn discards_keep_to_the_limits_of_the_device() {
+    if !kernel_is_here() {
+        return;
+    }
+    let none = DatasetOffer::default();
+    let limits = DatasetOffer {
+        ranges: 2,
+        range_blocks: 100,
+        blocks: 150,
+        ..none
+    };
+    for (dataset, least, most) in [
+        (limits, LEN - (1 << 20), LEN + (1 << 20)),
+        // At both ends less than 1 MiB stays.
+        (
+            DatasetOffer {
+                granularity_blocks: 2048,
+                alignment_blocks: 2048,
+                ..limits
+            },
+            LEN - (3 << 20),
+            LEN,
+        ),
+        (
+            DatasetOffer {
+                granularity_blocks: 65_536,
+                ..none
+            },
+            0,
+            1 << 20,
+        ),
+    ] {
+        let given = given_back(dataset);
+        println!("{dataset:?}: {given} bytes");
+        assert!((least..=most).contains(&given), "{dataset:?}: {given}");
     }
 }
 

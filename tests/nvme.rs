@@ -11,7 +11,7 @@ use rig::{Memory, chain, drain};
 use xtent::ErrorKind;
 use xtent::internals::block::{Op, Queue, Refused, Status};
 use xtent::internals::device::emu::{
-    EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope,
+    DatasetOffer, EmuConfig, EmuDevice, Fault, FaultPlan, FaultRule, Medium, Mode, Scope,
 };
 use xtent::internals::nvme::spec::OPC_READ;
 use xtent::internals::nvme::{Controller, ControllerOptions, QueueOptions};
@@ -236,4 +236,100 @@ fn a_controller_that_never_gets_ready_is_named() {
     let error = Controller::open(device, &memory.heap, ControllerOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains("CSTS.RDY"), "{error}");
+}
+
+#[test]
+fn deallocation_keeps_to_the_limits_of_the_controller() {
+    const BLOCKS: u64 = 600;
+    let memory = Memory::new();
+    let none = DatasetOffer::default();
+    for (dataset, most) in [
+        (none, BLOCKS),
+        (
+            DatasetOffer {
+                ranges: 1,
+                range_blocks: 1,
+                blocks: 1,
+                ..none
+            },
+            40,
+        ),
+        (
+            DatasetOffer {
+                range_blocks: 1,
+                ..none
+            },
+            BLOCKS,
+        ),
+        (
+            DatasetOffer {
+                ranges: 3,
+                range_blocks: 17,
+                ..none
+            },
+            BLOCKS,
+        ),
+        (
+            DatasetOffer {
+                blocks: 33,
+                granularity_blocks: 8,
+                ..none
+            },
+            BLOCKS,
+        ),
+        (
+            DatasetOffer {
+                ranges: 255,
+                range_blocks: 9,
+                blocks: 100,
+                granularity_blocks: 4,
+                alignment_blocks: 4,
+            },
+            BLOCKS,
+        ),
+        (
+            DatasetOffer {
+                ranges: 255,
+                range_blocks: u32::MAX,
+                blocks: u64::MAX,
+                granularity_blocks: 65_536,
+                alignment_blocks: 65_536,
+            },
+            BLOCKS,
+        ),
+    ] {
+        let config = EmuConfig {
+            dataset,
+            ..config(Mode::Inline)
+        };
+        let (_device, controller) = open(config, &memory);
+        let mut pair = controller.queue(1, QueueOptions::default()).unwrap();
+        let grain = pair.limits().deallocate_grain;
+        assert_eq!(grain.blocks, dataset.granularity_blocks.max(1));
+        assert_eq!(grain.align_blocks, dataset.alignment_blocks.max(1));
+        let lent = memory.lend(usize::try_from(BLOCKS).unwrap() * 512);
+        let segments = [lent.segment(0..lent.len()).unwrap()];
+        for (first, blocks) in [(0, most), (3, most / 2), (7, 1)] {
+            memory.fill(&segments, &vec![7; lent.len()]);
+            pair.submit(&chain(Op::Write, 0, BLOCKS, &segments, 1))
+                .unwrap();
+            assert!(drain(&mut pair)[&1].is_success());
+            pair.submit(&chain(Op::Deallocate, first, blocks, &[], 2))
+                .unwrap();
+            let status = drain(&mut pair)[&2];
+            assert!(status.is_success(), "{dataset:?}: {status}");
+            pair.submit(&chain(Op::Read, 0, BLOCKS, &segments, 3))
+                .unwrap();
+            assert!(drain(&mut pair)[&3].is_success());
+            let found = memory.bytes(&segments);
+            for (block, bytes) in found.chunks(512).enumerate() {
+                let is_gone = (first..first + blocks).contains(&(block as u64));
+                let want = if is_gone { 0 } else { 7 };
+                assert!(
+                    bytes.iter().all(|byte| *byte == want),
+                    "{dataset:?}: block {block}"
+                );
+            }
+        }
+    }
 }

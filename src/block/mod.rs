@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::mem::Segment;
 use crate::units::Lba;
 
-pub use range::BlockRange;
+pub use range::{BlockRange, DeallocateGrain};
 
 /// What a chain does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,9 +163,9 @@ pub struct Completion {
     pub status: Status,
 }
 
-/// What an engine and its device can do. Fixed while the queue lives, but for the capacity and
-/// whether there is a write cache or protection against writes: a device may say that these
-/// changed.
+/// What an engine and its device can do. Fixed while the queue lives, but for the capacity, the
+/// ranges that are deallocated at best, and whether there is a write cache or protection against
+/// writes: a device may say that these changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes in a block.
@@ -187,6 +187,8 @@ pub struct Limits {
     pub write_zeroes: bool,
     /// [`Op::Deallocate`] is offered.
     pub deallocate: bool,
+    /// The ranges that [`Op::Deallocate`] serves at best.
+    pub deallocate_grain: DeallocateGrain,
     /// Writes are refused by the device or by how it was opened.
     pub read_only: bool,
     /// Chains that can be outstanding at once.

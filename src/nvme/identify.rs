@@ -5,13 +5,15 @@ use zerocopy::FromBytes;
 
 use super::admin::{Admin, AdminFailure};
 use super::controller::Controller;
+use super::dataset::DatasetLimits;
 use super::info::{
     ControllerInfo, NamespaceInfo, other_command_set, parse_command_set, parse_controller,
     parse_namespace,
 };
 use super::spec::{
-    CNS_ACTIVE_NAMESPACES, CNS_CONTROLLER, CNS_DESCRIPTORS, CNS_NAMESPACE, CSI_NVM,
-    FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES, IdentifyController, IdentifyNamespace,
+    CNS_ACTIVE_NAMESPACES, CNS_COMMAND_SET_CONTROLLER, CNS_CONTROLLER, CNS_DESCRIPTORS,
+    CNS_NAMESPACE, CSI_NVM, FEAT_VOLATILE_WRITE_CACHE, IDENTIFY_BYTES, IdentifyController,
+    IdentifyNamespace, IdentifyNvmController,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,6 +39,11 @@ impl Controller {
         let data = IdentifyController::read_from_bytes(&bytes[..])
             .map_err(|_| Error::new(ErrorKind::Corrupt, "identify controller is too short"))?;
         let mut info = parse_controller(self.name(), self.port.cap, self.port.version(), &data)?;
+        if info.deallocate {
+            info.dataset = self
+                .dataset_limits(admin)
+                .map_err(|failure| failure.into_error("identify the NVM command set"))?;
+        }
         let (ids, more) = self.active_namespaces(admin, data.nn.get())?;
         info.more_namespaces = more;
         for nsid in ids {
@@ -183,6 +190,24 @@ impl Controller {
             namespace.unusable = Some(other_command_set(set));
         }
         Ok(namespace)
+    }
+
+    /// What one dataset management command may cover. Controllers that do not say set no limits, as
+    /// in nvme_init_non_mdts_limits().
+    fn dataset_limits(&self, admin: &mut Admin) -> Result<DatasetLimits, AdminFailure> {
+        if self.port.version() < VERSION_1_3 {
+            return Ok(DatasetLimits::default());
+        }
+        // The NVM command set is 0 in CDW11.
+        match self.identify(admin, CNS_COMMAND_SET_CONTROLLER, 0) {
+            Ok(bytes) => {
+                let data = IdentifyNvmController::read_from_bytes(&bytes[..])
+                    .map_err(|_| AdminFailure::Confused)?;
+                Ok(DatasetLimits::of(&data))
+            }
+            Err(AdminFailure::Status(_)) => Ok(DatasetLimits::default()),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The command set of a namespace. Controllers before NVMe 1.3 do not say; they know one only.

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::abilities::AtomicLimits;
+use super::dataset::{DatasetLimits, grain_of};
 use super::spec::{
     CSI_NVM, Capabilities, IdentifyController, IdentifyNamespace, LPA_EXTENDED, NIDT_COMMAND_SET,
     ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_ANY_ALIGNMENT, SGLS_DWORD_ALIGNMENT,
@@ -74,6 +75,8 @@ pub struct ControllerInfo {
     pub write_zeroes: bool,
     /// Dataset management (deallocate) is offered.
     pub deallocate: bool,
+    /// What one such command may cover.
+    pub dataset: DatasetLimits,
     /// The active namespaces, in order of their ids.
     pub namespaces: Vec<NamespaceInfo>,
     /// There are more active namespaces than are looked at, and `namespaces` has the first of them.
@@ -150,6 +153,10 @@ pub struct NamespaceInfo {
     pub metadata_bytes: u16,
     /// Optimal I/O boundary in blocks (NOIOB); 0 for none.
     pub optimal_boundary_blocks: u16,
+    /// Ranges of multiples of so many blocks are deallocated at best (NPDG).
+    pub deallocate_granularity_blocks: u32,
+    /// They begin at a multiple of so many blocks at best (NPDA).
+    pub deallocate_alignment_blocks: u32,
     /// The namespace is write protected.
     pub read_only: bool,
     /// Why no queue can be opened on it; `None` when one can.
@@ -247,6 +254,7 @@ pub(super) fn parse_controller(
         ),
         write_zeroes: data.oncs.get() & ONCS_WRITE_ZEROES != 0,
         deallocate: data.oncs.get() & ONCS_DATASET_MANAGEMENT != 0,
+        dataset: DatasetLimits::default(),
         namespaces: Vec::new(),
         more_namespaces: false,
     })
@@ -274,6 +282,7 @@ pub(super) fn parse_namespace(
     let index = data.format_index();
     let format = data.lbaf.get(index).copied().unwrap_or_default();
     let listed = data.lbaf.iter().take(usize::from(data.nlbaf) + 1);
+    let (granularity, alignment) = grain_of(data);
     let mut info = NamespaceInfo {
         nsid,
         blocks: data.nsze.get(),
@@ -294,6 +303,8 @@ pub(super) fn parse_namespace(
         block_bytes: block_bytes(format.data_shift),
         metadata_bytes: format.metadata_bytes.get(),
         optimal_boundary_blocks: data.noiob.get(),
+        deallocate_granularity_blocks: granularity,
+        deallocate_alignment_blocks: alignment,
         read_only: data.nsattr & 1 != 0,
         unusable: None,
     };

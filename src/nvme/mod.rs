@@ -13,6 +13,7 @@ mod admin;
 mod bell;
 mod controller;
 mod counters;
+mod dataset;
 mod event_handling;
 mod events;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use abilities::{
 };
 pub use controller::{Controller, ControllerOptions, QueueOptions};
 pub use counters::ControllerStats;
+pub use dataset::DatasetLimits;
 pub use events::Event;
 pub use info::{ControllerInfo, FormatInfo, NamespaceInfo, NvmeVersion};
 pub use logs::{DATA_UNIT_BYTES, ErrorEntry, FirmwareSlots, SmartInfo};

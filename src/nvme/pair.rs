@@ -5,6 +5,7 @@
 //! tracker's uses, so that a stale completion of an earlier use is detected. A chain (the caller's
 //! request) that is one read or write, as most are, needs only a tracker; others have a slot, too.
 
+use super::dataset::RANGE_BYTES;
 use super::pair_state::{AttendAgain, GiveBack, QueuePair, Unwinding, next_cid};
 use super::prp;
 use super::queue::CqEntry;
@@ -15,8 +16,7 @@ use super::spec::{
     OPC_WRITE_ZEROES, PAGE_BYTES,
 };
 use super::split::{
-    DWORD_BYTES, NLB_MAX_BLOCKS, RANGE_MAX_BLOCKS, check_memory, clamp_blocks, piece_bytes,
-    take_segments,
+    DWORD_BYTES, NLB_MAX_BLOCKS, check_memory, clamp_blocks, piece_bytes, take_segments,
 };
 use crate::block::{
     Chain, ChainFlags, Completion, Limits, One, Op, Queue, Reaper, Refused, Status, Token,
@@ -393,16 +393,22 @@ impl QueuePair {
                 )
             }
             _ => {
-                // One range; their number is 0's based.
-                let blocks = clamp_blocks(slot.left, RANGE_MAX_BLOCKS);
                 let base = usize::from(at) * PAGE_BYTES;
-                self.lists.store_u64(base, u64::from(blocks) << 32);
-                self.lists.store_u64(base + 8, lba);
+                let grain = self.limits.deallocate_grain.blocks;
+                let (ranges, blocks) =
+                    self.dataset
+                        .cut(lba, slot.left, grain, |index, lba, blocks| {
+                            let base = base + usize::from(index) * RANGE_BYTES;
+                            self.lists.store_u64(base, u64::from(blocks) << 32);
+                            self.lists.store_u64(base + 8, lba);
+                        });
                 let prp = prp::Prp {
                     first: self.lists.iova().offset(base as u64).0,
                     second: 0,
                 };
-                (blocks, prp, u64::from(DSM_DEALLOCATE) << 32, 0)
+                // The number of ranges is 0's based.
+                let count = u64::from(ranges.saturating_sub(1));
+                (blocks, prp, u64::from(DSM_DEALLOCATE) << 32 | count, 0)
             }
         };
         slot.lba = lba.wrapping_add(u64::from(blocks));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::controller::Controller;
+use super::dataset::DatasetLimits;
 use super::queue::{CompletionRing, SubmissionRing};
 use super::sleeper::Sleeper;
 use super::slots::{NONE, PairSlot, SlotList, Tracker};
@@ -41,6 +42,8 @@ pub struct QueuePair {
     pub(super) trackers: Box<[Tracker]>,
     pub(super) slots: Box<[PairSlot]>,
     pub(super) geometry: SplitLimits,
+    /// What one dataset management command may cover.
+    pub(super) dataset: DatasetLimits,
     /// The controller takes scatter-gather lists.
     pub(super) sgl: bool,
     /// The namespace id, in its place in word 0.
@@ -51,7 +54,7 @@ pub struct QueuePair {
     /// The most blocks of a chain that [`submit`](crate::block::Queue::submit) sends as it is: not
     /// more than a command may have, nor than the range has.
     pub(super) most_plain_blocks: u32,
-    /// A page for each tracker: its PRP list, or its dataset management range.
+    /// A page for each tracker: its PRP list, or its dataset management ranges.
     pub(super) lists: SharedWords,
     /// `limits.max_segments` for each slot.
     pub(super) segments: Box<[Segment]>,

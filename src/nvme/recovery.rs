@@ -249,6 +249,9 @@ impl QueuePair {
             found.filter(|now| now.unusable.is_none() && self.watch.namespace.is_still(now));
         let Some(now) = found else { return false };
         let blocks = now.blocks;
+        self.limits.deallocate_grain.blocks = now.deallocate_granularity_blocks;
+        self.limits.deallocate_grain.align_blocks = now.deallocate_alignment_blocks;
+        self.dataset = info.dataset;
         self.limits.read_only = self.watch.read_only || now.read_only;
         self.limits.volatile_write_cache = info.volatile_write_cache;
         self.set_device_blocks(blocks);

@@ -14,7 +14,7 @@ use super::slots::{NONE, PairSlot, SlotList, Tracker};
 use super::spec::{CQE_BYTES, PAGE_BYTES, SQE_BYTES, cq_doorbell_offset, sq_doorbell_offset};
 use super::split::{DWORD_BYTES, SplitLimits, clamp_blocks};
 use super::watch::PairWatch;
-use crate::block::{Limits, Queue};
+use crate::block::{DeallocateGrain, Limits, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::{Segment, SharedWords};
 
@@ -157,6 +157,7 @@ impl QueuePair {
                 controller.info().max_transfer_bytes,
                 namespace.optimal_boundary_blocks,
             ),
+            dataset: controller.info().dataset,
             sgl: controller.info().sgl && controller.uses_sgl(),
             nsid_word: u64::from(namespace.nsid) << 32,
             limits,
@@ -252,6 +253,11 @@ fn limits(
         fua: true,
         write_zeroes: info.write_zeroes,
         deallocate: info.deallocate,
+        deallocate_grain: DeallocateGrain {
+            blocks: namespace.deallocate_granularity_blocks,
+            align_blocks: namespace.deallocate_alignment_blocks,
+            first: options.range.first(),
+        },
         read_only: options.read_only || namespace.read_only,
         depth,
     }

@@ -17,9 +17,6 @@ const _: () = assert!(PRP_MAX_BYTES as usize == PAGE_BYTES / 8 * PAGE_BYTES);
 /// Most blocks of one command that counts them in NLB.
 pub(super) const NLB_MAX_BLOCKS: u32 = 1 << 16;
 
-/// Most blocks of one dataset management range.
-pub(super) const RANGE_MAX_BLOCKS: u32 = u32::MAX;
-
 /// Alignment that PRPs demand of any address, in bytes.
 pub(super) const DWORD_BYTES: u32 = 4;
 

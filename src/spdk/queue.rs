@@ -17,7 +17,7 @@ use super::options::SpdkQueueOptions;
 use super::shared::{GONE, lock};
 use super::slots::{SpdkPiece, SpdkStage};
 use super::transport::Transport;
-use crate::block::{Chain, Completion, Limits, Op, Queue, Refused};
+use crate::block::{Chain, Completion, DeallocateGrain, Limits, Op, Queue, Refused};
 use crate::error::Result;
 
 /// Polls between two looks at the clock, where the caller never relaxes.
@@ -83,6 +83,7 @@ impl SpdkController {
             fua: true,
             write_zeroes: info.write_zeroes,
             deallocate: info.deallocate,
+            deallocate_grain: DeallocateGrain::ANY,
             read_only: options.read_only || info.read_only,
             depth,
         };

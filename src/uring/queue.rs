@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::medium::UringDisk;
 use crate::block::{
-    BlockRange, Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
+    BlockRange, Chain, ChainFlags, Completion, DeallocateGrain, Limits, Op, Queue, Refused, Status,
+    Token, Wait,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
@@ -131,6 +132,7 @@ impl UringDisk {
                 fua: true,
                 write_zeroes: true,
                 deallocate: true,
+                deallocate_grain: DeallocateGrain::ANY,
                 read_only: options.read_only,
                 depth: usize::from(depth),
             },

@@ -294,6 +294,19 @@ impl MetaIo for IoCore {
     }
 
     fn discard(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        // What the device would not deallocate at best is not worth a command, as for XFS with the
+        // kernel's discard_granularity.
+        let block = u64::from(self.block_bytes.max(1));
+        let blocks = addr_bytes / block..addr_bytes.saturating_add(len_bytes) / block;
+        let blocks = self.queue.limits().deallocate_grain.within(blocks);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let addr_bytes = blocks.start.saturating_mul(block);
+        let len_bytes = blocks
+            .end
+            .saturating_sub(blocks.start)
+            .saturating_mul(block);
         let what = What::Discard { len_bytes };
         self.run_on_device(what, addr_bytes, DmaBuf::default())
             .map(drop)

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtent::internals::device::emu::{EmuConfig, Medium, Mode};
+use xtent::internals::device::emu::{DatasetOffer, EmuConfig, Medium, Mode};
 use xtent::internals::mem::{DmaBuf, SharedWords};
 use xtent::internals::nvme::spec::*;
 use zerocopy::IntoBytes;
@@ -244,6 +244,44 @@ fn what_is_not_offered_is_an_invalid_opcode() {
     for opcode in [OPC_WRITE_ZEROES, OPC_DATASET_MANAGEMENT] {
         let command = rw(opcode, 0, 1, 0, 0);
         assert_eq!(host.io(&mut pair, command).status, dnr(SC_INVALID_OPCODE));
+    }
+}
+
+#[test]
+fn deallocation_beyond_the_limits_is_rejected() {
+    let mut host = Host::new(EmuConfig {
+        dataset: DatasetOffer {
+            ranges: 2,
+            range_blocks: 10,
+            blocks: 15,
+            ..DatasetOffer::default()
+        },
+        ..stepped()
+    });
+    let mut pair = host.pair(1, 16);
+    let mut buf = host.buf(4096);
+    let too_large = dnr(SC_COMMAND_SIZE_LIMIT);
+    for (ranges, want) in [
+        (&[10][..], OK),
+        (&[11], too_large),
+        (&[10, 5], OK),
+        (&[10, 6], too_large),
+        (&[1, 1], OK),
+        (&[1, 1, 1], too_large),
+        (&[u32::MAX, u32::MAX], too_large),
+    ] {
+        for (to, blocks) in buf.chunks_exact_mut(16).zip(ranges) {
+            let range = DatasetRange {
+                attributes: 0.into(),
+                blocks: (*blocks).into(),
+                lba: 3.into(),
+            };
+            to.copy_from_slice(range.as_bytes());
+        }
+        let count = u32::try_from(ranges.len()).unwrap() - 1;
+        let at = buf.iova().0;
+        let command = command(OPC_DATASET_MANAGEMENT, 1, at, 0, &[count, DSM_DEALLOCATE]);
+        assert_eq!(host.io(&mut pair, command).status, want, "{ranges:?}");
     }
 }
 

@@ -11,8 +11,8 @@ use xtent::internals::xfs::format::inode::{
     FLAG2_NREXT64, FLAG2_REFLINK, FORMAT_EXTENTS, InodeCore,
 };
 use xtent::internals::xfs::format::log_items::{self as layout, ExchangeItem};
-use xtent::internals::xfs::format::superblock::{self, IN_EXCHANGE, SuperblockLayout};
 use xtent::internals::xfs::format::set_checksum;
+use xtent::internals::xfs::format::superblock::{self, IN_EXCHANGE, SuperblockLayout};
 use xtent::internals::xfs::{Extent, Fs, FsBlock, Ino, LogItem};
 use zerocopy::FromBytes;
 
@@ -378,9 +378,8 @@ fn marks_of_shared_blocks_go_with_them() {
     };
     let rng = SmallRng::seed_from_u64(1);
     let mut disk = Handmade::new(rng, false, true, enable, fill);
-    let shares = |disk: &mut Handmade, name: &str| {
-        disk.core(name).1.flags2.get() & FLAG2_REFLINK != 0
-    };
+    let shares =
+        |disk: &mut Handmade, name: &str| disk.core(name).1.flags2.get() & FLAG2_REFLINK != 0;
     assert!(shares(&mut disk, "g0") && !shares(&mut disk, "alone"));
     disk.exchange_whole(Pair("g0", "alone"), 0);
     // The log says so, and it is not so.

@@ -161,7 +161,8 @@ fn logs_of_the_kernel_in_use() {
     for seed in seed..seed + number("XTENT_RUNS", 6).div_ceil(3) {
         let outer = Image::make(1500 << 20, 512, &[]);
         let mount = outer.mount("");
-        let (image, copies, what) = copies_in_use(mount.path(), seed, has_exchange && seed % 2 == 1);
+        let (image, copies, what) =
+            copies_in_use(mount.path(), seed, has_exchange && seed % 2 == 1);
         for (number, copy) in copies.iter().enumerate() {
             let what = format!("{what}, copy {number}");
             let found = compare_but(copy, image.sector_bytes(), 16, &what);

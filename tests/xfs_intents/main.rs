@@ -179,7 +179,8 @@ fn compare_but(dirty: &Path, sector_bytes: u32, btree_512: u64, what: &str) -> O
     let (theirs, mut mine) = (tree(&kernel), tree(&ours));
     for (path, (stat, _)) in &mut mine {
         let blocks = theirs.get(path).map(|(stat, _)| stat.blocks_512);
-        if let Some(blocks) = blocks.filter(|blocks| blocks.abs_diff(stat.blocks_512) <= btree_512) {
+        if let Some(blocks) = blocks.filter(|blocks| blocks.abs_diff(stat.blocks_512) <= btree_512)
+        {
             stat.blocks_512 = blocks;
         }
     }

@@ -74,7 +74,9 @@ fn stage(image: &Image, name: &str, rmapbt: bool) -> Extent {
     if rmapbt {
         edit_root(&disk, agf.rmap_root.get(), |records| {
             let list = <[RmapRecord]>::mut_from_bytes(records.as_mut_slice()).unwrap();
-            let record = list.iter_mut().find(|record| record.startblock.get() == start);
+            let record = list
+                .iter_mut()
+                .find(|record| record.startblock.get() == start);
             let record = record.unwrap();
             (record.owner, record.offset) = (RMAP_OWNER_COW.into(), 0.into());
         });

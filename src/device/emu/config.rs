@@ -43,6 +43,22 @@ impl Default for AtomicOffer {
     }
 }
 
+/// Limits of dataset management. Commands beyond them are rejected; the granularity and the
+/// alignment are only told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DatasetOffer {
+    /// Most ranges of a command (DMRL); 0 for no limit.
+    pub ranges: u8,
+    /// Most blocks of a range (DMRSL); 0 for no limit.
+    pub range_blocks: u32,
+    /// Most blocks of a command (DMSL); 0 for no limit.
+    pub blocks: u64,
+    /// Preferred granularity of deallocation in blocks (NPDG), 1 to 65,536; 0 when nothing is said.
+    pub granularity_blocks: u32,
+    /// Preferred alignment in blocks (NPDA), 1 to 65,536; 0 as 1.
+    pub alignment_blocks: u32,
+}
+
 /// What the SMART log has from before the controller was powered on. Its own start is one more
 /// power cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,6 +127,8 @@ pub struct EmuConfig {
     pub write_zeroes: bool,
     /// Dataset management (deallocate) is offered.
     pub dataset_management: bool,
+    /// Its limits.
+    pub dataset: DatasetOffer,
     /// Most abort commands at a time, 1 to 256. They are executed at once, so the limit is only
     /// told.
     pub abort_limit: u16,
@@ -158,6 +176,7 @@ impl Default for EmuConfig {
             ready_delay_ns: 0,
             write_zeroes: true,
             dataset_management: true,
+            dataset: DatasetOffer::default(),
             abort_limit: 8,
             atomic: AtomicOffer::default(),
             past: Past::default(),
@@ -208,6 +227,13 @@ impl EmuConfig {
         if atomic.boundary_blocks != 0 {
             let boundary = atomic.boundary_blocks.into();
             within("atomic.boundary_blocks", boundary, 2, 65_536)?;
+        }
+        let dataset = &self.dataset;
+        for (what, blocks) in [
+            ("dataset.granularity_blocks", dataset.granularity_blocks),
+            ("dataset.alignment_blocks", dataset.alignment_blocks),
+        ] {
+            within(what, blocks.into(), 0, 65_536)?;
         }
         within("tick_ns", self.tick_ns, 1, 1 << 40)?;
         for (what, text, longest) in [

@@ -152,6 +152,7 @@ impl EmuController {
                 ready_delay_ns: config.ready_delay_ns,
                 write_zeroes: config.write_zeroes,
                 dataset_management: config.dataset_management,
+                dataset: config.dataset,
                 abort_limit: config.abort_limit,
                 sgl: config.sgl,
                 shadow_doorbells: config.shadow_doorbells,

@@ -13,9 +13,9 @@ use super::offer::{
 };
 use super::registers::VERSION;
 use crate::nvme::spec::{
-    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, LPA_EXTENDED, LbaFormat,
-    NOTICE_NAMESPACE, OACS_DOORBELL_BUFFER_CONFIG, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES,
-    SGLS_DWORD_ALIGNMENT, VWC_PRESENT,
+    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, IdentifyNvmController, LPA_EXTENDED,
+    LbaFormat, NOTICE_NAMESPACE, NSFEAT_OPTIMAL, OACS_DOORBELL_BUFFER_CONFIG,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_DWORD_ALIGNMENT, VWC_PRESENT,
 };
 
 /// Namespace attributes: currently write protected (NVM, figure 97, byte 99).
@@ -83,6 +83,15 @@ pub(super) fn controller(offer: &ControllerOffer, namespaces: usize) -> Identify
     zerocopy::transmute!(page)
 }
 
+/// As the NVM command set describes it.
+pub(super) fn nvm_controller(offer: &ControllerOffer) -> IdentifyPage {
+    let mut page = IdentifyNvmController::new_zeroed();
+    page.dmrl = offer.dataset.ranges;
+    page.dmrsl = U32::new(offer.dataset.range_blocks);
+    page.dmsl = U64::new(offer.dataset.blocks);
+    zerocopy::transmute!(page)
+}
+
 pub(super) fn namespace(
     offer: &ControllerOffer,
     namespace: &EmuNamespace,
@@ -96,6 +105,11 @@ pub(super) fn namespace(
     page.noiob = U16::new(offer.noiob_blocks);
     page.nabsn = zero_based(offer.atomic.boundary_blocks);
     page.nabspf = page.nabsn;
+    if offer.dataset.granularity_blocks != 0 {
+        page.nsfeat = NSFEAT_OPTIMAL;
+        page.npdg = zero_based(offer.dataset.granularity_blocks);
+        page.npda = zero_based(offer.dataset.alignment_blocks);
+    }
     page.lbaf[0] = LbaFormat {
         metadata_bytes: U16::new(0),
         data_shift: namespace.lba_bytes.trailing_zeros().to_le_bytes()[0],

@@ -5,6 +5,7 @@ use std::ops::Range;
 use rand::Rng;
 use zerocopy::IntoBytes;
 
+use super::config::DatasetOffer;
 use super::controller::{CommandEnd, EmuController};
 use super::host_range::HostRange;
 use super::medium::Transfer;
@@ -12,8 +13,8 @@ use super::{prp, sgl};
 use crate::nvme::spec::{
     CDW12_DEAC, CDW12_FUA, Command, DSM_DEALLOCATE, DatasetRange, FLAGS_SGL,
     OPC_DATASET_MANAGEMENT, OPC_FLUSH, OPC_READ, OPC_WRITE, OPC_WRITE_ZEROES, PAGE_BYTES,
-    SC_DATA_TRANSFER, SC_INVALID_FIELD, SC_INVALID_OPCODE, SC_LBA_OUT_OF_RANGE,
-    SC_NAMESPACE_WRITE_PROTECTED, StatusField,
+    SC_COMMAND_SIZE_LIMIT, SC_DATA_TRANSFER, SC_INVALID_FIELD, SC_INVALID_OPCODE,
+    SC_LBA_OUT_OF_RANGE, SC_NAMESPACE_WRITE_PROTECTED, StatusField,
 };
 
 /// All namespaces, for a flush.
@@ -210,6 +211,9 @@ impl EmuController {
             segments: &self.segments,
         }
         .gather(bytes)?;
+        if exceeds(&self.offer.dataset, ranges) {
+            return Err(SC_COMMAND_SIZE_LIMIT.do_not_retry());
+        }
         let namespace = &mut self.namespaces[at];
         let inside = |range: &DatasetRange| {
             let end = range.lba.get().checked_add(range.blocks.get().into());
@@ -235,6 +239,17 @@ impl EmuController {
         }
         Ok(())
     }
+}
+
+/// Whether a command has more ranges or blocks than it may.
+fn exceeds(limits: &DatasetOffer, ranges: &[DatasetRange]) -> bool {
+    let blocks = |range: &DatasetRange| u64::from(range.blocks.get());
+    let beyond = |blocks: u64, limit: u64| limit != 0 && blocks > limit;
+    beyond(ranges.len() as u64, limits.ranges.into())
+        || beyond(ranges.iter().map(blocks).sum(), limits.blocks)
+        || ranges
+            .iter()
+            .any(|range| beyond(blocks(range), limits.range_blocks.into()))
 }
 
 /// The part of `whole` from `skip` bytes on, `len` bytes long.

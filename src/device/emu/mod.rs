@@ -52,7 +52,7 @@ mod shadow_pages;
 mod stats;
 mod worker;
 
-pub use config::{AtomicOffer, EmuConfig, Mode, Past};
+pub use config::{AtomicOffer, DatasetOffer, EmuConfig, Mode, Past};
 pub use fault::{Fault, FaultPlan, FaultRate, FaultRule, Scope};
 pub use medium::Medium;
 pub use stats::EmuStats;

@@ -1,6 +1,6 @@
 //! What a controller offers to its host.
 
-use super::config::AtomicOffer;
+use super::config::{AtomicOffer, DatasetOffer};
 
 /// Most asynchronous event requests outstanding.
 pub(super) const EVENT_REQUESTS: u8 = 4;
@@ -23,6 +23,7 @@ pub(super) struct ControllerOffer {
     pub(super) ready_delay_ns: u64,
     pub(super) write_zeroes: bool,
     pub(super) dataset_management: bool,
+    pub(super) dataset: DatasetOffer,
     pub(super) abort_limit: u16,
     pub(super) sgl: bool,
     pub(super) shadow_doorbells: bool,

@@ -16,7 +16,9 @@ use rand::{Rng, SeedableRng};
 use super::super::testing::TestLayout;
 use super::super::{MapFlags, MappingKind, Versions};
 use super::{Direct, DirectRequest, Ended, Hear, Of, Rejected, Source, What};
-use crate::block::{Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status};
+use crate::block::{
+    Chain, ChainFlags, Completion, DeallocateGrain, Limits, Op, Queue, Refused, Status,
+};
 use crate::error::ErrorKind;
 use crate::mem::{DmaBuf, DmaSpace, Heap, HeapConfig, HugePages};
 
@@ -171,6 +173,7 @@ fn bench(seed: u64, volatile_write_cache: bool, fua: bool) -> Bench {
         fua,
         write_zeroes: false,
         deallocate: false,
+        deallocate_grain: DeallocateGrain::ANY,
         read_only: false,
         depth: 4,
     };

@@ -91,6 +91,8 @@ pub const CNS_CONTROLLER: u32 = 1;
 pub const CNS_ACTIVE_NAMESPACES: u32 = 2;
 /// List the identification descriptors of a namespace (CNS), since version 1.3.
 pub const CNS_DESCRIPTORS: u32 = 3;
+/// Identify the controller, as a command set describes it (CNS; CSI in the upper byte of CDW11).
+pub const CNS_COMMAND_SET_CONTROLLER: u32 = 6;
 /// Type of the identification descriptor that names the namespace's command set (5.17.2.3).
 pub const NIDT_COMMAND_SET: u8 = 4;
 /// The NVM command set, by its identifier.

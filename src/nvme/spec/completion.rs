@@ -124,6 +124,8 @@ pub const SC_FEATURE_NOT_SAVEABLE: StatusField = StatusField::of(1, 0x0d);
 pub const SC_INVALID_QUEUE_DELETION: StatusField = StatusField::of(1, 0x0c);
 /// Command specific: attempted write to read-only range.
 pub const SC_READ_ONLY_RANGE: StatusField = StatusField::of(1, 0x82);
+/// Command specific: a limit of the size of commands was exceeded.
+pub const SC_COMMAND_SIZE_LIMIT: StatusField = StatusField::of(1, 0x83);
 /// Media: write fault.
 pub const SC_WRITE_FAULT: StatusField = StatusField::of(2, 0x80);
 /// Media: unrecovered read error.
@@ -165,6 +167,7 @@ pub fn status_name(sct: u8, sc: u8) -> &'static str {
         (1, 0x09) => "an invalid log page",
         (1, 0x0c) => "an invalid queue deletion",
         (1, 0x82) => "a write to a read-only range",
+        (1, 0x83) => "a command that exceeds a limit of its size",
         (2, 0x80) => "a write fault of the medium",
         (2, 0x81) => "an unrecovered read error of the medium",
         (2, 0x82) => "a guard check error",

@@ -130,6 +130,32 @@ pub const LPA_EXTENDED: u8 = 1 << 2;
 /// VWC: a volatile write cache is present.
 pub const VWC_PRESENT: u8 = 1;
 
+/// NSFEAT: optimal sizes and alignments are said, those of deallocation among them.
+pub const NSFEAT_OPTIMAL: u8 = 1 << 4;
+
+/// Identify controller of the NVM command set, 4096 bytes (NVM, figure 100).
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IdentifyNvmController {
+    /// Most data of a verify, `2^n` smallest pages; 0 for no limit.
+    pub vsl: u8,
+    /// Most data of write zeroes.
+    pub wzsl: u8,
+    /// Most data of write uncorrectable.
+    pub wusl: u8,
+    /// Most ranges of one dataset management command; 0 for no limit.
+    pub dmrl: u8,
+    /// Most blocks of one of its ranges; 0 for no limit.
+    pub dmrsl: U32,
+    /// Most blocks of all its ranges together; 0 for no limit.
+    pub dmsl: U64,
+    reserved_16: [u8; 4080],
+}
+const _: () = assert!(size_of::<IdentifyNvmController>() == IDENTIFY_BYTES);
+const _: () = assert!(std::mem::offset_of!(IdentifyNvmController, dmrl) == 3);
+const _: () = assert!(std::mem::offset_of!(IdentifyNvmController, dmrsl) == 4);
+const _: () = assert!(std::mem::offset_of!(IdentifyNvmController, dmsl) == 8);
+
 /// One LBA format, 4 bytes (NVM, figure 98).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -155,7 +181,8 @@ pub struct IdentifyNamespace {
     pub ncap: U64,
     /// Utilisation in blocks.
     pub nuse: U64,
-    /// Features (bit 0: thin provisioning, bit 1: the atomic limits here are of the namespace).
+    /// Features (bit 0: thin provisioning, bit 1: the atomic limits here are of the namespace, bit
+    /// 4: optimal sizes and alignments are said).
     pub nsfeat: u8,
     /// Number of LBA formats, 0's based.
     pub nlbaf: u8,
@@ -191,7 +218,17 @@ pub struct IdentifyNamespace {
     pub noiob: U16,
     /// Bytes of media that the namespace has; 0 where it is not said.
     pub nvmcap: U128,
-    reserved_64: [u8; 35],
+    /// Preferred write granularity, 0's based, in blocks; with bit 4 of NSFEAT, as what follows.
+    pub npwg: U16,
+    /// Preferred write alignment, 0's based, in blocks.
+    pub npwa: U16,
+    /// Preferred deallocate granularity, 0's based, in blocks.
+    pub npdg: U16,
+    /// Preferred deallocate alignment, 0's based, in blocks.
+    pub npda: U16,
+    /// Optimal write size, 0's based, in blocks.
+    pub nows: U16,
+    reserved_74: [u8; 25],
     /// Namespace attributes (bit 0: write protected).
     pub nsattr: u8,
     reserved_100: [u8; 4],
@@ -206,6 +243,7 @@ pub struct IdentifyNamespace {
 const _: () = assert!(size_of::<IdentifyNamespace>() == IDENTIFY_BYTES);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, flbas) == 26);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, noiob) == 46);
+const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, npdg) == 68);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nsattr) == 99);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, nguid) == 104);
 const _: () = assert!(std::mem::offset_of!(IdentifyNamespace, lbaf) == 128);
