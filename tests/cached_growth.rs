@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::image::Image;
-use common::kernel_is_here;
+use common::{kernel_is_here, large_blocks_are_here};
 use xtent::ErrorKind;
 use xtent::volume::{File, Io, OpenOptions, Volume};
 
@@ -41,34 +41,117 @@ fn open_file(image: &Image) -> (Volume, Io, File) {
     (volume, io, file)
 }
 
-/// Pages are written back one by one: of a larger block the others would show old content.
+/// Blocks of a file, `0x55` before, that have no data: what is not written must not show that.
+fn with_stale_blocks(block: u32) -> (Image, Volume, Io, File) {
+    let size = format!("size={block}");
+    let image = image_with(&["-b", &size], &[("file", 40 << 20), ("empty", 0)]);
+    let (volume, mut io) = open(&image);
+    let old = buffered().open(&volume, &mut io, "/file").unwrap();
+    old.set_len(&mut io, 0).unwrap();
+    old.sync_all(&mut io).unwrap();
+    let file = buffered().open(&volume, &mut io, "/empty").unwrap();
+    (image, volume, io, file)
+}
+
+fn content_after_replay(image: &Image, name: &str) -> Vec<u8> {
+    let copy = Image::empty(0, 512);
+    fs::copy(image.path(), copy.path()).unwrap();
+    let mount = copy.mount("");
+    let found = fs::read(mount.path().join(name)).unwrap();
+    mount.unmount();
+    copy.assert_clean();
+    found
+}
+
+/// Pages are written back one by one; each time the kernel sees what was written, and zeroes.
 #[test]
-fn files_with_blocks_larger_than_a_page_are_only_overwritten() {
-    if !kernel_is_here() {
+fn parts_of_blocks_that_are_larger_than_pages_show_nothing_old() {
+    if !large_blocks_are_here() {
         return;
     }
-    let image = image_with(&["-b", "size=16384"], &[("file", 20_000), ("empty", 0)]);
-    let (volume, mut io) = open(&image);
-    let empty = buffered().open(&volume, &mut io, "/empty").unwrap();
-    let file = buffered().open(&volume, &mut io, "/file").unwrap();
-    file.write_all_at(&mut io, &[1; 5000], 10_000).unwrap();
-    for (file, at) in [
-        (&empty, 0),
-        (&file, 20_000),
-        (&file, 18_000),
-        (&file, 40_000),
-    ] {
-        let error = file.write_at(&mut io, &[2; 4096], at).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
+    for block in [8192, 16_384, 32_768, 65_536_u32] {
+        let (image, volume, mut io, file) = with_stale_blocks(block);
+        let block = usize::try_from(block).unwrap();
+        let at = |bytes: usize| bytes as u64;
+        let mut model = vec![0; 40 * block];
+        file.allocate(&mut io, 0..at(30 * block), false).unwrap();
+        file.set_len(&mut io, at(40 * block)).unwrap();
+        // In blocks without data, in holes, and whole blocks of which a part is written back.
+        for (from, len) in [
+            (5, 10),
+            (3 * block + 4096, 4096),
+            (5 * block, block),
+            (7 * block - 100, 200),
+            (9 * block + 1, 3 * block),
+            (33 * block + 4096, 100),
+            (35 * block, 2 * block),
+        ] {
+            file.write_all_at(&mut io, &vec![7; len], at(from)).unwrap();
+            model[from..from + len].fill(7);
+            let page = at(from / 4096 * 4096);
+            file.sync_range(&mut io, page..page + 4096).unwrap();
+            volume.sync(&mut io).unwrap();
+            let found = content_after_replay(&image, "empty");
+            let wrong = found.iter().zip(&model).position(|(a, b)| a != b);
+            assert_eq!((found.len(), wrong), (model.len(), None), "{block}: {from}");
+        }
+        // Past the end, with a gap, and a page of it alone.
+        let from = 41 * block + 5000 % block;
+        file.write_all_at(&mut io, &vec![8; 2 * block], at(from))
+            .unwrap();
+        model.resize(from, 0);
+        model.resize(from + 2 * block, 8);
+        file.sync_range(&mut io, at(from)..at(from + 1)).unwrap();
+        volume.sync(&mut io).unwrap();
+        assert!(content_after_replay(&image, "empty") == model, "{block}");
+        file.set_len(&mut io, at(from + 10)).unwrap();
+        file.set_len(&mut io, at(from + block)).unwrap();
+        model.truncate(from + 10);
+        model.resize(from + block, 0);
+        file.sync_all(&mut io).unwrap();
+        assert!(content_after_replay(&image, "empty") == model, "{block}");
+        drop((file, io));
+        volume.close().unwrap();
+        image.assert_clean();
     }
-    // Blocks that were made ready in another way are no different.
-    empty.allocate(&mut io, 0..100_000, false).unwrap();
-    let error = empty.write_at(&mut io, &[2; 4096], 4096).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
-    let error = empty.view_mut(&mut io, 0..10).map(drop).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotOverwrite, "{error}");
-    file.sync_all(&mut io).unwrap();
-    drop((file, empty, io));
+}
+
+/// Each byte of a block is of a thread of its own, and all write back all the time.
+#[test]
+fn threads_write_parts_of_one_block_that_is_larger_than_a_page() {
+    if !large_blocks_are_here() {
+        return;
+    }
+    const BLOCK: u64 = 16_384;
+    let (image, volume, mut io, file) = with_stale_blocks(16_384);
+    let blocks = 300;
+    file.allocate(&mut io, 0..blocks / 2 * BLOCK, true).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let (volume, file) = (&volume, file.clone());
+            scope.spawn(move || {
+                let mut io = volume.io().unwrap();
+                for block in 0..blocks {
+                    let from = block * BLOCK + u64::from(thread) * 4096 + 10;
+                    file.write_all_at(&mut io, &[thread + 1; 4000], from)
+                        .unwrap();
+                    file.sync_range(&mut io, from..from + 4000).unwrap();
+                }
+            });
+        }
+    });
+    volume.sync(&mut io).unwrap();
+    let found = content_after_replay(&image, "empty");
+    assert_eq!(found.len() as u64, (blocks - 1) * BLOCK + 3 * 4096 + 4010);
+    for (page, bytes) in found.chunks(4096).enumerate() {
+        let want = u8::try_from(page % 4).unwrap() + 1;
+        let is_right = |(index, byte): (usize, &u8)| {
+            let is_data = (10..4010).contains(&index);
+            *byte == if is_data { want } else { 0 }
+        };
+        assert!(bytes.iter().enumerate().all(is_right), "page {page}");
+    }
+    drop((file, io));
     volume.close().unwrap();
     image.assert_clean();
 }

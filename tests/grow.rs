@@ -3,7 +3,8 @@
 //! replayed the log, and in place.
 //!
 //! `XTENT_RUNS` (2) disks from `XTENT_SEED`, `XTENT_THREADS` (1 or 4) threads, `XTENT_OPERATIONS`
-//! (150) for each thread and round; a failure prints the seed of its disk.
+//! (150) for each thread and round; a failure prints the seed of its disk. With blocks larger than
+//! pages where the kernel mounts those: `XTENT_BLOCK` (8192 to 65536).
 
 #![expect(clippy::unwrap_used, reason = "test code: a failure panics")]
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 use common::image::Image;
 use common::judge::{ImageDisk, open_to_change};
 use common::space_disk::plain_form;
-use common::{kernel_is_here, number};
+use common::{kernel_is_here, large_blocks_are_here, number};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -51,6 +52,8 @@ struct Player {
     rng: SmallRng,
     models: Vec<Model>,
     block: u64,
+    /// Bytes of a block of the filesystem, 4096 at least.
+    whole: u64,
     way: Way,
     what: String,
 }
@@ -192,7 +195,7 @@ impl Player {
                 file.punch_hole(io, range)
             }
             9 => {
-                let block = 4096.max(self.block);
+                let block = self.whole;
                 let range = range.start / block * block..range.end.next_multiple_of(block);
                 if range.end < old {
                     model.drain(at(range.start)..at(range.end));
@@ -250,9 +253,17 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(seed: u64, way: Way) -> Self {
+    /// With blocks larger than pages, if `is_large`.
+    fn new(seed: u64, way: Way, is_large: bool) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let (sector_bytes, args, _) = plain_form(&mut rng);
+        let (sector_bytes, mut args, _) = plain_form(&mut rng);
+        let mut whole = 4096;
+        if is_large {
+            args.truncate(8);
+            let some = *[8192, 16_384, 32_768, 65_536].choose(&mut rng).unwrap();
+            whole = number("XTENT_BLOCK", some);
+            args.extend(["-b".to_owned(), format!("size={whole}")]);
+        }
         let threads = number("XTENT_THREADS", if rng.random() { 1 } else { 4 });
         let what = format!(
             "{way:?}: XTENT_RUNS=1 XTENT_SEED={seed} XTENT_THREADS={threads}: sectors of {sector_bytes}, {args:?}"
@@ -271,6 +282,7 @@ impl Disk {
                 rng: SmallRng::seed_from_u64(seed ^ (thread + 1) << 32),
                 models: models.collect(),
                 block: sector_bytes.into(),
+                whole,
                 way,
                 what: what.clone(),
             }
@@ -349,17 +361,38 @@ impl Disk {
 
 #[test]
 fn files_grow_as_the_kernels_do() {
-    grow(Way::Direct);
+    grow(Way::Direct, false);
 }
 
 #[test]
 fn cached_files_grow_as_the_kernels_do() {
-    grow(Way::Buffered);
+    grow(Way::Buffered, false);
 }
 
 #[test]
 fn files_grow_through_the_cache_and_beside_it() {
-    grow(Way::Both);
+    grow(Way::Both, false);
+}
+
+#[test]
+fn files_of_large_blocks_grow_as_the_kernels_do() {
+    if large_blocks_are_here() {
+        grow(Way::Direct, true);
+    }
+}
+
+#[test]
+fn cached_files_of_large_blocks_grow_as_the_kernels_do() {
+    if large_blocks_are_here() {
+        grow(Way::Buffered, true);
+    }
+}
+
+#[test]
+fn files_of_large_blocks_grow_through_the_cache_and_beside_it() {
+    if large_blocks_are_here() {
+        grow(Way::Both, true);
+    }
 }
 
 /// Every other time with less memory for pages than the files need, and pages that are written back
@@ -374,13 +407,13 @@ fn open(target: &str, round: u32) -> Volume {
     Volume::open_with(target, &TargetOptions::default(), &options).unwrap()
 }
 
-fn grow(way: Way) {
+fn grow(way: Way, is_large: bool) {
     if !kernel_is_here() {
         return;
     }
     let first = number("XTENT_SEED", 1);
     for seed in first..first + number("XTENT_RUNS", 2) {
-        let mut disk = Disk::new(seed, way);
+        let mut disk = Disk::new(seed, way, is_large);
         println!("{}", disk.what);
         for round in 0..ROUNDS {
             let volume = open(&disk.target(), round);

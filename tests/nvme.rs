@@ -307,10 +307,11 @@ fn deallocation_keeps_to_the_limits_of_the_controller() {
         let grain = pair.limits().deallocate_grain;
         assert_eq!(grain.blocks, dataset.granularity_blocks.max(1));
         assert_eq!(grain.align_blocks, dataset.alignment_blocks.max(1));
-        let lent = memory.lend(usize::try_from(BLOCKS).unwrap() * 512);
-        let segments = [lent.segment(0..lent.len()).unwrap()];
+        let len = usize::try_from(BLOCKS).unwrap() * 512;
+        let lent = memory.lend(len);
+        let segments = [lent.segment(0..len).unwrap()];
         for (first, blocks) in [(0, most), (3, most / 2), (7, 1)] {
-            memory.fill(&segments, &vec![7; lent.len()]);
+            memory.fill(&segments, &vec![7; len]);
             pair.submit(&chain(Op::Write, 0, BLOCKS, &segments, 1))
                 .unwrap();
             assert!(drain(&mut pair)[&1].is_success());

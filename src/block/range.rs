@@ -84,7 +84,7 @@ impl Default for BlockRange {
 
 #[cfg(test)]
 mod tests {
-    use super::BlockRange;
+    use super::{BlockRange, DeallocateGrain};
 
     #[test]
     fn a_range_ends_with_the_device() {

@@ -33,6 +33,8 @@ pub(super) struct FileInner {
     pub(super) salt: u64,
     /// Filesystem block size in bytes, minus one: the unit of device reads and writes.
     block_mask: usize,
+    /// Bytes of a filesystem block, which may be larger than a page.
+    whole_block_bytes: u64,
     pub(super) size_bytes: AtomicU64,
     pub(super) lists: Arc<Lists>,
     pub(super) errors: Errors,
@@ -62,7 +64,7 @@ pub struct Invalidated {
 
 impl FileCache {
     /// A file of `size_bytes`, without pages yet. `block_bytes` is what its filesystem and device
-    /// read and write as a whole; blocks larger than a page count as a page.
+    /// read and write as a whole; of blocks larger than a page each page is read and written for itself.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a block that is no power of two from 512 on.
@@ -80,6 +82,7 @@ impl FileCache {
             id,
             salt: salt_of(id),
             block_mask: block.min(PAGE_BYTES) - 1,
+            whole_block_bytes: block_bytes.into(),
             size_bytes: AtomicU64::new(size_bytes),
             lists,
             errors: Errors::default(),
@@ -115,6 +118,11 @@ impl FileCache {
     /// Bytes that are read and written as a whole, at most a page.
     pub fn block_bytes(&self) -> usize {
         self.0.block_mask + 1
+    }
+
+    /// Bytes of a block of the file, which may have several pages.
+    pub fn whole_block_bytes(&self) -> u64 {
+        self.0.whole_block_bytes
     }
 
     /// A cursor for a new handle: later calls report only failures that happen after this one.

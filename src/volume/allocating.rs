@@ -349,6 +349,7 @@ impl File {
             // With the last block of the file, of which a part may be zeroed.
             false => range.start.min(inode.size_bytes().saturating_sub(1))..range.end,
         };
+        let whole = outward(&whole, pages.whole_block_bytes());
         let (buffered, mut ops) = io.cached(inode)?;
         buffered.write_back(pages, &mut ops, whole)
     }

@@ -32,6 +32,9 @@ pub(super) struct CoreInode {
     size_bytes: AtomicU64,
     cached: OnceLock<CachedInode>,
     space: SpaceLock,
+    /// A thread writes pages back to blocks without data that are larger than pages: see
+    /// [`hold_unwritten`](crate::iomap::buffered::CachedOps::hold_unwritten). Taken after the space.
+    pub(super) unwritten: AtomicBool,
     /// Blocks past its end were allocated for it to grow.
     has_spare: AtomicBool,
     /// Its dirty pages may be of blocks without data on disk, or past its end there.
@@ -77,6 +80,7 @@ impl CoreInode {
             valid_from: AtomicU64::new(0),
             cached: OnceLock::new(),
             space: SpaceLock::default(),
+            unwritten: AtomicBool::new(false),
             has_spare: AtomicBool::new(false),
             needs_metadata: AtomicBool::new(false),
             users: AtomicUsize::new(0),

@@ -98,6 +98,19 @@ pub fn loop_is_missing() -> Option<String> {
     (!here).then(|| "this kernel has no loop devices".to_owned())
 }
 
+/// Whether the kernel's xfs mounts blocks that are larger than pages. Prints `SKIPPED` when not.
+pub fn large_blocks_are_here() -> bool {
+    if !kernel_is_here() {
+        return false;
+    }
+    let image = image::Image::make(320 << 20, 512, &["-b", "size=16384"]);
+    let mounts = judge::Judge::new(&image.path(), 512).mounts("", |_| {});
+    if !mounts {
+        skipped("this kernel does not mount blocks that are larger than pages");
+    }
+    mounts
+}
+
 /// How much a test does: all of it, or with `XTENT_SCALE=small`, for machines that are emulated,
 /// less of the same.
 pub fn scaled<T>(full: T, small: T) -> T {

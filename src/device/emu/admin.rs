@@ -93,7 +93,7 @@ impl EmuController {
                 self.namespace(nsid)?;
                 identify::descriptors(&self.offer, nsid)
             }
-            CNS_COMMAND_SET_CONTROLLER if command.cdw10_15[1].get() >> 24 == CSI_NVM.into() => {
+            CNS_COMMAND_SET_CONTROLLER if command.cdw10_15[1].get() >> 24 == u32::from(CSI_NVM) => {
                 identify::nvm_controller(&self.offer)
             }
             _ => return Err(SC_INVALID_FIELD.do_not_retry()),

@@ -13,6 +13,7 @@
 
 mod ahead;
 mod direct;
+mod large;
 mod read;
 mod ring;
 mod room;
@@ -49,6 +50,29 @@ pub trait CachedOps: Ops {
     /// # Errors
     /// Whatever keeps the bytes from having blocks; they stay dirty.
     fn map_writeback(&mut self, pos: u64, len: u64) -> Result<Mapping>;
+
+    /// Before data is written to blocks without data that have several pages: until
+    /// [`CachedOps::release_unwritten`] no other thread writes data of the file to such blocks. May
+    /// wait for another thread's writeback.
+    ///
+    /// # Errors
+    /// The other thread does not get on.
+    fn hold_unwritten(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The end of [`CachedOps::hold_unwritten`].
+    fn release_unwritten(&mut self) {}
+
+    /// Zeroes bytes on the device: blocks without data that are going to get some in a part. Waits
+    /// for the device.
+    ///
+    /// # Errors
+    /// The device's.
+    fn zero_unwritten(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        let _ = (addr_bytes, len_bytes);
+        Ok(())
+    }
 
     /// Bytes are on the device, at `mapping`: blocks that were unwritten are converted, new ones
     /// take the place of shared ones, the size on disk grows. Before the pages count as written.

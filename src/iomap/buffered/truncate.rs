@@ -24,7 +24,7 @@ impl<Q: Queue> Buffered<Q> {
         let before = file.size_bytes();
         let block = file.block_bytes() as u64;
         if size_bytes >= before {
-            let end = size_bytes.min(before.next_multiple_of(block));
+            let end = size_bytes.min(before.next_multiple_of(file.whole_block_bytes()));
             if end > before {
                 self.zero_range(file, ops, before..end)?;
             }

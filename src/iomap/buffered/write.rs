@@ -165,7 +165,7 @@ impl<Q: Queue> Buffered<Q> {
         size: u64,
         pos: u64,
     ) -> Result<()> {
-        let end = pos.min(size.next_multiple_of(file.block_bytes() as u64));
+        let end = pos.min(size.next_multiple_of(file.whole_block_bytes()));
         if end > size {
             self.zero_range(file, ops, size..end)?;
         }

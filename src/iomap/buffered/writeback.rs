@@ -1,5 +1,7 @@
 //! Writeback.
 //!
+//! Blocks without data that are larger than a page: [`super::large`].
+//!
 //! Dirty pages are taken in file order, each with its mapping (one serves all the pages that it
 //! covers), and pages that are contiguous in the file and on the device become one *ioend*, one
 //! chain of commands. When it is on the device the filesystem is notified, and only then the pages
@@ -10,6 +12,7 @@
 use std::ops::Range;
 
 use super::super::{Mapping, MappingKind};
+use super::large::{LargeBlocks, spoilt};
 use super::ring::{ChainRing, TaskId};
 use super::room::{offset_in, outside, runs};
 use super::{Buffered, CachedOps, stuck};
@@ -26,15 +29,15 @@ const BATCH_PAGES: usize = 2048;
 const MOST_BYTES: u64 = 8 << 20;
 
 /// A run of dirty bytes, in the file and on the device.
-struct Ioend {
-    pos: u64,
-    len: u64,
-    mapping: Mapping,
+pub(super) struct Ioend {
+    pub(super) pos: u64,
+    pub(super) len: u64,
+    pub(super) mapping: Mapping,
     /// Which of the batch's pages.
     pages: Range<usize>,
     segments: Vec<Segment>,
     task: Option<TaskId>,
-    failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 impl<Q: Queue> Buffered<Q> {
@@ -128,16 +131,18 @@ impl<Q: Queue> Buffered<Q> {
         let mut first_error: Option<Error> = None;
         let mut ioends = self.gather(file, ops, &taken, &mut failed, &mut first_error);
         for ioend in &mut ioends {
-            let result = match (ioend.failed.take(), ioend.task) {
-                (error, Some(task)) => {
-                    let ended = self.ring.wait(task);
-                    error.map_or(ended.result, Err)
-                }
-                (Some(error), None) => Err(error),
-                (None, None) => Ok(()),
+            if let Some(task) = ioend.task {
+                let ended = self.ring.wait(task);
+                ioend.failed = ioend.failed.take().or(ended.result.err());
+            }
+        }
+        // Each of them is on the device, or has failed, before a block becomes a written one.
+        let mut spoilt = spoilt(file, &taken, &failed, &ioends);
+        for (index, ioend) in ioends.iter_mut().enumerate() {
+            let result = match ioend.failed.take().or_else(|| spoilt.remove(&index)) {
+                Some(error) => Err(error),
+                None => ops.written_back(ioend.pos, ioend.len, &ioend.mapping),
             };
-            let result =
-                result.and_then(|()| ops.written_back(ioend.pos, ioend.len, &ioend.mapping));
             if let Err(error) = result {
                 let error = error.at_offset(ioend.pos);
                 file.note_error(&error, ioend.pos);
@@ -145,6 +150,7 @@ impl<Q: Queue> Buffered<Q> {
                 failed[ioend.pages.clone()].fill(true);
             }
         }
+        ops.release_unwritten();
         for (page, failed) in taken.into_iter().zip(failed) {
             file.written(page, !failed);
         }
@@ -161,7 +167,8 @@ impl<Q: Queue> Buffered<Q> {
         first_error: &mut Option<Error>,
     ) -> Vec<Ioend> {
         let size = file.size_bytes();
-        let block = file.block_bytes() as u64;
+        let block = file.whole_block_bytes();
+        let mut large = LargeBlocks::new(file, size);
         let mut ioends: Vec<Ioend> = Vec::new();
         for (index, page) in taken.iter().enumerate() {
             let start = page.page() * PAGE;
@@ -169,7 +176,8 @@ impl<Q: Queue> Buffered<Q> {
                 // Beyond the end of the file there is nothing to be kept.
                 let end = (start + run.end as u64).min(size.next_multiple_of(block));
                 let range = start + run.start as u64..end;
-                let gathered = self.gather_run(file, ops, (index, page), range, size, &mut ioends);
+                let gathered =
+                    self.gather_run(file, ops, (index, taken), range, &mut large, &mut ioends);
                 if let Err(error) = gathered {
                     file.note_error(&error, error.offset().unwrap_or(start));
                     first_error.get_or_insert(error);
@@ -193,15 +201,22 @@ impl<Q: Queue> Buffered<Q> {
         &mut self,
         file: &FileCache,
         ops: &mut O,
-        (index, page): (usize, &DirtyPage),
+        (index, taken): (usize, &[DirtyPage]),
         range: Range<u64>,
-        size: u64,
+        large: &mut LargeBlocks,
         ioends: &mut Vec<Ioend>,
     ) -> Result<()> {
+        let page = &taken[index];
         let mut pos = range.start;
         while pos < range.end {
             let last = ioends.last().map(|ioend| ioend.mapping);
-            let mapping = map(ops, last, pos, range.end.min(size) - pos)
+            // A page behind the end, in its block, has zeroes for a write that comes.
+            let want = match range.end.min(large.size_bytes()).checked_sub(pos) {
+                None | Some(0) => range.end - pos,
+                Some(inside) => inside,
+            };
+            let mapping = map(ops, last, pos, want)
+                .and_then(|mapping| large.prepare(ops, (index, taken), pos, want, mapping))
                 .map_err(|error| error.at_offset(pos))?;
             let len = range.end.min(mapping.end()) - pos;
             let from = offset_in(pos, page.page() * PAGE);
@@ -255,7 +270,12 @@ fn noted(file: &FileCache, pos: u64) -> Error {
 }
 
 /// The mapping of a dirty byte: the last one, where it still covers it.
-fn map<O: CachedOps>(ops: &mut O, last: Option<Mapping>, pos: u64, len: u64) -> Result<Mapping> {
+pub(super) fn map<O: CachedOps>(
+    ops: &mut O,
+    last: Option<Mapping>,
+    pos: u64,
+    len: u64,
+) -> Result<Mapping> {
     if let Some(last) = last
         && last.offset <= pos
         && pos < last.end()

@@ -4,6 +4,7 @@
 //! as those that were never written do; when their data is written back, the end moves behind them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
 use super::super::core::IoCore;
@@ -13,12 +14,13 @@ use crate::cache::BoundedWait;
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::{CachedOps, Validity};
 use crate::iomap::{IterFlags, MapFlags, Mapping, MappingKind, Ops};
-use crate::mem::pages::PAGE_BYTES;
 use crate::target::shared::TargetShared;
-use crate::xfs::{FileMap, FileOps, Fs, Hint, needs_extents};
+use crate::xfs::{FileMap, FileOps, Fs, Hint, MetaIo, needs_extents};
 
 /// How long writing back waits for a change of the file's blocks to end.
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
+/// How long writing back waits for another thread's to end, which ends by the device's deadlines.
+const HOLD_LIMIT: Duration = Duration::from_secs(120);
 
 /// A thread's way to metadata.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub(in super::super) struct InodeOps<'a> {
     /// Of the map.
     number: u64,
     hint: Hint,
+    /// No other thread writes data to blocks of the file without data. Not given up by a drop,
+    /// which reads and hits would pay for.
+    is_held: bool,
 }
 
 impl<'a> InodeOps<'a> {
@@ -66,6 +71,7 @@ impl<'a> InodeOps<'a> {
             map: None,
             number: 0,
             hint: Hint::default(),
+            is_held: false,
         }
     }
 
@@ -191,6 +197,32 @@ impl CachedOps for InodeOps<'_> {
         }
     }
 
+    fn hold_unwritten(&mut self) -> Result<()> {
+        let mut patience = BoundedWait::new(HOLD_LIMIT);
+        while !self.is_held {
+            let before = self.inode.unwritten.swap(true, Acquire);
+            self.is_held = !before;
+            if before && !patience.wait() {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "another thread writes pages of the file back, and does not get on",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn release_unwritten(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.inode.unwritten.store(false, Release);
+        }
+    }
+
+    fn zero_unwritten(&mut self, addr_bytes: u64, len_bytes: u64) -> Result<()> {
+        let zeroes = vec![0; usize::try_from(len_bytes).unwrap_or(0)];
+        self.core.get()?.write_at(addr_bytes, &zeroes)
+    }
+
     /// Blocks without data become written ones, and the file as long as its data.
     fn written_back(&mut self, pos: u64, len: u64, mapping: &Mapping) -> Result<()> {
         let range = pos..pos.saturating_add(len);
@@ -223,23 +255,11 @@ fn is_current(inode: &CoreInode, block_bytes: u64, mapping: &Mapping) -> bool {
 /// Whether files may get blocks or become longer when their pages are written back.
 ///
 /// # Errors
-/// [`ErrorKind::NotOverwrite`] with the reason. Pages are written back by themselves: of a block
-/// that is larger, those that no write reached would show what the block had before.
+/// [`ErrorKind::NotOverwrite`] with the reason.
 pub(super) fn check_growth(fs: &Fs) -> Result<()> {
-    let block_bytes = fs.geometry().block_bytes;
-    let refused = |why: String| Err(Error::new(ErrorKind::NotOverwrite, why));
-    if u64::from(block_bytes) > PAGE_BYTES as u64 {
-        return refused(format!(
-            "the write needs blocks, or makes the file longer: through the page cache that is not \
-             possible with filesystem blocks of {block_bytes} bytes, only with {PAGE_BYTES} at most; open \
-             the file for direct I/O"
-        ));
-    }
-    match fs.check_changeable() {
-        Ok(()) => Ok(()),
-        Err(error) => refused(format!(
-            "the write needs blocks, or makes the file longer: {}",
-            error.detail()
-        )),
-    }
+    fs.check_changeable().map_err(|error| {
+        let why = error.detail();
+        let detail = format!("the write needs blocks, or makes the file longer: {why}");
+        Error::new(ErrorKind::NotOverwrite, detail)
+    })
 }

@@ -37,7 +37,7 @@ pub(in super::super) fn clear_pages(
             .and_then(|(buffered, mut ops)| buffered.inner.set_size(pages, &mut ops, len)),
         None => Ok(()),
     };
-    let cleared = cut.and_then(|()| write_and_drop(io, inode, pages, &whole_pages(range)));
+    let cleared = cut.and_then(|()| write_and_drop(io, inode, pages, &whole_pages(pages, range)));
     if cleared.is_err() {
         inode.keep_disk_size();
     }
@@ -77,11 +77,13 @@ pub(in super::super) fn settle_pages(inode: &CoreInode, range: &Range<u64>) -> R
         return Ok(());
     };
     inode.take_disk_size();
-    drop_clean(pages, whole_pages(range))
+    drop_clean(pages, whole_pages(pages, range))
 }
 
-fn whole_pages(range: &Range<u64>) -> Range<u64> {
-    outward(range, PAGE_BYTES as u64)
+/// The pages of a range, and where blocks are larger those of its blocks: an operation reads and
+/// writes blocks that it covers in part.
+fn whole_pages(pages: &FileCache, range: &Range<u64>) -> Range<u64> {
+    outward(range, pages.whole_block_bytes().max(PAGE_BYTES as u64))
 }
 
 #[cold]
