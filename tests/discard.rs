@@ -165,7 +165,7 @@ fn discards_keep_to_the_limits_of_the_device() {
         ..none
     };
     for (dataset, least, most) in [
-        (limits, LEN - (1 << 20), LEN + (1 << 20)),
+        (limits, LEN - (2 << 20), LEN + (1 << 20)),
         // At both ends less than 1 MiB stays.
         (
             DatasetOffer {
@@ -173,7 +173,7 @@ fn discards_keep_to_the_limits_of_the_device() {
                 alignment_blocks: 2048,
                 ..limits
             },
-            LEN - (3 << 20),
+            LEN - (4 << 20),
             LEN,
         ),
         (

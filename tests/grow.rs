@@ -260,6 +260,7 @@ impl Disk {
         let mut whole = 4096;
         if is_large {
             args.truncate(8);
+            "size=64m".clone_into(&mut args[3]);
             let some = *[8192, 16_384, 32_768, 65_536].choose(&mut rng).unwrap();
             whole = number("XTENT_BLOCK", some);
             args.extend(["-b".to_owned(), format!("size={whole}")]);
@@ -269,7 +270,8 @@ impl Disk {
             "{way:?}: XTENT_RUNS=1 XTENT_SEED={seed} XTENT_THREADS={threads}: sectors of {sector_bytes}, {args:?}"
         );
         let all: Vec<&str> = args.iter().map(String::as_str).collect();
-        let image = Image::make(256 << 20, sector_bytes, &all);
+        let bytes = if is_large { 400 << 20 } else { 256 << 20 };
+        let image = Image::make(bytes, sector_bytes, &all);
         let mount = image.mount("");
         let players = (0..threads).map(|thread| {
             let models = (0..FILES).map(|file| {
