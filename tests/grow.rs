@@ -260,9 +260,10 @@ impl Disk {
         let mut whole = 4096;
         if is_large {
             args.truncate(8);
-            "size=64m".clone_into(&mut args[3]);
             let some = *[8192, 16_384, 32_768, 65_536].choose(&mut rng).unwrap();
             whole = number("XTENT_BLOCK", some);
+            // The least log has about as many blocks, however large these are.
+            args[3] = format!("size={}", (3072 * whole).min(144 << 20));
             args.extend(["-b".to_owned(), format!("size={whole}")]);
         }
         let threads = number("XTENT_THREADS", if rng.random() { 1 } else { 4 });
@@ -270,7 +271,7 @@ impl Disk {
             "{way:?}: XTENT_RUNS=1 XTENT_SEED={seed} XTENT_THREADS={threads}: sectors of {sector_bytes}, {args:?}"
         );
         let all: Vec<&str> = args.iter().map(String::as_str).collect();
-        let bytes = if is_large { 400 << 20 } else { 256 << 20 };
+        let bytes = if is_large { 600 << 20 } else { 256 << 20 };
         let image = Image::make(bytes, sector_bytes, &all);
         let mount = image.mount("");
         let players = (0..threads).map(|thread| {
