@@ -263,7 +263,7 @@ impl Disk {
             let some = *[8192, 16_384, 32_768, 65_536].choose(&mut rng).unwrap();
             whole = number("XTENT_BLOCK", some);
             // The least log has about as many blocks, however large these are.
-            args[3] = format!("size={}", (3072 * whole).min(144 << 20));
+            args[3] = format!("size={}", (4096 * whole).min(160 << 20));
             args.extend(["-b".to_owned(), format!("size={whole}")]);
         }
         let threads = number("XTENT_THREADS", if rng.random() { 1 } else { 4 });
