@@ -64,7 +64,7 @@ pub struct Invalidated {
 
 impl FileCache {
     /// A file of `size_bytes`, without pages yet. `block_bytes` is what its filesystem and device
-    /// read and write as a whole; of blocks larger than a page each page is read and written for itself.
+    /// read and write as a whole; of blocks larger than a page each page is read and written alone.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a block that is no power of two from 512 on.

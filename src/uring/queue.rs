@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::medium::UringDisk;
 use crate::block::{
-    BlockRange, Chain, ChainFlags, Completion, DeallocateGrain, Limits, Op, Queue, Refused, Status,
-    Token, Wait,
+    BlockRange, Chain, ChainFlags, Completion, Limits, Op, Queue, Refused, Status, Token, Wait,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::Segment;
@@ -127,12 +126,11 @@ impl UringDisk {
                 max_segments: 1,
                 dma_align_bytes: info.memory_align_bytes,
                 max_transfer_bytes: None,
-                // The kernel decides for each write and flush: the device's properties may change.
-                volatile_write_cache: true,
+                volatile_write_cache: true, // The kernel decides: the device may change.
                 fua: true,
                 write_zeroes: true,
                 deallocate: true,
-                deallocate_grain: DeallocateGrain::ANY,
+                deallocate_grain: crate::block::DeallocateGrain::ANY,
                 read_only: options.read_only,
                 depth: usize::from(depth),
             },

@@ -33,7 +33,7 @@ pub(super) struct CoreInode {
     cached: OnceLock<CachedInode>,
     space: SpaceLock,
     /// A thread writes pages back to blocks without data that are larger than pages: see
-    /// [`hold_unwritten`](crate::iomap::buffered::CachedOps::hold_unwritten). Taken after the space.
+    /// [`hold_unwritten`](crate::iomap::buffered::CachedOps::hold_unwritten). After the space.
     pub(super) unwritten: AtomicBool,
     /// Blocks past its end were allocated for it to grow.
     has_spare: AtomicBool,

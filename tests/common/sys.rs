@@ -56,8 +56,8 @@ pub fn clone_file(from: &File, to: &File) -> Result<()> {
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) })
 }
 
-/// Exchanges `length` bytes of two files at these offsets, as XFS_IOC_EXCHANGE_RANGE. What is not
-/// written in the first one is left out, if `only_written`.
+/// Exchanges `length` bytes of two files at these offsets, as XFS_IOC_EXCHANGE_RANGE. Holes
+/// and unwritten blocks of the first one are omitted, if `only_written`.
 pub fn exchange_range(
     files: [&File; 2],
     offsets: [u64; 2],

@@ -77,7 +77,7 @@ fn fill(root: &Path, rng: &mut SmallRng) {
         let path = root.join(format!("h{number}"));
         let file = File::create(&path).unwrap();
         // Marks the file as one with preallocated blocks. In others the kernel's recovery frees
-        // what is behind the end that a file had before it got a longer one.
+        // blocks behind the end that a file had before it got a longer one.
         sys::fallocate(&file, KEEP_SIZE, 0, 4096).unwrap();
         let mut end = 0;
         let pieces = if rng.random() { 3 } else { 60 };

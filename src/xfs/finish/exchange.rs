@@ -52,7 +52,7 @@ pub(super) struct MappingExchange {
     sides: [ExchangeSide; 2],
     blocks: u64,
     fork: ForkKind,
-    /// Holes and unwritten blocks of the first file are left out.
+    /// Holes and unwritten blocks of the first file are omitted.
     only_written: bool,
 }
 
@@ -122,7 +122,7 @@ pub(super) fn parse(bytes: &[u8], geometry: &Geometry) -> Result<MappingExchange
     })
 }
 
-/// Exchanges what is left of the ranges.
+/// Exchanges the rest of the ranges.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when the files are not those of the item or are damaged;

@@ -1,5 +1,5 @@
 //! Intents of the log, checked and finished: extents to be freed (EFI), changes of reverse mappings
-//! (RUI), of reference counts (CUI) and of mappings of files (BUI), and exchanges of mappings (XMI).
+//! (RUI), of reference counts (CUI) and of mappings of files (BUI), exchanges of mappings (XMI).
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::BTreeSet;

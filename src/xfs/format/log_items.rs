@@ -343,7 +343,7 @@ const _: () = {
 pub const XMI_ATTR_FORK: u64 = 1;
 /// `ExchangeItem::flags`: the files get the sizes of the item at the end.
 pub const XMI_SET_SIZES: u64 = 1 << 1;
-/// `ExchangeItem::flags`: holes and unwritten blocks of the first file are left out.
+/// `ExchangeItem::flags`: holes and unwritten blocks of the first file are omitted.
 pub const XMI_INO1_WRITTEN: u64 = 1 << 2;
 /// `ExchangeItem::flags`: the first file shares no blocks afterwards.
 pub const XMI_CLEAR_INO1_REFLINK: u64 = 1 << 3;
