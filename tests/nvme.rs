@@ -238,6 +238,7 @@ fn a_controller_that_never_gets_ready_is_named() {
     assert!(error.to_string().contains("CSTS.RDY"), "{error}");
 }
 
+#[expect(clippy::too_many_lines, reason = "a list of limits")]
 #[test]
 fn deallocation_keeps_to_the_limits_of_the_controller() {
     const BLOCKS: u64 = 600;
