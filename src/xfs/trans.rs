@@ -131,6 +131,8 @@ pub(super) struct Trans<'a> {
     spare: SpareContents,
     freed: Vec<(u32, Range<u32>)>,
     items: Vec<LogItem>,
+    /// Blocks with content that is not logged: address and content.
+    values: Vec<(u64, Box<[u8]>)>,
     counters: CounterChange,
 }
 
@@ -227,6 +229,7 @@ impl<'a> Trans<'a> {
             before: BTreeMap::new(),
             freed: Vec::new(),
             items: Vec::new(),
+            values: Vec::new(),
             counters: CounterChange::default(),
         })
     }
@@ -455,6 +458,39 @@ impl<'a> Trans<'a> {
         }
         let raw = buffer.bytes.get_mut(range);
         raw.ok_or_else(|| corrupt(place.addr_bytes, format!("{ino} lies outside its cluster")))
+    }
+
+    /// Whether the buffer of a metadata block is in memory.
+    pub(super) fn has_buffer(&self, addr_bytes: u64) -> bool {
+        self.state.buffers.get(addr_bytes).is_some()
+    }
+
+    /// Has the content of blocks written that is not logged: they were allocated by this
+    /// transaction, and are free until its checkpoint is durable. They are written before the
+    /// commit, and durable with the checkpoint, which begins with a flush.
+    pub(super) fn write_unlogged(&mut self, addr_bytes: u64, content: Box<[u8]>) {
+        self.values.push((addr_bytes, content));
+    }
+
+    /// Takes what is to be written before the commit.
+    pub(super) fn take_unlogged(&mut self) -> Vec<(u64, Box<[u8]>)> {
+        std::mem::take(&mut self.values)
+    }
+
+    /// Writes what is not logged. The places.
+    ///
+    /// # Errors
+    /// The device's. The transaction must be dropped then.
+    pub(super) fn put_unlogged(&mut self) -> Result<Vec<BufPlace>> {
+        let values = self.take_unlogged();
+        for (addr_bytes, content) in &values {
+            self.io.write_at(*addr_bytes, content)?;
+        }
+        let place = |(addr_bytes, content): &(u64, Box<[u8]>)| BufPlace {
+            addr_bytes: *addr_bytes,
+            len_bytes: content.len(),
+        };
+        Ok(values.iter().map(place).collect())
     }
 
     /// Blocks were freed: they may not be used before the checkpoint of this transaction is

@@ -46,7 +46,7 @@ pub struct AttrShortHeader {
 const _: () = assert!(size_of::<AttrShortHeader>() == 4);
 
 /// `xfs_attr_sf_entry`: name and value follow.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrShortEntry {
     /// Bytes of the name.
@@ -59,7 +59,7 @@ pub struct AttrShortEntry {
 const _: () = assert!(size_of::<AttrShortEntry>() == 3);
 
 /// `xfs_attr_leaf_map`: an unused range of a leaf.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct FreeRange {
     /// Byte offset in the block.
@@ -69,7 +69,7 @@ pub struct FreeRange {
 }
 
 /// `xfs_attr3_leaf_hdr`.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrLeafHeader {
     /// Identity and siblings.
@@ -94,7 +94,7 @@ const _: () = assert!(offset_of!(AttrLeafHeader, count) == 56);
 const _: () = assert!(offset_of!(AttrLeafHeader, free) == 64);
 
 /// `xfs_attr_leaf_entry`: sorted by hash.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrLeafEntry {
     /// Hash of the name.
@@ -109,7 +109,7 @@ pub struct AttrLeafEntry {
 const _: () = assert!(size_of::<AttrLeafEntry>() == 8);
 
 /// `xfs_attr_leaf_name_local`: name and value follow.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct LocalName {
     /// Bytes of the value.
@@ -120,7 +120,7 @@ pub struct LocalName {
 const _: () = assert!(size_of::<LocalName>() == 3);
 
 /// `xfs_attr_leaf_name_remote`: the name follows.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RemoteName {
     /// First block of the value in the attribute fork.
@@ -133,7 +133,7 @@ pub struct RemoteName {
 const _: () = assert!(size_of::<RemoteName>() == 9);
 
 /// `xfs_attr3_rmt_hdr`: what begins each block of a remote value.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RemoteHeader {
     /// [`MAGIC_REMOTE`].
