@@ -22,7 +22,7 @@ use xtent::ErrorKind;
 use xtent::internals::xfs::check::check;
 use xtent::internals::xfs::format::attr::{FLAG_ROOT, FLAG_SECURE};
 use xtent::internals::xfs::format::inode::InodeTimestamp;
-use xtent::internals::xfs::{Fs, Ino, InodeId, SetHow, SpaceDenial};
+use xtent::internals::xfs::{Fork, Fs, Ino, InodeId, SetHow, SpaceDenial};
 
 /// Namespace and name.
 type Name = (u8, Vec<u8>);
@@ -103,7 +103,10 @@ impl Disk {
             _ => *[512, 4096].choose(rng).unwrap(),
         };
         let most = (block / 2).min(2048);
-        let inodes: Vec<_> = [512, 1024, 2048].into_iter().filter(|i| *i <= most).collect();
+        let inodes: Vec<_> = [512, 1024, 2048]
+            .into_iter()
+            .filter(|i| *i <= most)
+            .collect();
         let inode = format!("size={}", inodes.choose(rng).unwrap());
         let features = *["rmapbt=0,reflink=0", "rmapbt=1,reflink=1"]
             .choose(rng)
@@ -111,7 +114,9 @@ impl Disk {
         let size = format!("size={block}");
         let large = format!("nrext64={}", rng.random_range(0..2));
         let data = "agcount=2";
-        let args = ["-b", &size, "-i", &inode, "-i", &large, "-m", features, "-d", data];
+        let args = [
+            "-b", &size, "-i", &inode, "-i", &large, "-m", features, "-d", data,
+        ];
         let what = format!("sectors of {sector}, {args:?}");
         let image = Image::make(800 << 20, sector, &args);
         let mount = image.mount("");
@@ -149,12 +154,16 @@ impl Disk {
 
     /// What the kernel says of an image.
     fn compare(&self, image: &Image) {
+        self.compare_without_repair(image);
+        image.assert_clean();
+    }
+
+    fn compare_without_repair(&self, image: &Image) {
         let mount = image.mount("");
         for file in &self.files {
             compare_file(&mount.path().join(&file.path), file, &self.what);
         }
         mount.unmount();
-        image.assert_clean();
         let report = check(&mut ImageDisk::open(image.path(), image.sector_bytes())).unwrap();
         assert!(report.is_clean(), "{:?}; {}", report.findings, self.what);
     }
@@ -171,7 +180,10 @@ fn compare_file(path: &Path, file: &Attributed, what: &str) {
     for (name, value) in &file.attrs {
         let found = sys::xattr(path, kernel_name(name)).unwrap();
         let shown = name.1.escape_ascii();
-        assert!(found.as_ref() == Some(value), "{shown}: another value; {what}");
+        assert!(
+            found.as_ref() == Some(value),
+            "{shown}: another value; {what}"
+        );
     }
 }
 
@@ -183,17 +195,6 @@ fn name(rng: &mut SmallRng, file: &Attributed) -> Name {
     };
     let namespace = *namespaces.choose(rng).unwrap();
     let most = 255 - prefix(namespace).len();
-    if rng.random_range(0..3) == 0 {
-        // 256 names of one hash: a changed bit is undone by the next byte.
-        let mut name = [0x41; 16];
-        for pair in name.chunks_mut(2) {
-            if rng.random() {
-                pair[0] ^= 1;
-                pair[1] ^= 0x80;
-            }
-        }
-        return (namespace, name.to_vec());
-    }
     let len = match rng.random_range(0..10) {
         0 => rng.random_range(1..=most),
         1 => most,
@@ -202,6 +203,18 @@ fn name(rng: &mut SmallRng, file: &Attributed) -> Name {
     };
     let name = (0..len).map(|_| rng.random_range(0x21..0x7f)).collect();
     (namespace, name)
+}
+
+/// One of 256 names of one hash: a changed bit is undone by the next byte.
+fn colliding(number: u32) -> Vec<u8> {
+    let mut name = [0x41; 16];
+    for (bit, pair) in name.chunks_mut(2).enumerate() {
+        if number >> bit & 1 == 1 {
+            pair[0] ^= 1;
+            pair[1] ^= 0x80;
+        }
+    }
+    name.to_vec()
 }
 
 fn value(rng: &mut SmallRng, block: usize) -> Vec<u8> {
@@ -218,7 +231,12 @@ fn value(rng: &mut SmallRng, block: usize) -> Vec<u8> {
 }
 
 /// Changes attributes of a file, and the model with them.
-fn change(rng: &mut SmallRng, file: &mut Attributed, (disk, fs): (&mut ImageDisk, &Fs), block: usize) {
+fn change(
+    rng: &mut SmallRng,
+    file: &mut Attributed,
+    (disk, fs): (&mut ImageDisk, &Fs),
+    block: usize,
+) {
     let name_bytes: usize = file.attrs.keys().map(|(_, name)| name.len() + 10).sum();
     let removes = name_bytes > MOST_NAME_BYTES || rng.random_range(0..100) < 35;
     let known: Vec<_> = file.attrs.keys().cloned().collect();
@@ -239,7 +257,9 @@ fn change(rng: &mut SmallRng, file: &mut Attributed, (disk, fs): (&mut ImageDisk
         return;
     }
     let value = value(rng, block);
-    let how = *[SetHow::Any, SetHow::Create, SetHow::Replace].choose(rng).unwrap();
+    let how = *[SetHow::Any, SetHow::Create, SetHow::Replace]
+        .choose(rng)
+        .unwrap();
     let may = match how {
         SetHow::Any => true,
         SetHow::Create => !is_there,
@@ -326,12 +346,15 @@ fn run_disk(seed: u64, block: usize, changes: u32) {
     // All of them go again.
     let (mut device, fs) = disk.open();
     for file in &mut disk.files {
+        // The kernel may have left an empty fork.
+        let had_any = !file.attrs.is_empty();
         for (namespace, name) in std::mem::take(&mut file.attrs).into_keys() {
             fs.remove_attribute(&mut device, file.id, (namespace, &name), NOW)
                 .unwrap();
         }
         let inode = fs.read_inode(&mut device, file.id.ino).unwrap();
-        if file.path != "many" {
+        let is_btree = matches!(inode.data, Fork::Btree(_));
+        if had_any && !is_btree {
             assert!(!inode.has_attribute_fork(), "{}", file.path);
         }
     }
@@ -371,6 +394,50 @@ fn blocks_of_64_kib() {
 }
 
 #[test]
+fn names_of_one_hash_are_found_in_many_leaves() {
+    if !kernel_is_here() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(number("XTENT_SEED", 1));
+    let mut disk = Disk::new(&mut rng, 1024);
+    for round in 0..3 {
+        let (mut device, fs) = disk.open();
+        let file = &mut disk.files[0];
+        for number in 0..500 {
+            let name = match rng.random_range(0..4) {
+                0 => name(&mut rng, file),
+                _ => (0, colliding(rng.random_range(0..256))),
+            };
+            let key = (name.0, &name.1[..]);
+            if rng.random_range(0..3) < round {
+                let removed = fs.remove_attribute(&mut device, file.id, key, NOW);
+                assert_eq!(removed.is_ok(), file.attrs.remove(&name).is_some());
+            } else {
+                let value = random_bytes(number, rng.random_range(0..700));
+                fs.set_attribute(&mut device, file.id, key, &value, (SetHow::Any, NOW))
+                    .unwrap();
+                file.attrs.insert(name, value);
+            }
+            if number % 50 == 0 {
+                compare_read(&mut device, &fs, file);
+            }
+        }
+        fs.clean_log(&mut device).unwrap();
+        drop((device, fs));
+        // xfs_repair takes equal hashes in neighbouring leaves for damage, which the kernel makes.
+        disk.compare_without_repair(&disk.image);
+        let mount = disk.image.mount("");
+        let file = &mut disk.files[0];
+        let path = mount.path().join(&file.path);
+        for name in file.attrs.keys().step_by(3).cloned().collect::<Vec<_>>() {
+            sys::remove_xattr(&path, kernel_name(&name)).unwrap();
+            file.attrs.remove(&name);
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
 fn denied_space_leaves_nothing_behind() {
     if !kernel_is_here() || !cfg!(debug_assertions) {
         return;
@@ -390,10 +457,9 @@ fn denied_space_leaves_nothing_behind() {
             let set = fs.set_attribute(&mut device, file.id, key, &value, (SetHow::Any, NOW));
             let asked = SpaceDenial::plan(0..0);
             match set {
-                Ok(_) => {
-                    assert!(asked <= denied, "a denial that was not told");
-                    break;
-                }
+                // Without it there may be another way, as for the free list of a group.
+                Ok(_) if asked <= denied => break,
+                Ok(_) => {}
                 Err(error) => assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}"),
             }
             denials += 1;

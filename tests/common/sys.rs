@@ -257,5 +257,8 @@ pub fn list_xattrs(path: &Path) -> Result<Vec<Vec<u8>>> {
     };
     names.truncate(len);
     let parts = names.split(|byte| *byte == 0);
-    Ok(parts.filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+    Ok(parts
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
 }

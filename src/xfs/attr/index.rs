@@ -343,35 +343,52 @@ impl AttrTree {
 }
 
 /// The entries of a leaf that is too full, among them a new one, in parts that fit into a leaf
-/// each: two of about the same size where that is possible.
+/// each: two of about the same size where that is possible. Entries of one hash stay together where
+/// they can, which a lookup is faster for, and which xfs_repair demands.
 fn parts_of<'i, 'a>(items: &'i [LeafItem<'a>], new: usize, room: usize) -> Vec<&'i [LeafItem<'a>]> {
-    let bytes = |items: &[LeafItem<'_>]| {
-        items
-            .iter()
-            .fold(0_usize, |sum, item| sum.saturating_add(item.bytes()))
+    let hash = items.get(new).map_or(0, |item| item.hash);
+    let run = items.partition_point(|item| item.hash < hash)
+        ..items.partition_point(|item| item.hash <= hash);
+    let with_run = [0, run.start, run.end, items.len()];
+    let with_new = [0, new, new.saturating_add(1), items.len()];
+    let cuts = match (halves(items, room, true), halves(items, room, false)) {
+        (Some(cut), _) => vec![0, cut, items.len()],
+        (None, _) if fits_in(items.get(run).unwrap_or_default(), room) => with_run.to_vec(),
+        (None, Some(cut)) => vec![0, cut, items.len()],
+        (None, None) => with_new.to_vec(),
     };
-    let all = bytes(items);
+    let ranges = cuts.iter().zip(cuts.iter().skip(1));
+    let parts = ranges.map(|(start, end)| items.get(*start..*end).unwrap_or_default());
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+fn bytes_of(items: &[LeafItem<'_>]) -> usize {
+    items
+        .iter()
+        .fold(0, |sum, item| sum.saturating_add(item.bytes()))
+}
+
+fn fits_in(items: &[LeafItem<'_>], room: usize) -> bool {
+    bytes_of(items) <= room
+}
+
+/// Where entries are cut into two parts that fit into a leaf each and differ least in size; between
+/// different hashes only, where that is asked for.
+fn halves(items: &[LeafItem<'_>], room: usize, between_hashes: bool) -> Option<usize> {
+    let all = bytes_of(items);
     let mut best: Option<(usize, usize)> = None;
     let mut before = 0_usize;
+    let mut hash_before = None;
     for (index, item) in items.iter().enumerate() {
         let after = all.saturating_sub(before);
-        let is_possible = index > 0 && before <= room && after <= room;
+        let is_between = hash_before != Some(item.hash) || !between_hashes;
+        let is_possible = index > 0 && is_between && before <= room && after <= room;
         let uneven = before.abs_diff(after);
         if is_possible && best.is_none_or(|(_, least)| uneven < least) {
             best = Some((index, uneven));
         }
         before = before.saturating_add(item.bytes());
+        hash_before = Some(item.hash);
     }
-    let parts = match best {
-        Some((index, _)) => {
-            let (left, right) = items.split_at(index);
-            vec![left, right]
-        }
-        None => {
-            let (left, rest) = items.split_at(new.min(items.len()));
-            let (new, right) = rest.split_at(rest.len().min(1));
-            vec![left, new, right]
-        }
-    };
-    parts.into_iter().filter(|part| !part.is_empty()).collect()
+    best.map(|(index, _)| index)
 }
