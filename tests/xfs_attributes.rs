@@ -294,7 +294,9 @@ fn change_by_kernel(rng: &mut SmallRng, disk: &mut Disk) {
     let mount = disk.image.mount("");
     for file in &mut disk.files {
         let path = mount.path().join(&file.path);
-        for _ in 0..12 {
+        // Where it removes the fork of a long symbolic link, xfs_repair 6.1 complains.
+        let changes = if file.path == "longlink" { 0 } else { 12 };
+        for _ in 0..changes {
             let known: Vec<_> = file.attrs.keys().cloned().collect();
             let new = name(rng, file);
             match known.choose(rng).filter(|_| rng.random()) {
@@ -353,8 +355,8 @@ fn run_disk(seed: u64, block: usize, changes: u32) {
                 .unwrap();
         }
         let inode = fs.read_inode(&mut device, file.id.ino).unwrap();
-        let is_btree = matches!(inode.data, Fork::Btree(_));
-        if had_any && !is_btree {
+        let stays = matches!(inode.data, Fork::Btree(_)) || file.path == "longlink";
+        if had_any && !stays {
             assert!(!inode.has_attribute_fork(), "{}", file.path);
         }
     }
@@ -458,8 +460,12 @@ fn denied_space_leaves_nothing_behind() {
             let asked = SpaceDenial::plan(0..0);
             match set {
                 // Without it there may be another way, as for the free list of a group.
-                Ok(_) if asked <= denied => break,
-                Ok(_) => {}
+                Ok(_) => {
+                    file.attrs.insert(name.clone(), value.clone());
+                    if asked <= denied {
+                        break;
+                    }
+                }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}"),
             }
             denials += 1;
@@ -467,7 +473,6 @@ fn denied_space_leaves_nothing_behind() {
                 compare_read(&mut device, &fs, file);
             }
         }
-        file.attrs.insert(name, value);
     }
     assert!(denials > 400, "{denials}");
     fs.clean_log(&mut device).unwrap();

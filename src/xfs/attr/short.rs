@@ -323,11 +323,15 @@ fn move_root_pointers(t: &mut Trans<'_>, ino: Ino, unit: usize) -> Result<()> {
 }
 
 /// Removes the attribute fork, which has no attribute left, as xfs_attr_fork_remove(). It stays,
-/// in short form, where the data fork is a btree, whose root has the size of its fork, or where the
-/// filesystem has parent pointers.
+/// in short form, where the data fork is a btree, whose root has the size of its fork, where the
+/// filesystem has parent pointers, and where the target of a symbolic link has a block: kernels
+/// before 6.10 reject one that would have room in the inode then.
 pub(super) fn put_nothing(t: &mut Trans<'_>, ino: Ino) -> Result<()> {
     let core = core_of(t, ino)?;
-    if core.format == core_layout::FORMAT_BTREE || t.features().parent() {
+    let is_link = core.mode.get() & core_layout::S_IFMT == core_layout::S_IFLNK;
+    let has_target = is_link && core.format == core_layout::FORMAT_EXTENTS;
+    let is_btree = core.format == core_layout::FORMAT_BTREE;
+    if is_btree || has_target || t.features().parent() {
         let empty = short_bytes(&[]).unwrap_or_default();
         let unit = usize::from(core.forkoff);
         return put_fork(t, ino, unit, core_layout::FORMAT_LOCAL, &empty);
