@@ -161,10 +161,11 @@ fn what_may_not_be_changed_is_refused() {
     let image = image();
     let mount = image.mount("");
     let path = |name: &str| mount.path().join(name).to_str().unwrap().to_owned();
-    for name in ["immutable", "acl"] {
+    for name in ["immutable", "acl", "capable"] {
         fs::write(mount.path().join(name), "text").unwrap();
     }
     common::run("setfacl", &["-m", "u:7:r", &path("acl")]);
+    common::run("setcap", &["cap_net_raw+ep", &path("capable")]);
     common::run("chattr", &["+i", &path("immutable")]);
     mount.unmount();
     let volume = open(&image);
@@ -174,6 +175,8 @@ fn what_may_not_be_changed_is_refused() {
     let mode = volume.set_permissions(&mut io, "/acl", 0o600);
     assert_eq!(mode.unwrap_err().kind(), ErrorKind::Unsupported);
     volume.set_owner(&mut io, "/acl", Some(5), None).unwrap();
+    let owner = volume.set_owner(&mut io, "/capable", Some(5), None);
+    assert_eq!(owner.unwrap_err().kind(), ErrorKind::Unsupported);
     drop(io);
     volume.close().unwrap();
     let target = format!("image:{}", image.path().display());
@@ -409,4 +412,51 @@ fn space_and_inodes_are_those_that_the_kernel_counts() {
         ];
         assert_eq!(found, shown, "{args:?}");
     }
+}
+
+#[test]
+fn a_new_owner_takes_capabilities_away_as_with_the_kernel() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image();
+    let mount = image.mount("");
+    let forms = [("short", 0), ("leaf", 30), ("node", 300)];
+    fs::create_dir(mount.path().join("dir")).unwrap();
+    for by in ["xtent", "kernel"] {
+        for (form, others) in forms {
+            let path = mount.path().join(format!("{by}-{form}"));
+            fs::write(&path, "text").unwrap();
+            for index in 0..others {
+                common::sys::set_xattr(&path, format!("user.{index}"), &[7; 20]).unwrap();
+            }
+            common::run("setcap", &["cap_net_raw+ep", path.to_str().unwrap()]);
+        }
+    }
+    for (form, _) in forms {
+        let path = mount.path().join(format!("kernel-{form}"));
+        std::os::unix::fs::lchown(path, Some(5), None).unwrap();
+    }
+    mount.unmount();
+    let volume = open(&image);
+    let mut io = volume.io().unwrap();
+    for (form, _) in forms {
+        let path = format!("/xtent-{form}");
+        volume.set_owner(&mut io, &path, Some(5), None).unwrap();
+    }
+    drop(io);
+    volume.close().unwrap();
+    image.assert_clean();
+    let mount = image.mount("");
+    for (form, others) in forms {
+        let names = ["xtent", "kernel"].map(|by| {
+            let path = mount.path().join(format!("{by}-{form}"));
+            let mut names = common::sys::list_xattrs(&path).unwrap();
+            names.sort_unstable();
+            names
+        });
+        assert_eq!(names[0], names[1], "{form}");
+        assert_eq!(names[0].len(), others, "{form}");
+    }
+    mount.unmount();
 }

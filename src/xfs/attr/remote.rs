@@ -82,10 +82,14 @@ impl AttrTree {
 
     /// Frees the blocks of a value.
     pub(super) fn free_value(self, t: &mut Trans<'_>, block: u32, bytes: u32) -> Result<()> {
+        if bytes == 0 {
+            // Of an entry that is incomplete because its value was not written.
+            return Ok(());
+        }
         let len = usize::try_from(bytes).unwrap_or(usize::MAX);
         let first = u64::from(block);
         let end = first.saturating_add(blocks_of_value(t, len));
-        if bytes > layout::VALUE_MAX_BYTES || bytes == 0 {
+        if bytes > layout::VALUE_MAX_BYTES {
             return Err(bad_attributes(
                 t,
                 self.ino,
