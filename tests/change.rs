@@ -422,7 +422,6 @@ fn a_new_owner_takes_capabilities_away_as_with_the_kernel() {
     let image = image();
     let mount = image.mount("");
     let forms = [("short", 0), ("leaf", 30), ("node", 300)];
-    fs::create_dir(mount.path().join("dir")).unwrap();
     for by in ["xtent", "kernel"] {
         for (form, others) in forms {
             let path = mount.path().join(format!("{by}-{form}"));
