@@ -94,6 +94,10 @@ impl AttrTree {
         for left in starts.into_iter().flatten() {
             let right = left.saturating_add(1);
             if let (Some(first), Some(second)) = (entries.get(left), entries.get(right)) {
+                let (_, next) = self.siblings(t, first.before.get())?;
+                if next != second.before.get() || first.before == second.before {
+                    return Err(self.bad(t, next, "neighbours that do not follow each other"));
+                }
                 let last = IndexStep {
                     index: right,
                     ..*step

@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Behind the last possible block of a fork.
 const END_BLOCKS: u64 = 1 << 54;
 
-/// What is left to do for intents that were finished in memory.
+/// The rest of the work for intents that were finished in memory.
 #[derive(Debug, Default)]
 pub(in super::super) struct FinishedIntents {
     /// Files whose mappings were changed.
