@@ -243,7 +243,8 @@ impl AttrTree {
     /// Entries that a node has room for.
     pub(super) fn most_entries(t: &Trans<'_>) -> usize {
         let block = usize::try_from(t.geometry().block_bytes).unwrap_or(0);
-        block.saturating_sub(size_of::<NodeHeader>()) / size_of::<NodeEntry>()
+        let room = block.saturating_sub(size_of::<NodeHeader>());
+        room.checked_div(size_of::<NodeEntry>()).unwrap_or(0)
     }
 
     /// Makes a block a node with these entries; its identity and its siblings stay.

@@ -64,6 +64,35 @@ pub(super) fn parse<'a>(
     }
     let ino = Ino(item.ino.get());
     geometry.locate_inode(ino).ok_or("an impossible inode")?;
+    let (found_names, found_values) = names_and_values(intent, item, is_parent)?;
+    let name = found_names.first().copied().ok_or("no name")?;
+    let value = found_values.first().copied().unwrap_or_default();
+    let old = (name, value);
+    let new = match op {
+        layout::ATTRI_PARENT_REPLACE => (
+            found_names.last().copied().unwrap_or_default(),
+            found_values.last().copied().unwrap_or_default(),
+        ),
+        _ => old,
+    };
+    let removes = op != layout::ATTRI_SET && op != layout::ATTRI_PARENT_SET;
+    let sets = op != layout::ATTRI_REMOVE && op != layout::ATTRI_PARENT_REMOVE;
+    Ok(AttrChange {
+        ino,
+        generation: is_parent.then_some(item.generation.get()),
+        namespace,
+        remove: removes.then_some(old),
+        set: sets.then_some(new),
+    })
+}
+
+/// The names and values that an intent has in its other regions.
+fn names_and_values<'a>(
+    intent: &'a PendingIntent,
+    item: &AttrItem,
+    is_parent: bool,
+) -> Result<(Vec<&'a [u8]>, Vec<&'a [u8]>), &'static str> {
+    let op = item.op_flags.get();
     let both = item.name_len.get();
     let (low, high) = (both & 0xffff, both >> 16);
     let bytes = |len: u32| usize::try_from(len).unwrap_or(usize::MAX);
@@ -102,28 +131,10 @@ pub(super) fn parse<'a>(
     let found_values: Vec<&[u8]> = (0..values)
         .map(|_| next(value_bytes))
         .collect::<Result<_, _>>()?;
-    if parts.next().is_some() {
-        return Err("too many regions");
+    match parts.next() {
+        None => Ok((found_names, found_values)),
+        Some(_) => Err("too many regions"),
     }
-    let name = found_names.first().copied().ok_or("no name")?;
-    let value = found_values.first().copied().unwrap_or_default();
-    let old = (name, value);
-    let new = match op {
-        layout::ATTRI_PARENT_REPLACE => (
-            found_names.last().copied().unwrap_or_default(),
-            found_values.last().copied().unwrap_or_default(),
-        ),
-        _ => old,
-    };
-    let removes = op != layout::ATTRI_SET && op != layout::ATTRI_PARENT_SET;
-    let sets = op != layout::ATTRI_REMOVE && op != layout::ATTRI_PARENT_REMOVE;
-    Ok(AttrChange {
-        ino,
-        generation: is_parent.then_some(item.generation.get()),
-        namespace,
-        remove: removes.then_some(old),
-        set: sets.then_some(new),
-    })
 }
 
 /// Makes the change, as xfs_attr_recover_work(). A part of it may have been made already: an

@@ -192,7 +192,7 @@ fn put_header(block: &mut [u8], used: &[Range<usize>]) {
         .filter(|gap| !gap.is_empty())
         .collect();
     gaps.sort_by_key(|gap| std::cmp::Reverse(gap.len()));
-    let listed = [table_end..first].into_iter().chain(gaps).take(3);
+    let listed = std::iter::once(table_end..first).chain(gaps).take(3);
     let mut free = [FreeRange {
         base: 0.into(),
         bytes: 0.into(),
