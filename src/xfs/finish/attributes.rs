@@ -23,6 +23,9 @@ const PAD_BYTES: usize = 4;
 /// A name and a value.
 type NamedValue<'a> = (&'a [u8], &'a [u8]);
 
+/// Names and values.
+type AttrParts<'a> = (Vec<&'a [u8]>, Vec<&'a [u8]>);
+
 /// What an intent asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AttrChange<'a> {
@@ -91,7 +94,7 @@ fn names_and_values<'a>(
     intent: &'a PendingIntent,
     item: &AttrItem,
     is_parent: bool,
-) -> Result<(Vec<&'a [u8]>, Vec<&'a [u8]>), &'static str> {
+) -> Result<AttrParts<'a>, &'static str> {
     let op = item.op_flags.get();
     let both = item.name_len.get();
     let (low, high) = (both & 0xffff, both >> 16);
