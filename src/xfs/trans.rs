@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 mod busy;
 mod places;
 mod single;
+mod unlogged;
 
 pub(super) use busy::{BusyExtents, is_only_busy, no_space, only_busy};
 use places::place_of_inode;
@@ -463,34 +464,6 @@ impl<'a> Trans<'a> {
     /// Whether the buffer of a metadata block is in memory.
     pub(super) fn has_buffer(&self, addr_bytes: u64) -> bool {
         self.state.buffers.get(addr_bytes).is_some()
-    }
-
-    /// Has the content of blocks written that is not logged: they were allocated by this
-    /// transaction, and are free until its checkpoint is durable. They are written before the
-    /// commit, and durable with the checkpoint, which begins with a flush.
-    pub(super) fn write_unlogged(&mut self, addr_bytes: u64, content: Box<[u8]>) {
-        self.values.push((addr_bytes, content));
-    }
-
-    /// Takes what is to be written before the commit.
-    pub(super) fn take_unlogged(&mut self) -> Vec<(u64, Box<[u8]>)> {
-        std::mem::take(&mut self.values)
-    }
-
-    /// Writes what is not logged. The places.
-    ///
-    /// # Errors
-    /// The device's. The transaction must be dropped then.
-    pub(super) fn put_unlogged(&mut self) -> Result<Vec<BufPlace>> {
-        let values = self.take_unlogged();
-        for (addr_bytes, content) in &values {
-            self.io.write_at(*addr_bytes, content)?;
-        }
-        let place = |(addr_bytes, content): &(u64, Box<[u8]>)| BufPlace {
-            addr_bytes: *addr_bytes,
-            len_bytes: content.len(),
-        };
-        Ok(values.iter().map(place).collect())
     }
 
     /// Blocks were freed: they may not be used before the checkpoint of this transaction is
