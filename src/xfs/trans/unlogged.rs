@@ -12,12 +12,12 @@ impl Trans<'_> {
         self.values.push((addr_bytes, content));
     }
 
-    /// Takes what is to be written before the commit.
+    /// Takes the content to be written before the commit.
     pub(in super::super) fn take_unlogged(&mut self) -> Vec<(u64, Box<[u8]>)> {
         std::mem::take(&mut self.values)
     }
 
-    /// Writes what is not logged. The places.
+    /// Writes the content that is not logged. Its places.
     ///
     /// # Errors
     /// The device's. The transaction must be dropped then.
