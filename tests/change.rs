@@ -413,3 +413,49 @@ fn space_and_inodes_are_those_that_the_kernel_counts() {
         assert_eq!(found, shown, "{args:?}");
     }
 }
+
+#[test]
+fn a_new_owner_takes_capabilities_away_as_with_the_kernel() {
+    if !kernel_is_here() {
+        return;
+    }
+    let image = image();
+    let mount = image.mount("");
+    let forms = [("short", 0), ("leaf", 30), ("node", 300)];
+    for by in ["xtent", "kernel"] {
+        for (form, others) in forms {
+            let path = mount.path().join(format!("{by}-{form}"));
+            fs::write(&path, "text").unwrap();
+            for index in 0..others {
+                common::sys::set_xattr(&path, format!("user.{index}"), &[7; 20]).unwrap();
+            }
+            common::run("setcap", &["cap_net_raw+ep", path.to_str().unwrap()]);
+        }
+    }
+    for (form, _) in forms {
+        let path = mount.path().join(format!("kernel-{form}"));
+        std::os::unix::fs::lchown(path, Some(5), None).unwrap();
+    }
+    mount.unmount();
+    let volume = open(&image);
+    let mut io = volume.io().unwrap();
+    for (form, _) in forms {
+        let path = format!("/xtent-{form}");
+        volume.set_owner(&mut io, &path, Some(5), None).unwrap();
+    }
+    drop(io);
+    volume.close().unwrap();
+    image.assert_clean();
+    let mount = image.mount("");
+    for (form, others) in forms {
+        let names = ["xtent", "kernel"].map(|by| {
+            let path = mount.path().join(format!("{by}-{form}"));
+            let mut names = common::sys::list_xattrs(&path).unwrap();
+            names.sort_unstable();
+            names
+        });
+        assert_eq!(names[0], names[1], "{form}");
+        assert_eq!(names[0].len(), others, "{form}");
+    }
+    mount.unmount();
+}

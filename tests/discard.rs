@@ -129,7 +129,7 @@ fn given_back(dataset: DatasetOffer) -> u64 {
     let image = image_with_files();
     let before = used_bytes(&image.path());
     let device = EmuDevice::start(EmuConfig {
-        medium: Medium::open(&image.path(), false).unwrap(),
+        medium: Medium::open(image.path(), false).unwrap(),
         mode: Mode::Inline,
         dataset,
         ..EmuConfig::default()

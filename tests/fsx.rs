@@ -120,7 +120,7 @@ impl Fsx {
 
     /// As fsx's `gendata`: the number of the call, and what was there first.
     fn data(&self, range: &Range<u64>) -> Vec<u8> {
-        let call = (self.calls % 256) as u8;
+        let call = u8::try_from(self.calls % 256).unwrap();
         let byte = |at: usize| {
             let odd = if at % 2 == 1 { self.original[at] } else { 0 };
             call.wrapping_add(odd)

@@ -547,7 +547,7 @@ fn fill(root: &Path, reflink: bool) {
         let path = root.join(name);
         fs::write(&path, block).unwrap();
         for i in 0..count {
-            sys::set_xattr(&path, &format!("user.attribute-{i:05}"), &block[..40]).unwrap();
+            sys::set_xattr(&path, format!("user.attribute-{i:05}"), &block[..40]).unwrap();
         }
     }
     let preallocated = File::create(root.join("preallocated")).unwrap();

@@ -108,15 +108,28 @@ const WAYS: &[(&str, bool, Way)] = &[
 ];
 
 /// The attributes of a file beside its capabilities: before them, and behind.
-const ATTRIBUTES: [(&str, &[&str], &[&str]); 4] = [
-    ("none", &[], &[]),
-    ("before", &["user.a"], &[]),
-    ("behind", &[], &["user.b", "user.capability"]),
-    ("around", &["user.capability"], &["user.d"]),
-];
+type Attributes = (&'static str, Vec<String>, Vec<String>);
+
+/// In the inode, in a leaf, in several leaves.
+fn attributes() -> Vec<Attributes> {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let many = |count: u32| {
+        (0..count)
+            .map(|index| format!("user.number-{index}"))
+            .collect()
+    };
+    vec![
+        ("none", names(&[]), names(&[])),
+        ("before", names(&["user.a"]), names(&[])),
+        ("behind", names(&[]), names(&["user.b", "user.capability"])),
+        ("around", names(&["user.capability"]), names(&["user.d"])),
+        ("leaf", many(30), names(&["user.d"])),
+        ("node", names(&["user.capability"]), many(300)),
+    ]
+}
 
 /// A file with old times, which is run by another user than who calls it, with capabilities.
-fn make_privileged(path: &Path, before: &[&str], behind: &[&str], pieces: u64) {
+fn make_privileged(path: &Path, before: &[String], behind: &[String], pieces: u64) {
     fs::write(path, random_bytes(3, LEN)).unwrap();
     let file = HostFile::options().write(true).open(path).unwrap();
     // Each a piece by itself: with many the extents of the file are a btree.
@@ -144,7 +157,7 @@ fn change_count(image: &Image, ino: u64) -> u64 {
 }
 
 /// What the kernel sees of a file that was written to after `begin`.
-fn check_written(path: &Path, begin: Timestamp, attributes: &[&str]) {
+fn check_written(path: &Path, begin: Timestamp, attributes: &[String]) {
     let what = path.display();
     let metadata = fs::metadata(path).unwrap();
     assert_eq!(metadata.mode(), 0o100_755, "{what}");
@@ -177,12 +190,12 @@ fn every_write_sets_the_times_and_takes_privileges_away() {
         let mount = image.mount("noatime");
         let mut files = Vec::new();
         for (way, buffered, change) in WAYS {
-            for (index, (name, before, behind)) in ATTRIBUTES.iter().enumerate() {
+            for (index, (name, before, behind)) in attributes().iter().enumerate() {
                 let name = format!("{way}-{name}");
                 let path = mount.path().join(&name);
                 let pieces = if index == 0 && *way == "dma" { 60 } else { 0 };
                 make_privileged(&path, before, behind, pieces);
-                let kept = [*before, *behind].concat();
+                let kept = [&before[..], behind].concat();
                 files.push((
                     name,
                     *buffered,

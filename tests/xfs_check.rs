@@ -166,7 +166,7 @@ fn attributes(root: &Path, rng: &mut SmallRng) {
         drop(File::create(&path).unwrap());
         for number in 0..count {
             let value = random_bytes(number, rng.random_range(1..most));
-            sys::set_xattr(&path, &format!("user.attribute-{number}"), &value).unwrap();
+            sys::set_xattr(&path, format!("user.attribute-{number}"), &value).unwrap();
         }
     }
 }

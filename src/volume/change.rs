@@ -118,12 +118,11 @@ impl Volume {
     }
 
     /// Changes owner and group of the file at a path; `None` leaves one as it is. Symbolic links
-    /// are followed. As chown(2) by root: set-user-ID and set-group-ID are taken away, except from
-    /// directories.
+    /// are followed. As chown(2) by root: set-user-ID, set-group-ID and file capabilities are taken
+    /// away, except from directories.
     ///
     /// # Errors
-    /// As [`Volume::set_permissions`]; [`ErrorKind::Unsupported`] for a file with capabilities,
-    /// which it would have to take away.
+    /// As [`Volume::set_permissions`], but for access control lists.
     pub fn set_owner(
         &self,
         io: &mut Io,

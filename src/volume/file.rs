@@ -29,7 +29,7 @@ impl OpenOptions {
     /// When the path leads to no ordinary file. For writing: [`ErrorKind::ReadOnly`] where the
     /// volume may only be read; [`ErrorKind::PermissionDenied`] for an immutable or append-only
     /// file; [`ErrorKind::NotOverwrite`] for one with privileges (see [`File`]) that a write cannot
-    /// take away: where metadata may not be changed, and capabilities beside many attributes.
+    /// take away: where metadata may not be changed.
     pub fn open(self, volume: &Volume, io: &mut Io, path: impl AsRef<Path>) -> Result<File> {
         let path = bytes_of(path.as_ref());
         let shared = &volume.shared;

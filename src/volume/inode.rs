@@ -159,10 +159,16 @@ impl CoreInode {
         if self.has_fixed_times {
             return self.with_len(metadata);
         }
-        let Metadata { mtime, ctime, .. } = self.metadata();
+        let Metadata {
+            mtime,
+            ctime,
+            has_privileges,
+            ..
+        } = self.metadata();
         self.with_len(Metadata {
             mtime,
             ctime,
+            has_privileges,
             ..metadata
         })
     }

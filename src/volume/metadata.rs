@@ -179,7 +179,7 @@ pub struct Metadata {
     pub extent_size_bytes: Option<u64>,
     /// It may have extended attributes.
     pub(super) has_attributes: bool,
-    /// Before its content is changed, privileges have to be taken away.
+    /// Before its content is changed, privileges have to be looked for and taken away.
     pub(super) has_privileges: bool,
 }
 
@@ -211,7 +211,7 @@ impl Metadata {
                 .extent_size_blocks()
                 .map(|blocks| u64::from(blocks) * u64::from(block_bytes)),
             has_attributes: inode.has_attribute_fork(),
-            has_privileges: inode.has_privileges(),
+            has_privileges: inode.may_have_privileges(),
         }
     }
 

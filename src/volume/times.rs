@@ -72,7 +72,11 @@ impl Io {
                 inode.note_change(ticket);
             }
             let read = volume.fs.read_inode(core, Ino(inode.ino))?;
-            *metadata = Metadata::of(&read, volume.block_bytes());
+            *metadata = Metadata {
+                // What else there is was looked at.
+                has_privileges: read.has_privileges(),
+                ..Metadata::of(&read, volume.block_bytes())
+            };
             Ok(())
         })
     }

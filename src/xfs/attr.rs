@@ -5,8 +5,18 @@
 //! along the leaves while the hash goes on, so that it ends on any disk.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod blocks;
+mod change;
+mod index;
+mod key;
 mod list;
+mod remote;
+mod remove;
+mod short;
 
+pub use change::SetHow;
+pub(super) use change::{remove, set};
+pub(super) use key::AttrKey;
 pub use list::AttrVisit;
 
 use zerocopy::FromBytes;

@@ -68,14 +68,18 @@ pub(super) enum BufKind {
     Refcountbt,
     /// Btree block: extents of a fork.
     Bmbt,
+    /// Block of the index of attributes: a leaf, or a node above leaves.
+    AttrIndex,
     /// A cluster of inodes.
     Inodes,
 }
 
 impl BufKind {
-    /// The type number in the flags of a log item (`blf_flags`).
-    pub(super) fn log_type(self) -> u16 {
+    /// The type number in the flags of a log item (`blf_flags`), for a buffer with this content.
+    pub(super) fn log_type(self, bytes: &[u8]) -> u16 {
         match self {
+            Self::AttrIndex if BufferLayout::attr_leaf().fits(bytes) => log_items::TYPE_ATTR_LEAF,
+            Self::AttrIndex => log_items::TYPE_INDEX_NODE,
             Self::Superblock => log_items::TYPE_SUPERBLOCK,
             Self::Agf => log_items::TYPE_AGF,
             Self::Agfl => log_items::TYPE_AGFL,
@@ -91,7 +95,8 @@ impl BufKind {
         }
     }
 
-    /// The first word of the buffer; `None` for inodes, which have magic numbers of their own.
+    /// The first word of the buffer; `None` for inodes, which have magic numbers of their own, and
+    /// for an index of attributes, which has them elsewhere.
     pub(super) fn magic(self) -> Option<u32> {
         Some(match self {
             Self::Superblock => superblock::MAGIC,
@@ -105,14 +110,17 @@ impl BufKind {
             Self::Rmapbt => btree::RMAPBT_MAGIC,
             Self::Refcountbt => btree::REFCOUNT_MAGIC,
             Self::Bmbt => btree::BMBT_MAGIC,
-            Self::Inodes => return None,
+            Self::Inodes | Self::AttrIndex => return None,
         })
     }
 
-    /// Where the fields lie that all such buffers have.
-    fn layout(self) -> Option<BufferLayout> {
+    /// Where the fields lie that all such buffers have, for one with this content.
+    fn layout(self, bytes: &[u8]) -> Option<BufferLayout> {
+        if self == Self::AttrIndex {
+            return Some(attr_index(bytes));
+        }
         let magic = self.magic()?.to_be_bytes();
-        match BufferType::of(self.log_type())? {
+        match BufferType::of(self.log_type(bytes))? {
             BufferType::Sealed(layouts) => {
                 layouts.iter().find(|layout| layout.fits(&magic)).copied()
             }
@@ -134,6 +142,7 @@ impl BufKind {
             Self::Rmapbt => "reverse mapping btree block",
             Self::Refcountbt => "refcount btree block",
             Self::Bmbt => "extent btree block",
+            Self::AttrIndex => "attribute block",
             Self::Inodes => "inode cluster",
         }
     }
@@ -148,6 +157,15 @@ pub(super) struct Identity {
     pub(super) head_lsn: u64,
     /// Bytes of an inode.
     pub(super) inode_bytes: usize,
+}
+
+/// The layout of a block of an index of attributes: that of a node unless it is a leaf.
+fn attr_index(bytes: &[u8]) -> BufferLayout {
+    let leaf = BufferLayout::attr_leaf();
+    match leaf.fits(bytes) {
+        true => leaf,
+        false => BufferLayout::index_node(),
+    }
 }
 
 /// Reads a buffer from the device and checks magic number, checksum, uuid, address and log sequence
@@ -167,7 +185,7 @@ pub(super) fn load(
     }
     let mut bytes = vec![0; place.len_bytes].into_boxed_slice();
     io.read_at(addr, &mut bytes)?;
-    match kind.layout() {
+    match kind.layout(&bytes) {
         None => Ok(MetaBuffer::of_inodes(bytes, identity)),
         Some(layout) => {
             check(&bytes, kind, &layout, place, identity)
@@ -209,7 +227,7 @@ fn check(
 /// Stamps log sequence numbers and checksums into an image that is written in place. Of inodes only
 /// those that were logged are stamped.
 pub(super) fn seal(image: &mut [u8], kind: BufKind, lsn: u64, slots: &[InodeSlot]) {
-    let Some(layout) = kind.layout() else {
+    let Some(layout) = kind.layout(image) else {
         return slots::seal(image, slots);
     };
     let field = image.get_mut(layout.lsn..);

@@ -16,6 +16,7 @@
 //! used, and inodes must be in use by the inode btree.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod attributes;
 mod deleted;
 mod exchange;
 mod inodes;

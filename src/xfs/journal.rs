@@ -152,9 +152,15 @@ impl Journal {
         loop {
             let mut state = self.state();
             let mut trans = Trans::begin(&mut state, io)?;
-            match operation(&mut trans) {
-                Ok(value) => {
-                    let (ticket, changed) = trans.commit();
+            let done = operation(&mut trans);
+            match done.and_then(|value| Ok((value, trans.put_unlogged()?))) {
+                Ok((value, written)) => {
+                    if !written.is_empty() {
+                        // What readers of the device have seen there is old.
+                        self.changes.fetch_add(1, Ordering::Release);
+                    }
+                    let (ticket, mut changed) = trans.commit();
+                    changed.extend(written);
                     if !changed.is_empty() {
                         committed(&changed);
                     }

@@ -65,7 +65,7 @@ mod trans;
 mod tree;
 
 pub use alloc::SpaceDenial;
-pub use attr::AttrVisit;
+pub use attr::{AttrVisit, SetHow};
 pub use cache::BlockKind;
 pub use extents::{Extent, ExtentMap, FoundExtent};
 pub use freespace::{FreeExtent, FreeSpace};

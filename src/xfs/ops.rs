@@ -10,6 +10,7 @@ mod space;
 mod statfs;
 mod times;
 mod write;
+mod xattr;
 mod zero;
 
 pub use attributes::{InodeUpdate, NewTime};

@@ -47,8 +47,18 @@ pub(super) fn without_privileges(mode: u16) -> u16 {
 }
 
 impl Inode {
-    /// Whether a write has to call [`Fs::remove_privileges`] first. Capabilities that are not in
-    /// the inode do not count: [`Fs::check_overwrite`] refuses to open such a file for writing.
+    /// Whether a write may have to call [`Fs::remove_privileges`] first: attributes in blocks may
+    /// be capabilities.
+    pub fn may_have_privileges(&self) -> bool {
+        let in_blocks = |fork: &AttrFork| match fork.form {
+            layout::FORMAT_EXTENTS => fork.nextents > 0,
+            form => form != layout::FORMAT_LOCAL,
+        };
+        let is_file = self.file_type == InodeType::Regular;
+        self.has_privileges() || is_file && self.attributes.as_ref().is_some_and(in_blocks)
+    }
+
+    /// Whether the inode itself says that a write has to call [`Fs::remove_privileges`] first.
     pub fn has_privileges(&self) -> bool {
         let is_it = |entry: &Attribute<'_>| {
             (entry.flags & NAMESPACE, entry.name) == CAPABILITY
@@ -61,20 +71,6 @@ impl Inode {
         self.file_type == InodeType::Regular
             && (without_privileges(self.mode) != self.mode
                 || self.attributes.as_ref().is_some_and(has_capabilities))
-    }
-
-    /// Checks that the attributes lie in the inode, where one can be removed.
-    pub(super) fn check_short_attributes(&self) -> Result<()> {
-        let form = self.attributes.as_ref().map(|fork| fork.form);
-        if form == Some(layout::FORMAT_LOCAL) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::NotOverwrite,
-            "the file has capabilities (security.capability), which a write must take away, and so \
-             many attributes that they are not in the inode: those cannot be changed yet; remove \
-             the capabilities with setcap -r",
-        ))
     }
 }
 
@@ -90,8 +86,8 @@ impl Fs {
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file, as the kernel (EPERM),
-    /// naming the flag. [`ErrorKind::NotOverwrite`] for a file with privileges that cannot be taken
-    /// away. [`ErrorKind::Corrupt`] for a broken attribute fork.
+    /// naming the flag. [`ErrorKind::NotOverwrite`] for a file with privileges where metadata may
+    /// not be changed. [`ErrorKind::Corrupt`] for a broken attribute fork.
     pub fn check_overwrite(&self, io: &mut impl MetaIo, inode: &Inode) -> Result<()> {
         check_flags(inode.flags, &PROTECTED)?;
         if inode.file_type != InodeType::Regular {
@@ -116,9 +112,6 @@ impl Fs {
                 ),
             ));
         }
-        match has_capabilities {
-            true => inode.check_short_attributes(),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }

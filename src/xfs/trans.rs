@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 mod busy;
 mod places;
 mod single;
+mod unlogged;
 
 pub(super) use busy::{BusyExtents, is_only_busy, no_space, only_busy};
 use places::place_of_inode;
@@ -131,6 +132,8 @@ pub(super) struct Trans<'a> {
     spare: SpareContents,
     freed: Vec<(u32, Range<u32>)>,
     items: Vec<LogItem>,
+    /// Blocks with content that is not logged: address and content.
+    values: Vec<(u64, Box<[u8]>)>,
     counters: CounterChange,
 }
 
@@ -227,6 +230,7 @@ impl<'a> Trans<'a> {
             before: BTreeMap::new(),
             freed: Vec::new(),
             items: Vec::new(),
+            values: Vec::new(),
             counters: CounterChange::default(),
         })
     }
@@ -455,6 +459,11 @@ impl<'a> Trans<'a> {
         }
         let raw = buffer.bytes.get_mut(range);
         raw.ok_or_else(|| corrupt(place.addr_bytes, format!("{ino} lies outside its cluster")))
+    }
+
+    /// Whether the buffer of a metadata block is in memory.
+    pub(super) fn has_buffer(&self, addr_bytes: u64) -> bool {
+        self.state.buffers.get(addr_bytes).is_some()
     }
 
     /// Blocks were freed: they may not be used before the checkpoint of this transaction is

@@ -34,7 +34,7 @@ pub(super) fn fill(root: &Path) {
     sys::set_xattr(&at("readonly"), "user.name", b"value\0\xff").unwrap();
     sys::set_xattr(&at("long-attribute"), "user.long", &[7; 60_000]).unwrap();
     for i in 0..100 {
-        sys::set_xattr(&at("nothing"), &format!("user.many{i}"), &[7; 100]).unwrap();
+        sys::set_xattr(&at("nothing"), format!("user.many{i}"), &[7; 100]).unwrap();
     }
     let sparse = fs::File::create(at("sparse")).unwrap();
     sparse.set_len((64 << 20) + 1).unwrap();
@@ -284,7 +284,7 @@ fn attributes_beyond_the_limit_of_memory_are_left_out_and_counted() {
     let file = mount.path().join("file");
     fs::write(&file, "x").unwrap();
     for i in 0..260 {
-        sys::set_xattr(&file, &format!("user.{i}"), &[7; 64 << 10]).unwrap();
+        sys::set_xattr(&file, format!("user.{i}"), &[7; 64 << 10]).unwrap();
     }
     mount.unmount();
     let target = path_of(&image);

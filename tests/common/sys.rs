@@ -184,9 +184,9 @@ pub fn fiemap(file: &File) -> Result<Vec<FiemapExtent>> {
 }
 
 /// Sets an extended attribute of a path, not following a link.
-pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
+pub fn set_xattr(path: &Path, name: impl AsRef<[u8]>, value: &[u8]) -> Result<()> {
     let path = c_path(path);
-    let name = CString::new(name).expect("a name without NUL");
+    let name = CString::new(name.as_ref()).expect("a name without NUL");
     let (data, length) = (value.as_ptr().cast(), value.len());
     // SAFETY: both strings are NUL-terminated and `data` points to `length` bytes; all outlive the
     // call.
@@ -250,9 +250,9 @@ pub fn is_readable(fd: &impl AsFd) -> bool {
 }
 
 /// An extended attribute of a path, not following a link; `None` where there is none.
-pub fn xattr(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+pub fn xattr(path: &Path, name: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
     let path = c_path(path);
-    let name = CString::new(name).expect("a name without NUL");
+    let name = CString::new(name.as_ref()).expect("a name without NUL");
     let mut value = vec![0_u8; 64 << 10];
     let (data, length) = (value.as_mut_ptr().cast(), value.len());
     // SAFETY: both strings are NUL-terminated and `data` points to `length` bytes to be written;
@@ -268,4 +268,31 @@ pub fn xattr(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
             error => Err(error),
         },
     }
+}
+
+/// Removes an extended attribute of a path, not following a link.
+pub fn remove_xattr(path: &Path, name: impl AsRef<[u8]>) -> Result<()> {
+    let path = c_path(path);
+    let name = CString::new(name.as_ref()).expect("a name without NUL");
+    // SAFETY: both strings are NUL-terminated and outlive the call.
+    check(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) })
+}
+
+/// The names of all extended attributes of a path, not following a link. At most 64 KiB of them.
+pub fn list_xattrs(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let path = c_path(path);
+    let mut names = vec![0_u8; 64 << 10];
+    let (data, length) = (names.as_mut_ptr().cast(), names.len());
+    // SAFETY: the path is NUL-terminated and `data` points to `length` bytes to be written; both
+    // outlive the call.
+    let got = unsafe { libc::llistxattr(path.as_ptr(), data, length) };
+    let Ok(len) = usize::try_from(got) else {
+        return Err(Error::last_os_error());
+    };
+    names.truncate(len);
+    let parts = names.split(|byte| *byte == 0);
+    Ok(parts
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
 }

@@ -102,7 +102,7 @@ fn fill(root: &Path, rng: &mut SmallRng) {
             // Where they are one block the kernel looks at it before it is exchanged, and fails.
             for value in 0..30 {
                 let bytes = random_bytes(number, rng.random_range(300..400));
-                sys::set_xattr(&root.join(&name), &format!("user.{value}"), &bytes).unwrap();
+                sys::set_xattr(&root.join(&name), format!("user.{value}"), &bytes).unwrap();
             }
         }
     }

@@ -31,7 +31,7 @@ fn make_files(root: &Path, rng: &mut SmallRng) -> Vec<(PathBuf, File)> {
         if rng.random_ratio(1, 3) {
             for name in 0..rng.random_range(1..8) {
                 let value = vec![b'v'; rng.random_range(1..400)];
-                sys::set_xattr(&path, &format!("user.{name}"), &value).unwrap();
+                sys::set_xattr(&path, format!("user.{name}"), &value).unwrap();
             }
         }
         if rng.random_ratio(1, 4) {

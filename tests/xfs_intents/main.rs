@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attributes;
 mod cut;
 mod exchange;
 mod handmade;

@@ -1,5 +1,6 @@
 //! Intents of the log, checked and finished: extents to be freed (EFI), changes of reverse mappings
-//! (RUI), of reference counts (CUI) and of mappings of files (BUI), exchanges of mappings (XMI).
+//! (RUI), of reference counts (CUI), of mappings of files (BUI) and of attributes (ATTRI), exchanges
+//! of mappings (XMI).
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use super::super::superblock::Features;
 use super::super::trans::{MetaState, Trans};
 use super::super::tree::ForkKind;
 use super::super::{MetaIo, corrupt};
+use super::attributes;
 use super::exchange::{self, MappingExchange};
 use super::inodes::{bad_inode, core_of, used_inode};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,8 +29,18 @@ use crate::error::{Error, ErrorKind, Result};
 /// Behind the last possible block of a fork.
 const END_BLOCKS: u64 = 1 << 54;
 
+/// The rest of the work for intents that were finished in memory.
+#[derive(Debug, Default)]
+pub(in super::super) struct FinishedIntents {
+    /// Files whose mappings were changed.
+    pub(in super::super) files: BTreeSet<Ino>,
+    /// Values of attributes that are not logged: addresses and contents of free blocks, which must
+    /// be durable with the checkpoint.
+    pub(in super::super) values: Vec<(u64, Box<[u8]>)>,
+}
+
 /// Finishes intents in this order, in memory: the changes and the items that end the intents are in
-/// `state`, for one checkpoint. `io` is only read. The files whose mappings were changed.
+/// `state`, for one checkpoint. `io` is only read.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] for an intent that is impossible or contradicts the metadata,
@@ -37,20 +49,30 @@ pub(in super::super) fn finish_intents<'a>(
     state: &mut MetaState,
     io: &mut dyn MetaIo,
     intents: impl IntoIterator<Item = &'a PendingIntent>,
-) -> Result<BTreeSet<Ino>> {
-    let mut files = BTreeSet::new();
+) -> Result<FinishedIntents> {
+    let mut done = FinishedIntents::default();
     // As the kernel, which defers them until all intents of the log were finished.
     let mut ownerless = Vec::new();
     for intent in intents {
         let mut t = Trans::begin(state, io)?;
+        if intent.kind == layout::ATTRI {
+            let change = attributes::parse(intent, t.geometry(), t.features())
+                .map_err(|what| bad(intent, what.into()))?;
+            attributes::finish(&mut t, &change)
+                .map_err(|error| error.during("finish what the log left open"))?;
+            t.log_item(done_item(intent, &[]));
+            done.values.append(&mut t.take_unlogged());
+            t.commit();
+            continue;
+        }
         let changes =
             parse(intent, t.geometry(), t.features()).map_err(|what| bad(intent, what))?;
         for change in &changes {
             match change {
                 IntentChange::Attach(id, _) | IntentChange::Detach(id, _) => {
-                    files.insert(id.ino);
+                    done.files.insert(id.ino);
                 }
-                IntentChange::Exchange(exchange) => files.extend(exchange.inodes()),
+                IntentChange::Exchange(exchange) => done.files.extend(exchange.inodes()),
                 _ => {}
             }
             finish(&mut t, change, &mut ownerless)
@@ -64,7 +86,7 @@ pub(in super::super) fn finish_intents<'a>(
         alloc::free_ownerless(&mut t, extent)?;
     }
     t.commit();
-    Ok(files)
+    Ok(done)
 }
 
 #[cold]

@@ -46,7 +46,7 @@ pub struct AttrShortHeader {
 const _: () = assert!(size_of::<AttrShortHeader>() == 4);
 
 /// `xfs_attr_sf_entry`: name and value follow.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrShortEntry {
     /// Bytes of the name.
@@ -59,7 +59,7 @@ pub struct AttrShortEntry {
 const _: () = assert!(size_of::<AttrShortEntry>() == 3);
 
 /// `xfs_attr_leaf_map`: an unused range of a leaf.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct FreeRange {
     /// Byte offset in the block.
@@ -69,7 +69,7 @@ pub struct FreeRange {
 }
 
 /// `xfs_attr3_leaf_hdr`.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrLeafHeader {
     /// Identity and siblings.
@@ -94,7 +94,7 @@ const _: () = assert!(offset_of!(AttrLeafHeader, count) == 56);
 const _: () = assert!(offset_of!(AttrLeafHeader, free) == 64);
 
 /// `xfs_attr_leaf_entry`: sorted by hash.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct AttrLeafEntry {
     /// Hash of the name.
@@ -109,7 +109,7 @@ pub struct AttrLeafEntry {
 const _: () = assert!(size_of::<AttrLeafEntry>() == 8);
 
 /// `xfs_attr_leaf_name_local`: name and value follow.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct LocalName {
     /// Bytes of the value.
@@ -120,7 +120,7 @@ pub struct LocalName {
 const _: () = assert!(size_of::<LocalName>() == 3);
 
 /// `xfs_attr_leaf_name_remote`: the name follows.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RemoteName {
     /// First block of the value in the attribute fork.
@@ -133,7 +133,7 @@ pub struct RemoteName {
 const _: () = assert!(size_of::<RemoteName>() == 9);
 
 /// `xfs_attr3_rmt_hdr`: what begins each block of a remote value.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RemoteHeader {
     /// [`MAGIC_REMOTE`].
@@ -214,45 +214,6 @@ pub fn short_entries(fork: &[u8]) -> Result<Vec<Attribute<'_>>, &'static str> {
         });
     }
     Ok(entries)
-}
-
-/// Removes an entry from a short form; the entries behind it move up. Returns whether none is left.
-/// A fork without the entry stays as it is.
-///
-/// # Errors
-/// A description of the fault; the fork is unchanged then.
-pub fn remove_short_entry(
-    fork: &mut [u8],
-    namespace: u8,
-    name: &[u8],
-) -> Result<bool, &'static str> {
-    let entries = short_entries(fork)?;
-    let is_it = |entry: &Attribute<'_>| entry.flags & NAMESPACE == namespace && entry.name == name;
-    if !entries.iter().any(is_it) {
-        return Ok(entries.is_empty());
-    }
-    let mut left = Vec::with_capacity(fork.len());
-    let mut count = 0_u8;
-    for entry in entries.iter().filter(|entry| !is_it(entry)) {
-        let Value::Here(value) = entry.value else {
-            return Err("a value elsewhere");
-        };
-        let bytes = |part: &[u8]| u8::try_from(part.len()).map_err(|_| "too long");
-        left.extend([bytes(entry.name)?, bytes(value)?, entry.flags]);
-        left.extend(entry.name.iter().chain(value));
-        count = count.saturating_add(1);
-    }
-    let total = left.len().saturating_add(size_of::<AttrShortHeader>());
-    let header = AttrShortHeader {
-        total_bytes: u16::try_from(total).map_err(|_| "too long")?.into(),
-        count,
-        pad: 0,
-    };
-    fork.fill(0);
-    let new = [header.as_bytes(), &left].concat();
-    let room = fork.get_mut(..total).ok_or("cut off")?;
-    room.copy_from_slice(&new);
-    Ok(count == 0)
 }
 
 /// The entries of a leaf block, in order of their hashes.
@@ -362,45 +323,6 @@ mod tests {
             assert!(short_entries(&broken).is_err(), "byte {at} {value}");
         }
         assert!(short_entries(&[]).is_err());
-    }
-
-    #[test]
-    fn an_entry_of_a_short_form_is_removed_wherever_it_is() {
-        let form = |entries: &[(u8, &str, &str)]| {
-            let mut fork = vec![0, 0, u8::try_from(entries.len()).unwrap(), 0];
-            for (flags, name, value) in entries {
-                let lens = [name.len(), value.len()].map(|len| u8::try_from(len).unwrap());
-                fork.extend([lens[0], lens[1], *flags]);
-                fork.extend(name.bytes().chain(value.bytes()));
-            }
-            fork[1] = u8::try_from(fork.len()).unwrap();
-            fork.resize(80, 0);
-            fork
-        };
-        let wanted = (FLAG_SECURE, "capability", "12345");
-        let others = [(0, "capability", "user's"), (FLAG_ROOT, "a", "")];
-        for at in 0..=others.len() {
-            let mut entries = others.to_vec();
-            entries.insert(at, wanted);
-            let mut fork = form(&entries);
-            let removed = remove_short_entry(&mut fork, FLAG_SECURE, b"capability");
-            assert_eq!((removed, &fork), (Ok(false), &form(&others)), "at {at}");
-            // It is not there any more.
-            let removed = remove_short_entry(&mut fork, FLAG_SECURE, b"capability");
-            assert_eq!((removed, &fork), (Ok(false), &form(&others)));
-        }
-        let mut fork = form(&[wanted]);
-        assert_eq!(
-            remove_short_entry(&mut fork, FLAG_SECURE, b"capability"),
-            Ok(true)
-        );
-        assert_eq!(fork, form(&[]));
-        // The entry is cut off by the end of the form.
-        let mut fork = form(&[others[0], wanted]);
-        fork[1] -= 1;
-        let broken = fork.clone();
-        assert!(remove_short_entry(&mut fork, FLAG_SECURE, b"capability").is_err());
-        assert_eq!(fork, broken);
     }
 
     #[test]

@@ -166,6 +166,16 @@ impl BufferType {
 }
 
 impl BufferLayout {
+    /// That of a leaf of attributes.
+    pub fn attr_leaf() -> Self {
+        index(attr::MAGIC_LEAF)
+    }
+
+    /// That of an inner block of a hash index.
+    pub fn index_node() -> Self {
+        index(dir::MAGIC_NODE)
+    }
+
     /// Whether a buffer has this kind's magic number.
     pub fn fits(&self, buf: &[u8]) -> bool {
         match self.magic {

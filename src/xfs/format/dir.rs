@@ -11,7 +11,7 @@
 use std::mem::{offset_of, size_of};
 
 use zerocopy::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -113,7 +113,7 @@ pub struct BlockTail {
 const _: () = assert!(size_of::<BlockTail>() == 8);
 
 /// `xfs_da3_blkinfo`: what begins every block of the hash index.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct DaHeader {
     /// Next block of this level, in filesystem blocks of the file; 0 for none.
@@ -188,7 +188,7 @@ const _: () = assert!(offset_of!(DirFreeHeader, first_data) == 48);
 pub const NO_DATA_BLOCK: u16 = 0xffff;
 
 /// `xfs_da3_node_hdr`.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct NodeHeader {
     /// Identity and siblings.
@@ -215,7 +215,7 @@ pub struct DirLeafEntry {
 const _: () = assert!(size_of::<DirLeafEntry>() == 8);
 
 /// `xfs_da_node_entry`: the greatest hash below a child and where the child lies.
-#[derive(Debug, Clone, Copy, FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct NodeEntry {
     /// The greatest hash in the child.

@@ -281,7 +281,54 @@ const _: () = {
     assert!(offset_of!(LoggedMapping, len) == 24);
 };
 
-/// An item that says that an intent other than [`EFI`] or [`ATTRI`] was done: its only region.
+/// A change of an attribute of an item [`ATTRI`]. The name follows, a new name where the change
+/// replaces a parent pointer, the value, and then a new one: each a region.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(
+    missing_docs,
+    reason = "the fields bear the names of the format's document"
+)]
+pub struct AttrItem {
+    pub item_type: U16,
+    pub regions: U16,
+    /// Generation of the inode, for parent pointers.
+    pub generation: U32,
+    pub id: U64,
+    pub ino: U64,
+    /// `ATTRI_*`.
+    pub op_flags: U32,
+    /// Bytes of the name; where a parent pointer is replaced, in the lower half, and those of the
+    /// new name in the upper one.
+    pub name_len: U32,
+    pub value_len: U32,
+    /// `FLAG_*` of [`super::attr`].
+    pub attr_filter: U32,
+}
+
+const _: () = {
+    assert!(size_of::<AttrItem>() == 40);
+    assert!(offset_of!(AttrItem, id) == INTENT_ID_OFFSET);
+    assert!(offset_of!(AttrItem, op_flags) == 24);
+    assert!(offset_of!(AttrItem, attr_filter) == 36);
+};
+
+/// Change of an [`ATTRI`]: an attribute is set that is not there.
+pub const ATTRI_SET: u32 = 1;
+/// Change of an [`ATTRI`]: an attribute is removed.
+pub const ATTRI_REMOVE: u32 = 2;
+/// Change of an [`ATTRI`]: an attribute gets another value.
+pub const ATTRI_REPLACE: u32 = 3;
+/// Change of an [`ATTRI`]: a parent pointer is added.
+pub const ATTRI_PARENT_SET: u32 = 4;
+/// Change of an [`ATTRI`]: a parent pointer is removed.
+pub const ATTRI_PARENT_REMOVE: u32 = 5;
+/// Change of an [`ATTRI`]: a parent pointer becomes another one.
+pub const ATTRI_PARENT_REPLACE: u32 = 6;
+/// The feature `log_incompat` of logs with an [`ATTRI`] of other attributes than parent pointers.
+pub const LOG_INCOMPAT_ATTRI: u32 = 1;
+
+/// An item that says that an intent other than [`EFI`] was done: its only region.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(

@@ -7,6 +7,7 @@
 
 pub mod ag;
 pub mod attr;
+pub mod attr_leaf;
 pub mod btree;
 pub mod buffer;
 pub(crate) mod crc;

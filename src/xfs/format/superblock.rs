@@ -93,6 +93,8 @@ pub const CRC_OFFSET: usize = 224;
 
 /// Low bits of `versionnum`: the version.
 pub const VERSION_MASK: u16 = 0x000f;
+/// `versionnum`: there may be extended attributes.
+pub const VERSION_ATTR: u16 = 0x0010;
 /// `versionnum`: link counts of 32 bits.
 pub const VERSION_NLINK: u16 = 0x0020;
 /// `versionnum`: there are inodes of quotas.

@@ -54,7 +54,7 @@ impl Fs {
         {
             unfinished.refuse_if_shown()?;
         }
-        self.put_superblock(io)?;
+        self.put_superblock(io, unfinished.changes_attributes())?;
         self.read_superblock(io)?;
         if options.recovery == Recovery::InMemory {
             self.read_only = Some("its log was replayed into memory only".to_owned());
@@ -95,7 +95,7 @@ impl Fs {
             io,
             overlay: &self.overlay,
         };
-        let files = finish::finish_intents(&mut state, &mut view, unfinished.iter())?;
+        let done = finish::finish_intents(&mut state, &mut view, unfinished.iter())?;
         let journal = match Journal::resume(&self.superblock, end, start, state) {
             Ok(journal) if journal.has_room()? => journal,
             // Files can be overwritten.
@@ -107,6 +107,9 @@ impl Fs {
         };
         self.check_stands_still(io, end)?;
         self.overlay.write_in_place(io)?;
+        for (addr_bytes, value) in &done.values {
+            io.write_at(*addr_bytes, value)?;
+        }
         io.flush()?;
         self.overlay = Overlay::default();
         // What was read before may have been changed.
@@ -114,7 +117,7 @@ impl Fs {
         self.journal = Some(journal);
         self.finished = unfinished.iter().count() as u64;
         self.sync(io)?;
-        for ino in files {
+        for ino in done.files {
             while self.transact(io, |t| finish::free_behind_end(t, ino))?.0 {}
         }
         for group in 0..self.geometry().ag_count {
@@ -124,9 +127,26 @@ impl Fs {
             while self.transact(io, |t| alloc::free_staged(t, group))?.0 {}
         }
         self.clean_log(io)?;
+        self.clear_log_features(io)?;
         self.read_superblock(io)?;
         self.log_end = Some(log::end(io, &self.superblock)?);
         Ok(())
+    }
+
+    /// Takes the mark of logged attributes away, after the log was marked clean.
+    fn clear_log_features(&self, io: &mut impl MetaIo) -> Result<()> {
+        let bytes = usize::try_from(self.geometry().sector_bytes).unwrap_or(512);
+        let mut sector = vec![0; bytes];
+        io.read_at(0, &mut sector)?;
+        let (raw, _) = SuperblockLayout::mut_from_prefix(sector.as_mut_slice())
+            .map_err(|_| corrupt(0, "superblock: too short"))?;
+        if raw.features_log_incompat.get() == 0 {
+            return Ok(());
+        }
+        raw.features_log_incompat = 0.into();
+        format::set_checksum(&mut sector, layout::CRC_OFFSET);
+        io.write_at(0, &sector)?;
+        io.flush()
     }
 
     /// Whether the log is as it was found. One that goes on is of a filesystem that is mounted
@@ -188,8 +208,9 @@ impl Fs {
     }
 
     /// Puts the counters of the allocation groups into the superblock in the overlay, and takes the
-    /// mark of logged attributes away, which a clean log has not.
-    fn put_superblock(&mut self, io: &mut impl MetaIo) -> Result<()> {
+    /// mark of logged attributes away, which a clean log has not; not while such changes are open,
+    /// which a replay refuses without it.
+    fn put_superblock(&mut self, io: &mut impl MetaIo, keeps_mark: bool) -> Result<()> {
         let counters = self.count(io)?;
         let bytes = usize::try_from(self.geometry().sector_bytes).unwrap_or(512);
         let mut sector = self.overlay.read(io, 0, bytes)?;
@@ -198,7 +219,9 @@ impl Fs {
         raw.icount = counters.inodes.into();
         raw.ifree = counters.free_inodes.into();
         raw.fdblocks = counters.free_blocks.into();
-        raw.features_log_incompat = 0.into();
+        if !keeps_mark {
+            raw.features_log_incompat = 0.into();
+        }
         if !format::set_checksum(&mut sector, layout::CRC_OFFSET) {
             return Err(corrupt(0, "superblock: too short"));
         }

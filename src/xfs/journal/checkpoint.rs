@@ -134,7 +134,7 @@ pub(super) fn items_of(state: &MetaState) -> Result<Vec<LogItem>> {
         if buffer.kind == BufKind::Inodes {
             inode_items(*addr, buffer, &mut items)?;
         } else {
-            let kind = buffer.kind.log_type();
+            let kind = buffer.kind.log_type(&buffer.bytes);
             let words = buffer.dirty.words(buffer.chunks());
             items.push(LogItem::buffer(*addr, kind, &buffer.bytes, words));
         }

@@ -1,12 +1,14 @@
 //! Mode, owner, times and project of an inode: the kernel's xfs_setattr_nonsize().
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use super::super::attr;
 use super::super::format::attr::FLAG_ROOT;
 use super::super::format::inode::{self as layout, InodeTimestamp};
 use super::super::overwrite::{PROTECTED, check_flags, without_privileges};
 use super::super::trans::Trans;
 use super::super::{Fs, Ino, Inode, MetaIo};
 use super::core::{InodeId, changed_core};
+use super::privileges::capability_key;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A new time stamp.
@@ -43,13 +45,13 @@ impl InodeUpdate {
 
 impl Fs {
     /// Changes an inode as root may; `now` is the time of the change. In memory only, until
-    /// [`Fs::sync`]. A new owner takes set-user-ID and set-group-ID away from all but directories,
-    /// as the kernel's chown_common().
+    /// [`Fs::sync`]. A new owner takes set-user-ID, set-group-ID and file capabilities away from all
+    /// but directories, as the kernel's chown_common().
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] for an immutable or append-only inode;
     /// [`ErrorKind::Unsupported`] where extended attributes would have to change too (an access
-    /// control list with the mode, file capabilities with the owner); [`ErrorKind::ReadOnly`] where
+    /// control list with the mode); [`ErrorKind::ReadOnly`] where
     /// metadata may not be changed; those of reading and of the log.
     pub fn update_inode(
         &self,
@@ -106,12 +108,6 @@ impl Fs {
                  attributes cannot be written yet: remove it with setfacl -b",
             );
         }
-        if update.changes_owner() && self.has_capabilities(io, inode)? {
-            return unsupported(
-                "the file has capabilities, which a change of the owner must take away, and \
-                 extended attributes cannot be written yet: remove them with setcap -r",
-            );
-        }
         Ok(())
     }
 }
@@ -130,6 +126,7 @@ fn update_in(
     if update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR {
         mode = without_privileges(mode);
     }
+    let loses_capabilities = update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR;
     core.mode = mode.into();
     if let Some(uid) = update.uid {
         core.uid = uid.into();
@@ -151,6 +148,9 @@ fn update_in(
     }
     if let Some(modified) = update.modified {
         core.mtime = time(modified).into();
+    }
+    if loses_capabilities {
+        attr::remove(trans, inode.ino, &capability_key())?;
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ pub(crate) struct PendingIntent {
     pub(crate) id: u64,
     /// Its first region. Nothing of it was checked but that it has a number.
     pub(crate) bytes: Vec<u8>,
+    /// Its other regions: names and values of an attribute.
+    pub(crate) parts: Vec<Vec<u8>>,
 }
 
 /// Intents without the item that says that they were done, in the order of the log.
@@ -45,6 +47,11 @@ impl Unfinished {
         self.iter().any(|intent| !hidden(intent.kind))
     }
 
+    /// Whether attributes are to be changed.
+    pub(crate) fn changes_attributes(&self) -> bool {
+        self.iter().any(|intent| intent.kind == layout::ATTRI)
+    }
+
     /// All of them, in the order in which they are finished.
     pub(crate) fn iter(&self) -> Values<'_, u64, PendingIntent> {
         self.intents.values()
@@ -62,10 +69,14 @@ impl Unfinished {
             return Err(bad_item("two intents of one number"));
         };
         place.insert(self.next);
-        let bytes = item.region(0).to_vec();
-        self.bytes = self.bytes.saturating_add(memory_of(&bytes));
-        self.intents
-            .insert(self.next, PendingIntent { kind, id, bytes });
+        let intent = PendingIntent {
+            kind,
+            id,
+            bytes: item.region(0).to_vec(),
+            parts: item.regions.get(1..).unwrap_or_default().to_vec(),
+        };
+        self.bytes = self.bytes.saturating_add(memory_of(&intent));
+        self.intents.insert(self.next, intent);
         self.next = self.next.saturating_add(1);
         Ok(())
     }
@@ -77,7 +88,7 @@ impl Unfinished {
         let kind = item.item_type().saturating_sub(1);
         let place = self.places.remove(&(kind, id_of(item)?));
         if let Some(intent) = place.and_then(|place| self.intents.remove(&place)) {
-            self.bytes = self.bytes.saturating_sub(memory_of(&intent.bytes));
+            self.bytes = self.bytes.saturating_sub(memory_of(&intent));
         }
         Ok(())
     }
@@ -98,8 +109,12 @@ impl Unfinished {
     }
 }
 
-fn memory_of(bytes: &[u8]) -> u64 {
-    OVERHEAD_BYTES.saturating_add(bytes.len() as u64)
+fn memory_of(intent: &PendingIntent) -> u64 {
+    let regions = intent.parts.iter().chain([&intent.bytes]);
+    regions.fold(0, |sum: u64, region| {
+        sum.saturating_add(OVERHEAD_BYTES)
+            .saturating_add(region.len() as u64)
+    })
 }
 
 fn id_of(item: &Item) -> Result<u64> {

@@ -7,8 +7,9 @@ use super::super::super::format::BASIC_BLOCK_BYTES;
 use super::super::super::format::inode::InodeCore;
 use super::super::super::format::log::OpHeader;
 use super::super::super::format::log_items::{
-    BUF, BUF_CANCEL, BUF_INODES, BUF_TYPE_SHIFT, BufItem, CHUNK_BYTES, DoneItem, EFD, EFI,
-    ExchangeItem, FreeItem, ICREATE, IcreateItem, LoggedExtent, LoggedMapping, TYPE_INODES,
+    ATTRI, AttrItem, BUF, BUF_CANCEL, BUF_INODES, BUF_TYPE_SHIFT, BufItem, CHUNK_BYTES, DoneItem,
+    EFD, EFI, ExchangeItem, FreeItem, ICREATE, IcreateItem, LoggedExtent, LoggedMapping,
+    TYPE_INODES,
 };
 use super::operations::{ALIGN_BYTES, OP_BYTES};
 
@@ -216,6 +217,24 @@ impl LogItem {
     pub fn exchange_intent(exchange: &ExchangeItem) -> Self {
         let mut item = Self::with_room(1, size_of::<ExchangeItem>());
         item.push(exchange.as_bytes(), &[]);
+        item
+    }
+
+    /// An attribute is to be changed: its names and values follow, each a region.
+    pub fn attribute_intent(header: &AttrItem, parts: &[&[u8]]) -> Self {
+        let regions = parts.len().saturating_add(1);
+        let header = AttrItem {
+            item_type: ATTRI.into(),
+            regions: u16::try_from(regions).unwrap_or(u16::MAX).into(),
+            ..*header
+        };
+        let bytes = parts.iter().map(|part| part.len());
+        let bytes = bytes.fold(size_of::<AttrItem>(), usize::saturating_add);
+        let mut item = Self::with_room(regions, bytes);
+        item.push(header.as_bytes(), &[]);
+        for part in parts {
+            item.push(part, &[]);
+        }
         item
     }
 
