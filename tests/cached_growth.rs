@@ -41,7 +41,8 @@ fn open_file(image: &Image) -> (Volume, Io, File) {
     (volume, io, file)
 }
 
-/// Blocks of a file, `0x55` before, that have no data: bytes that no write reached must not show that.
+/// Blocks of a file, `0x55` before, that have no data: bytes that no write reached must not show
+/// that.
 fn with_stale_blocks(block: u32) -> (Image, Volume, Io, File) {
     let size = format!("size={block}");
     let image = image_with(&["-b", &size], &[("file", 40 << 20), ("empty", 0)]);

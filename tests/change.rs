@@ -161,10 +161,13 @@ fn what_may_not_be_changed_is_refused() {
     let image = image();
     let mount = image.mount("");
     let path = |name: &str| mount.path().join(name).to_str().unwrap().to_owned();
-    for name in ["immutable", "acl", "capable"] {
+    for name in ["immutable", "acl", "twin", "capable"] {
         fs::write(mount.path().join(name), "text").unwrap();
     }
-    common::run("setfacl", &["-m", "u:7:r", &path("acl")]);
+    for name in ["acl", "twin"] {
+        common::run("setfacl", &["-m", "u:7:r,g:9:rwx", &path(name)]);
+    }
+    common::run("chmod", &["2751", &path("twin")]);
     common::run("setcap", &["cap_net_raw+ep", &path("capable")]);
     common::run("chattr", &["+i", &path("immutable")]);
     mount.unmount();
@@ -172,13 +175,21 @@ fn what_may_not_be_changed_is_refused() {
     let mut io = volume.io().unwrap();
     let mode = volume.set_permissions(&mut io, "/immutable", 0o600);
     assert_eq!(mode.unwrap_err().kind(), ErrorKind::PermissionDenied);
-    let mode = volume.set_permissions(&mut io, "/acl", 0o600);
-    assert_eq!(mode.unwrap_err().kind(), ErrorKind::Unsupported);
-    volume.set_owner(&mut io, "/acl", Some(5), None).unwrap();
-    let owner = volume.set_owner(&mut io, "/capable", Some(5), None);
-    assert_eq!(owner.unwrap_err().kind(), ErrorKind::Unsupported);
+    // The list changes with the mode, and capabilities go with the owner.
+    volume.set_permissions(&mut io, "/acl", 0o2751).unwrap();
+    volume
+        .set_owner(&mut io, "/capable", Some(5), None)
+        .unwrap();
     drop(io);
     volume.close().unwrap();
+    image.assert_clean();
+    let mount = image.mount("ro");
+    let path = |name: &str| mount.path().join(name).to_str().unwrap().to_owned();
+    let list = |name: &str| common::run("getfacl", &["-cpn", &path(name)]);
+    assert_eq!(list("acl"), list("twin"));
+    assert!(list("acl").contains("mask::r-x"), "{}", list("acl"));
+    assert_eq!(common::run("getcap", &[&path("capable")]), "");
+    mount.unmount();
     let target = format!("image:{}", image.path().display());
     let read_only = xtent::volume::MountOptions::new().read_only(true);
     let options = xtent::target::TargetOptions::new();

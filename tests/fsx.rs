@@ -39,7 +39,7 @@ enum Way {
     Both,
 }
 
-/// What is lost when the volume goes: its handles.
+/// A volume and its handles, which go with it.
 struct Mounted {
     volume: Volume,
     io: Io,

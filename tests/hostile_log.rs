@@ -1,7 +1,7 @@
 //! Dirty logs with broken records, and metadata with broken fields, whose checksums are right:
 //! replaying them is an error or works, in bounded time, without a panic; an error leaves the disk
-//! as it was, and a replay does not write to the data of files. What a replay leaves can be changed, by
-//! operations that work or fail, and the checker judges what it is then.
+//! as it was, and a replay does not write to the data of files. What a replay leaves can be
+//! changed, by operations that work or fail, and the checker judges the disk then.
 //!
 //! `XTENT_RUNS` (400) disks are broken, from `XTENT_SEED`. A failure prints the seed of its disk.
 

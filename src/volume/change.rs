@@ -95,13 +95,11 @@ fn times(accessed: Option<SetTime>, modified: Option<SetTime>) -> Result<InodeUp
 impl Volume {
     /// Changes the permissions of the file at a path, with the set-user-ID, set-group-ID and sticky
     /// bits: `mode` has the lower 12 bits of `st_mode`. Symbolic links are followed. As chmod(2) by
-    /// root.
+    /// root: an access control list changes with it.
     ///
     /// # Errors
     /// When the path leads nowhere; [`ErrorKind::ReadOnly`] where metadata may not be changed;
-    /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file;
-    /// [`ErrorKind::Unsupported`] for one with an access control list, which would have to change
-    /// with it; those of the device.
+    /// [`ErrorKind::PermissionDenied`] for an immutable or append-only file; those of the device.
     ///
     /// ```no_run
     /// # use xtent::volume::Volume;
@@ -122,7 +120,7 @@ impl Volume {
     /// away, except from directories.
     ///
     /// # Errors
-    /// As [`Volume::set_permissions`], but for access control lists.
+    /// As [`Volume::set_permissions`].
     pub fn set_owner(
         &self,
         io: &mut Io,
@@ -153,8 +151,7 @@ impl Volume {
     /// followed. As the ioctl FS_IOC_FSSETXATTR by root, with no other change; `chattr -p`.
     ///
     /// # Errors
-    /// As [`Volume::set_permissions`], but for access control lists and for immutable and
-    /// append-only files.
+    /// As [`Volume::set_permissions`], but for immutable and append-only files.
     pub fn set_project(&self, io: &mut Io, path: impl AsRef<Path>, number: u32) -> Result<()> {
         let update = project(number);
         self.change(io, path.as_ref(), true, update, "change project")
@@ -164,7 +161,7 @@ impl Volume {
     /// path; `None` leaves one as it is. Symbolic links are followed. As utimensat(2).
     ///
     /// # Errors
-    /// As [`Volume::set_permissions`], but for access control lists.
+    /// As [`Volume::set_permissions`].
     pub fn set_times(
         &self,
         io: &mut Io,

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::target::claims::{Claim, Use};
 use crate::target::shared::TargetShared;
 use crate::target::{Target, TargetOptions};
+use crate::xfs::format::acl::ACCESS_NAME;
 use crate::xfs::format::attr::FLAG_ROOT;
 use crate::xfs::{Fs, FsOptions, Ino, Recovery};
 
@@ -398,7 +399,7 @@ impl Volume {
         }
         let (fs, ino) = (&self.shared.fs, Ino(metadata.ino));
         let inode = fs.read_inode(&mut io.core, ino)?;
-        fs.has_attribute(&mut io.core, &inode, FLAG_ROOT, b"SGI_ACL_FILE")
+        fs.has_attribute(&mut io.core, &inode, FLAG_ROOT, ACCESS_NAME)
     }
 
     /// The entries of a directory, without `.` and `..`, in the directory's own order.

@@ -1,12 +1,12 @@
 //! Extended attributes by the names that the system calls have.
 
+use zerocopy::FromBytes;
+
 use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::format::acl::{ACCESS_NAME, AclDiskEntry};
 use crate::xfs::format::attr::{FLAG_ROOT, FLAG_SECURE};
 use crate::xfs::{Fs, Ino, MetaIo};
 
-/// On disk, one entry of an access control list: tag (4 bytes), id (4), permissions (2) and
-/// padding, big-endian.
-const DISK_ENTRY_BYTES: usize = 12;
 /// `POSIX_ACL_XATTR_VERSION`.
 const XATTR_VERSION: u32 = 2;
 /// `ACL_USER` and `ACL_GROUP`, the entries with an id.
@@ -38,7 +38,7 @@ pub(super) fn each(
         full.extend_from_slice(name);
         visit(&full, value)?;
         let acl = match (namespace, name) {
-            (FLAG_ROOT, b"SGI_ACL_FILE") => &b"system.posix_acl_access"[..],
+            (FLAG_ROOT, ACCESS_NAME) => &b"system.posix_acl_access"[..],
             (FLAG_ROOT, b"SGI_ACL_DEFAULT") => b"system.posix_acl_default",
             _ => return Ok(()),
         };
@@ -55,21 +55,19 @@ pub(super) fn each(
 fn acl_value(disk: &[u8]) -> Option<Vec<u8>> {
     let (count, entries) = disk.split_first_chunk()?;
     let count = usize::try_from(u32::from_be_bytes(*count)).ok()?;
-    if entries.len() != count.checked_mul(DISK_ENTRY_BYTES)? {
+    let entries = <[AclDiskEntry]>::ref_from_bytes(entries).ok()?;
+    if entries.len() != count {
         return None;
     }
     let mut value = XATTR_VERSION.to_le_bytes().to_vec();
-    for entry in entries.chunks_exact(DISK_ENTRY_BYTES) {
-        let tag = u32::from_be_bytes(*entry.first_chunk()?);
-        let id = u32::from_be_bytes(*entry.get(4..)?.first_chunk()?);
-        let permissions = u16::from_be_bytes(*entry.get(8..)?.first_chunk()?);
-        let id = if TAGS_WITH_ID.contains(&tag) {
-            id
-        } else {
-            u32::MAX
+    for entry in entries {
+        let tag = entry.tag.get();
+        let id = match TAGS_WITH_ID.contains(&tag) {
+            true => entry.id.get(),
+            false => u32::MAX,
         };
         value.extend_from_slice(&u16::try_from(tag).ok()?.to_le_bytes());
-        value.extend_from_slice(&permissions.to_le_bytes());
+        value.extend_from_slice(&entry.permissions.get().to_le_bytes());
         value.extend_from_slice(&id.to_le_bytes());
     }
     Some(value)

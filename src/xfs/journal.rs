@@ -371,7 +371,7 @@ impl Journal {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// The newest bytes of an inode, where they are in memory; what is not whole there is not.
+    /// The newest bytes of an inode, where they are in memory, and whole.
     pub(super) fn inode_in_memory(&self, ino: Ino) -> Option<Box<[u8]>> {
         self.state().inode_in_memory(ino)
     }

@@ -1,5 +1,6 @@
 //! Operations that change the filesystem: each is one transaction, or a chain of them.
 
+mod acl;
 mod attributes;
 mod core;
 mod hint;

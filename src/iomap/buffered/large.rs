@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use super::super::{Mapping, MappingKind};
 use super::CachedOps;
-use super::writeback::{Ioend, map};
+use super::ioend::{Ioend, map};
 use crate::cache::{DirtyPage, FileCache};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mem::pages::PAGE_BYTES;

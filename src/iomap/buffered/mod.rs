@@ -13,6 +13,7 @@
 
 mod ahead;
 mod direct;
+mod ioend;
 mod large;
 mod read;
 mod ring;

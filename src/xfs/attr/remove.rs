@@ -199,7 +199,7 @@ impl AttrTree {
     }
 
     /// All attributes, where they are in one leaf that is the only block, with short values; those
-    /// that are being made or removed are left out, as by xfs_attr_shortform_allfit().
+    /// that are being made or removed are omitted, as by xfs_attr_shortform_allfit().
     pub(super) fn all_short(self, t: &mut Trans<'_>) -> Result<Option<Vec<OwnedAttr>>> {
         let only = bmap::last_extent(t, self.id())?;
         let is_alone = only.is_some_and(|extent| extent.offset_blocks == 0 && extent.blocks == 1);

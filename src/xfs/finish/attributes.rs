@@ -141,7 +141,8 @@ fn names_and_values<'a>(
 }
 
 /// Makes the change, as xfs_attr_recover_work(). A part of it may have been made already: an
-/// attribute to be removed may be gone, and entries that are marked as incomplete are of this change.
+/// attribute to be removed may be gone, and entries that are marked as incomplete are of this
+/// change.
 pub(super) fn finish(t: &mut Trans<'_>, change: &AttrChange<'_>) -> Result<()> {
     let ino = change.ino;
     used_inode(t, ino)?;

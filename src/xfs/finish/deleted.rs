@@ -12,15 +12,15 @@ use super::super::format::inode::{
 use super::super::geometry::Ino;
 use super::super::trans::Trans;
 use super::super::tree::ForkKind;
-use super::inodes::{bad_inode, core_of, edit_agi, edit_core, free_inode, read_agi, used_inode};
+use super::inodes::{
+    END_BLOCKS, bad_inode, core_of, edit_agi, edit_core, free_inode, read_agi, used_inode,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Lists of a group.
 const BUCKETS: u32 = 64;
 /// Extents that one transaction frees.
 const MOST_EXTENTS: usize = 4;
-/// Behind the last possible block of a fork.
-const END_BLOCKS: u64 = 1 << 54;
 
 /// Frees the first inode of the first list of a group that is not empty, or some blocks of it.
 /// Whether there was one. To be called until there is none: each call is one transaction.

@@ -27,8 +27,7 @@ use super::super::format::log_items::{self as layout, ExchangeItem};
 use super::super::geometry::{Geometry, Ino};
 use super::super::trans::Trans;
 use super::super::tree::ForkKind;
-use super::inodes::{bad_inode, core_of, edit_core, used_inode};
-use super::intents::{check_offset, inode_of};
+use super::inodes::{bad_inode, check_offset, core_of, edit_core, inode_of, used_inode};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest size of a file in bytes.

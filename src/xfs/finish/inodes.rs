@@ -13,10 +13,13 @@ use super::super::format::btree::{CHUNK_INODES, HOLE_BIT_INODES, InobtRecord};
 use super::super::format::inode::{
     CORE_BYTES, FLAG2_BIGTIME, FLAG2_NREXT64, FORMAT_EXTENTS, InodeCore,
 };
-use super::super::geometry::Ino;
+use super::super::geometry::{Geometry, Ino};
 use super::super::trans::Trans;
 use super::super::tree::{self, AgTree, Finobt, Inobt};
 use crate::error::{Error, Result};
+
+/// Behind the last possible block of a fork.
+pub(super) const END_BLOCKS: u64 = 1 << 54;
 
 /// An inode in use: its group, the record of its chunk, and its bit there.
 pub(super) struct UsedInode {
@@ -228,4 +231,19 @@ fn free_chunk(t: &mut Trans<'_>, ag: u32, record: &InobtRecord, was_listed: bool
     let gone = |count: u32| i64::from(count).saturating_neg();
     t.count(0, gone(count), gone(others));
     Ok(())
+}
+
+/// Whether a file can have these blocks.
+pub(super) fn check_offset(offset: u64, blocks: u64) -> Result<(), &'static str> {
+    match offset.checked_add(blocks) {
+        Some(end) if end <= END_BLOCKS => Ok(()),
+        _ => Err("beyond the largest possible file"),
+    }
+}
+
+/// The inode of a number that the geometry has.
+pub(super) fn inode_of(geometry: &Geometry, owner: u64) -> Result<Ino, &'static str> {
+    let ino = Ino(owner);
+    let is_possible = geometry.locate_inode(ino).is_some();
+    is_possible.then_some(ino).ok_or("an impossible inode")
 }

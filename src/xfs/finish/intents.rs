@@ -1,6 +1,6 @@
 //! Intents of the log, checked and finished: extents to be freed (EFI), changes of reverse mappings
-//! (RUI), of reference counts (CUI), of mappings of files (BUI) and of attributes (ATTRI), exchanges
-//! of mappings (XMI).
+//! (RUI), of reference counts (CUI), of mappings of files (BUI) and of attributes (ATTRI),
+//! exchanges of mappings (XMI).
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::BTreeSet;
@@ -23,11 +23,8 @@ use super::super::tree::ForkKind;
 use super::super::{MetaIo, corrupt};
 use super::attributes;
 use super::exchange::{self, MappingExchange};
-use super::inodes::{bad_inode, core_of, used_inode};
+use super::inodes::{bad_inode, check_offset, core_of, inode_of, used_inode};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Behind the last possible block of a fork.
-const END_BLOCKS: u64 = 1 << 54;
 
 /// The rest of the work for intents that were finished in memory.
 #[derive(Debug, Default)]
@@ -206,19 +203,6 @@ fn run_of(geometry: &Geometry, start: u64, blocks: u32) -> Result<LoggedRun, &'s
     let start = FsBlock(start);
     geometry.check_extent(start, blocks.into())?;
     Ok(LoggedRun { start, blocks })
-}
-
-pub(super) fn check_offset(offset: u64, blocks: u64) -> Result<(), &'static str> {
-    match offset.checked_add(blocks) {
-        Some(end) if end <= END_BLOCKS => Ok(()),
-        _ => Err("beyond the largest possible file"),
-    }
-}
-
-pub(super) fn inode_of(geometry: &Geometry, owner: u64) -> Result<Ino, &'static str> {
-    let ino = Ino(owner);
-    let is_possible = geometry.locate_inode(ino).is_some();
-    is_possible.then_some(ino).ok_or("an impossible inode")
 }
 
 /// As xfs_rui_validate_map() and __xfs_rmap_finish_intent().

@@ -1,7 +1,7 @@
 //! Leaves of attributes, changed: entries are added and removed, the free ranges counted.
 //!
-//! Layer 0. The entries, sorted by hash, grow from the header; names and values lie in a heap at the
-//! end of the block. Everything here takes bytes as hostile input.
+//! Layer 0. The entries, sorted by hash, grow from the header; names and values lie in a heap at
+//! the end of the block. Everything here takes bytes as hostile input.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::ops::Range;

@@ -5,6 +5,7 @@
 //! Data Structures".
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+pub mod acl;
 pub mod ag;
 pub mod attr;
 pub mod attr_leaf;

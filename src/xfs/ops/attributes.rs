@@ -1,12 +1,12 @@
 //! Mode, owner, times and project of an inode: the kernel's xfs_setattr_nonsize().
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::super::attr;
-use super::super::format::attr::FLAG_ROOT;
+use super::super::attr::{self, SetHow};
 use super::super::format::inode::{self as layout, InodeTimestamp};
 use super::super::overwrite::{PROTECTED, check_flags, without_privileges};
 use super::super::trans::Trans;
 use super::super::{Fs, Ino, Inode, MetaIo};
+use super::acl::acl_key;
 use super::core::{InodeId, changed_core};
 use super::privileges::capability_key;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,14 +45,13 @@ impl InodeUpdate {
 
 impl Fs {
     /// Changes an inode as root may; `now` is the time of the change. In memory only, until
-    /// [`Fs::sync`]. A new owner takes set-user-ID, set-group-ID and file capabilities away from all
-    /// but directories, as the kernel's chown_common().
+    /// [`Fs::sync`]. A new owner takes set-user-ID, set-group-ID and file capabilities away from
+    /// all but directories, as the kernel's chown_common(). An access control list changes with the
+    /// permissions, as by posix_acl_chmod().
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] for an immutable or append-only inode;
-    /// [`ErrorKind::Unsupported`] where extended attributes would have to change too (an access
-    /// control list with the mode); [`ErrorKind::ReadOnly`] where
-    /// metadata may not be changed; those of reading and of the log.
+    /// [`ErrorKind::ReadOnly`] where metadata may not be changed; those of reading and of the log.
     pub fn update_inode(
         &self,
         io: &mut impl MetaIo,
@@ -64,17 +63,22 @@ impl Fs {
         if *update == InodeUpdate::default() {
             return Ok(());
         }
-        self.check_update(io, &inode, update)?;
-        self.transact(io, |trans| update_in(trans, &inode, update, now))
-            .map(|_| ())
+        self.check_update(&inode, update)?;
+        let list = match update.permissions {
+            Some(permissions) => self.acl_with(io, &inode, permissions)?,
+            None => None,
+        };
+        self.transact(io, |trans| {
+            update_in(trans, &inode, update, now)?;
+            match &list {
+                Some(list) => attr::set(trans, ino, &acl_key(), list, SetHow::Replace),
+                None => Ok(()),
+            }
+        })
+        .map(|_| ())
     }
 
-    fn check_update(
-        &self,
-        io: &mut impl MetaIo,
-        inode: &Inode,
-        update: &InodeUpdate,
-    ) -> Result<()> {
+    fn check_update(&self, inode: &Inode, update: &InodeUpdate) -> Result<()> {
         if self.is_internal(inode.ino) {
             return Err(Error::new(
                 ErrorKind::PermissionDenied,
@@ -98,15 +102,6 @@ impl Fs {
             (true, _) => {}
             (_, true) => check_flags(inode.flags, &[layout::FLAG_IMMUTABLE])?,
             (_, false) => check_flags(inode.flags, &PROTECTED)?,
-        }
-        let unsupported = |what: &str| Err(Error::new(ErrorKind::Unsupported, what.to_owned()));
-        if update.permissions.is_some()
-            && self.has_attribute(io, inode, FLAG_ROOT, b"SGI_ACL_FILE")?
-        {
-            return unsupported(
-                "the file has an access control list, which changes with the mode, and extended \
-                 attributes cannot be written yet: remove it with setfacl -b",
-            );
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Content that is not logged, but written before the transaction is committed: values of attributes.
+//! Content that is not logged, but written before the transaction is committed: values of
+//! attributes.
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::{BufPlace, Trans};
