@@ -158,6 +158,63 @@ fn threads_write_parts_of_one_block_that_is_larger_than_a_page() {
 }
 
 /// A filesystem with quotas: its metadata may not be changed.
+/// Direct writes whose data is on the device, but not in the file yet, and cached ones beside them
+/// in the same block: before the end of the file, in preallocated blocks, and behind it.
+#[test]
+fn direct_writes_in_flight_stay_beside_cached_ones() {
+    let blocks: &[u32] = match large_blocks_are_here() {
+        true => &[65_536, 4096],
+        false => &[4096],
+    };
+    for block in blocks {
+        let (image, volume, mut io, file) = with_stale_blocks(*block);
+        let unit = u64::from(io.block_bytes());
+        let direct = OpenOptions::new().read(true).write(true);
+        let direct = direct.open(&volume, &mut io, "/empty").unwrap();
+        let block = u64::from(*block);
+        file.allocate(&mut io, 0..8 * block, false).unwrap();
+        let mut model = vec![0; usize::try_from(8 * block).unwrap()];
+        // Where the direct write begins, and the cached one.
+        for (from, len, cached) in [
+            (block, unit, 2 * block - unit),
+            (3 * block, block, 3 * block + unit),
+            (8 * block, unit, 8 * block + 3 * unit),
+            (9 * block + 5 * unit, unit, 9 * block + 7 * unit),
+        ] {
+            let bytes = usize::try_from(len).unwrap();
+            let (start, other) = (
+                usize::try_from(from).unwrap(),
+                usize::try_from(cached).unwrap(),
+            );
+            let mut buf = io.alloc(bytes).unwrap();
+            buf.fill(7);
+            io.submit_write(&direct, from, buf, 1).unwrap();
+            // Of bytes that both write either may come last.
+            let is_in_both = cached < from + len;
+            let byte = if is_in_both { 7 } else { 8 };
+            file.write_all_at(&mut io, &[byte; 100], cached).unwrap();
+            file.sync_data(&mut io).unwrap();
+            while io.outstanding() > 0 {
+                io.poll(4, |done| assert!(done.result.is_ok()));
+                io.relax();
+            }
+            model.resize(model.len().max(start + bytes).max(other + 100), 0);
+            model[start..start + bytes].fill(7);
+            model[other..other + 100].fill(byte);
+            let mut found = vec![1; model.len()];
+            let n = direct.read_at(&mut io, &mut found, 0).unwrap();
+            assert_eq!(n, model.len(), "{block}: {from}");
+            let wrong = found.iter().zip(&model).position(|(a, b)| a != b);
+            assert_eq!(wrong, None, "{block}: {from}");
+        }
+        file.sync_all(&mut io).unwrap();
+        assert!(content_after_replay(&image, "empty") == model, "{block}");
+        drop((file, direct, io));
+        volume.close().unwrap();
+        image.assert_clean();
+    }
+}
+
 fn with_quotas() -> Image {
     let image = image_with(&[], &[("file", 100_000)]);
     let commands = ["-x", "-c", "sb 0", "-c", "write -d qflags 0x7"];

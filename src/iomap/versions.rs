@@ -122,6 +122,13 @@ impl<V> Versions<V> {
         user
     }
 
+    /// Whether operations are in flight, of those that began before a lock was given up that the
+    /// caller has taken since. Of others some may be missed.
+    pub fn has_operations(&self) -> bool {
+        let state = self.state();
+        state.users.iter().any(|user| user.operations() != 0)
+    }
+
     /// Whether no operation is in flight that uses a version from before the one with this number.
     /// Once true it stays true.
     pub fn is_quiet(&self, number: u64) -> bool {

@@ -418,6 +418,18 @@ impl<'a> Trans<'a> {
         self.before.insert(addr, before);
     }
 
+    /// As [`Trans::discard`], of all buffers in memory whose blocks lie in a range that is freed.
+    pub(super) fn discard_within(&mut self, addr_bytes: u64, len_bytes: u64) {
+        let found = self.state.buffers.overlapping(addr_bytes, len_bytes);
+        let places = found.map(|(addr_bytes, buffer)| BufPlace {
+            addr_bytes,
+            len_bytes: buffer.bytes.len(),
+        });
+        for place in places.collect::<Vec<_>>() {
+            self.discard(place);
+        }
+    }
+
     fn buffer(&mut self, place: BufPlace, kind: BufKind) -> Result<&mut MetaBuffer> {
         buffer_of(self.state, self.io, place, kind)
     }

@@ -13,16 +13,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::Io;
 use super::super::file_shared::FileShared;
 use super::super::inodes::{CoreInode, locked};
+use super::super::ranges::outward;
 use super::super::shared::VolumeShared;
 use super::super::space_lock::{ExclusiveSpace, SharedSpace};
-use super::super::space_wait::{lock_space, share_space};
+use super::super::space_wait::{lock_space, share_space, wait_quiet};
 use super::ops::check_growth;
 use super::{PATIENCE, write_others_back};
-use crate::cache::BoundedWait;
+use crate::cache::{BoundedWait, FileCache};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iomap::buffered::Written;
 use crate::iomap::{IterFlags, Ops};
+use crate::mem::pages::PAGE_BYTES;
 use crate::sys::light_barrier;
+use crate::xfs::MapChange;
 
 /// Writes through the cache: all of it, but where something stops it behind its first byte.
 #[inline]
@@ -134,7 +137,8 @@ fn step(
     let mut room = Ok(());
     if !needs_blocks && range.end <= pages.size_bytes() {
         // The file may have become shorter meanwhile.
-        shared = Some(share_space(io, inode)).filter(|_| range.end <= pages.size_bytes());
+        shared = Some(share_space(io, inode))
+            .filter(|_| range.end <= pages.size_bytes() && !has_unsettled(inode, &range));
     }
     if shared.is_none() {
         let (space, result) = lock_room(io, inode, &range)?;
@@ -188,6 +192,9 @@ fn lock_room<'i>(
 
 /// Has blocks allocated for all of a range, while the space of the file is locked.
 fn make_room(io: &mut Io, inode: &Arc<CoreInode>, range: &Range<u64>) -> Result<()> {
+    if has_unsettled(inode, range) {
+        settle(io, inode, range)?;
+    }
     let (map, _) = inode.maps().now();
     map.check_unshared(range)?;
     let has_blocks = map.has_blocks(range);
@@ -200,6 +207,46 @@ fn make_room(io: &mut Io, inode: &Arc<CoreInode>, range: &Range<u64>) -> Result<
     }
     let volume = Arc::clone(io.volume_shared());
     allocate(&volume, io, inode, range)
+}
+
+/// Whether a write through the cache could undo a direct one that is in flight, or whose blocks are
+/// not changed yet: both write to blocks without data, which are larger than a page and are zeroed
+/// when a part of them is written back; or behind the end of the file, where its last block is
+/// zeroed. A direct write that begins later has these pages written back first. The space of the
+/// file is locked.
+fn has_unsettled(inode: &CoreInode, range: &Range<u64>) -> bool {
+    if !inode.maps().has_operations() {
+        return false;
+    }
+    let (map, _) = inode.maps().now();
+    let block = inode.pages().map_or(0, FileCache::whole_block_bytes);
+    let is_large = block > PAGE_BYTES as u64;
+    range.start > map.size_bytes() || is_large && !map.is_written(&outward(range, block))
+}
+
+/// Waits for direct operations in flight, while the space of the file is locked: then no other one
+/// begins that needs blocks.
+#[cold]
+fn settle(io: &mut Io, inode: &Arc<CoreInode>, range: &Range<u64>) -> Result<()> {
+    let volume = Arc::clone(io.volume_shared());
+    let block = u64::from(volume.block_bytes()).max(1);
+    let start = range.start.min(inode.size_bytes());
+    let affected = outward(&(start..range.end), block);
+    let number = inode.begin_change(MapChange {
+        frozen: affected.clone(),
+        gone: 0..0,
+    });
+    let patience = io.core.patience();
+    let is_quiet = wait_quiet(io, inode, number, patience);
+    let (core, id) = (&mut io.core, inode.id());
+    inode.update(true, || volume.fs.file_state(core, id, &affected))?;
+    match is_quiet {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::Busy,
+            "direct reads or writes of the file are in flight, and do not end",
+        )),
+    }
 }
 
 fn allocate(
@@ -266,7 +313,8 @@ pub(super) fn lock_blocks<'i>(
         let space = share_space(io, inode);
         io.load_pages(inode, range)?;
         match ask(io, inode, range) {
-            Ok(()) => return Ok(space),
+            Ok(()) if !has_unsettled(inode, range) => return Ok(space),
+            Ok(()) => drop(space),
             Err(error) if error.kind() == ErrorKind::NotOverwrite => drop(space),
             Err(error) => return Err(error),
         }

@@ -7,8 +7,8 @@
 
 use super::blocks::AttrTree;
 use super::key::AttrKey;
-use super::short::blocks_of;
 use crate::error::{Error, ErrorKind, Result};
+use crate::xfs::circle::Circle;
 use crate::xfs::format::attr_leaf::{
     LeafItem, fill_leaf, insert_item, item_attribute, leaf_items, room_bytes,
 };
@@ -114,7 +114,7 @@ impl AttrTree {
         mut look: impl FnMut(u32, &[LeafItem<'_>]) -> Result<Option<T>, &'static str>,
     ) -> Result<Option<(IndexPath, T)>> {
         let mut path = self.descend(t, hash)?;
-        let mut left = blocks_of(t, self.ino)?;
+        let mut circle = Circle::new(path.leaf.into());
         loop {
             let found = leaf_items(self.read(t, path.leaf)?).and_then(|items| {
                 let is_over = items.last().is_some_and(|item| item.hash > hash);
@@ -131,11 +131,9 @@ impl AttrTree {
                 return Ok(None);
             };
             path = next;
-            // Each leaf is a block of the inode.
-            left = match left.checked_sub(1) {
-                Some(left) => left,
-                None => return Err(self.bad(t, path.leaf, "the leaves go in a circle")),
-            };
+            if circle.closes_at(path.leaf.into()) {
+                return Err(self.bad(t, path.leaf, "the leaves go in a circle"));
+            }
         }
     }
 

@@ -90,11 +90,6 @@ pub(super) fn form_of(t: &mut Trans<'_>, ino: Ino) -> Result<AttrForm> {
     })
 }
 
-/// Blocks that an inode has.
-pub(super) fn blocks_of(t: &mut Trans<'_>, ino: Ino) -> Result<u64> {
-    Ok(core_of(t, ino)?.nblocks.get())
-}
-
 /// The attributes in short form.
 pub(super) fn short_attrs(t: &mut Trans<'_>, ino: Ino) -> Result<Vec<OwnedAttr>> {
     let start = usize::from(core_of(t, ino)?.forkoff).saturating_mul(UNIT_BYTES);

@@ -70,6 +70,11 @@ pub(super) fn parse<'a>(
     let (found_names, found_values) = names_and_values(intent, item, is_parent)?;
     let name = found_names.first().copied().ok_or("no name")?;
     let value = found_values.first().copied().unwrap_or_default();
+    let is_possible =
+        |value: &&[u8]| parent_of(value).is_some_and(|ino| geometry.locate_inode(ino).is_some());
+    if is_parent && !found_values.iter().all(is_possible) {
+        return Err("an impossible parent");
+    }
     let old = (name, value);
     let new = match op {
         layout::ATTRI_PARENT_REPLACE => (
@@ -87,6 +92,11 @@ pub(super) fn parse<'a>(
         remove: removes.then_some(old),
         set: sets.then_some(new),
     })
+}
+
+/// The directory that a parent pointer names.
+fn parent_of(value: &[u8]) -> Option<Ino> {
+    value.first_chunk().map(|ino| Ino(u64::from_be_bytes(*ino)))
 }
 
 /// The names and values that an intent has in its other regions.

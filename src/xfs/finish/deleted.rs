@@ -127,9 +127,16 @@ fn free_fork(
     if !is_there || !matches!(format, FORMAT_EXTENTS | FORMAT_BTREE) {
         return Ok(());
     }
+    let id = ForkId { ino, fork };
+    // Those of attributes that were changed by an intent.
+    for extent in bmap::parts_in(t, id, &(0..END_BLOCKS))? {
+        let geometry = t.geometry();
+        let addr = geometry.block_addr(extent.start_block);
+        let bytes = geometry.bytes(extent.blocks);
+        t.discard_within(addr, bytes);
+    }
     let mut rest = 0..END_BLOCKS;
     while !rest.is_empty() {
-        let id = ForkId { ino, fork };
         rest = bmap::unmap(t, id, rest, MOST_EXTENTS)?.rest;
     }
     Ok(())

@@ -18,7 +18,7 @@ use super::super::format::log_items::{self as layout, FreeItem, LoggedExtent, Lo
 use super::super::geometry::{FsBlock, Geometry, Ino};
 use super::super::log::{LogItem, PendingIntent};
 use super::super::superblock::Features;
-use super::super::trans::{MetaState, Trans};
+use super::super::trans::{MetaState, Trans, is_only_busy};
 use super::super::tree::ForkKind;
 use super::super::{MetaIo, corrupt};
 use super::attributes;
@@ -56,7 +56,7 @@ pub(in super::super) fn finish_intents<'a>(
             let change = attributes::parse(intent, t.geometry(), t.features())
                 .map_err(|what| bad(intent, what.into()))?;
             attributes::finish(&mut t, &change)
-                .map_err(|error| error.during("finish what the log left open"))?;
+                .map_err(|error| told_busy(error).during("finish what the log left open"))?;
             t.log_item(done_item(intent, &[]));
             done.values.append(&mut t.take_unlogged());
             t.commit();
@@ -84,6 +84,19 @@ pub(in super::super) fn finish_intents<'a>(
     }
     t.commit();
     Ok(done)
+}
+
+/// Blocks that the intents freed cannot be used before all of them are durable.
+#[cold]
+fn told_busy(error: Error) -> Error {
+    match is_only_busy(&error) {
+        true => Error::new(
+            ErrorKind::NoSpace,
+            "the value of an attribute finds no space, or only such as the log frees: mount the \
+             filesystem once with the kernel and unmount it",
+        ),
+        false => error,
+    }
 }
 
 #[cold]
