@@ -118,10 +118,10 @@ fn update_in(
     if let Some(permissions) = update.permissions {
         mode = (mode & layout::S_IFMT) | (permissions & !layout::S_IFMT);
     }
-    if update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR {
+    let loses_privileges = update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR;
+    if loses_privileges {
         mode = without_privileges(mode);
     }
-    let loses_capabilities = update.changes_owner() && mode & layout::S_IFMT != layout::S_IFDIR;
     core.mode = mode.into();
     if let Some(uid) = update.uid {
         core.uid = uid.into();
@@ -144,7 +144,7 @@ fn update_in(
     if let Some(modified) = update.modified {
         core.mtime = time(modified).into();
     }
-    if loses_capabilities {
+    if loses_privileges {
         attr::remove(trans, inode.ino, &capability_key())?;
     }
     Ok(())
